@@ -1,0 +1,68 @@
+"""Bidirectional transformer parts. ``Attention`` stops at the concatenated head output, *before* the output projection: that is
+what the refiner's context slot is made from; ``Block`` adds the projection and the MLP.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension. Source: Zhang and Sennrich (2019)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention without a causal mask, up to the concatenated head output; the output projection is the caller's.
+
+    Raises:
+        ValueError: ``heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads} ({dim / heads:g} channels a head)")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None
+    ) -> Float[Tensor, "batch seq dim"]:
+        q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads).unbind(0)
+        keys = None if attention is None else rearrange(attention, "b s -> b 1 1 s")
+        return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h s d -> b s (h d)")
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x += out(attention(norm(x))); x += mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.mlp_norm = RMSNorm(dim)
+        self.up = nn.Linear(dim, mlp_ratio * dim, bias=False)
+        self.down = nn.Linear(mlp_ratio * dim, dim, bias=False)
+
+    def init_weights(self, out_std: float, generator: torch.Generator) -> None:
+        """Projections in: N(0, 0.49 / dim). Projections back into the residual stream: N(0, out_std^2)."""
+        in_std = 0.7 * self.up.in_features**-0.5
+        for linear, std in ((self.attention.qkv, in_std), (self.up, in_std), (self.out, out_std), (self.down, out_std)):
+            nn.init.normal_(linear.weight, std=std, generator=generator)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None
+    ) -> Float[Tensor, "batch seq dim"]:
+        x = x + self.out(self.attention(self.attention_norm(x), attention))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))

@@ -1,0 +1,44 @@
+"""The one tensor contract: what every model, loss and metric in this project receives.
+
+Cached shards and a live trunk make the *same* Batch, so nothing downstream knows where the hidden states came from.
+
+Dimension names used in every signature: ``batch`` sequences, ``seq`` positions, ``dim`` backbone width,
+``vocab`` tokens, ``rows`` supervised positions gathered from a batch, ``heads``, ``head`` width of one head,
+``step`` supervised recursion step, ``slot`` and ``width`` of a slot.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences with some positions masked, and what they should be.
+
+    Attributes:
+        tokens: ids as the backbone sees them; masked positions hold the mask id.
+        targets: ids as they should be.
+        masked: True where the loss is taken.
+        weights: loss weight of each position, 0 where ``masked`` is False. They are scaled so that the loss of a batch is
+            ``sum(weights * cross_entropy) / sequences`` (see ``components.masking``).
+        attention: True where a position holds a token, False for padding; None when no sequence is padded.
+        hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
+    """
+
+    tokens: Int[Tensor, "batch seq"]
+    targets: Int[Tensor, "batch seq"]
+    masked: Bool[Tensor, "batch seq"]
+    weights: Float[Tensor, "batch seq"]
+    attention: Bool[Tensor, "batch seq"] | None = None
+    hidden: Float[Tensor, "batch seq dim"] | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]

@@ -1,0 +1,45 @@
+"""Exponential moving average of trainable parameters: what is validated, saved and evaluated."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """average <- decay * average + (1 - decay) * parameters, with decay ramped up as (1 + n) / (10 + n) over the first updates.
+
+    Args:
+        model: its trainable parameters are averaged.
+        decay: 0..1; 0 = the parameters themselves.
+
+    Raises:
+        ValueError: decay outside 0..1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be at least 0 and below 1, got {decay}")
+        self.decay, self.updates = decay, 0
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step of the average."""
+        self.updates += 1
+        decay = min(self.decay, self.updates / (9 + self.updates)) if self.decay else 0.0
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model holds the average; afterwards its own parameters again, bit for bit."""
+        own = [p.detach().clone() for p in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, own)

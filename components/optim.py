@@ -1,0 +1,58 @@
+"""AdamW over what is trainable, and the learning-rate schedule."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def adamw(
+    model: nn.Module,
+    lr: float = 3e-3,
+    backbone_lr: float | None = None,
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> torch.optim.AdamW:
+    """AdamW over trainable parameters; matrices decay, vectors (norms, biases, gates) do not.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
+
+    Args:
+        model: frozen parameters are left out.
+        lr: peak learning rate.
+        backbone_lr: peak learning rate below ``model.backbone``; None = ``lr``.
+        weight_decay: per unit of learning rate.
+        betas: decay of the first and second moment.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = backbone_lr if backbone_lr is not None and name.startswith("backbone.") else lr
+            decay = weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    if not groups:
+        raise ValueError("nothing is trainable: every parameter of the model is frozen")
+    return torch.optim.AdamW(
+        [{"params": ps, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()], betas=betas
+    )
+
+
+def warmup_cosine(step: int, steps: int, lr_warmup_steps: int = 50, floor: float = 0.05) -> float:
+    """Multiplier of the peak learning rate at ``step`` (from 0): linear warm-up, then cosine decay to ``floor``.
+
+    >>> [round(warmup_cosine(s, 100, lr_warmup_steps=10), 2) for s in (0, 9, 55, 100)]
+    [0.1, 1.0, 0.52, 0.05]
+    """
+    if step < lr_warmup_steps:
+        return (step + 1) / lr_warmup_steps
+    progress = min(1.0, (step - lr_warmup_steps) / max(1, steps - lr_warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
+    """Set every group's learning rate to ``multiplier`` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * multiplier

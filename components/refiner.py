@@ -1,0 +1,200 @@
+"""SlotRefiner: the recursive head that turns frozen hidden states into better ones, one small step at a time.
+
+One step: attention reads the state -> four slots -> delta network -> confidence-weighted update. The same weights serve every
+step. Notable: with the default update the output layer starts at zero, so at initialisation the refined states *are* the
+backbone's states and every gain is the refiner's; x (the backbone's states) and the frozen token embeddings enter at every step,
+without which the recursion has nothing to check its guesses against.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.attention import Attention, Block, RMSNorm
+from components.delta import ClampedDelta, RmsDelta
+from components.orthogonality import overlap
+from components.recursion import State, full_gradient
+from components.slots import NAMES, Slots
+
+
+class SlotRefiner(nn.Module):
+    """Slot-based recursive refiner on hidden states of width ``dim``.
+
+    Args:
+        dim: width of the backbone's hidden states.
+        heads: attention heads of a refiner block.
+        steps: recursion steps K, the same in training and evaluation.
+        blocks: transformer blocks per step (weights shared over steps). The slots read the last one's heads, so what would
+            follow them there (output projection, MLP) is left out: nothing would use it.
+        mlp_ratio: width of a block's MLP over ``dim``.
+        delta_ratio: width of the delta network's hidden layer over ``dim``.
+        widths: slot widths by name; None = d/2, d/4, d/4, d/8.
+        design: "residual" = states enter as they are, x and the token embeddings are injected at every step, the update is
+            zero at first and scaled by the states' rms; "literal" = the founding design: LayerNorm entry, no injection,
+            0.1 tanh(delta) clamped to +-0.5.
+        orthogonality: weight of the slots' overlap in each step's loss (``components.orthogonality``).
+
+    Raises:
+        ValueError: widths or heads do not fit ``dim`` (the message names the numbers).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        steps: int = 4,
+        blocks: int = 1,
+        mlp_ratio: int = 4,
+        delta_ratio: int = 4,
+        widths: Mapping[str, int] | None = None,
+        design: Literal["residual", "literal"] = "residual",
+        orthogonality: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if steps < 1 or blocks < 1:
+            raise ValueError(f"the refiner needs at least 1 step and 1 block, got steps {steps} and blocks {blocks}")
+        self.architecture = {
+            "dim": dim, "heads": heads, "steps": steps, "blocks": blocks, "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
+            "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
+        }  # fmt: skip
+        self.n_steps = steps
+        self.orthogonality = orthogonality
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(blocks - 1))
+        self.attention_norm, self.attention = RMSNorm(dim), Attention(dim, heads)
+        self.slots = Slots(dim, widths)
+        self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
+        self.delta_net = nn.Sequential(
+            nn.Linear(self.slots.total, delta_ratio * dim), nn.GELU(), nn.Linear(delta_ratio * dim, dim)
+        )
+        self.residual = design == "residual"
+        self.entry: nn.Module = nn.Identity() if self.residual else nn.LayerNorm(dim)
+        self.bound: nn.Module = RmsDelta() if self.residual else ClampedDelta()
+        if self.residual:
+            self.state_norm, self.x_norm = RMSNorm(dim), RMSNorm(dim)
+            self.inject_x, self.inject_embedding = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
+        """Linear layers U(+-1/sqrt(fan-in)); blocks as in ``Block``; gates 0.5; the delta network's output 0 if residual.
+
+        Args:
+            hidden_rms: root mean square of the backbone's hidden states: the unit of an update.
+            generator: the only source of randomness.
+        """
+        dim = self.architecture["dim"]
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                bound = module.in_features**-0.5
+                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+                if module.bias is not None:
+                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        for block in self.blocks:
+            block.init_weights(0.3 * dim**-0.5, generator)
+        nn.init.normal_(self.attention.qkv.weight, std=0.7 * dim**-0.5, generator=generator)
+        if isinstance(self.bound, RmsDelta):
+            self.bound.hidden_rms.fill_(hidden_rms)
+            nn.init.zeros_(self.delta_net[-1].weight)
+            nn.init.zeros_(self.delta_net[-1].bias)
+
+    def refine(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        embedding: Float[Tensor, "batch seq dim"],
+        attention: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        positions: Bool[Tensor, "batch seq"] | None = None,
+        recursion=full_gradient,
+        steps: int | None = None,
+        statistics: bool = False,
+    ) -> Iterator[State]:
+        """Yield the state after each step.
+
+        Args:
+            x: hidden states to refine.
+            embedding: the frozen token embeddings (with positions) of the same tokens.
+            attention: False at padding.
+            positions: True where states may change; elsewhere they come out bit-identical to ``x``. None = everywhere.
+            recursion: how the gradient flows (``components.recursion``).
+            steps: another number of steps than the refiner's own.
+            statistics: also measure slots, gates, confidence and update (no host sync).
+        """
+        injected = self._injection(x, embedding)
+
+        def step(state: State) -> State:
+            return self._step(state, injected, x, attention, positions, statistics)
+
+        start = State(self._keep(self.entry(x), x, positions))
+        yield from recursion(step, start, self.n_steps if steps is None else steps)
+
+    def _injection(self, x: Tensor, embedding: Tensor) -> Tensor | None:
+        """What every step sees besides its own state: x and the token embeddings, each normed and projected."""
+        if not self.residual:
+            return None
+        return self.inject_x(self.x_norm(x)) + self.inject_embedding(F.rms_norm(embedding, embedding.shape[-1:]))
+
+    def _step(
+        self,
+        state: State,
+        injected: Tensor | None,
+        x: Tensor,
+        attention: Tensor | None,
+        positions: Tensor | None,
+        statistics: bool,
+    ) -> State:
+        h = state.hidden
+        u = h if injected is None else self.state_norm(h) + injected
+        for block in self.blocks:
+            u = block(u, attention)
+        context = self.attention(self.attention_norm(u), attention)
+        slots = self.slots(context, state.context, self._variance(h))
+        gated = self.slots.gated(slots)
+        confidence = torch.sigmoid(self.confidence(gated["confidence"]))
+        delta = self.bound(self.delta_net(torch.cat([gated[name] for name in NAMES], -1)))
+        update = confidence * delta
+        measured = self._measure(slots, confidence, update) if statistics else {}
+        penalty = self.orthogonality * overlap(slots) if self.orthogonality else None
+        return State(self._keep(h + update, x, positions), context, measured, penalty)
+
+    def _variance(self, h: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        """log(1 + squared deviation of each channel from the token's mean), in units of the hidden states' rms."""
+        scaled = h / self.bound.hidden_rms if isinstance(self.bound, RmsDelta) else h
+        return torch.log1p((scaled - scaled.mean(-1, keepdim=True)).square())
+
+    @staticmethod
+    def _keep(new: Tensor, x: Tensor, positions: Tensor | None) -> Tensor:
+        return new if positions is None else torch.where(positions[..., None], new, x)
+
+    def _measure(self, slots: Mapping[str, Tensor], confidence: Tensor, update: Tensor) -> dict[str, Tensor]:
+        """0-d tensors, still on the device: reading them is left to whoever logs."""
+        gates = self.slots.gates().detach()
+        return {
+            **{f"slot/{name}": _rms(slots[name]) for name in NAMES},
+            **{f"gate/{name}": gates[i] for i, name in enumerate(NAMES)},
+            "confidence": confidence.detach().mean(),
+            "delta": _rms(update),
+            "overlap": overlap({name: slot.detach() for name, slot in slots.items()}),
+        }
+
+
+def _rms(x: Float[Tensor, "*rows width"]) -> Float[Tensor, ""]:
+    """Root mean square over all entries, without gradient."""
+    return x.detach().float().square().mean().sqrt()
+
+
+def chunk_positions(chunks: Bool[Tensor, "batch chunks"], seq: int) -> Bool[Tensor, "batch seq"]:
+    """Spread a per-chunk refinement mask over positions: equal chunks, True = refine.
+
+    >>> chunk_positions(torch.tensor([[True, False]]), 4)
+    tensor([[ True,  True, False, False]])
+
+    Raises:
+        ValueError: the chunks do not divide the sequence.
+    """
+    n = chunks.shape[1]
+    if seq % n:
+        raise ValueError(f"{n} chunks do not divide a sequence of {seq} tokens ({seq / n:g} tokens a chunk)")
+    return repeat(chunks, "b c -> b (c s)", s=seq // n)

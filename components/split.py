@@ -1,0 +1,32 @@
+"""Cut a backbone at layer N-k: frozen trunk below, live tail above.
+
+States entering the tail are all that training needs of the trunk; with k = 0 they are the final states.
+"""
+
+from components.tiny_lm import TinyLM
+
+
+def split_layer(layers: int, tail: int) -> int:
+    """First layer of a tail of ``tail`` layers.
+
+    >>> split_layer(12, 2)
+    10
+
+    Raises:
+        ValueError: the backbone has fewer layers than the tail asks for.
+    """
+    if not 0 <= tail <= layers:
+        raise ValueError(f"a tail of {tail} layers cannot be cut from a backbone of {layers}")
+    return layers - tail
+
+
+def tail_of(backbone: TinyLM, split: int) -> TinyLM:
+    """A model that holds the layers from ``split`` on, the embedding table, norm and head; weights are copied.
+
+    Raises:
+        ValueError: the split does not lie within the backbone.
+    """
+    tail = TinyLM(**backbone.architecture, first_layer=split)
+    kept = set(tail.state_dict())
+    tail.load_state_dict({name: value for name, value in backbone.state_dict().items() if name in kept})
+    return tail

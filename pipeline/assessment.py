@@ -1,0 +1,127 @@
+"""The evaluation as a whole: which models, on which measures, compared with which; written as metrics, samples and a trace."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.metrics import Counts
+from pipeline import evaluator
+from pipeline.checkpoint import Backbone, load_model
+from pipeline.errors import ConfigError
+from pipeline.evaluator import Model
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.prepared import Prepared
+from pipeline.progress import Progress
+from pipeline.rendering import Render, renderer
+from pipeline.runtime import Runtime
+
+PAIRS = (
+    ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
+    ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
+)  # fmt: skip
+
+
+def assess(
+    prepared: Prepared,
+    backbone: Backbone,
+    models: Mapping[str, str],
+    out: Path,
+    runtime: Runtime,
+    *,
+    measures: Mapping[str, tuple[str, float]],
+    decodes: Mapping[str, tuple[str, int, int, int]],
+    headline: str,
+    samples: int,
+    batch_size: int,
+    seed: int,
+) -> None:
+    """Evaluate everything and write it (see ``stages.evaluate`` for the arguments).
+
+    Raises:
+        ConfigError: the headline is not a measure.
+        DataError: a model, split or backbone does not fit.
+    """
+    if headline not in measures:
+        raise ConfigError(f"evaluate.run.headline is '{headline}', which is none of the measures {', '.join(measures)}")
+    backbone.check(prepared.vocabulary, prepared.folder)
+    loaded = _models(backbone, models)
+    metrics: dict[str, Any] = {name: {} for name in loaded}
+    counted: dict[str, dict[str, Counts]] = {}
+    with Progress("evaluate", len(loaded) * (len(measures) + len(decodes)), "measures") as bar:
+        for measure, (split_name, ratio) in measures.items():
+            split = prepared.split(split_name)
+            for name, model in loaded.items():
+                model.to(runtime.device).eval()
+                steps = evaluator.counts_by_step(
+                    model, evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size), runtime
+                )
+                metrics[name][measure] = evaluator.summary(steps, split.group)
+                counted.setdefault(measure, {})[name] = steps[-1]
+                bar.advance()
+            bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
+        for measure, (split_name, passes, blocks, examples) in decodes.items():
+            split = prepared.split(split_name).take(slice(0, examples))
+            for name, model in loaded.items():
+                _, decoded = evaluator.decode(
+                    model, split, prepared.vocabulary, runtime, steps=passes, blocks=blocks, size=batch_size
+                )
+                metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
+                bar.advance()
+            bar.line(f"{measure}: decoded in {passes} passes")
+    split_name, ratio = measures[headline]
+    split = prepared.split(split_name)
+    for name, model in loaded.items():
+        metrics[name] |= {k: v for k, v in metrics[name][headline].items() if not k.startswith("decode_")}
+        first = evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size)
+        if statistics := evaluator.statistics_by_step(model, first, runtime):
+            metrics[name]["statistics_by_step"] = statistics
+    groups = {measure: prepared.split(split_name).group for measure, (split_name, _) in measures.items()}
+    metrics["differences"] = {
+        f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
+        for a, b in PAIRS
+        if a in loaded and b in loaded
+    }
+    write_json(out / "metrics.json", {"headline": headline, **metrics})
+    _write_samples(prepared, loaded, split_name, samples, out, runtime)
+
+
+def _models(backbone: Backbone, folders: Mapping[str, str]) -> dict[str, Model]:
+    """The frozen backbone and every trained model, without phases that were switched off."""
+    loaded: dict[str, Model] = {"frozen": backbone.model()}
+    for name, folder in folders.items():
+        stage = Path(folder).parts[1] if len(Path(folder).parts) > 1 else name
+        if read_json(Path(folder) / "metrics.json", stage)["steps"]:
+            loaded[name] = load_model(folder, backbone, stage)
+    return loaded
+
+
+def _write_samples(
+    prepared: Prepared, models: Mapping[str, Model], split_name: str, samples: int, out: Path, runtime: Runtime
+) -> None:
+    """samples.jsonl: prompt, answer and every model's answer step by step; trace.json: the same as ids, for pictures."""
+    split = prepared.split(split_name)
+    split = split.take(slice(0, min(samples, len(split))))
+    render = renderer(prepared.vocabulary, prepared.folder)
+    traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
+    lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
+    write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    trace = {
+        "rendering": prepared.vocabulary.rendering,
+        "mask_id": prepared.vocabulary.mask_id,
+        "tokens": split.tokens.tolist(),
+        "response": split.response.tolist(),
+        "models": traces,
+    }
+    write_json(out / "trace.json", trace)
+
+
+def _sample(
+    prepared: Prepared, render: Render, tokens: list[int], response: list[bool], traces: Mapping[str, Any], row: int
+) -> dict[str, Any]:
+    seen = [prepared.vocabulary.mask_id if hidden else token for token, hidden in zip(tokens, response, strict=True)]
+    return {
+        "prompt": render(seen),
+        "answer": render(tokens),
+        "models": {name: [render(step["ids"]) for step in trace[row]] for name, trace in traces.items()},
+    }

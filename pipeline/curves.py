@@ -1,0 +1,49 @@
+"""curves.csv: one row an optimizer step. Values stay on the device until ``flush``, so logging never waits for the GPU."""
+
+import csv
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Value = Tensor | float
+
+
+class Curves:
+    """Rows of named numbers. Columns are those of the first row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[tuple[int, dict[str, Value]]] = []
+        self._columns: list[str] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+
+    def record(self, step: int, values: dict[str, Value]) -> None:
+        """Keep one row; tensors must be 0-d."""
+        self._rows.append((step, values))
+
+    def flush(self) -> list[dict[str, float]]:
+        """Append what was recorded to the file and return it, one host sync for all of it."""
+        if not self._rows:
+            return []
+        rows, self._rows = self._rows, []
+        tensors = [v.detach().float() for _, values in rows for v in values.values() if isinstance(v, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        read = [
+            {"step": step, **{k: next(numbers) if isinstance(v, Tensor) else v for k, v in values.items()}} for step, values in rows
+        ]
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if not self._columns:
+                self._columns = list(read[0])
+                writer.writerow(self._columns)
+            writer.writerows([f"{row[column]:.9g}" for column in self._columns] for row in read)
+        return read
+
+
+def read(path: Path) -> dict[str, list[float]]:
+    """Columns of a curves file."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {})}

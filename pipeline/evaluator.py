@@ -1,0 +1,132 @@
+"""Evaluation: every model on the same test examples under the same masks, at every recursion step."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from components import masking, noise, sampling
+from components.batch import Batch
+from components.metrics import Counts, count, difference, interval
+from components.refined_lm import RefinedLM
+from components.tiny_lm import TinyLM
+from pipeline.data import assemble
+from pipeline.prepared import Split, Vocabulary
+from pipeline.runtime import Runtime
+
+EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
+BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
+
+Model = TinyLM | RefinedLM
+
+
+def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size: int) -> Iterator[Batch]:
+    """The split with ``ratio`` of every answer masked; masks are nested over ratios and the same for every model."""
+    for first in range(0, len(split), size):
+        rows = split.take(slice(first, first + size))
+        assert rows.uid is not None
+        numbers = noise.uniform(seed, EVALUATION, rows.uid, vocabulary.sequence + 1)
+        masked, weights = masking.fixed_ratio(rows.response, numbers, ratio)
+        yield assemble(rows.tokens, masked, weights, rows.valid, vocabulary.mask_id)
+
+
+@torch.no_grad()
+def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[Counts]:
+    """Counts of every example after each recursion step (a backbone has one)."""
+    collected: list[list[Counts]] = []
+    for batch in masked:
+        batch = batch.to(runtime.device)
+        with runtime.autocast():
+            for step, state in enumerate(model.steps(batch)):
+                if step == len(collected):
+                    collected.append([])
+                collected[step].append(count(model.readout(state.hidden[batch.masked]), batch.targets, batch.masked))
+    return [Counts(**{f.name: torch.cat([getattr(c, f.name).cpu() for c in parts]) for f in fields(Counts)}) for parts in collected]
+
+
+def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
+    """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
+    by_step: dict[str, list[dict[str, float]]] = {"nll": [], "token_accuracy": [], "exact": []}
+    for counts in steps:
+        ones = torch.ones_like(counts.tokens)
+        by_step["nll"].append(_interval(counts.nll, counts.tokens, group))
+        by_step["token_accuracy"].append(_interval(counts.correct, counts.tokens, group))
+        by_step["exact"].append(_interval(counts.exact, ones, group))
+    last = {name: values[-1] for name, values in by_step.items()}
+    return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
+
+
+def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
+    """Paired differences a - b of nll, token_accuracy and exact."""
+    ones = torch.ones_like(a.tokens)
+
+    def paired(x: Tensor, y: Tensor, denominator: Tensor) -> dict[str, float]:
+        return difference(x, y, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+
+    return {
+        "nll": paired(a.nll, b.nll, a.tokens),
+        "token_accuracy": paired(a.correct, b.correct, a.tokens),
+        "exact": paired(a.exact, b.exact, ones),
+    }
+
+
+@torch.no_grad()
+def decode(
+    model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime, *, steps: int, blocks: int, size: int
+) -> tuple[Tensor, dict[str, dict[str, float]]]:
+    """Decode whole answers in ``steps`` passes; returns the tokens and exact and token_accuracy with intervals."""
+    decoded = []
+    for batch in batches(split, vocabulary, 1.0, 0, size):
+        predict = _predictor(model, batch.to(runtime.device), runtime)
+        decoded.append(
+            sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
+        )
+    tokens = torch.cat(decoded)
+    right = ((tokens == split.tokens) & split.response).sum(1).double()
+    wanted = split.response.sum(1).double()
+    exact = (right == wanted).double()
+    return tokens, {
+        "exact": _interval(exact, torch.ones_like(exact), split.group),
+        "token_accuracy": _interval(right, wanted, split.group),
+    }
+
+
+@torch.no_grad()
+def statistics_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[dict[str, float]]:
+    """Slot norms, gates, confidence, update and overlap at each recursion step, over the first batch; empty for a backbone."""
+    batch = next(masked).to(runtime.device)
+    return [
+        {name: round(float(value), 6) for name, value in state.statistics.items()}
+        for state in model.steps(batch, statistics=True)
+        if state.statistics
+    ]
+
+
+@torch.no_grad()
+def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) -> list[list[dict[str, list[float]]]]:
+    """For each example and recursion step: the predicted id and its probability at every position, all answers masked."""
+    batch = next(batches(split, vocabulary, 1.0, 0, len(split))).to(runtime.device)
+    shown: list[list[dict[str, list[float]]]] = [[] for _ in range(len(split))]
+    for state in model.steps(batch):
+        logits = model.readout(state.hidden).float()
+        logits[..., vocabulary.mask_id] = -torch.inf
+        probability, best = logits.softmax(-1).max(-1)
+        for row in range(len(split)):
+            ids = torch.where(batch.masked[row], best[row], batch.tokens[row])
+            shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in probability[row].tolist()]})
+    return shown
+
+
+def _predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
+    """Token ids -> logits of every position, through the last recursion step."""
+
+    def predict(tokens: Tensor) -> Tensor:
+        with runtime.autocast():
+            return model.readout(model.states(Batch(**{**batch.__dict__, "tokens": tokens})))
+
+    return predict
+
+
+def _interval(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
+    return interval(numerator, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))

@@ -1,0 +1,127 @@
+"""Pictures of the report. The only door to ``matplotlib``; PNGs hold no clock and no version, so same data, same bytes."""
+
+from collections.abc import Mapping, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+Curves = Mapping[str, Sequence[float]]
+STYLE = {
+    "figure.dpi": 120, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.25, "legend.frameon": False, "axes.titlesize": 10, "axes.titlelocation": "left",
+}  # fmt: skip
+COLOURS = plt.get_cmap("viridis")
+MODELS = {
+    "frozen": "#7f7f7f", "control_backbone": "#c49c94", "control_warmup": "#f2a65a",
+    "warmup": "#4c9f9f", "joint": "#2b5c8a", "finetune": "#6b3f87",
+}  # fmt: skip
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _smooth(values: Sequence[float], width: int) -> list[float]:
+    """Mean over the last ``width`` values."""
+    return [sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
+
+
+def losses(curves: Mapping[str, Curves], path: Path) -> None:
+    """Loss of each recursion step over training, one panel a phase."""
+    shown = {name: c for name, c in curves.items() if any(k.startswith("loss/step_") for k in c)}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 3), squeeze=False, sharey=True)
+        for axis, (name, columns) in zip(axes[0], shown.items(), strict=True):
+            steps = [k for k in columns if k.startswith("loss/step_")]
+            for i, key in enumerate(steps):
+                colour = COLOURS(0.85 - 0.7 * i / max(1, len(steps) - 1)) if len(steps) > 1 else MODELS["frozen"]
+                smooth = _smooth(columns[key], max(1, len(columns[key]) // 50))
+                axis.plot(columns["step"], smooth, color=colour, lw=1.3, label=f"step {i + 1}")
+            axis.set(title=name, xlabel="optimizer step", yscale="log")
+        axes[0][0].set_ylabel("loss (nats per answer token)")
+        axes[0][-1].legend(fontsize=8)
+        _save(figure, path)
+
+
+def by_step(metrics: Mapping[str, Any], models: Sequence[str], metric: str, label: str, path: Path) -> None:
+    """A metric with its interval after each recursion step, refined models; backbones as horizontal lines."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.6, 3.2))
+        longest = max(len(metrics[name][f"{metric}_by_step"]) for name in models)
+        for name in models:
+            values = metrics[name][f"{metric}_by_step"]
+            if len(values) == 1:
+                axis.axhline(values[0]["mean"], color=MODELS.get(name), ls="--", lw=1.2, label=name)
+                axis.axhspan(values[0]["low"], values[0]["high"], color=MODELS.get(name), alpha=0.08, lw=0)
+                continue
+            x = range(1, len(values) + 1)
+            axis.plot(x, [v["mean"] for v in values], color=MODELS.get(name), marker="o", ms=3.5, lw=1.4, label=name)
+            axis.fill_between(x, [v["low"] for v in values], [v["high"] for v in values], color=MODELS.get(name), alpha=0.12, lw=0)
+        axis.set(title=label, xlabel="recursion step", xticks=range(1, longest + 1))
+        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, path)
+
+
+def slots(curves: Mapping[str, Curves], path: Path) -> None:
+    """Slot norms and gates over training, warmup then joint side by side."""
+    shown = {name: c for name, c in curves.items() if any(k.startswith("slot/") for k in c)}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, len(shown), figsize=(3.6 * len(shown), 4.6), squeeze=False, sharex="col", sharey="row")
+        for column, (name, columns) in enumerate(shown.items()):
+            for row, (kind, label) in enumerate((("slot/", "slot rms"), ("gate/", "gate"))):
+                axis = axes[row][column]
+                for i, key in enumerate(k for k in columns if k.startswith(kind)):
+                    smooth = _smooth(columns[key], max(1, len(columns[key]) // 50))
+                    axis.plot(columns["step"], smooth, color=plt.get_cmap("tab10")(i), lw=1.3, label=key.removeprefix(kind))
+                if column == 0:
+                    axis.set_ylabel(label)
+            axes[0][column].set_title(name)
+            axes[1][column].set_xlabel("optimizer step")
+        axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, path)
+
+
+def puzzles(trace: Mapping[str, Any], model: str, rows: Sequence[int], path: Path) -> None:
+    """Puzzles refined step by step: clues black, right cells green, wrong ones red; paler = less certain."""
+    steps = len(trace["models"][model][rows[0]])
+    size = isqrt(len(trace["tokens"][0]))
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(len(rows), steps + 2, figsize=(1.5 * (steps + 2), 1.6 * len(rows)), squeeze=False)
+        for line, row in zip(axes, rows, strict=True):
+            target, hidden = trace["tokens"][row], trace["response"][row]
+            frozen, refined = trace["models"]["frozen"][row][-1], trace["models"][model][row]
+            stages = [("puzzle", None), ("frozen backbone", frozen), *((f"step {i + 1}", s) for i, s in enumerate(refined))]
+            for axis, (title, state) in zip(line, stages, strict=True):
+                _grid(axis, size, target, hidden, state)
+                if row == rows[0]:
+                    axis.set_title(title, loc="center", fontsize=9)
+        _save(figure, path)
+
+
+def _grid(axis: Any, size: int, target: Sequence[int], hidden: Sequence[bool], state: Mapping[str, Any] | None) -> None:
+    """One puzzle; ``state`` None shows the clues alone."""
+    axis.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
+    for i, (value, masked) in enumerate(zip(target, hidden, strict=True)):
+        x, y = i % size, i // size
+        if masked and state is not None:
+            right = state["ids"][i] == value
+            certain = state["probability"][i]
+            axis.add_patch(Rectangle((x, y), 1, 1, color="#2a9d5c" if right else "#d1495b", alpha=0.08 + 0.5 * certain, lw=0))
+            axis.text(x + 0.5, y + 0.55, str(state["ids"][i] + 1), ha="center", va="center", color="#222222")
+        elif not masked:
+            axis.text(x + 0.5, y + 0.55, str(value + 1), ha="center", va="center", weight="bold")
+    for k in range(size + 1):
+        for line in (axis.axhline, axis.axvline):
+            line(k, color="#444444", lw=1.6 if k % max(1, isqrt(size)) == 0 else 0.4)
+    for spine in axis.spines.values():
+        spine.set_visible(False)

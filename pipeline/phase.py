@@ -1,0 +1,82 @@
+"""What every training phase has in common: freeze, load, fit, save, report. The stages say what differs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from components.freezing import freeze_except
+from components.refined_lm import RefinedLM
+from components.tiny_lm import TinyLM
+from pipeline.data import Source, loader
+from pipeline.errors import ConfigError
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.loop import Fit
+from pipeline.runtime import Runtime
+
+
+def train(
+    model: RefinedLM | TinyLM,
+    sources: Callable[[str], Source],
+    out: str | Path,
+    save: Callable[[], None],
+    runtime: Runtime,
+    *,
+    fit: Callable[..., Fit],
+    unfreeze: Sequence[str],
+    layer_norms: bool = False,
+    batch_size: int,
+    seed: int,
+    budget: int | None = None,
+) -> None:
+    """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, and write ``metrics.json``.
+
+    Args:
+        model: everything of it that no pattern names stays frozen.
+        sources: batches of a split.
+        out: folder of the phase.
+        save: writes the model.
+        runtime: where it computes.
+        fit: the training loop with its settings.
+        unfreeze: module paths to train.
+        layer_norms: train every norm too.
+        batch_size: sequences of a microbatch.
+        seed: of the order of the examples.
+        budget: floating-point operations to spend instead of the loop's number of steps.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or the batch is larger than the data.
+    """
+    out = Path(out)
+    try:
+        table = freeze_except(model, unfreeze, layer_norms=layer_norms)
+        batches = loader(sources("train"), batch_size, shuffle=seed)
+    except ValueError as error:
+        raise ConfigError(f"{out.name}: {error}") from None
+    print(f"{out.name}: training\n{table}", flush=True)
+    validation = loader(sources("validation"), max(batch_size, 256), epochs=1)
+    result = fit(model, batches, validation, out, save, runtime, budget=budget)
+    parameters = {"total": table.total, "trainable": table.trainable}
+    write_json(out / "metrics.json", {**asdict(result), "parameters": parameters})
+
+
+def spent(folder: str | Path, stage: str) -> int:
+    """Floating-point operations that a finished phase took, from its metrics."""
+    return int(read_json(Path(folder) / "metrics.json", stage)["flops"])
+
+
+@torch.no_grad()
+def hidden_rms(model: TinyLM, source: Source, batch_size: int) -> float:
+    """Root mean square of the states that a refiner will see, over the first stored batch."""
+    batch = next(source.epoch(0, batch_size, None))
+    states = model.eval().states(batch).float()
+    kept = states if batch.attention is None else states[batch.attention]
+    return float(kept.square().mean().sqrt())
+
+
+def skipped(out: str | Path) -> None:
+    """Metrics and curves of a phase that is switched off: zero steps."""
+    out = Path(out)
+    write_json(out / "metrics.json", {"steps": 0, "flops": 0})
+    write_atomic(out / "curves.csv", b"step,loss\n")

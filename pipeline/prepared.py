@@ -1,0 +1,115 @@
+"""Prepared examples: the tokenised corpus as prepare leaves it and every later stage reads it.
+
+A folder with one safetensors file per split and ``manifest.json`` (vocabulary, counts, hashes).
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Token ids of a corpus.
+
+    Attributes:
+        size: number of ids, mask and padding included.
+        mask_id: id that hides a token.
+        pad_id: id of padding (never attended to, never supervised).
+        sequence: tokens in a sequence.
+        rendering: how ids become text: "sudoku" or "text" (through tokenizer.json beside the manifest).
+    """
+
+    size: int
+    mask_id: int
+    pad_id: int
+    sequence: int
+    rendering: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split: ``n`` rows.
+
+    Attributes:
+        tokens: int32 (n, seq), solved.
+        response: bool (n, seq), True where a token may be masked.
+        group: int64 (n), rows that are not independent of each other share a group (puzzles of one grid).
+        valid: bool (n, seq), False at padding; None when nothing is padded.
+        uid: int64 (n), unique over all splits: the key of a row's noise. Set by ``write``.
+    """
+
+    tokens: Tensor
+    response: Tensor
+    group: Tensor
+    valid: Tensor | None = None
+    uid: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def take(self, rows: Tensor | slice) -> "Split":
+        """The given rows."""
+        picked = {k: None if v is None else v[rows] for k, v in self.__dict__.items()}
+        return Split(**picked)
+
+
+def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source: dict[str, str]) -> None:
+    """Write every split and the manifest; the same examples give the same bytes.
+
+    Args:
+        folder: where to.
+        vocabulary: its token ids.
+        splits: examples by split name; ``train`` and ``validation`` must be among them.
+        source: sha256 of each raw file they came from, by name.
+
+    Raises:
+        DataError: a split has no examples, or an example has nothing to supervise.
+    """
+    entries, first = {}, 0
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise DataError(f"split '{name}' has no examples; give the corpus more data or other split settings")
+        if not bool(split.response.any(1).all()):
+            row = int((~split.response.any(1)).nonzero()[0])
+            raise DataError(f"split '{name}', example {row}: there is no response token to learn")
+        tensors = {"tokens": split.tokens.int(), "response": split.response, "group": split.group.long()}
+        if split.valid is not None:
+            tensors["valid"] = split.valid
+        tensors["uid"] = torch.arange(first, first + len(split))
+        first += len(split)
+        write_atomic(folder / f"{name}.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
+        entries[name] = {"examples": len(split), "sha256": sha256(folder / f"{name}.safetensors")}
+    write_json(folder / "manifest.json", {"vocabulary": asdict(vocabulary), "splits": entries, "source": source})
+
+
+class Prepared:
+    """A prepared folder, opened.
+
+    Raises:
+        DataError: the folder is missing or incomplete.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_json(self.folder / "manifest.json", "prepare")
+        self.vocabulary = Vocabulary(**self.manifest["vocabulary"])
+
+    def split(self, name: str) -> Split:
+        """Examples of one split, verified against the manifest.
+
+        Raises:
+            DataError: no such split, or the file is damaged.
+        """
+        known = self.manifest["splits"]
+        if name not in known:
+            raise DataError(f"{self.folder} has no split '{name}'; it has {', '.join(sorted(known))}")
+        path = self.folder / f"{name}.safetensors"
+        verify(path, known[name]["sha256"], "prepare")
+        return Split(**load_file(path))

@@ -1,0 +1,33 @@
+"""Progress of long work: rate and time left, as a bar on a terminal and as plain lines elsewhere. The only door to ``tqdm``."""
+
+import sys
+from types import TracebackType
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar of ``total`` units; ``line`` prints above it.
+
+    >>> with Progress("extract", 2, "rows") as bar:  # doctest: +SKIP
+    ...     bar.advance(1)
+    """
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label = label
+        self.bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
+
+    def advance(self, n: int = 1) -> None:
+        """Count ``n`` more units."""
+        self.bar.update(n)
+
+    def line(self, text: str) -> None:
+        """Print one line above the bar."""
+        tqdm.write(f"{self.label}: {text}")
+        sys.stdout.flush()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()

@@ -1,0 +1,166 @@
+"""The report: one readable page (markdown) with the results table, the pictures and what looks unhealthy."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import curves, figures
+from pipeline.files import read_json, write_atomic
+
+METRICS = {"exact": "exact", "token_accuracy": "token accuracy", "nll": "nll"}
+
+
+def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
+    """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
+    metrics = read_json(evaluation / "metrics.json", "evaluate")
+    trace = read_json(evaluation / "trace.json", "evaluate")
+    trained = {name: read_json(Path(folder) / "metrics.json", name) for name, folder in phases.items()}
+    curve = {name: curves.read(Path(folder) / "curves.csv") for name, folder in phases.items() if trained[name]["steps"]}
+    models = [name for name in figures.MODELS if name in metrics]
+    measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "nll" in value]
+    headline = metrics["headline"]
+
+    figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
+    figures.by_step(metrics, models, _headline_metric(metrics), f"{headline}: after each recursion step", out / "steps.png")
+    figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
+    pictures = ["losses", "steps", "slots"]
+    refined = [name for name in ("finetune", "joint", "warmup") if name in metrics][0]
+    if trace["rendering"] == "sudoku":
+        figures.puzzles(trace, refined, range(min(3, len(trace["tokens"]))), out / "puzzles.png")
+        pictures.append("puzzles")
+
+    table = results_table(metrics, models, measures, trained)
+    write_atomic(out / "table.md", table.encode())
+    page = _page(table, differences_table(metrics, measures), findings(metrics, curve, models), steps_table(metrics, models), pictures)
+    write_atomic(out / "report.md", page.encode())
+    return table
+
+
+def _headline_metric(metrics: Mapping[str, Any]) -> str:
+    """exact where any model gets answers exactly right, else nll."""
+    models = [v for v in metrics.values() if isinstance(v, dict) and "exact" in v]
+    return "exact" if max(m["exact"]["mean"] for m in models) >= 0.05 else "nll"
+
+
+def results_table(
+    metrics: Mapping[str, Any], models: Sequence[str], measures: Sequence[str], trained: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """One row a model: compute spent after the backbone, then each measure's metrics with 95 % intervals."""
+    decodes = {m: [k for k in metrics["frozen"][m] if k.startswith("decode_")] for m in measures}
+    exact = {m: max(metrics[x][m]["exact"]["mean"] for x in models) >= 0.05 for m in measures}
+    header = ["model", "training TFLOP"]
+    for measure in measures:
+        header += [f"{measure} exact"] if exact[measure] else []
+        header += [f"{measure} nll", f"{measure} tokens right"]
+        header += [f"{measure} exact, {k.removeprefix('decode_')} passes" for k in decodes[measure] if exact[measure]]
+    rows = []
+    for name in models:
+        row = [name, _compute(name, trained)]
+        for measure in measures:
+            values = metrics[name][measure]
+            row += [cell(values["exact"])] if exact[measure] else []
+            row += [cell(values["nll"]), cell(values["token_accuracy"])]
+            row += [cell(values[k]["exact"]) for k in decodes[measure] if exact[measure]]
+        rows.append(row)
+    return markdown([header, *rows])
+
+
+def _compute(name: str, trained: Mapping[str, Mapping[str, Any]]) -> str:
+    """Training compute on top of the frozen backbone's, in 10^12 floating-point operations."""
+    chain = {
+        "frozen": [], "warmup": ["warmup"], "joint": ["warmup", "joint"], "finetune": ["warmup", "joint", "finetune"],
+        "control_backbone": ["control_backbone"], "control_warmup": ["warmup", "control_warmup"],
+    }[name]  # fmt: skip
+    return f"{sum(trained[phase]['flops'] for phase in chain) / 1e12:.2f}"
+
+
+def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> str:
+    """Paired differences with 95 % intervals; bold where the interval is clear of zero."""
+    rows = [["difference", *(f"{m} {METRICS[k]}" for m in measures for k in ("exact", "nll"))]]
+    for pair, by_measure in metrics["differences"].items():
+        values = [by_measure[m][k] for m in measures for k in ("exact", "nll")]
+        rows.append([pair, *(f"**{cell(v)}**" if v["low"] > 0 or v["high"] < 0 else cell(v) for v in values)])
+    return markdown(rows)
+
+
+def steps_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """The headline measure after each recursion step."""
+    longest = max(len(metrics[name]["nll_by_step"]) for name in models)
+    rows = [["model", "metric", *(f"step {i + 1}" for i in range(longest))]]
+    for name in models:
+        for key, label in METRICS.items():
+            values = metrics[name][f"{key}_by_step"]
+            rows.append([name, label, *(f"{v['mean']:.3f}" for v in values), *([""] * (longest - len(values)))])
+    return markdown(rows)
+
+
+def findings(metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves], models: Sequence[str]) -> list[str]:
+    """What a reader should know before believing the table; each line is computed, good or bad."""
+    found = []
+    headline = metrics["headline"]
+    for pair, by_measure in metrics["differences"].items():
+        key = _headline_metric(metrics)
+        value = by_measure[headline][key]
+        clear = value["low"] > 0 or value["high"] < 0
+        better = (value["mean"] > 0) == (key == "exact")
+        verdict = ("better" if better else "worse") if clear else "not distinguishable"
+        found.append(f"{pair}: {verdict} on {headline} {METRICS[key]} ({cell(value)})")
+    for name in models:
+        steps = [v["mean"] for v in metrics[name]["nll_by_step"]]
+        if len(steps) > 1:
+            falling = all(b <= a for a, b in zip(steps, steps[1:], strict=False))
+            found.append(f"{name}: nll {'falls with every recursion step' if falling else 'does not fall with every step: more steps are not better'}")
+    for name, columns in curve.items():
+        for gate in (k for k in columns if k.startswith("gate/")):
+            if not 0.3 <= columns[gate][-1] <= 0.7:
+                found.append(f"{name}: {gate} ends at {columns[gate][-1]:.2f}, outside 0.3..0.7: this slot is {'closing' if columns[gate][-1] < 0.3 else 'taking over'}")
+    return found
+
+
+def _page(table: str, differences: str, lines: Sequence[str], steps: str, pictures: Sequence[str]) -> str:
+    captions = {
+        "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
+        "steps": "The headline after each recursion step, with 95 % intervals.",
+        "slots": "Slot norms and gates over training.",
+        "puzzles": "Puzzles refined step by step: clues bold, right cells green, wrong cells red, stronger colour = more certain.",
+    }
+    images = "\n\n".join(f"![{captions[name]}]({name}.png)\n\n*{captions[name]}*" for name in pictures)
+    return f"""# Results on test
+
+Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats per masked token. `control_backbone` is the
+backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
+
+{table}
+## Differences, paired
+
+Bold: the interval is clear of zero.
+
+{differences}
+## After each recursion step
+
+{steps}
+## Findings
+
+{chr(10).join(f"- {line}" for line in lines)}
+
+## Pictures
+
+{images}
+"""
+
+
+def cell(value: Mapping[str, float]) -> str:
+    """
+    >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600})
+    '.960 [.943, .975]'
+    """
+    mean, low, high = (f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}" for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose source lines up too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,38 @@
+"""Device, precision, threads and determinism: the machine as settings."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from pipeline.errors import ConfigError
+
+
+class Runtime:
+    """Where and how a stage computes.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1" ...
+        precision: "bf16" runs matrix products in bfloat16 (weights and residual stream stay float32); several times faster on
+            GPUs and on CPUs with bf16 units.
+        threads: CPU threads; part of the result's bits, hence a setting and not what the machine happens to have.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+
+    def __init__(self, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32", threads: int = 2) -> None:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True)
+        self.device, self.precision = torch.device(device), precision
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"Runtime.device is '{device}', but no CUDA device is visible here; use 'cpu'")
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Matrix products in the chosen precision."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            yield

@@ -1,0 +1,49 @@
+"""backbone: trains the built-in masked-diffusion language model that the later phases keep frozen."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from components.tiny_lm import TinyLM
+from pipeline import checkpoint, phase
+from pipeline.data import VALIDATION, Examples, Masking
+from pipeline.loop import Fit
+from pipeline.prepared import Prepared
+from pipeline.runtime import Runtime
+
+
+def run(
+    *,
+    out: str,
+    prepared: str,
+    model: Callable[..., TinyLM],
+    masking: Masking,
+    fit: Callable[..., Fit],
+    batch_size: int,
+    seed: int,
+    runtime: Runtime,
+) -> None:
+    """Train ``model`` from scratch on the prepared examples.
+
+    Args:
+        out: folder of the backbone.
+        prepared: folder that prepare wrote.
+        model: takes vocab and seq; its other sizes are bound.
+        masking: the forward process.
+        fit: the training loop.
+        batch_size: sequences of a microbatch.
+        seed: of weights, masks and order.
+        runtime: where it computes.
+    """
+    data = Prepared(prepared)
+    backbone = model(vocab=data.vocabulary.size, seq=data.vocabulary.sequence)
+    backbone.init_weights(torch.Generator().manual_seed(seed))
+
+    def source(split: str) -> Examples:
+        stream = VALIDATION if split == "validation" else None
+        return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream)
+
+    save = partial(checkpoint.save_backbone, Path(out), backbone, data.vocabulary)
+    phase.train(backbone, source, out, save, runtime, fit=fit, unfreeze=[""], batch_size=batch_size, seed=seed)

@@ -1,0 +1,64 @@
+"""controls: what the same compute buys without the refiner's phases. Two runs, matched in floating-point operations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from components.recursion import State
+from pipeline import checkpoint, phase
+from pipeline.checkpoint import Backbone
+from pipeline.data import Source
+from pipeline.loop import Fit
+from pipeline.runtime import Runtime
+
+
+def run(
+    *,
+    out: str,
+    backbone: str,
+    warmup: str,
+    joint: str,
+    states: Callable[..., Source],
+    examples: Callable[..., Source],
+    recursion: Callable[..., Iterator[State]],
+    fit: Callable[..., Fit],
+    fit_backbone: Callable[..., Fit],
+    unfreeze: Sequence[str],
+    batch_size: int,
+    backbone_batch_size: int,
+    seed: int,
+    runtime: Runtime,
+) -> None:
+    """Write ``out/backbone`` (the backbone trained on for warmup's and joint's compute) and ``out/warmup`` (for joint's).
+
+    Args:
+        out: folder of both.
+        backbone: folder of the backbone.
+        warmup: folder of warmup's model, which is simply continued.
+        joint: folder of joint, whose compute is matched.
+        states: hidden states of a split, for the warmup control.
+        examples: token ids of a split, for the backbone control.
+        recursion: how the gradient flows through the steps.
+        fit: joint's training loop.
+        fit_backbone: the backbone's training loop.
+        unfreeze: module paths that warmup trains.
+        batch_size: sequences of a microbatch of warmup.
+        backbone_batch_size: of the backbone.
+        seed: of masks and order.
+        runtime: where it computes.
+    """
+    base = Backbone(backbone)
+    continued = base.model()
+    folder = Path(out) / "backbone"
+    phase.train(
+        continued, partial(examples, backbone=base), folder, partial(checkpoint.save_model, folder, continued, base), runtime,
+        fit=fit_backbone, unfreeze=[""], batch_size=backbone_batch_size, seed=seed + 1,
+        budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
+    )  # fmt: skip
+    sources = partial(states, backbone=base)
+    refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer, recursion)
+    folder = Path(out) / "warmup"
+    phase.train(
+        refined, sources, folder, partial(checkpoint.save_model, folder, refined, base), runtime,
+        fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
+    )  # fmt: skip

@@ -1,0 +1,54 @@
+"""finetune, phase 3: the whole model, tiny learning rate, short. Off by default: ``steps = 0`` hands joint's model on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from components.recursion import State
+from pipeline import checkpoint, phase
+from pipeline.checkpoint import Backbone
+from pipeline.data import Source
+from pipeline.loop import Fit
+from pipeline.runtime import Runtime
+
+
+def run(
+    *,
+    out: str,
+    backbone: str,
+    joint: str,
+    examples: Callable[..., Source],
+    recursion: Callable[..., Iterator[State]],
+    fit: Callable[..., Fit],
+    unfreeze: Sequence[str],
+    batch_size: int,
+    steps: int,
+    seed: int,
+    runtime: Runtime,
+) -> None:
+    """Write ``out`` with every layer trained on from joint's model, or joint's model itself.
+
+    Args:
+        out: folder of the phase.
+        backbone: folder of the backbone.
+        joint: folder of the model to start from.
+        examples: token ids of a split (``pipeline.sources.tokens``).
+        recursion: how the gradient flows through the steps.
+        fit: the training loop.
+        unfreeze: module paths to train; "" is everything.
+        batch_size: sequences of a microbatch.
+        steps: optimizer steps; 0 = phase off.
+        seed: of masks and order.
+        runtime: where it computes.
+    """
+    base = Backbone(backbone)
+    model = checkpoint.load_refined(joint, base, "joint", 0, recursion)
+    save = partial(checkpoint.save_model, Path(out), model, base)
+    if steps == 0:
+        save()
+        phase.skipped(out)
+        return
+    phase.train(
+        model, partial(examples, backbone=base), out, save, runtime,
+        fit=partial(fit, steps=steps), unfreeze=unfreeze, batch_size=batch_size, seed=seed + 2,
+    )  # fmt: skip

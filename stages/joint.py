@@ -1,0 +1,51 @@
+"""joint, phase 2: also trains the last backbone layers, at a smaller learning rate, from the same shards."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from components.recursion import State
+from pipeline import checkpoint, phase
+from pipeline.checkpoint import Backbone
+from pipeline.data import Source
+from pipeline.loop import Fit
+from pipeline.runtime import Runtime
+
+
+def run(
+    *,
+    out: str,
+    backbone: str,
+    warmup: str,
+    states: Callable[..., Source],
+    recursion: Callable[..., Iterator[State]],
+    fit: Callable[..., Fit],
+    unfreeze: Sequence[str],
+    layer_norms: bool,
+    batch_size: int,
+    seed: int,
+    runtime: Runtime,
+) -> None:
+    """Write ``out`` with refiner and tail, trained on from warmup's model.
+
+    Args:
+        out: folder of the phase.
+        backbone: folder of the backbone.
+        warmup: folder of the model to start from.
+        states: hidden states of a split (``pipeline.sources``).
+        recursion: how the gradient flows through the steps.
+        fit: the training loop.
+        unfreeze: module paths to train; ``backbone.blocks.*`` is the tail.
+        layer_norms: train every norm too.
+        batch_size: sequences of a microbatch.
+        seed: of the order.
+        runtime: where it computes.
+    """
+    base = Backbone(backbone)
+    sources = partial(states, backbone=base)
+    model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer, recursion)
+    save = partial(checkpoint.save_model, Path(out), model, base)
+    phase.train(
+        model, sources, out, save, runtime,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed + 1,
+    )  # fmt: skip

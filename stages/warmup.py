@@ -1,0 +1,61 @@
+"""warmup, phase 1: trains the refiner alone on cached states; the layers below the split are never loaded."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from components.recursion import State
+from components.refined_lm import RefinedLM
+from components.refiner import SlotRefiner
+from pipeline import checkpoint, phase
+from pipeline.checkpoint import Backbone
+from pipeline.data import Source
+from pipeline.errors import ConfigError
+from pipeline.loop import Fit
+from pipeline.runtime import Runtime
+
+
+def run(
+    *,
+    out: str,
+    backbone: str,
+    states: Callable[..., Source],
+    refiner: Callable[..., SlotRefiner],
+    recursion: Callable[..., Iterator[State]],
+    fit: Callable[..., Fit],
+    unfreeze: Sequence[str],
+    layer_norms: bool,
+    batch_size: int,
+    seed: int,
+    runtime: Runtime,
+) -> None:
+    """Write ``out`` with the refiner over the frozen backbone.
+
+    Args:
+        out: folder of the phase.
+        backbone: folder of the frozen backbone.
+        states: hidden states of a split (``pipeline.sources``).
+        refiner: takes dim; its other sizes are bound.
+        recursion: how the gradient flows through the steps.
+        fit: the training loop.
+        unfreeze: module paths to train.
+        layer_norms: train every norm too.
+        batch_size: sequences of a microbatch.
+        seed: of weights and order.
+        runtime: where it computes.
+    """
+    frozen = Backbone(backbone)
+    sources = partial(states, backbone=frozen)
+    tail = frozen.model(sources("train").layer)
+    try:
+        model = RefinedLM(tail, refiner(dim=frozen.architecture["dim"]), recursion)
+    except ValueError as error:
+        raise ConfigError(f"warmup: {error}") from None
+    model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size), torch.Generator().manual_seed(seed))
+    save = partial(checkpoint.save_model, Path(out), model, frozen)
+    phase.train(
+        model, sources, out, save, runtime,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
