@@ -7,7 +7,7 @@ Dimension names used in every signature: ``batch`` sequences, ``seq`` positions,
 ``step`` supervised recursion step, ``slot`` and ``width`` of a slot.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,8 +37,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in moved.items()})
+        present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in present.items()})
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

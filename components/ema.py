@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -22,7 +22,7 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay must be at least 0 and below 1, got {decay}")
         self.decay, self.updates = decay, 0
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()

@@ -32,7 +32,11 @@ class Frozen:
         lines = [f"{row.module:<48} {row.parameters:>14,}" for row in self.rows if row.trainable]
         frozen = self.total - self.trainable
         return "\n".join(
-            [*lines, f"{'trainable':<48} {self.trainable:>14,} ({self.trainable / self.total:.2%})", f"{'frozen':<48} {frozen:>14,}"]
+            [
+                *lines,
+                f"{'trainable':<48} {self.trainable:>14,} ({self.trainable / self.total:.2%})",
+                f"{'frozen':<48} {frozen:>14,}",
+            ]
         )
 
 

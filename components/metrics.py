@@ -28,9 +28,7 @@ class Counts:
     exact: Float[Tensor, "batch"]
 
 
-def count(
-    logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]
-) -> Counts:
+def count(logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]) -> Counts:
     """Counts from the logits of the masked positions (in row-major order of ``masked``)."""
     expected = targets[masked].long()
     nll = F.cross_entropy(logits.float(), expected, reduction="none").double()

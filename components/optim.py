@@ -36,7 +36,9 @@ def adamw(
     if not groups:
         raise ValueError("nothing is trainable: every parameter of the model is frozen")
     return torch.optim.AdamW(
-        [{"params": ps, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()], betas=betas
+        [{"params": ps, "lr": rate, "peak": rate, "weight_decay": decay} for (rate, decay), ps in groups.items()],
+        betas=betas,
+        fused=True,
     )
 
 

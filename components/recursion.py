@@ -28,6 +28,7 @@ class State:
 
 
 Step = Callable[[State], State]
+Recursion = Callable[[Step, State, int], Iterator[State]]
 
 
 def full_gradient(step: Step, state: State, steps: int) -> Iterator[State]:

@@ -1,24 +1,25 @@
 """RefinedLM: backbone tail + refiner + readout as one module; what warmup and joint train and evaluate runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.batch import Batch
-from components.recursion import State, full_gradient
+from components.model import Model
+from components.recursion import Recursion, State, full_gradient
 from components.refiner import SlotRefiner
 from components.tiny_lm import TinyLM
 
 
-class RefinedLM(nn.Module):
+class RefinedLM(Model):
     """A backbone (whole, or its tail alone) whose last states are refined before the frozen norm and head read them.
 
     Raises:
         ValueError: the refiner's width is not the backbone's.
     """
 
-    def __init__(self, backbone: TinyLM, refiner: SlotRefiner, recursion: Callable[..., Iterator[State]] = full_gradient) -> None:
+    def __init__(self, backbone: TinyLM, refiner: SlotRefiner, recursion: Recursion = full_gradient) -> None:
         super().__init__()
         widths = refiner.architecture["dim"], backbone.architecture["dim"]
         if widths[0] != widths[1]:
@@ -40,12 +41,6 @@ class RefinedLM(nn.Module):
             x, embedding, batch.attention,
             recursion=self.recursion, steps=steps, positions=positions, statistics=statistics,
         )  # fmt: skip
-
-    def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
-        """The last state only: earlier ones are dropped as soon as the next is made."""
-        for state in self.steps(batch):
-            last = state
-        return last.hidden
 
     def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """Logits through the backbone's own final norm and head."""

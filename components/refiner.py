@@ -15,11 +15,31 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components import delta
 from components.attention import Attention, Block, RMSNorm
-from components.delta import ClampedDelta, RmsDelta
 from components.orthogonality import overlap
-from components.recursion import State, full_gradient
+from components.recursion import Recursion, State, full_gradient
 from components.slots import NAMES, Slots
+
+
+class Injection(nn.Module):
+    """What every step sees besides its own state: x and the token embeddings, each normed and projected."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.state_norm, self.x_norm = RMSNorm(dim), RMSNorm(dim)
+        self.project_x, self.project_embedding = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+
+    def prepare(
+        self, x: Float[Tensor, "batch seq dim"], embedding: Float[Tensor, "batch seq dim"]
+    ) -> Float[Tensor, "batch seq dim"]:
+        """The part that is the same at every step."""
+        return self.project_x(self.x_norm(x)) + self.project_embedding(F.rms_norm(embedding, embedding.shape[-1:]))
+
+    def forward(
+        self, hidden: Float[Tensor, "batch seq dim"], prepared: Float[Tensor, "batch seq dim"]
+    ) -> Float[Tensor, "batch seq dim"]:
+        return self.state_norm(hidden) + prepared
 
 
 class SlotRefiner(nn.Module):
@@ -62,21 +82,19 @@ class SlotRefiner(nn.Module):
             "dim": dim, "heads": heads, "steps": steps, "blocks": blocks, "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
             "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
         }  # fmt: skip
-        self.n_steps = steps
-        self.orthogonality = orthogonality
+        self.dim, self.n_steps, self.orthogonality = dim, steps, orthogonality
+        residual = design == "residual"
+        self.entry = nn.Identity() if residual else nn.LayerNorm(dim)
+        self.injection = Injection(dim) if residual else None
+        self.bound = delta.rms_scaled if residual else delta.clamped
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(blocks - 1))
         self.attention_norm, self.attention = RMSNorm(dim), Attention(dim, heads)
         self.slots = Slots(dim, widths)
         self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
-        self.delta_net = nn.Sequential(
-            nn.Linear(self.slots.total, delta_ratio * dim), nn.GELU(), nn.Linear(delta_ratio * dim, dim)
-        )
-        self.residual = design == "residual"
-        self.entry: nn.Module = nn.Identity() if self.residual else nn.LayerNorm(dim)
-        self.bound: nn.Module = RmsDelta() if self.residual else ClampedDelta()
-        if self.residual:
-            self.state_norm, self.x_norm = RMSNorm(dim), RMSNorm(dim)
-            self.inject_x, self.inject_embedding = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)
+        self.delta_out = nn.Linear(delta_ratio * dim, dim)
+        self.hidden_rms: Tensor
+        self.register_buffer("hidden_rms", torch.ones(()))
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
         """Linear layers U(+-1/sqrt(fan-in)); blocks as in ``Block``; gates 0.5; the delta network's output 0 if residual.
@@ -85,20 +103,19 @@ class SlotRefiner(nn.Module):
             hidden_rms: root mean square of the backbone's hidden states: the unit of an update.
             generator: the only source of randomness.
         """
-        dim = self.architecture["dim"]
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 bound = module.in_features**-0.5
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 if module.bias is not None:
                     nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-        for block in self.blocks:
-            block.init_weights(0.3 * dim**-0.5, generator)
-        nn.init.normal_(self.attention.qkv.weight, std=0.7 * dim**-0.5, generator=generator)
-        if isinstance(self.bound, RmsDelta):
-            self.bound.hidden_rms.fill_(hidden_rms)
-            nn.init.zeros_(self.delta_net[-1].weight)
-            nn.init.zeros_(self.delta_net[-1].bias)
+            elif isinstance(module, Block):
+                module.init_weights(0.3 * self.dim**-0.5, generator)
+        nn.init.normal_(self.attention.qkv.weight, std=0.7 * self.dim**-0.5, generator=generator)
+        if self.injection is not None:  # with LayerNorm entry the states have rms 1, and the literal design starts anywhere
+            self.hidden_rms.fill_(hidden_rms)
+            nn.init.zeros_(self.delta_out.weight)
+            nn.init.zeros_(self.delta_out.bias)
 
     def refine(
         self,
@@ -107,7 +124,7 @@ class SlotRefiner(nn.Module):
         attention: Bool[Tensor, "batch seq"] | None = None,
         *,
         positions: Bool[Tensor, "batch seq"] | None = None,
-        recursion=full_gradient,
+        recursion: Recursion = full_gradient,
         steps: int | None = None,
         statistics: bool = False,
     ) -> Iterator[State]:
@@ -122,51 +139,40 @@ class SlotRefiner(nn.Module):
             steps: another number of steps than the refiner's own.
             statistics: also measure slots, gates, confidence and update (no host sync).
         """
-        injected = self._injection(x, embedding)
+        injected = None if self.injection is None else self.injection.prepare(x, embedding)
+
+        def kept(new: Tensor) -> Tensor:
+            return new if positions is None else torch.where(positions[..., None], new, x)
 
         def step(state: State) -> State:
-            return self._step(state, injected, x, attention, positions, statistics)
+            update, context, slots, confidence = self._update(state, injected, attention)
+            return State(
+                hidden=kept(state.hidden + update),
+                context=context,
+                statistics=self._measure(slots, confidence, update) if statistics else {},
+                penalty=self.orthogonality * overlap(slots) if self.orthogonality else None,
+            )
 
-        start = State(self._keep(self.entry(x), x, positions))
-        yield from recursion(step, start, self.n_steps if steps is None else steps)
+        yield from recursion(step, State(kept(self.entry(x))), self.n_steps if steps is None else steps)
 
-    def _injection(self, x: Tensor, embedding: Tensor) -> Tensor | None:
-        """What every step sees besides its own state: x and the token embeddings, each normed and projected."""
-        if not self.residual:
-            return None
-        return self.inject_x(self.x_norm(x)) + self.inject_embedding(F.rms_norm(embedding, embedding.shape[-1:]))
-
-    def _step(
-        self,
-        state: State,
-        injected: Tensor | None,
-        x: Tensor,
-        attention: Tensor | None,
-        positions: Tensor | None,
-        statistics: bool,
-    ) -> State:
-        h = state.hidden
-        u = h if injected is None else self.state_norm(h) + injected
+    def _update(
+        self, state: State, injected: Tensor | None, attention: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+        """One step: the update, and the context, slots and confidence it came from."""
+        u = state.hidden if self.injection is None or injected is None else self.injection(state.hidden, injected)
         for block in self.blocks:
             u = block(u, attention)
         context = self.attention(self.attention_norm(u), attention)
-        slots = self.slots(context, state.context, self._variance(h))
+        slots = self.slots(context, state.context, self._variance(state.hidden))
         gated = self.slots.gated(slots)
         confidence = torch.sigmoid(self.confidence(gated["confidence"]))
-        delta = self.bound(self.delta_net(torch.cat([gated[name] for name in NAMES], -1)))
-        update = confidence * delta
-        measured = self._measure(slots, confidence, update) if statistics else {}
-        penalty = self.orthogonality * overlap(slots) if self.orthogonality else None
-        return State(self._keep(h + update, x, positions), context, measured, penalty)
+        proposed = self.delta_out(F.gelu(self.delta_in(torch.cat([gated[name] for name in NAMES], -1))))
+        return confidence * self.bound(proposed, self.hidden_rms), context, slots, confidence
 
-    def _variance(self, h: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """log(1 + squared deviation of each channel from the token's mean), in units of the hidden states' rms."""
-        scaled = h / self.bound.hidden_rms if isinstance(self.bound, RmsDelta) else h
+    def _variance(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        """log(1 + squared deviation of each channel from the token's mean), in units of ``hidden_rms``."""
+        scaled = hidden / self.hidden_rms
         return torch.log1p((scaled - scaled.mean(-1, keepdim=True)).square())
-
-    @staticmethod
-    def _keep(new: Tensor, x: Tensor, positions: Tensor | None) -> Tensor:
-        return new if positions is None else torch.where(positions[..., None], new, x)
 
     def _measure(self, slots: Mapping[str, Tensor], confidence: Tensor, update: Tensor) -> dict[str, Tensor]:
         """0-d tensors, still on the device: reading them is left to whoever logs."""

@@ -58,9 +58,7 @@ def _decode_block(
     return tokens
 
 
-def _best(
-    logits: Float[Tensor, "batch seq vocab"], mask_id: int
-) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+def _best(logits: Float[Tensor, "batch seq vocab"], mask_id: int) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Probability and id of the most likely token; the mask id is excluded."""
     logits = logits.float().clone()
     logits[..., mask_id] = -torch.inf

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from components.attention import Block, RMSNorm
 from components.batch import Batch
+from components.model import Model
 from components.recursion import State
 
 
-class TinyLM(nn.Module):
+class TinyLM(Model):
     """Masked-diffusion language model: learned positions, pre-norm blocks, final norm, untied head.
 
     Args:
@@ -49,6 +50,7 @@ class TinyLM(nn.Module):
         nn.init.normal_(self.positions, std=0.02, generator=generator)
         nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5, generator=generator)
         for block in self.blocks.values():
+            assert isinstance(block, Block)
             block.init_weights(0.02 / (2 * self.architecture["layers"]) ** 0.5, generator)
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from components.metrics import Counts
+from components.model import Model
 from pipeline import evaluator
-from pipeline.checkpoint import Backbone, load_model
+from pipeline.backbones import Backbone
+from pipeline.checkpoint import load_model
 from pipeline.errors import ConfigError
-from pipeline.evaluator import Model
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.prepared import Prepared
 from pipeline.progress import Progress

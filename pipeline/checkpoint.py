@@ -1,85 +1,25 @@
-"""Models on disk: ``model.safetensors`` + ``model.json``. Never pickle.
+"""Trained models on disk: ``model.safetensors`` + ``model.json``. Never pickle.
 
-A trained model holds only what differs from its backbone (the refiner, and the layers that were trained) and names the backbone's
-fingerprint; loading puts it over the backbone in ``data/backbone``. So frozen weights are stored once, however many phases there are.
+A trained model holds only what differs from its backbone (the refiner, and the layers that were trained) and names the
+backbone's fingerprint; loading puts it over the backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
-from components.recursion import State
+from components.model import Model
+from components.recursion import Recursion
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
-from components.tiny_lm import TinyLM
+from pipeline.backbones import DESCRIPTION, WEIGHTS, Backbone, contiguous
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
-from pipeline.prepared import Vocabulary
-
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-class Backbone:
-    """A backbone folder, opened: its architecture, vocabulary and fingerprint (sha256 of the weights).
-
-    Raises:
-        DataError: the folder is missing or its weights are not what the description says.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        description = read_json(self.folder / DESCRIPTION, "backbone")
-        self.fingerprint: str = description["fingerprint"]
-        self.architecture: dict[str, int] = description["architecture"]
-        self.vocabulary = Vocabulary(**description["vocabulary"])
-        verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
-
-    def state(self) -> dict[str, Tensor]:
-        """All weights by name."""
-        return load_file(self.folder / WEIGHTS)
-
-    def model(self, first_layer: int = 0) -> TinyLM:
-        """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
-        model = TinyLM(**self.architecture, first_layer=first_layer)
-        kept = set(model.state_dict())
-        model.load_state_dict({name: value for name, value in self.state().items() if name in kept})
-        return model
-
-    def check(self, vocabulary: Vocabulary, origin: Path) -> None:
-        """Raise DataError unless data and backbone speak of the same token ids."""
-        if vocabulary != self.vocabulary:
-            raise DataError(
-                f"{origin} was made with {_differences(asdict(vocabulary), asdict(self.vocabulary))} than the backbone in "
-                f"{self.folder}; run dvc repro backbone"
-            )
-
-    def check_fingerprint(self, fingerprint: str, origin: Path, stage: str) -> None:
-        """Raise DataError unless ``origin`` was made with this backbone."""
-        if fingerprint != self.fingerprint:
-            raise DataError(
-                f"{origin} belongs to backbone {fingerprint[:12]}, but {self.folder} holds {self.fingerprint[:12]}; "
-                f"run dvc repro {stage}"
-            )
-
-
-def save_backbone(folder: Path, model: TinyLM, vocabulary: Vocabulary) -> None:
-    """Write a whole backbone."""
-    write_atomic(folder / WEIGHTS, save(_contiguous(model.state_dict())))
-    description = {
-        "kind": "backbone",
-        "architecture": model.architecture,
-        "vocabulary": asdict(vocabulary),
-        "fingerprint": sha256(folder / WEIGHTS),
-    }
-    write_json(folder / DESCRIPTION, description)
-
-
-def save_model(folder: Path, model: RefinedLM | TinyLM, backbone: Backbone) -> None:
+def save_model(folder: Path, model: Model, backbone: Backbone) -> None:
     """Write what differs from ``backbone``."""
     refined = isinstance(model, RefinedLM)
     base = backbone.state()
@@ -89,7 +29,7 @@ def save_model(folder: Path, model: RefinedLM | TinyLM, backbone: Backbone) -> N
         for name, value in weights.items()
         if not name.startswith("backbone.") or not torch.equal(value.cpu(), base[name.removeprefix("backbone.")])
     }
-    write_atomic(folder / WEIGHTS, save(_contiguous(kept)))
+    write_atomic(folder / WEIGHTS, save(contiguous(kept)))
     description: dict[str, Any] = {
         "kind": "refined" if refined else "backbone_trained_on",
         "backbone": backbone.fingerprint,
@@ -100,7 +40,7 @@ def save_model(folder: Path, model: RefinedLM | TinyLM, backbone: Backbone) -> N
     write_json(folder / DESCRIPTION, description)
 
 
-def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: int = 0) -> RefinedLM | TinyLM:
+def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: int = 0) -> Model:
     """Load what ``save_model`` wrote, over ``backbone``.
 
     Args:
@@ -116,10 +56,10 @@ def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: 
     description = read_json(folder / DESCRIPTION, stage)
     verify(folder / WEIGHTS, description["sha256"], stage)
     backbone.check_fingerprint(description["backbone"], folder, stage)
-    model: RefinedLM | TinyLM = backbone.model(first_layer)
-    weights = load_file(folder / WEIGHTS)
+    base, weights = backbone.model(first_layer), load_file(folder / WEIGHTS)
+    model: Model = base
     if "refiner" in description:
-        model = RefinedLM(model, SlotRefiner(**description["refiner"]))
+        model = RefinedLM(base, SlotRefiner(**description["refiner"]))
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
     unexpected = sorted(set(weights) - set(model.state_dict()))
@@ -129,9 +69,7 @@ def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: 
     return model
 
 
-def load_refined(
-    folder: str | Path, backbone: Backbone, stage: str, first_layer: int, recursion: Callable[..., Iterator[State]]
-) -> RefinedLM:
+def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer: int, recursion: Recursion) -> RefinedLM:
     """``load_model`` of a model to be trained on.
 
     Raises:
@@ -142,11 +80,3 @@ def load_refined(
         raise DataError(f"{folder} holds a backbone without a refiner; expected the model of stage {stage}")
     model.recursion = recursion
     return model
-
-
-def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
-
-
-def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {a[k]} instead of {b[k]}" for k in a if a[k] != b[k])

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -46,12 +47,11 @@ def resolve(stage: str, params: Mapping[str, Any], overrides: Iterable[str] = ()
         )
     files = [preset, root / "gin" / f"{stage}.gin", *_files(section(params, "common"), root), *_files(section(params, stage), root)]
     gin.clear_config()
-    for folder in (str(root),):
-        gin.add_config_file_search_path(folder)
+    gin.add_config_file_search_path(str(root))
     modules: dict[str, str] = {}
     for file in files:
         modules |= _imports(file, root)
-        _parse(lambda file=file: gin.parse_config_file(str(file)), f"{file}")
+        _parse(partial(gin.parse_config_file, str(file)), str(file))
     shared = list(bindings(params, "common"))
     own = [*bindings(params, stage), *map(_override, overrides)]
     prefix = "from __gin__ import dynamic_registration\n" + "".join(f"{line}\n" for line in modules.values())
@@ -60,7 +60,7 @@ def resolve(stage: str, params: Mapping[str, Any], overrides: Iterable[str] = ()
         optional = binding in shared
         if not _checked(binding, modules, optional):
             continue
-        _parse(lambda b=binding: gin.parse_config(f"{prefix}{b.key} = {b.text}"), binding.origin)
+        _parse(partial(gin.parse_config, f"{prefix}{binding.key} = {binding.text}"), binding.origin)
         bound[_config_key(binding.key, modules)] = (binding, optional)
     kept = _prune(f"stages.{stage}.run")
     for key, (binding, optional) in bound.items():
@@ -158,32 +158,34 @@ def _override(argument: str) -> Binding:
 
 def _checked(binding: Binding, modules: Mapping[str, str], optional: bool) -> bool:
     """Check name, parameter and type; False if an optional (common) binding means nothing to this stage."""
-    scopes, target, parameter = _split(binding.key, modules)
+    _, target, parameter = _split(binding.key, modules)
     if target is None:
-        if parameter in _macros():
-            return True
-        if optional:
-            return False
+        if parameter in _macros() or optional:
+            return parameter in _macros()
         raise ConfigError(f"{binding.origin}: no macro is called '{parameter}'{hint(parameter, _macros())}")
-    alias, *names = target
-    if alias not in modules:
+    function = _find(target, modules)
+    if function is None:
         if optional:
             return False
-        raise ConfigError(f"{binding.origin}: nothing configurable is called '{'.'.join(target)}'{hint('.'.join(target), _names(modules))}")
-    function = _module(modules[alias])
-    for name in names:
-        function = getattr(function, name, None)
-    if function is None or not names:
-        if optional:
-            return False
-        raise ConfigError(f"{binding.origin}: nothing configurable is called '{'.'.join(target)}'{hint('.'.join(target), _names(modules))}")
-    signature = inspect.signature(function)
-    if parameter not in signature.parameters:
-        raise ConfigError(
-            f"{binding.origin}: {'.'.join(target)} has no parameter '{parameter}'{hint(parameter, signature.parameters)}"
-        )
+        name = ".".join(target)
+        raise ConfigError(f"{binding.origin}: nothing configurable is called '{name}'{hint(name, _names(modules))}")
+    parameters = inspect.signature(function).parameters
+    if parameter not in parameters:
+        name = ".".join(target)
+        raise ConfigError(f"{binding.origin}: {name} has no parameter '{parameter}'{hint(parameter, parameters)}")
     _check_type(function, parameter, binding)
     return True
+
+
+def _find(target: list[str], modules: Mapping[str, str]) -> Any:
+    """The function or class that a dotted name means, or None."""
+    alias, *names = target
+    if alias not in modules or not names:
+        return None
+    found = _module(modules[alias])
+    for name in names:
+        found = getattr(found, name, None)
+    return found
 
 
 def _check_type(function: Any, parameter: str, binding: Binding) -> None:

@@ -5,6 +5,7 @@ the batches that an uninterrupted run would have seen). No randomness is ever dr
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -87,7 +88,7 @@ class Examples:
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
         hidden = self.trunk.trunk(batch.tokens, batch.attention, self.layer)
-        return Batch(**{**batch.__dict__, "hidden": hidden.to(self.dtype)})
+        return replace(batch, hidden=hidden.to(self.dtype))
 
 
 class Cached:
@@ -136,7 +137,7 @@ class Cached:
 
     def _batch(self, rows: Block) -> Batch:
         batch = assemble(rows["tokens"], rows["masked"], rows["weights"], rows.get("valid"), self.shards.index["mask_id"])
-        return Batch(**{**batch.__dict__, "hidden": rows["hidden"]})
+        return replace(batch, hidden=rows["hidden"])
 
 
 def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, mask_id: int) -> Batch:
@@ -152,6 +153,8 @@ class Epochs(BaseNode[Batch]):
     def __init__(self, source: Source, batch_size: int, shuffle: int | None, epochs: int | None) -> None:
         super().__init__()
         self.source, self.batch_size, self.shuffle, self.epochs = source, batch_size, shuffle, epochs
+        self._epoch = self._batch = 0
+        self._batches: Iterator[Batch] = iter(())
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)

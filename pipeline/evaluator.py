@@ -1,7 +1,7 @@
 """Evaluation: every model on the same test examples under the same masks, at every recursion step."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -9,16 +9,13 @@ from torch import Tensor
 from components import masking, noise, sampling
 from components.batch import Batch
 from components.metrics import Counts, count, difference, interval
-from components.refined_lm import RefinedLM
-from components.tiny_lm import TinyLM
+from components.model import Model
 from pipeline.data import assemble
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
-
-Model = TinyLM | RefinedLM
 
 
 def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size: int) -> Iterator[Batch]:
@@ -123,7 +120,7 @@ def _predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor
 
     def predict(tokens: Tensor) -> Tensor:
         with runtime.autocast():
-            return model.readout(model.states(Batch(**{**batch.__dict__, "tokens": tokens})))
+            return model.readout(model.states(replace(batch, tokens=tokens)))
 
     return predict
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.checkpoint import Backbone
+from components.tiny_lm import TinyLM
+from pipeline.backbones import Backbone
 from pipeline.data import VALIDATION, Examples, Masking
 from pipeline.prepared import Prepared
 from pipeline.progress import Progress
@@ -66,7 +67,7 @@ def extract(
 @torch.no_grad()
 def _blocks(
     source: Examples,
-    trunk: torch.nn.Module,
+    trunk: TinyLM,
     runtime: Runtime,
     layer: int,
     dtype: torch.dtype,

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def count(work: Callable[[], None]) -> int:
+def count(work: Callable[[], object]) -> int:
     """Run ``work`` and count the operations of its matrix products, forward and backward.
 
     Attention runs as plain products while counting: fused CPU kernels are invisible to the counter.

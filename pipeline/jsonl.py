@@ -72,8 +72,8 @@ class QuestionAnswers:
             first += len(part)
         vocabulary = Vocabulary(
             size=tokenizer.get_vocab_size(),
-            mask_id=tokenizer.token_to_id(bpe.MASK),
-            pad_id=tokenizer.token_to_id(bpe.PAD),
+            mask_id=bpe.special(tokenizer, bpe.MASK),
+            pad_id=bpe.special(tokenizer, bpe.PAD),
             sequence=self.sequence,
             rendering="text",
         )
@@ -86,7 +86,7 @@ class QuestionAnswers:
 
     def _encode(self, tokenizer: Tokenizer, pairs: list["Pair"], first: int) -> Split:
         n = len(pairs)
-        tokens = torch.full((n, self.sequence), tokenizer.token_to_id(bpe.PAD), dtype=torch.int32)
+        tokens = torch.full((n, self.sequence), bpe.special(tokenizer, bpe.PAD), dtype=torch.int32)
         response = torch.zeros(n, self.sequence, dtype=torch.bool)
         valid = torch.zeros(n, self.sequence, dtype=torch.bool)
         for row, pair in enumerate(pairs):
@@ -96,7 +96,7 @@ class QuestionAnswers:
                     f"{pair.origin}: the question takes {len(prompt)} tokens and leaves no room for an answer in a sequence of "
                     f"{self.sequence}; raise the sequence length or remove the line"
                 )
-            answer = [*tokenizer.encode(pair.answer).ids, tokenizer.token_to_id(bpe.END)]
+            answer = [*tokenizer.encode(pair.answer).ids, bpe.special(tokenizer, bpe.END)]
             ids = (prompt + answer)[: self.sequence]
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
             response[row, len(prompt) : len(ids)] = True

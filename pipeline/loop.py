@@ -7,10 +7,9 @@ recorded rows reach the host in one sync; a non-finite loss stops the run there 
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torchdata.nodes import Loader
 from components.batch import Batch
 from components.ema import EMA
 from components.losses import masked_cross_entropy
+from components.model import Model
 from components.optim import adamw, set_lr, warmup_cosine
 from components.recursion import State
 from components.supervision import linear_decay, normalised
@@ -27,14 +27,6 @@ from pipeline.curves import Curves
 from pipeline.errors import TrainingError
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
-
-
-class Model(Protocol):
-    """What the loop needs: states of a batch, one per supervised step, and logits of states."""
-
-    def steps(self, batch: Batch, *, statistics: bool = ...) -> Iterator[State]: ...
-
-    def readout(self, state: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -57,7 +49,7 @@ class Fit:
 
 
 def fit(
-    model: nn.Module,
+    model: Model,
     train: Loader[Batch],
     validation: Loader[Batch],
     out: Path,
@@ -79,7 +71,7 @@ def fit(
     """Train what is not frozen and keep the best validated weights.
 
     Args:
-        model: see ``Model``; already frozen as wanted.
+        model: already frozen as wanted.
         train: endless batches; the microbatch size is theirs.
         validation: finite batches.
         out: folder of ``curves.csv``.
@@ -137,7 +129,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _backward(
-    model: nn.Module, micro: list[Batch], supervision: Callable[[int], list[float]], runtime: Runtime, statistics: bool
+    model: Model, micro: list[Batch], supervision: Callable[[int], list[float]], runtime: Runtime, statistics: bool
 ) -> dict[str, Tensor]:
     """Accumulate gradients of the microbatches; returns loss, loss of each step and statistics, still on the device.
 
@@ -183,7 +175,7 @@ def _report(rows: list[dict[str, float]], bar: Progress, steps: int, seconds: fl
 
 
 def _validated(
-    model: nn.Module,
+    model: Model,
     batches: Loader[Batch],
     average: EMA,
     runtime: Runtime,
@@ -204,7 +196,7 @@ def _validated(
 
 
 @torch.no_grad()
-def validation_losses(model: nn.Module, batches: Loader[Batch], runtime: Runtime) -> list[float]:
+def validation_losses(model: Model, batches: Loader[Batch], runtime: Runtime) -> list[float]:
     """Loss of each recursion step over all validation sequences."""
     model.eval()
     total: Tensor | None = None

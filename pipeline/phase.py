@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from components.freezing import freeze_except
-from components.refined_lm import RefinedLM
+from components.model import Model
 from components.tiny_lm import TinyLM
 from pipeline.data import Source, loader
 from pipeline.errors import ConfigError
@@ -17,7 +17,7 @@ from pipeline.runtime import Runtime
 
 
 def train(
-    model: RefinedLM | TinyLM,
+    model: Model,
     sources: Callable[[str], Source],
     out: str | Path,
     save: Callable[[], None],

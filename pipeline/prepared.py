@@ -3,7 +3,7 @@
 A folder with one safetensors file per split and ``manifest.json`` (vocabulary, counts, hashes).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -56,8 +56,7 @@ class Split:
 
     def take(self, rows: Tensor | slice) -> "Split":
         """The given rows."""
-        picked = {k: None if v is None else v[rows] for k, v in self.__dict__.items()}
-        return Split(**picked)
+        return replace(self, **{name: value[rows] for name, value in vars(self).items() if value is not None})
 
 
 def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The report: one readable page (markdown) with the results table, the pictures and what looks unhealthy."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     figures.by_step(metrics, models, _headline_metric(metrics), f"{headline}: after each recursion step", out / "steps.png")
     figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
     pictures = ["losses", "steps", "slots"]
-    refined = [name for name in ("finetune", "joint", "warmup") if name in metrics][0]
+    refined = next(name for name in ("finetune", "joint", "warmup") if name in metrics)
     if trace["rendering"] == "sudoku":
         figures.puzzles(trace, refined, range(min(3, len(trace["tokens"]))), out / "puzzles.png")
         pictures.append("puzzles")
 
     table = results_table(metrics, models, measures, trained)
     write_atomic(out / "table.md", table.encode())
-    page = _page(table, differences_table(metrics, measures), findings(metrics, curve, models), steps_table(metrics, models), pictures)
+    page = _page(
+        table, differences_table(metrics, measures), findings(metrics, curve, models), steps_table(metrics, models), pictures
+    )
     write_atomic(out / "report.md", page.encode())
     return table
 
@@ -108,12 +111,13 @@ def findings(metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves], mo
     for name in models:
         steps = [v["mean"] for v in metrics[name]["nll_by_step"]]
         if len(steps) > 1:
-            falling = all(b <= a for a, b in zip(steps, steps[1:], strict=False))
-            found.append(f"{name}: nll {'falls with every recursion step' if falling else 'does not fall with every step: more steps are not better'}")
+            falling = all(b <= a for a, b in pairwise(steps))
+            found.append(f"{name}: nll falls with every recursion step" if falling else f"{name}: more steps are not always better")
     for name, columns in curve.items():
         for gate in (k for k in columns if k.startswith("gate/")):
-            if not 0.3 <= columns[gate][-1] <= 0.7:
-                found.append(f"{name}: {gate} ends at {columns[gate][-1]:.2f}, outside 0.3..0.7: this slot is {'closing' if columns[gate][-1] < 0.3 else 'taking over'}")
+            if not 0.3 <= (value := columns[gate][-1]) <= 0.7:
+                becoming = "closing" if value < 0.3 else "taking over"
+                found.append(f"{name}: {gate} ends at {value:.2f}, outside 0.3..0.7: this slot is {becoming}")
     return found
 
 
@@ -154,7 +158,9 @@ def cell(value: Mapping[str, float]) -> str:
     >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600})
     '.960 [.943, .975]'
     """
-    mean, low, high = (f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}" for k in ("mean", "low", "high"))
+    mean, low, high = (
+        f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}" for k in ("mean", "low", "high")
+    )
     return f"{mean} [{low}, {high}]"
 
 

@@ -1,10 +1,10 @@
-"""Where hidden states come from: shards, or the frozen trunk run live. Both give the same Batch, so training knows no difference."""
+"""Where hidden states come from: shards, or the frozen trunk run live. Both give the same Batch: training knows no difference."""
 
 from typing import Literal
 
 import torch
 
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.data import VALIDATION, Cached, Examples, Masking
 from pipeline.prepared import Prepared
 from pipeline.shards import Shards
@@ -41,9 +41,7 @@ def live(
     return examples
 
 
-def tokens(
-    split: str, *, backbone: Backbone, prepared: str, masking: Masking, seed: int, draws: int | None = None
-) -> Examples:
+def tokens(split: str, *, backbone: Backbone, prepared: str, masking: Masking, seed: int, draws: int | None = None) -> Examples:
     """Token ids alone, for models that are trained from their first layer on.
 
     Raises:

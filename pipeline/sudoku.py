@@ -8,6 +8,7 @@ unseen grids, not over unseen structure.)
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -61,10 +62,8 @@ class Sudoku:
             **{f"test_{n}": (grids[:test], self.test, (n, n)) for n in self.test_clues},
         }
         ids = {grid: i for i, grid in enumerate(grids)}
-        splits = {name: self._split(name, rules, rng, ids, *part) for name, part in parts.items()}
-        vocabulary = Vocabulary(
-            size=self.size + 1, mask_id=self.size, pad_id=self.size, sequence=self.size**2, rendering="sudoku"
-        )
+        splits = {name: self._split(name, rules, random.Random(f"{seed}/{name}"), ids, *part) for name, part in parts.items()}
+        vocabulary = Vocabulary(size=self.size + 1, mask_id=self.size, pad_id=self.size, sequence=self.size**2, rendering="sudoku")
         return vocabulary, splits, {}
 
     def _split(
@@ -145,16 +144,13 @@ class Rules:
         empty = [i for i, value in enumerate(cells) if value is None]
         if rng is not None:
             rng.shuffle(empty)
-        count = 0
-        for solution in self._search(cells, empty, free, rng):
-            yield solution
-            count += 1
-            if count == limit:
-                return
+        yield from islice(self._search(cells, empty, free, rng), limit)
 
-    def _search(self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None) -> Iterator[tuple[int, ...]]:
+    def _search(
+        self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None
+    ) -> Iterator[tuple[int, ...]]:
         if not empty:
-            yield tuple(cells)
+            yield tuple(cells)  # type: ignore[arg-type]  # nothing is empty
             return
         best = min(empty, key=lambda i: self._candidates(i, free).bit_count())
         rest = [i for i in empty if i != best]

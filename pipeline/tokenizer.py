@@ -34,6 +34,18 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
+def special(tokenizer: Tokenizer, token: str) -> int:
+    """Id of PAD, END or MASK.
+
+    Raises:
+        DataError: the tokenizer lacks it.
+    """
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise DataError(f"the tokenizer has no token {token}; run dvc repro prepare")
+    return found
+
+
 def save(tokenizer: Tokenizer, path: Path) -> None:
     """Write the tokenizer as one JSON file."""
     write_atomic(path, tokenizer.to_str(pretty=True).encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from components.tiny_lm import TinyLM
-from pipeline import checkpoint, phase
+from pipeline import backbones, phase
 from pipeline.data import VALIDATION, Examples, Masking
 from pipeline.loop import Fit
 from pipeline.prepared import Prepared
@@ -45,5 +45,5 @@ def run(
         stream = VALIDATION if split == "validation" else None
         return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream)
 
-    save = partial(checkpoint.save_backbone, Path(out), backbone, data.vocabulary)
+    save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
     phase.train(backbone, source, out, save, runtime, fit=fit, unfreeze=[""], batch_size=batch_size, seed=seed)

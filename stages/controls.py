@@ -1,12 +1,12 @@
 """controls: what the same compute buys without the refiner's phases. Two runs, matched in floating-point operations."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.recursion import State
+from components.recursion import Recursion
 from pipeline import checkpoint, phase
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.data import Source
 from pipeline.loop import Fit
 from pipeline.runtime import Runtime
@@ -20,7 +20,7 @@ def run(
     joint: str,
     states: Callable[..., Source],
     examples: Callable[..., Source],
-    recursion: Callable[..., Iterator[State]],
+    recursion: Recursion,
     fit: Callable[..., Fit],
     fit_backbone: Callable[..., Fit],
     unfreeze: Sequence[str],

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import assessment
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.prepared import Prepared
 from pipeline.runtime import Runtime
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from components.split import split_layer
 from pipeline import extraction
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.data import Masking
 from pipeline.errors import ConfigError
 from pipeline.prepared import Prepared

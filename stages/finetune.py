@@ -1,12 +1,12 @@
 """finetune, phase 3: the whole model, tiny learning rate, short. Off by default: ``steps = 0`` hands joint's model on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.recursion import State
+from components.recursion import Recursion
 from pipeline import checkpoint, phase
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.data import Source
 from pipeline.loop import Fit
 from pipeline.runtime import Runtime
@@ -18,7 +18,7 @@ def run(
     backbone: str,
     joint: str,
     examples: Callable[..., Source],
-    recursion: Callable[..., Iterator[State]],
+    recursion: Recursion,
     fit: Callable[..., Fit],
     unfreeze: Sequence[str],
     batch_size: int,

@@ -1,12 +1,12 @@
 """joint, phase 2: also trains the last backbone layers, at a smaller learning rate, from the same shards."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.recursion import State
+from components.recursion import Recursion
 from pipeline import checkpoint, phase
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.data import Source
 from pipeline.loop import Fit
 from pipeline.runtime import Runtime
@@ -18,7 +18,7 @@ def run(
     backbone: str,
     warmup: str,
     states: Callable[..., Source],
-    recursion: Callable[..., Iterator[State]],
+    recursion: Recursion,
     fit: Callable[..., Fit],
     unfreeze: Sequence[str],
     layer_norms: bool,

@@ -9,9 +9,7 @@ from pipeline import prepared
 class Corpus(Protocol):
     """What can be prepared: gives vocabulary, splits and the hashes of what it read."""
 
-    def prepare(
-        self, seed: int, out: Path
-    ) -> tuple[prepared.Vocabulary, dict[str, prepared.Split], dict[str, str]]: ...
+    def prepare(self, seed: int, out: Path) -> tuple[prepared.Vocabulary, dict[str, prepared.Split], dict[str, str]]: ...
 
 
 def run(*, out: str, corpus: Corpus, seed: int) -> None:

@@ -1,16 +1,16 @@
 """warmup, phase 1: trains the refiner alone on cached states; the layers below the split are never loaded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from components.recursion import State
+from components.recursion import Recursion
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
 from pipeline import checkpoint, phase
-from pipeline.checkpoint import Backbone
+from pipeline.backbones import Backbone
 from pipeline.data import Source
 from pipeline.errors import ConfigError
 from pipeline.loop import Fit
@@ -23,7 +23,7 @@ def run(
     backbone: str,
     states: Callable[..., Source],
     refiner: Callable[..., SlotRefiner],
-    recursion: Callable[..., Iterator[State]],
+    recursion: Recursion,
     fit: Callable[..., Fit],
     unfreeze: Sequence[str],
     layer_norms: bool,

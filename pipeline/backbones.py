@@ -1,0 +1,79 @@
+"""A backbone on disk: ``model.safetensors`` + ``model.json`` with architecture, vocabulary and fingerprint. Never pickle."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from components.tiny_lm import TinyLM
+from pipeline.errors import DataError
+from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+from pipeline.prepared import Vocabulary
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class Backbone:
+    """A backbone folder, opened: its architecture, vocabulary and fingerprint (sha256 of the weights).
+
+    Raises:
+        DataError: the folder is missing or its weights are not what the description says.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        description = read_json(self.folder / DESCRIPTION, "backbone")
+        self.fingerprint: str = description["fingerprint"]
+        self.architecture: dict[str, int] = description["architecture"]
+        self.vocabulary = Vocabulary(**description["vocabulary"])
+        verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights by name."""
+        return load_file(self.folder / WEIGHTS)
+
+    def model(self, first_layer: int = 0) -> TinyLM:
+        """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
+        model = TinyLM(**self.architecture, first_layer=first_layer)
+        kept = set(model.state_dict())
+        model.load_state_dict({name: value for name, value in self.state().items() if name in kept})
+        return model
+
+    def check(self, vocabulary: Vocabulary, origin: Path) -> None:
+        """Raise DataError unless data and backbone speak of the same token ids."""
+        if vocabulary != self.vocabulary:
+            raise DataError(
+                f"{origin} was made with {_differences(asdict(vocabulary), asdict(self.vocabulary))} than the backbone in "
+                f"{self.folder}; run dvc repro backbone"
+            )
+
+    def check_fingerprint(self, fingerprint: str, origin: Path, stage: str) -> None:
+        """Raise DataError unless ``origin`` was made with this backbone."""
+        if fingerprint != self.fingerprint:
+            raise DataError(
+                f"{origin} belongs to backbone {fingerprint[:12]}, but {self.folder} holds {self.fingerprint[:12]}; "
+                f"run dvc repro {stage}"
+            )
+
+
+def save_backbone(folder: Path, model: TinyLM, vocabulary: Vocabulary) -> None:
+    """Write a whole backbone."""
+    write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
+    description = {
+        "kind": "backbone",
+        "architecture": model.architecture,
+        "vocabulary": asdict(vocabulary),
+        "fingerprint": sha256(folder / WEIGHTS),
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as safetensors wants them: on the host, contiguous."""
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {a[k]} instead of {b[k]}" for k in a if a[k] != b[k])

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from components.attention import Attention, Block, RMSNorm
+
+
+def plain_attention(x, qkv, heads, attention=None):
+    """Softmax over explicit scores, one batch and one head at a time."""
+    batch, _, dim = x.shape
+    width = dim // heads
+    out = torch.zeros_like(x)
+    for b in range(batch):
+        for h in range(heads):
+            q, k, v = ((x[b] @ qkv[i * dim + h * width : i * dim + (h + 1) * width].T) for i in range(3))
+            scores = torch.einsum("qc,kc->qk", q, k) / math.sqrt(width)
+            if attention is not None:
+                scores[:, ~attention[b]] = -torch.inf
+            out[b, :, h * width : (h + 1) * width] = torch.einsum("qk,kc->qc", scores.exp() / scores.exp().sum(-1, True), v)
+    return out
+
+
+def plain_rms_norm(x, weight, eps=1e-6):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+PADDING = torch.tensor([[True] * 5, [True, True, True, False, False]])
+
+
+@pytest.mark.parametrize("attention", [None, PADDING], ids=["no_mask", "padding"])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_equals_explicit_softmax(heads, attention):
+    torch.manual_seed(0)
+    layer = Attention(8, heads)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(layer(x, attention), plain_attention(x, layer.qkv.weight, heads, attention), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_ignores_what_padding_holds():
+    torch.manual_seed(0)
+    layer = Attention(8, 2)
+    x = torch.randn(2, 5, 8)
+    changed = torch.where(PADDING[..., None], x, torch.randn(2, 5, 8))
+    assert torch.equal(layer(x, PADDING)[PADDING], layer(changed, PADDING)[PADDING])
+
+
+def test_attention_is_bidirectional():
+    torch.manual_seed(0)
+    layer = Attention(8, 2)
+    x = torch.randn(1, 5, 8)
+    changed = x.clone()
+    changed[0, -1] += 1
+    assert ((layer(x, None) - layer(changed, None)).abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(64, 3), (8, 16)])
+def test_heads_that_do_not_divide_dim_are_named(dim, heads):
+    with pytest.raises(ValueError, match=rf"dim {dim} and heads {heads}\b"):
+        Attention(dim, heads)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1.0])
+def test_rms_norm_equals_plain_formula(eps):
+    torch.manual_seed(0)
+    norm = RMSNorm(6, eps)
+    norm.weight.data.normal_()
+    x = 3 * torch.randn(4, 2, 6)
+    torch.testing.assert_close(norm(x), plain_rms_norm(x, norm.weight, eps))
+
+
+@pytest.mark.parametrize("attention", [None, PADDING], ids=["no_mask", "padding"])
+def test_block_equals_plain_formula(attention):
+    torch.manual_seed(0)
+    block = Block(8, 2, mlp_ratio=3)
+    for p in block.parameters():
+        p.data.normal_(std=0.5)
+    x = torch.randn(2, 5, 8)
+    normed = plain_rms_norm(x, block.attention_norm.weight)
+    h = x + plain_attention(normed, block.attention.qkv.weight, 2, attention) @ block.out.weight.T
+    up = plain_rms_norm(h, block.mlp_norm.weight) @ block.up.weight.T
+    assert up.shape[-1] == 24
+    expected = h + (0.5 * up * (1 + torch.erf(up / math.sqrt(2)))) @ block.down.weight.T
+    torch.testing.assert_close(block(x, attention), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_block_weights_have_the_documented_spread_and_follow_the_generator():
+    blocks = [Block(128, 4) for _ in range(3)]
+    for block, seed in zip(blocks, (0, 0, 1), strict=True):
+        block.init_weights(0.05, torch.Generator().manual_seed(seed))
+    for linear in (blocks[0].attention.qkv, blocks[0].up):
+        assert linear.weight.std().item() == pytest.approx(0.7 / math.sqrt(128), rel=0.03)
+    for linear in (blocks[0].out, blocks[0].down):
+        assert linear.weight.std().item() == pytest.approx(0.05, rel=0.03)
+    x = F.normalize(torch.ones(1, 3, 128), dim=-1)
+    assert torch.equal(blocks[0](x, None), blocks[1](x, None))
+    assert not torch.equal(blocks[0](x, None), blocks[2](x, None))

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.noise import permutation, uniform
+
+hypothesis_settings = settings(max_examples=25, deadline=None)
+INT64 = st.integers(-(2**63), 2**63 - 1)
+KEYS = st.integers(0, 2**40)
+
+
+class SplitMix64:
+    """The published generator in plain Python integers."""
+
+    def __init__(self, state):
+        self.state = state % 2**64
+
+    @staticmethod
+    def mix(z):
+        z %= 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    def next(self):
+        self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
+        return self.mix(self.state)
+
+
+def reference(seed, stream, uid, n):
+    key = SplitMix64.mix(SplitMix64.mix(seed + 1) + stream + 1)
+    generator = SplitMix64(SplitMix64.mix(uid * 0x9E3779B97F4A7C15 + key))
+    return [(generator.next() >> 11) / 2**53 for _ in range(n)]
+
+
+def test_the_reference_gives_the_published_first_numbers_of_seed_zero():
+    generator = SplitMix64(0)
+    assert [generator.next() for _ in range(3)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+@hypothesis_settings
+@given(INT64, KEYS, INT64, st.integers(1, 6))
+def test_uniform_equals_splitmix64_in_python_integers(seed, stream, uid, n):
+    assert uniform(seed, stream, torch.tensor([uid]), n)[0].tolist() == reference(seed, stream, uid, n)
+
+
+@hypothesis_settings
+@given(KEYS, KEYS, st.lists(INT64, min_size=1, max_size=6), st.data())
+def test_a_sequence_gets_the_same_noise_in_any_batch(seed, stream, uids, data):
+    whole = uniform(seed, stream, torch.tensor(uids), 4)
+    order = data.draw(st.permutations(range(len(uids))))
+    for place, row in zip(uniform(seed, stream, torch.tensor([uids[i] for i in order]), 4), order, strict=True):
+        assert torch.equal(place, whole[row])
+
+
+def test_fewer_numbers_are_a_prefix_of_more():
+    uid = torch.arange(5)
+    assert torch.equal(uniform(0, 1, uid, 3), uniform(0, 1, uid, 8)[:, :3])
+
+
+def test_noise_is_uniform():
+    noise = uniform(0, 0, torch.arange(1000), 100)
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    for power in (1, 2, 3, 4):
+        sd = math.sqrt(1 / (2 * power + 1) - 1 / (power + 1) ** 2)
+        assert abs(noise.pow(power).mean().item() - 1 / (power + 1)) < 4 * sd / math.sqrt(100_000)
+    shares = torch.histc(noise.float(), 16, 0, 1) / 100_000
+    assert (shares - 1 / 16).abs().max() < 5 * math.sqrt(1 / 16 * 15 / 16 / 100_000)
+
+
+@pytest.mark.parametrize(("seed", "stream", "shift"), [(1, 0, 0), (0, 1, 0), (0, 0, 10_000)], ids=["seed", "stream", "uid"])
+def test_another_key_gives_uncorrelated_noise(seed, stream, shift):
+    uid = torch.arange(10_000)
+    pair = torch.stack([uniform(0, 0, uid, 1)[:, 0], uniform(seed, stream, uid + shift, 1)[:, 0]])
+    assert abs(torch.corrcoef(pair)[0, 1].item()) < 4 / math.sqrt(10_000)
+
+
+def test_numbers_of_one_sequence_are_uncorrelated():
+    correlation = torch.corrcoef(uniform(0, 0, torch.arange(10_000), 8).T)
+    assert (correlation - torch.eye(8)).abs().max() < 5 / math.sqrt(10_000)
+
+
+@hypothesis_settings
+@given(KEYS, KEYS, st.integers(0, 50))
+def test_permutation_holds_each_number_once(seed, stream, n):
+    assert sorted(permutation(seed, stream, n).tolist()) == list(range(n))
+
+
+def test_permutation_is_a_function_of_its_keys():
+    orders = [permutation(seed, stream, 50).tolist() for seed, stream in ((0, 0), (0, 1), (1, 0))]
+    assert orders[0] == permutation(0, 0, 50).tolist()
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    assert list(range(50)) not in orders
+
+
+def test_permutation_puts_every_number_in_every_place_equally_often():
+    places = torch.stack([permutation(0, stream, 4) for stream in range(2000)])
+    for number in range(4):
+        shares = (places == number).double().mean(0)
+        assert (shares - 0.25).abs().max() < 4 * math.sqrt(0.25 * 0.75 / 2000)

@@ -1,0 +1,326 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from components.recursion import full_gradient, one_step_gradient
+from components.refiner import SlotRefiner, chunk_positions
+
+DIM, HEADS, RMS = 16, 2, 1.7
+NAMES = ("context", "reasoning", "refinement", "confidence")
+ATTENTION = torch.arange(5) < torch.tensor([5, 3, 4])[:, None]
+
+
+def make(seed=0, awake=True, **options):
+    """A refiner with initial weights, or with every weight random: norms, gates and output layer too."""
+    refiner = SlotRefiner(DIM, HEADS, **{"steps": 3, **options})
+    g = torch.Generator().manual_seed(seed)
+    refiner.init_weights(RMS, g)
+    if awake:
+        for p in refiner.parameters():
+            torch.nn.init.normal_(p, std=0.4, generator=g)
+    return refiner
+
+
+def inputs(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(3, 5, DIM, generator=g), 0.1 * torch.randn(3, 5, DIM, generator=g)
+
+
+def hidden(refiner, *args, **options):
+    return [state.hidden for state in refiner.refine(*args, **options)]
+
+
+# One step once more, from the bare weights.
+
+
+def plain_norm(x, weight=1.0, eps=1e-6):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def plain_attention(x, qkv, attention):
+    q, k, v = (F.linear(x, part).unflatten(-1, (HEADS, -1)) for part in qkv.chunk(3))
+    scores = torch.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(DIM / HEADS)
+    if attention is not None:
+        scores = scores.masked_fill(~attention[:, None, None, :], -torch.inf)
+    return torch.einsum("bhqk,bkhc->bqhc", scores.softmax(-1), v).flatten(2)
+
+
+def plain_gelu(x):
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def plain_step(w, h, previous, x, embedding, attention, design, blocks):
+    u = h
+    if design == "residual":
+        injected_x = F.linear(plain_norm(x, w["injection.x_norm.weight"]), w["injection.project_x.weight"])
+        injected_embedding = F.linear(
+            plain_norm(embedding, eps=torch.finfo(torch.float32).eps), w["injection.project_embedding.weight"]
+        )
+        u = plain_norm(h, w["injection.state_norm.weight"]) + injected_x + injected_embedding
+    for i in range(blocks - 1):
+        b = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
+        heads = plain_attention(plain_norm(u, b["attention_norm.weight"]), b["attention.qkv.weight"], attention)
+        u = u + F.linear(heads, b["out.weight"])
+        u = u + F.linear(plain_gelu(F.linear(plain_norm(u, b["mlp_norm.weight"]), b["up.weight"])), b["down.weight"])
+    context = plain_attention(plain_norm(u, w["attention_norm.weight"]), w["attention.qkv.weight"], attention)
+    channel = h / RMS if design == "residual" else h
+    variance = torch.log(1 + (channel - channel.mean(-1, keepdim=True)) ** 2)
+    previous = context if previous is None else previous
+    sources = {"context": context, "reasoning": context, "refinement": context - previous, "confidence": variance}
+    slots = {name: F.linear(value, w[f"slots.project.{name}.weight"]) for name, value in sources.items()}
+    for name in ("context", "reasoning", "confidence"):  # the bias of the refinement cancels
+        slots[name] = slots[name] + w[f"slots.project.{name}.bias"]
+    gates = 1 / (1 + torch.exp(-w["slots.gate_logits"]))
+    gated = {n: gates[i] * plain_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(NAMES)}
+    confidence = torch.sigmoid(F.linear(gated["confidence"], w["confidence.weight"], w["confidence.bias"]))
+    wide = plain_gelu(F.linear(torch.cat([gated[n] for n in NAMES], -1), w["delta_in.weight"], w["delta_in.bias"]))
+    delta = F.linear(wide, w["delta_out.weight"], w["delta_out.bias"])
+    update = confidence * (delta * RMS if design == "residual" else (0.1 * delta.tanh()).clamp(-0.5, 0.5))
+    return {"hidden": h + update, "context": context, "slots": slots, "gates": gates, "confidence": confidence, "update": update}
+
+
+def plain_steps(refiner, x, embedding, attention, design, blocks=1, steps=3):
+    w = {name: value.detach() for name, value in refiner.state_dict().items()}
+    entry = x
+    if design == "literal":
+        centred = x - x.mean(-1, keepdim=True)
+        entry = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w["entry.weight"] + w["entry.bias"]
+    results, h, context = [], entry, None
+    for _ in range(steps):
+        results.append(plain_step(w, h, context, x, embedding, attention, design, blocks))
+        h, context = results[-1]["hidden"], results[-1]["context"]
+    return results
+
+
+def plain_overlap(slots):
+    """Mean over pairs of the mean squared correlation; a slot that does not vary (refinement, step 1) is uncorrelated."""
+    columns = [value.flatten(0, 1) for value in slots.values()]
+    correlation = torch.corrcoef(torch.cat(columns, 1).T).nan_to_num(0).square()
+    index = torch.arange(4).repeat_interleave(torch.tensor([c.shape[1] for c in columns]))
+    pairs = [correlation[index == i][:, index == j].mean() for i in range(4) for j in range(i)]
+    return torch.stack(pairs).mean()
+
+
+@pytest.mark.parametrize("attention", [None, ATTENTION], ids=["no_mask", "padding"])
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("design", ["residual", "literal"])
+def test_every_step_equals_a_plain_recomputation_from_the_weights(design, blocks, attention):
+    refiner = make(design=design, blocks=blocks)
+    x, embedding = inputs()
+    expected = plain_steps(refiner, x, embedding, attention, design, blocks)
+    states = list(refiner.refine(x, embedding, attention))
+    assert len(states) == 3
+    for state, plain in zip(states, expected, strict=True):
+        torch.testing.assert_close(state.hidden, plain["hidden"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(state.context, plain["context"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("design", ["residual", "literal"])
+def test_steps_share_their_weights(design):
+    sizes = {sum(p.numel() for p in SlotRefiner(DIM, HEADS, steps=steps, design=design).parameters()) for steps in (1, 6)}
+    assert len(sizes) == 1
+    refiner = make(design=design)
+    short, long = hidden(refiner, *inputs(), steps=2), hidden(refiner, *inputs(), steps=5)
+    assert (len(short), len(long)) == (2, 5)
+    assert all(torch.equal(a, b) for a, b in zip(short, long[:2], strict=True))
+
+
+def test_at_the_start_residual_states_equal_x_bit_for_bit():
+    x, embedding = inputs()
+    states = hidden(make(awake=False), x, embedding, ATTENTION)
+    assert [torch.equal(h, x) for h in states] == [True] * 3
+
+
+def test_the_first_update_already_has_a_gradient_at_the_start():
+    refiner = make(awake=False)
+    x, embedding = inputs()
+    (gradient,) = torch.autograd.grad(hidden(refiner, x, embedding)[0].square().sum(), refiner.delta_out.weight)
+    assert gradient.abs().max() > 0
+
+
+def test_literal_states_enter_through_a_layer_norm_and_move_by_a_tenth_at_most():
+    refiner = make(design="literal")
+    torch.nn.init.normal_(refiner.delta_out.weight, std=20, generator=torch.Generator().manual_seed(0))
+    x, embedding = inputs()
+    before = F.layer_norm(x, (DIM,), refiner.entry.weight, refiner.entry.bias)
+    for after in hidden(refiner, x, embedding):
+        largest = (after - before).abs().max().item()
+        assert 0.05 < largest <= 0.1 + 1e-6
+        before = after
+
+
+@pytest.mark.parametrize(("design", "injected"), [("residual", True), ("literal", False)])
+def test_embeddings_enter_in_the_residual_design_only(design, injected):
+    refiner = make(design=design)
+    x, embedding = inputs()
+    same = [torch.equal(a, b) for a, b in zip(hidden(refiner, x, embedding), hidden(refiner, x, -embedding), strict=True)]
+    assert same == [not injected] * 3
+
+
+def test_padding_does_not_influence_valid_positions():
+    refiner = make(blocks=2)
+    x, embedding = inputs()
+    noise = torch.where(ATTENTION[..., None], 0.0, 5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(9)))
+    clean, dirty = hidden(refiner, x, embedding, ATTENTION), hidden(refiner, x + noise, embedding + noise, ATTENTION)
+    for a, b in zip(clean, dirty, strict=True):
+        torch.testing.assert_close(a[ATTENTION], b[ATTENTION])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 100}, r"divisible by 8, got 100\b"),
+        ({"dim": 64, "heads": 3}, r"\b64\b.*\b3\b"),
+        ({"dim": 64, "widths": {"context": 8, "reasoning": 8, "refinement": 8, "confidence": 0}}, r"'confidence': 0\b"),
+        ({"dim": 64, "widths": {"context": 8, "reasoning": 8, "refinement": 8}}, "context, reasoning, refinement, confidence"),
+        ({"dim": 64, "widths": {"context": 8, "reasoning": 8, "refinement": 8, "confidence": 8, "mood": 4}}, "mood"),
+        ({"dim": 64, "steps": 0}, r"steps 0\b"),
+        ({"dim": 64, "blocks": 0}, r"blocks 0\b"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_an_error_naming_them(options, message):
+    with pytest.raises(ValueError, match=message):
+        SlotRefiner(**options)
+
+
+@pytest.mark.parametrize("design", ["residual", "literal"])
+def test_custom_widths_equal_the_plain_recomputation(design):
+    refiner = make(design=design, widths={"context": 3, "reasoning": 5, "refinement": 7, "confidence": 1})
+    x, embedding = inputs()
+    expected = plain_steps(refiner, x, embedding, None, design)
+    assert refiner.delta_in.in_features == 16
+    for h, plain in zip(hidden(refiner, x, embedding), expected, strict=True):
+        torch.testing.assert_close(h, plain["hidden"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_width_not_divisible_by_eight_works_with_custom_widths():
+    refiner = SlotRefiner(100, widths={"context": 9, "reasoning": 2, "refinement": 3, "confidence": 4})
+    assert hidden(refiner, torch.randn(1, 2, 100), torch.randn(1, 2, 100))[-1].shape == (1, 2, 100)
+
+
+@pytest.mark.parametrize("design", ["residual", "literal"])
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.booleans(), min_size=15, max_size=15))
+def test_positions_outside_the_mask_stay_bit_identical_to_x_and_others_change(design, mask):
+    positions = torch.tensor(mask).view(3, 5)
+    x, embedding = inputs()
+    for h in hidden(make(design=design), x, embedding, ATTENTION, positions=positions):
+        assert torch.equal(h[~positions], x[~positions])
+        assert (h[positions] != x[positions]).any(-1).all()
+
+
+def test_a_mask_that_lets_everything_change_is_no_mask():
+    refiner, (x, embedding) = make(), inputs()
+    masked = hidden(refiner, x, embedding, positions=torch.ones(3, 5, dtype=torch.bool))
+    assert all(torch.equal(a, b) for a, b in zip(masked, hidden(refiner, x, embedding), strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_chunk_positions_repeats_each_chunk_over_its_tokens(size):
+    chunks = torch.tensor([[True, False, True], [False, False, True]])
+    expected = [[chunks[b, i // size].item() for i in range(3 * size)] for b in range(2)]
+    assert chunk_positions(chunks, 3 * size).tolist() == expected
+
+
+def test_chunks_that_do_not_divide_the_sequence_are_named():
+    with pytest.raises(ValueError, match=r"\b3 chunks.*\b8 tokens"):
+        chunk_positions(torch.ones(1, 3, dtype=torch.bool), 8)
+
+
+@pytest.mark.parametrize("design", ["residual", "literal"])
+def test_statistics_equal_a_plain_computation(design):
+    refiner, (x, embedding) = make(design=design), inputs()
+    expected = plain_steps(refiner, x, embedding, ATTENTION, design)
+    for state, plain in zip(refiner.refine(x, embedding, ATTENTION, statistics=True), expected, strict=True):
+        measured = {
+            **{f"slot/{name}": value.square().mean().sqrt().item() for name, value in plain["slots"].items()},
+            **{f"gate/{name}": plain["gates"][i].item() for i, name in enumerate(NAMES)},
+            "confidence": plain["confidence"].mean().item(),
+            "delta": plain["update"].square().mean().sqrt().item(),
+            "overlap": plain_overlap(plain["slots"]).item(),
+        }
+        assert {name: value.item() for name, value in state.statistics.items()} == pytest.approx(measured, rel=1e-3, abs=1e-5)
+
+
+def test_statistics_are_scalars_without_gradient():
+    refiner, (x, embedding) = make(), inputs()
+    for state in refiner.refine(x, embedding, statistics=True):
+        assert len(state.statistics) == 11
+        assert all(value.ndim == 0 and not value.requires_grad for value in state.statistics.values())
+
+
+def test_statistics_do_not_change_the_states_and_come_only_on_request():
+    refiner, (x, embedding) = make(), inputs()
+    plain, measured = list(refiner.refine(x, embedding)), list(refiner.refine(x, embedding, statistics=True))
+    assert [state.statistics for state in plain] == [{}] * 3
+    assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(plain, measured, strict=True))
+
+
+def test_the_refinement_slot_is_zero_at_the_first_step_and_only_there():
+    refiner, (x, embedding) = make(), inputs()
+    sizes = [state.statistics["slot/refinement"].item() for state in refiner.refine(x, embedding, statistics=True)]
+    assert sizes[0] == 0.0
+    assert min(sizes[1:]) > 0.0
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_penalty_is_the_weighted_overlap_of_the_slots(weight):
+    refiner, (x, embedding) = make(orthogonality=weight), inputs()
+    expected = plain_steps(refiner, x, embedding, None, "residual")
+    for state, plain in zip(refiner.refine(x, embedding), expected, strict=True):
+        assert state.penalty.item() == pytest.approx(weight * plain_overlap(plain["slots"]).item(), rel=1e-3)
+
+
+def test_penalty_has_a_finite_gradient_to_the_slots_at_every_step():
+    refiner, (x, embedding) = make(orthogonality=0.5), inputs()
+    for state in refiner.refine(x, embedding):
+        gradients = torch.autograd.grad(state.penalty, list(refiner.slots.project.parameters()), retain_graph=True)
+        assert all(g.isfinite().all() for g in gradients)
+        assert gradients[0].abs().max() > 0
+
+
+def test_without_orthogonality_there_is_no_penalty():
+    assert all(state.penalty is None for state in make().refine(*inputs()))
+
+
+@pytest.mark.parametrize("design", ["residual", "literal"])
+def test_one_step_gradient_equals_a_step_taken_from_detached_inputs(design):
+    refiner, (x, embedding) = make(design=design), inputs()
+
+    def last_step_alone(step, state, steps):
+        """All steps but the last leave no graph."""
+        with torch.no_grad():
+            for _ in range(steps - 1):
+                state = step(state)
+        yield step(state)
+
+    losses = [
+        list(refiner.refine(x, embedding, recursion=recursion))[-1].hidden.square().sum()
+        for recursion in (one_step_gradient, last_step_alone, full_gradient)
+    ]
+    assert losses[0] == losses[1] == losses[2]
+    matrices = [p for p in refiner.parameters() if p.ndim == 2]
+    one_step, by_hand, full = (torch.autograd.grad(loss, matrices) for loss in losses)
+    for ours, plain, other in zip(one_step, by_hand, full, strict=True):
+        torch.testing.assert_close(ours, plain)
+        assert not torch.allclose(ours, other, rtol=1e-2)
+
+
+def test_initial_weights_follow_the_generator_alone():
+    first, again, other = (make(seed, awake=False).state_dict() for seed in (0, 0, 1))
+    torch.manual_seed(123)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["confidence.weight"], other["confidence.weight"])
+
+
+@pytest.mark.parametrize(("design", "silent"), [("residual", True), ("literal", False)])
+def test_initial_weights_are_within_one_over_the_root_of_fan_in(design, silent):
+    refiner = make(awake=False, design=design)
+    wide = refiner.delta_in.weight
+    assert 0.9 * wide.shape[1] ** -0.5 < wide.abs().max() <= wide.shape[1] ** -0.5
+    assert (refiner.delta_out.weight.abs().max() == 0).item() == silent
+    assert refiner.slots.gates().tolist() == [0.5] * 4
