@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components import delta
-from components.attention import Attention, Block, RMSNorm
+from components.attention import Attention, Block
 from components.orthogonality import overlap
 from components.recursion import Recursion, State, full_gradient
 from components.slots import NAMES, Slots
@@ -27,7 +27,7 @@ class Injection(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.state_norm, self.x_norm = RMSNorm(dim), RMSNorm(dim)
+        self.state_norm, self.x_norm = nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim, bias=False)
         self.project_x, self.project_embedding = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
 
     def prepare(
@@ -88,7 +88,7 @@ class SlotRefiner(nn.Module):
         self.injection = Injection(dim) if residual else None
         self.bound = delta.rms_scaled if residual else delta.clamped
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(blocks - 1))
-        self.attention_norm, self.attention = RMSNorm(dim), Attention(dim, heads)
+        self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads)
         self.slots = Slots(dim, widths)
         self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
         self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from components.attention import RMSNorm
-
 NAMES = ("context", "reasoning", "refinement", "confidence")
 _FRACTIONS = (2, 4, 4, 8)
 
@@ -45,14 +43,14 @@ class Slots(nn.Module):
     """Projects a token into its four slots; each has its own norm and its own sigmoid gate (0.5 at the start).
 
     The norms' epsilon is 1, not 1e-6: a slot of rms well below 1 keeps its size. The refinement slot shrinks as the recursion
-    settles, and a norm that blows it up again unsettles it (measured on 4x4 puzzles, one seed: .41 exact against .84).
+    settles, and a norm that blows it up again unsettles it (measured on 4x4 puzzles, one seed, RMSNorm: .41 exact against .84).
     """
 
     def __init__(self, dim: int, widths: Mapping[str, int] | None = None) -> None:
         super().__init__()
         self.widths = slot_widths(dim, widths)
         self.project = nn.ModuleDict({name: nn.Linear(dim, width) for name, width in self.widths.items()})
-        self.norms = nn.ModuleDict({name: RMSNorm(width, eps=1.0) for name, width in self.widths.items()})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(width, eps=1.0, bias=False) for name, width in self.widths.items()})
         self.gate_logits = nn.Parameter(torch.zeros(len(NAMES)))
 
     @property

@@ -15,8 +15,9 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
     metrics = read_json(evaluation / "metrics.json", "evaluate")
     trace = read_json(evaluation / "trace.json", "evaluate")
-    trained = {name: read_json(Path(folder) / "metrics.json", name) for name, folder in phases.items()}
-    curve = {name: curves.read(Path(folder) / "curves.csv") for name, folder in phases.items() if trained[name]["steps"]}
+    ordered = sorted(phases, key=[*figures.MODELS, "backbone"].index)
+    trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
+    curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
     models = [name for name in figures.MODELS if name in metrics]
     measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "nll" in value]
     headline = metrics["headline"]
@@ -27,7 +28,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     pictures = ["losses", "steps", "slots"]
     refined = next(name for name in ("finetune", "joint", "warmup") if name in metrics)
     if trace["rendering"] == "sudoku":
-        figures.puzzles(trace, refined, range(min(3, len(trace["tokens"]))), out / "puzzles.png")
+        figures.puzzles(trace, refined, _hardest(trace, 3), out / "puzzles.png")
         pictures.append("puzzles")
 
     table = results_table(metrics, models, measures, trained)
@@ -37,6 +38,15 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     )
     write_atomic(out / "report.md", page.encode())
     return table
+
+
+def _hardest(trace: Mapping[str, Any], n: int) -> list[int]:
+    """The traced examples on which the frozen backbone errs most, in their own order."""
+    errors = []
+    for row, (target, hidden) in enumerate(zip(trace["tokens"], trace["response"], strict=True)):
+        ids = trace["models"]["frozen"][row][-1]["ids"]
+        errors.append((-sum(i != t for i, t, h in zip(ids, target, hidden, strict=True) if h), row))
+    return sorted(row for _, row in sorted(errors)[:n])
 
 
 def _headline_metric(metrics: Mapping[str, Any]) -> str:
@@ -126,7 +136,8 @@ def _page(table: str, differences: str, lines: Sequence[str], steps: str, pictur
         "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
         "steps": "The headline after each recursion step, with 95 % intervals.",
         "slots": "Slot norms and gates over training.",
-        "puzzles": "Puzzles refined step by step: clues bold, right cells green, wrong cells red, stronger colour = more certain.",
+        "puzzles": "Traced puzzles on which the frozen backbone errs most, refined step by step: clues bold, right cells green, "
+        "wrong cells red, stronger colour = more certain.",
     }
     images = "\n\n".join(f"![{captions[name]}]({name}.png)\n\n*{captions[name]}*" for name in pictures)
     return f"""# Results on test

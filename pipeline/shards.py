@@ -14,6 +14,7 @@ import webdataset as wds
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from webdataset.tariterators import tar_file_iterator
 
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
@@ -83,15 +84,23 @@ class Shards:
         for entry in entries:
             path = self.folder / entry["file"]
             examples = 0
-            for sample in wds.WebDataset(str(path), shardshuffle=False, nodesplitter=wds.split_by_node, empty_check=False):
-                try:
-                    block = load(sample["safetensors"])
-                except (KeyError, SafetensorError) as error:
-                    raise DataError(f"{path}, member {sample.get('__key__')}: not a block of states ({error})") from None
-                examples += len(block["uid"])
-                yield block
+            with path.open("rb") as file:
+                for member in tar_file_iterator(file):
+                    block = _decode(member["data"], f"{path}, member {member['fname']}")
+                    examples += len(block["uid"])
+                    yield block
             if examples != entry["examples"]:
                 raise DataError(f"{path} holds {examples} examples, its index promises {entry['examples']}; run dvc repro extract")
+
+
+def _decode(data: bytes, origin: str) -> Block:
+    try:
+        block: Block = load(data)
+    except SafetensorError as error:
+        raise DataError(f"{origin}: not a block of states ({error})") from None
+    if missing := {"uid", "tokens", "masked", "weights", "hidden"} - set(block):
+        raise DataError(f"{origin}: a block of states lacks {', '.join(sorted(missing))}")
+    return block
 
 
 def concatenate(blocks: list[Block]) -> Block:

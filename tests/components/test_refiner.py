@@ -37,8 +37,12 @@ def hidden(refiner, *args, **options):
 # One step once more, from the bare weights.
 
 
-def plain_norm(x, weight=1.0, eps=1e-6):
+def plain_rms_norm(x, weight=1.0, eps=1e-6):
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def plain_layer_norm(x, weight, eps=1e-5):
+    return plain_rms_norm(x - x.mean(-1, keepdim=True), weight, eps)
 
 
 def plain_attention(x, qkv, attention):
@@ -56,17 +60,17 @@ def plain_gelu(x):
 def plain_step(w, h, previous, x, embedding, attention, design, blocks):
     u = h
     if design == "residual":
-        injected_x = F.linear(plain_norm(x, w["injection.x_norm.weight"]), w["injection.project_x.weight"])
+        injected_x = F.linear(plain_layer_norm(x, w["injection.x_norm.weight"]), w["injection.project_x.weight"])
         injected_embedding = F.linear(
-            plain_norm(embedding, eps=torch.finfo(torch.float32).eps), w["injection.project_embedding.weight"]
+            plain_rms_norm(embedding, eps=torch.finfo(torch.float32).eps), w["injection.project_embedding.weight"]
         )
-        u = plain_norm(h, w["injection.state_norm.weight"]) + injected_x + injected_embedding
+        u = plain_layer_norm(h, w["injection.state_norm.weight"]) + injected_x + injected_embedding
     for i in range(blocks - 1):
         b = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
-        heads = plain_attention(plain_norm(u, b["attention_norm.weight"]), b["attention.qkv.weight"], attention)
+        heads = plain_attention(plain_rms_norm(u, b["attention_norm.weight"]), b["attention.qkv.weight"], attention)
         u = u + F.linear(heads, b["out.weight"])
-        u = u + F.linear(plain_gelu(F.linear(plain_norm(u, b["mlp_norm.weight"]), b["up.weight"])), b["down.weight"])
-    context = plain_attention(plain_norm(u, w["attention_norm.weight"]), w["attention.qkv.weight"], attention)
+        u = u + F.linear(plain_gelu(F.linear(plain_rms_norm(u, b["mlp_norm.weight"]), b["up.weight"])), b["down.weight"])
+    context = plain_attention(plain_layer_norm(u, w["attention_norm.weight"]), w["attention.qkv.weight"], attention)
     channel = h / RMS if design == "residual" else h
     variance = torch.log(1 + (channel - channel.mean(-1, keepdim=True)) ** 2)
     previous = context if previous is None else previous
@@ -75,7 +79,7 @@ def plain_step(w, h, previous, x, embedding, attention, design, blocks):
     for name in ("context", "reasoning", "confidence"):  # the bias of the refinement cancels
         slots[name] = slots[name] + w[f"slots.project.{name}.bias"]
     gates = 1 / (1 + torch.exp(-w["slots.gate_logits"]))
-    gated = {n: gates[i] * plain_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(NAMES)}
+    gated = {n: gates[i] * plain_layer_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(NAMES)}
     confidence = torch.sigmoid(F.linear(gated["confidence"], w["confidence.weight"], w["confidence.bias"]))
     wide = plain_gelu(F.linear(torch.cat([gated[n] for n in NAMES], -1), w["delta_in.weight"], w["delta_in.bias"]))
     delta = F.linear(wide, w["delta_out.weight"], w["delta_out.bias"])
@@ -83,15 +87,16 @@ def plain_step(w, h, previous, x, embedding, attention, design, blocks):
     return {"hidden": h + update, "context": context, "slots": slots, "gates": gates, "confidence": confidence, "update": update}
 
 
-def plain_steps(refiner, x, embedding, attention, design, blocks=1, steps=3):
+def plain_steps(refiner, x, embedding, attention, design, blocks=1, positions=None):
     w = {name: value.detach() for name, value in refiner.state_dict().items()}
     entry = x
     if design == "literal":
-        centred = x - x.mean(-1, keepdim=True)
-        entry = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w["entry.weight"] + w["entry.bias"]
-    results, h, context = [], entry, None
-    for _ in range(steps):
+        entry = plain_layer_norm(x, w["entry.weight"]) + w["entry.bias"]
+    change = torch.ones(3, 5, 1) if positions is None else positions[..., None].float()
+    results, h, context = [], entry * change + x * (1 - change), None
+    for _ in range(3):
         results.append(plain_step(w, h, context, x, embedding, attention, design, blocks))
+        results[-1]["hidden"] = results[-1]["hidden"] * change + x * (1 - change)
         h, context = results[-1]["hidden"], results[-1]["context"]
     return results
 
@@ -189,10 +194,10 @@ def test_sizes_that_do_not_fit_are_an_error_naming_them(options, message):
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_custom_widths_equal_the_plain_recomputation(design):
-    refiner = make(design=design, widths={"context": 3, "reasoning": 5, "refinement": 7, "confidence": 1})
+    refiner = make(design=design, widths={"context": 3, "reasoning": 5, "refinement": 7, "confidence": 2})
     x, embedding = inputs()
     expected = plain_steps(refiner, x, embedding, None, design)
-    assert refiner.delta_in.in_features == 16
+    assert refiner.delta_in.in_features == 17
     for h, plain in zip(hidden(refiner, x, embedding), expected, strict=True):
         torch.testing.assert_close(h, plain["hidden"], rtol=1e-3, atol=1e-4)
 
@@ -211,6 +216,15 @@ def test_positions_outside_the_mask_stay_bit_identical_to_x_and_others_change(de
     for h in hidden(make(design=design), x, embedding, ATTENTION, positions=positions):
         assert torch.equal(h[~positions], x[~positions])
         assert (h[positions] != x[positions]).any(-1).all()
+
+
+@pytest.mark.parametrize("design", ["residual", "literal"])
+def test_positions_that_change_read_the_others_as_they_are(design):
+    refiner, (x, embedding) = make(design=design), inputs()
+    positions = torch.arange(15).view(3, 5) % 3 == 0
+    expected = plain_steps(refiner, x, embedding, ATTENTION, design, positions=positions)
+    for h, plain in zip(hidden(refiner, x, embedding, ATTENTION, positions=positions), expected, strict=True):
+        torch.testing.assert_close(h, plain["hidden"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_mask_that_lets_everything_change_is_no_mask():
@@ -324,3 +338,9 @@ def test_initial_weights_are_within_one_over_the_root_of_fan_in(design, silent):
     assert 0.9 * wide.shape[1] ** -0.5 < wide.abs().max() <= wide.shape[1] ** -0.5
     assert (refiner.delta_out.weight.abs().max() == 0).item() == silent
     assert refiner.slots.gates().tolist() == [0.5] * 4
+
+
+def test_initial_attention_is_normal_with_the_spread_of_a_block():
+    refiner = SlotRefiner(128)
+    refiner.init_weights(RMS, torch.Generator().manual_seed(0))
+    assert refiner.attention.qkv.weight.std().item() == pytest.approx(0.7 / math.sqrt(128), rel=0.03)

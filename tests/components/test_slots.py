@@ -5,7 +5,7 @@ import torch
 
 from components.slots import NAMES, Slots, slot_widths
 
-WIDTHS = {"context": 3, "reasoning": 5, "refinement": 2, "confidence": 1}
+WIDTHS = {"context": 3, "reasoning": 5, "refinement": 2, "confidence": 4}
 
 
 @pytest.fixture(params=[None, WIDTHS], ids=["default", "custom"])
@@ -45,7 +45,8 @@ def test_gated_slots_are_normed_with_epsilon_one_and_multiplied_by_their_gate(sl
     out = slots.gated(values)
     for i, name in enumerate(NAMES):
         gate = 1 / (1 + math.exp(-slots.gate_logits[i].item()))
-        normed = values[name] / (values[name].square().mean(-1, keepdim=True) + 1.0).sqrt()
+        centred = values[name] - values[name].mean(-1, keepdim=True)
+        normed = centred / (centred.square().mean(-1, keepdim=True) + 1.0).sqrt()
         torch.testing.assert_close(out[name], gate * normed * slots.norms[name].weight)
 
 
@@ -54,9 +55,9 @@ def test_gates_are_one_half_at_the_start():
 
 
 def test_a_small_slot_keeps_its_size_at_the_start():
-    small = {name: torch.full((1, 1, width), 1e-3) for name, width in slot_widths(16).items()}
-    for value in Slots(16).gated(small).values():
-        torch.testing.assert_close(value, torch.full_like(value, 0.5e-3))
+    small = {name: 1e-3 * (-1.0) ** torch.arange(width).view(1, 1, width) for name, width in slot_widths(16).items()}
+    for name, value in Slots(16).gated(small).items():
+        torch.testing.assert_close(value, 0.5 * small[name], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("dim", [8, 16, 64, 768])
@@ -68,7 +69,7 @@ def test_default_widths_are_fixed_fractions_of_dim(dim):
 def test_custom_widths_come_out_in_the_order_of_the_slots():
     shuffled = dict(reversed(WIDTHS.items()))
     assert list(slot_widths(100, shuffled).items()) == list(WIDTHS.items())
-    assert Slots(100, shuffled).total == 11
+    assert Slots(100, shuffled).total == 14
 
 
 @pytest.mark.parametrize(

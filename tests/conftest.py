@@ -1,0 +1,60 @@
+"""Fixtures: a tiny prepared corpus, backbone, shards and refiner on disk, made once per session by the stages themselves."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    """Paths in gin files are relative to the repository; tests that write change to a folder of their own."""
+    monkeypatch.chdir(ROOT)
+
+
+def workspace(folder: Path, preset: str) -> Path:
+    """A folder in which stages can run: gin/ and a params.yaml of the given preset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gin").symlink_to(ROOT / "gin")
+    (folder / "params.yaml").write_text(f"preset: {preset}\ncommon: {{}}\n")
+    return folder
+
+
+def run_stages(folder: Path, stages: tuple[str, ...], *overrides: str) -> None:
+    """Run stages in a workspace, in this process, writing where DVC would."""
+    from stages.__main__ import main
+
+    before, under_dvc = Path.cwd(), os.environ.get("DVC_STAGE")
+    os.chdir(folder)
+    os.environ["DVC_STAGE"] = "test"
+    try:
+        for stage in stages:
+            assert main([stage, *overrides]) == 0
+    finally:
+        os.chdir(before)
+        os.environ.pop("DVC_STAGE")
+        if under_dvc is not None:
+            os.environ["DVC_STAGE"] = under_dvc
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """The smoke preset, run through every stage. Read only: copy what you change (`copy_of`)."""
+    folder = workspace(tmp_path_factory.mktemp("finished") / "run", "smoke")
+    run_stages(folder, TRAINING)
+    return folder
+
+
+@pytest.fixture
+def copy_of(finished, tmp_path) -> Path:
+    """A workspace of one's own with everything that the smoke run left."""
+    folder = workspace(tmp_path / "copy", "smoke")
+    for part in ("data", "outputs"):
+        shutil.copytree(finished / part, folder / part)
+    return folder

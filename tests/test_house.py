@@ -1,0 +1,228 @@
+"""The rules of the house (docs/architecture.md) as tests. Each sweep asserts its own count, so that a sweep over nothing fails."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import gin
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import config
+from pipeline.params import read_params
+from stages.__main__ import STAGES
+from tests.closure import NEUTRAL, ROOT, closure, imports
+
+PACKAGES = ("components", "pipeline", "stages")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MODULES = [path for path in SOURCES if path.name != "__init__.py"]
+BELOW = {"components": {"components"}, "pipeline": {"components", "pipeline"}, "stages": {"components", "pipeline", "stages"}}
+PURE = {"torch", "einops", "jaxtyping", "math", "dataclasses", "collections", "typing", "fnmatch", "difflib", "contextlib"}
+DOORS = {  # outside library -> the only files that may import it
+    "gin": {"pipeline/config.py"},
+    "beartype": {"pipeline/config.py"},
+    "ruamel": {"pipeline/params.py"},
+    "fire": {"stages/__main__.py"},
+    "tokenizers": {"pipeline/tokenizer.py", "pipeline/jsonl.py"},
+    "webdataset": {"pipeline/shards.py"},
+    "torchdata": {"pipeline/data.py", "pipeline/loop.py"},
+    "matplotlib": {"pipeline/figures.py"},
+    "tqdm": {"pipeline/progress.py"},
+    "safetensors": {"pipeline/backbones.py", "pipeline/checkpoint.py", "pipeline/prepared.py", "pipeline/shards.py"},
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def roots(path: Path) -> set[str]:
+    """First names of everything a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def nesting(node: ast.AST, depth: int = 0) -> int:
+    """Deepest nesting of loops, branches, with and try below a function."""
+    blocks = (ast.For, ast.While, ast.If, ast.With, ast.Try)
+    return max([depth, *(nesting(child, depth + isinstance(child, blocks)) for child in ast.iter_child_nodes(node))])
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+
+
+def test_sweeps_see_the_whole_house():
+    assert len(MODULES) >= 55
+    assert sum(path.parent.name == "components" for path in MODULES) >= 20
+    assert len(list((ROOT / "gin").rglob("*.gin"))) >= 15
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_run_one_way(path):
+    ours = roots(path) & set(PACKAGES)
+    assert ours <= BELOW[path.parent.name], (
+        f"{name(path)} imports {ours - BELOW[path.parent.name]}; stages -> pipeline -> components"
+    )
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "components"], ids=name)
+def test_components_are_pure(path):
+    assert roots(path) <= PURE | {"components"}, f"{name(path)} imports {roots(path) - PURE}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not node.value.startswith("cuda"), f"{name(path)}:{node.lineno} names a device"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("print", "open"), f"{name(path)}:{node.lineno} calls {called}"
+            if re.fullmatch(r"torch\.(rand\w*|bernoulli|normal|multinomial)", called):
+                assert any(k.arg == "generator" for k in node.keywords), f"{name(path)}:{node.lineno} draws without a generator"
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_outside_libraries_come_through_their_door(library):
+    users = {name(path) for path in MODULES if library in roots(path)}
+    assert users == DOORS[library]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_sizes(path):
+    assert len(path.read_text().splitlines()) <= (80 if path.parent.name == "stages" and path.name != "__main__.py" else 300)
+    for function in functions(path):
+        length = function.end_lineno - function.lineno + 1 - len((ast.get_docstring(function) or "").splitlines())
+        assert length <= 60, f"{name(path)}:{function.lineno} {function.name} has {length} lines, docstring aside"
+        assert nesting(function) <= 4, f"{name(path)}:{function.lineno} {function.name} is nested {nesting(function)} deep"
+
+
+def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Functions and methods without underscore; not nested ones, `forward`, or what a protocol or library interface dictates."""
+    found: list[ast.FunctionDef] = []
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found.append(node)
+        elif isinstance(node, ast.ClassDef):
+            dictated = re.search(r"Protocol|BaseNode|ParserDelegate", " ".join(map(ast.unparse, node.bases))) or node.name in (
+                "Examples",  # the Source protocol
+                "Cached",
+            )
+            found += [] if dictated else [child for child in node.body if isinstance(child, ast.FunctionDef)]
+    return [f for f in found if not f.name.startswith("_") and f.name != "forward"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_docstrings_and_annotations(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{name(path)} has no docstring"
+    for function in public_functions(tree):
+        assert ast.get_docstring(function), f"{name(path)}:{function.lineno} {function.name} has no docstring"
+        arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        missing = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        assert not missing, f"{name(path)}:{function.lineno} {function.name}: no annotation on {missing}"
+
+
+def test_no_crowded_names():
+    for path in MODULES:
+        assert path.stem not in ("utils", "common", "helpers", "misc"), name(path)
+        assert not re.search(r"class \w*(Manager|Helper|Registry|Callback)\b", path.read_text()), name(path)
+
+
+def test_init_files_are_empty_and_gin_holds_no_python():
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").read_text() == ""
+    assert not list((ROOT / "gin").rglob("*.py")), "a Python file under gin/ would shadow gin-config"
+    assert "site-packages" in gin.__file__
+
+
+def test_stage_files_wire_only():
+    for stage in STAGES:
+        text = (ROOT / "stages" / f"{stage}.py").read_text()
+        assert "backward" not in text
+        loops = [n for f in functions(ROOT / "stages" / f"{stage}.py") for n in ast.walk(f) if isinstance(n, ast.For)]
+        assert not loops, f"stages/{stage}.py loops"
+
+
+def test_a_stage_has_one_name_everywhere():
+    pipeline = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    params = set(YAML(typ="safe").load((ROOT / "params.yaml").read_text())) - {"preset", "common"}
+    files = {p.stem for p in (ROOT / "stages").glob("*.py")} - {"__init__", "__main__"}
+    gins = {p.stem for p in (ROOT / "gin").glob("*.gin")} - {"refined"}  # what four of them include
+    assert files == set(pipeline) == {"configure", *STAGES}
+    assert params == gins == set(STAGES)
+    for stage in STAGES:
+        assert f"--config build/config/{stage}.gin" in pipeline[stage]["cmd"]
+        assert pipeline[stage]["desc"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_code_dependencies_are_the_import_closure(stage):
+    deps = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    code = {d for d in deps if d.endswith(".py")}
+    assert code == set(closure(stage)), f"dvc.yaml, {stage}: run `make deps` and paste; differs in {code ^ set(closure(stage))}"
+    assert f"build/config/{stage}.gin" in deps
+
+
+def test_editing_the_refiner_never_runs_the_trunk_again():
+    assert all("components/refiner.py" not in closure(stage) for stage in ("prepare", "backbone", "extract"))
+    assert "components/refiner.py" in closure("warmup")
+
+
+def test_neutral_files_are_used():
+    used = {f for path in MODULES for f in imports(path)}
+    assert used >= NEUTRAL
+
+
+PRESETS = sorted(p.stem for p in (ROOT / "gin" / "presets").glob("*.gin") if p.stem != "defaults")
+
+
+def test_presets_are_found():
+    assert {"sudoku4", "literal", "gsm8k", "smoke"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_resolves_for_every_stage(preset, tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(f"preset: {preset}\n")
+    texts = [config.resolve(stage, read_params(file, STAGES), root=ROOT) for stage in STAGES]
+    assert all(f"{stage}.run.out = " in text for stage, text in zip(STAGES, texts, strict=True))
+    assert not any("REQUIRED" in text for text in texts)
+
+
+def test_every_gin_file_is_reached():
+    included = set(re.findall(r"include '(.+)'", "".join(p.read_text() for p in (ROOT / "gin").rglob("*.gin"))))
+    direct = {f"gin/{stage}.gin" for stage in STAGES} | {f"gin/presets/{preset}.gin" for preset in PRESETS}
+    sizes = {str(p.relative_to(ROOT)) for p in (ROOT / "gin" / "sizes").glob("*.gin")}
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*.gin")} == included | direct | sizes
+
+
+def test_every_macro_of_the_defaults_is_used():
+    macros = re.findall(r"^([A-Z_]+) =", (ROOT / "gin" / "presets" / "defaults.gin").read_text(), re.MULTILINE)
+    bound = "".join(p.read_text() for p in (ROOT / "gin").glob("*.gin"))
+    assert len(macros) >= 10
+    assert all(f"%{macro}" in bound for macro in macros)
+
+
+def test_readme_names_every_top_level_file():
+    text = (ROOT / "README.md").read_text()
+    for entry in (
+        "pipeline/",
+        "components/",
+        "gin/",
+        "stages/",
+        "tests/",
+        "docs/",
+        "bench/",
+        "dvc.yaml",
+        "params.yaml",
+        "Makefile",
+    ):
+        assert f"`{entry}`" in text, f"README's table of files lacks {entry}"
+
+
+def test_python_is_supported():
+    assert sys.version_info >= (3, 11)
