@@ -63,17 +63,11 @@ def interval(
     Returns:
         {"mean", "low", "high", "n"}: n is the number of examples.
     """
-    sums = _group_sums(torch.stack([numerator, denominator]).double(), group)
-    groups = sums.shape[1]
-    picks = torch.randint(groups, (resamples, groups), generator=generator)
-    times = torch.zeros(resamples, groups, dtype=torch.float64).scatter_add(1, picks, torch.ones(picks.shape, dtype=torch.float64))
-    drawn = times @ sums.T
-    ratios = drawn[:, 0] / drawn[:, 1]
-    mean = float(sums[0].sum() / sums[1].sum())
-    low, high = (float(q) for q in torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64)))
-    if low == high and mean in (0.0, 1.0):
-        low, high = max(0.0, mean - 3 / groups), min(1.0, mean + 3 / groups)
-    return {"mean": mean, "low": low, "high": high, "n": len(numerator)}
+    found = _bootstrap(numerator, denominator, group, generator, resamples)
+    if found["low"] == found["high"] and found["mean"] in (0.0, 1.0):
+        margin = 3 / len(group.unique())
+        found |= {"low": max(0.0, found["mean"] - margin), "high": min(1.0, found["mean"] + margin)}
+    return found
 
 
 def difference(
@@ -83,9 +77,28 @@ def difference(
     group: Int[Tensor, "examples"],
     *,
     generator: torch.Generator,
+    resamples: int = 2000,
 ) -> dict[str, float]:
     """Paired difference of two models on the same examples: sum(a - b) / sum(denominator) with its 95 % interval."""
-    return interval(a - b, denominator, group, generator=generator)
+    return _bootstrap(a - b, denominator, group, generator, resamples)
+
+
+def _bootstrap(
+    numerator: Float[Tensor, "examples"],
+    denominator: Float[Tensor, "examples"],
+    group: Int[Tensor, "examples"],
+    generator: torch.Generator,
+    resamples: int,
+) -> dict[str, float]:
+    """Ratio of sums and its percentile interval over resampled groups."""
+    sums = _group_sums(torch.stack([numerator, denominator]).double(), group)
+    groups = sums.shape[1]
+    picks = torch.randint(groups, (resamples, groups), generator=generator)
+    times = torch.zeros(resamples, groups, dtype=torch.float64).scatter_add(1, picks, torch.ones(picks.shape, dtype=torch.float64))
+    drawn = times @ sums.T
+    quantiles = torch.quantile(drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64))
+    mean = float(sums[0].sum() / sums[1].sum())
+    return {"mean": mean, "low": float(quantiles[0]), "high": float(quantiles[1]), "n": len(numerator)}
 
 
 def _group_sums(values: Float[Tensor, "kinds examples"], group: Int[Tensor, "examples"]) -> Float[Tensor, "kinds groups"]:

@@ -1,5 +1,6 @@
 """What training and evaluation know of a model: states per supervised step, and logits of states. Nothing else."""
 
+from collections import deque
 from collections.abc import Iterator
 
 from jaxtyping import Float
@@ -22,5 +23,4 @@ class Model(nn.Module):
 
     def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
         """The last state only: earlier ones are dropped as soon as the next is made."""
-        *_, last = (state.hidden for state in self.steps(batch))
-        return last
+        return deque((state.hidden for state in self.steps(batch)), maxlen=1).pop()

@@ -46,7 +46,7 @@ def warmup_cosine(step: int, steps: int, lr_warmup_steps: int = 50, floor: float
     """Multiplier of the peak learning rate at ``step`` (from 0): linear warm-up, then cosine decay to ``floor``.
 
     >>> [round(warmup_cosine(s, 100, lr_warmup_steps=10), 2) for s in (0, 9, 55, 100)]
-    [0.1, 1.0, 0.52, 0.05]
+    [0.1, 1.0, 0.53, 0.05]
     """
     if step < lr_warmup_steps:
         return (step + 1) / lr_warmup_steps

@@ -11,20 +11,40 @@ from collections.abc import Mapping
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def overlap(slots: Mapping[str, Float[Tensor, "*rows _"]]) -> Float[Tensor, ""]:
+def overlap(
+    slots: Mapping[str, Float[Tensor, "batch seq _"]], attention: Bool[Tensor, "batch seq"] | None = None
+) -> Float[Tensor, ""]:
     """Mean over pairs of slots of their mean squared cross-correlation: 0 (uncorrelated) .. 1 (the same). This is the penalty.
 
     All slots are standardised side by side: one correlation matrix, whose blocks off the diagonal are the pairs.
+
+    Args:
+        slots: by name, of any widths.
+        attention: False at padding, which is left out.
     """
     values = list(slots.values())
-    flat = rearrange(torch.cat(values, -1), "... w -> (...) w").float()
-    centred = flat - flat.mean(0)
+    flat = rearrange(torch.cat(values, -1), "b s w -> (b s) w").float()
+    kept = torch.ones_like(flat[:, :1]) if attention is None else rearrange(attention, "b s -> (b s) 1").float()
+    centred = (flat - (flat * kept).sum(0) / kept.sum()) * kept
     standard = centred * (centred.square().sum(0) + 1e-8).rsqrt()
     squared = (standard.T @ standard).square()
     widths = [value.shape[-1] for value in values]
     blocks = [list(row.split(widths, 1)) for row in squared.split(widths, 0)]
     return torch.stack([blocks[i][j].mean() for i in range(len(values)) for j in range(i)]).mean()
+
+
+def mean(x: Float[Tensor, "batch seq width"], attention: Bool[Tensor, "batch seq"] | None) -> Float[Tensor, ""]:
+    """Mean over channels and unpadded positions; no host sync."""
+    if attention is None:
+        return x.float().mean()
+    kept = attention[..., None].float()
+    return (x.float() * kept).sum() / (kept.sum() * x.shape[-1])
+
+
+def mean_square(x: Float[Tensor, "batch seq width"], attention: Bool[Tensor, "batch seq"] | None) -> Float[Tensor, ""]:
+    """Mean square over channels and unpadded positions, without gradient."""
+    return mean(x.detach().float().square(), attention)

@@ -45,6 +45,7 @@ def one_step_gradient(step: Step, state: State, steps: int) -> Iterator[State]:
     supervision steps.
     """
     for _ in range(steps):
-        context = None if state.context is None else state.context.detach()
-        state = step(State(state.hidden.detach(), context))
+        state = step(state)
         yield state
+        context = None if state.context is None else state.context.detach()
+        state = State(state.hidden.detach(), context)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from components import delta
 from components.attention import Attention, Block
-from components.orthogonality import overlap
+from components.orthogonality import mean, mean_square, overlap
 from components.recursion import Recursion, State, full_gradient
 from components.slots import NAMES, Slots
 
@@ -78,6 +78,8 @@ class SlotRefiner(nn.Module):
         super().__init__()
         if steps < 1 or blocks < 1:
             raise ValueError(f"the refiner needs at least 1 step and 1 block, got steps {steps} and blocks {blocks}")
+        if design not in ("residual", "literal"):
+            raise ValueError(f"design must be 'residual' or 'literal', got '{design}'")
         self.architecture = {
             "dim": dim, "heads": heads, "steps": steps, "blocks": blocks, "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
             "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
@@ -109,8 +111,9 @@ class SlotRefiner(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 if module.bias is not None:
                     nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-            elif isinstance(module, Block):
-                module.init_weights(0.3 * self.dim**-0.5, generator)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.init_weights(0.3 * self.dim**-0.5, generator)
         nn.init.normal_(self.attention.qkv.weight, std=0.7 * self.dim**-0.5, generator=generator)
         if self.injection is not None:  # with LayerNorm entry the states have rms 1, and the literal design starts anywhere
             self.hidden_rms.fill_(hidden_rms)
@@ -138,7 +141,13 @@ class SlotRefiner(nn.Module):
             recursion: how the gradient flows (``components.recursion``).
             steps: another number of steps than the refiner's own.
             statistics: also measure slots, gates, confidence and update (no host sync).
+
+        Raises:
+            ValueError: fewer than one step.
         """
+        n_steps = self.n_steps if steps is None else steps
+        if n_steps < 1:
+            raise ValueError(f"the recursion needs at least 1 step, got {n_steps}")
         injected = None if self.injection is None else self.injection.prepare(x, embedding)
 
         def kept(new: Tensor) -> Tensor:
@@ -149,11 +158,11 @@ class SlotRefiner(nn.Module):
             return State(
                 hidden=kept(state.hidden + update),
                 context=context,
-                statistics=self._measure(slots, confidence, update) if statistics else {},
-                penalty=self.orthogonality * overlap(slots) if self.orthogonality else None,
+                statistics=self._measure(slots, confidence, update, attention) if statistics else {},
+                penalty=self.orthogonality * overlap(slots, attention) if self.orthogonality else None,
             )
 
-        yield from recursion(step, State(kept(self.entry(x))), self.n_steps if steps is None else steps)
+        yield from recursion(step, State(kept(self.entry(x))), n_steps)
 
     def _update(
         self, state: State, injected: Tensor | None, attention: Tensor | None
@@ -174,21 +183,18 @@ class SlotRefiner(nn.Module):
         scaled = hidden / self.hidden_rms
         return torch.log1p((scaled - scaled.mean(-1, keepdim=True)).square())
 
-    def _measure(self, slots: Mapping[str, Tensor], confidence: Tensor, update: Tensor) -> dict[str, Tensor]:
-        """0-d tensors, still on the device: reading them is left to whoever logs."""
+    def _measure(
+        self, slots: Mapping[str, Tensor], confidence: Tensor, update: Tensor, attention: Tensor | None
+    ) -> dict[str, Tensor]:
+        """0-d tensors over unpadded positions, still on the device: reading them is left to whoever logs."""
         gates = self.slots.gates().detach()
         return {
-            **{f"slot/{name}": _rms(slots[name]) for name in NAMES},
+            **{f"slot/{name}": mean_square(slots[name], attention).sqrt() for name in NAMES},
             **{f"gate/{name}": gates[i] for i, name in enumerate(NAMES)},
-            "confidence": confidence.detach().mean(),
-            "delta": _rms(update),
-            "overlap": overlap({name: slot.detach() for name, slot in slots.items()}),
+            "confidence": mean(confidence.detach(), attention),
+            "delta": mean_square(update, attention).sqrt(),
+            "overlap": overlap({name: slot.detach() for name, slot in slots.items()}, attention),
         }
-
-
-def _rms(x: Float[Tensor, "*rows width"]) -> Float[Tensor, ""]:
-    """Root mean square over all entries, without gradient."""
-    return x.detach().float().square().mean().sqrt()
 
 
 def chunk_positions(chunks: Bool[Tensor, "batch chunks"], seq: int) -> Bool[Tensor, "batch seq"]:

@@ -25,17 +25,19 @@ def slot_widths(dim: int, widths: Mapping[str, int] | None = None) -> dict[str, 
     {'context': 32, 'reasoning': 16, 'refinement': 16, 'confidence': 8}
 
     Raises:
-        ValueError: d is not divisible by 8 and no widths are given; a slot is missing, unknown or narrower than 1.
+        ValueError: d is not divisible by 8 or below 16 and no widths are given; a slot is missing, unknown or narrower than 2.
     """
     if widths is None:
-        if dim % max(_FRACTIONS):
+        if dim % max(_FRACTIONS) or dim < 2 * max(_FRACTIONS):
             parts = ", ".join(f"{name} {dim / f:g}" for name, f in zip(NAMES, _FRACTIONS, strict=True))
-            raise ValueError(f"slot widths d/2, d/4, d/4, d/8 need a width divisible by 8, got {dim} ({parts}); give `widths`")
+            raise ValueError(
+                f"slot widths d/2, d/4, d/4, d/8 need a width of at least 16 divisible by 8, got {dim} ({parts}); give `widths`"
+            )
         return {name: dim // f for name, f in zip(NAMES, _FRACTIONS, strict=True)}
     if set(widths) != set(NAMES):
         raise ValueError(f"slot widths must name exactly {', '.join(NAMES)}, got {', '.join(sorted(widths))}")
-    if narrow := {k: w for k, w in widths.items() if w < 1}:
-        raise ValueError(f"slot widths must be at least 1, got {narrow}")
+    if narrow := {k: w for k, w in widths.items() if w < 2}:
+        raise ValueError(f"slot widths must be at least 2 (a norm over one channel is always 0), got {narrow}")
     return {name: widths[name] for name in NAMES}
 
 

@@ -26,6 +26,8 @@ def tail_of(backbone: TinyLM, split: int) -> TinyLM:
     Raises:
         ValueError: the split does not lie within the backbone.
     """
+    if 0 <= split < backbone.first_layer:
+        raise ValueError(f"the backbone holds layers {backbone.first_layer}.. only, a tail cannot begin at layer {split}")
     tail = TinyLM(**backbone.architecture, first_layer=split)
     kept = set(tail.state_dict())
     tail.load_state_dict({name: value for name, value in backbone.state_dict().items() if name in kept})

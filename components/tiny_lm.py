@@ -60,7 +60,14 @@ class TinyLM(Model):
     def layers(
         self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None, start: int, stop: int
     ) -> Float[Tensor, "batch seq dim"]:
-        """Run blocks ``start..stop-1``."""
+        """Run blocks ``start..stop-1``.
+
+        Raises:
+            ValueError: this model does not hold them.
+        """
+        if start < stop and not self.first_layer <= start <= stop <= self.architecture["layers"]:
+            held = f"{self.first_layer}..{self.architecture['layers'] - 1}"
+            raise ValueError(f"this model holds layers {held}; it cannot run layers {start}..{stop - 1}")
         for i in range(start, stop):
             x = self.blocks[str(i)](x, attention)
         return x
@@ -68,13 +75,7 @@ class TinyLM(Model):
     def trunk(
         self, tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None, split: int
     ) -> Float[Tensor, "batch seq dim"]:
-        """States entering layer ``split``: what extract stores.
-
-        Raises:
-            ValueError: layers below the split are not held by this model.
-        """
-        if self.first_layer and split:
-            raise ValueError(f"this model holds layers {self.first_layer}.. only; it cannot run the trunk below layer {split}")
+        """States entering layer ``split``: what extract stores."""
         return self.layers(self.embed(tokens), attention, 0, split)
 
     def tail(

@@ -120,21 +120,37 @@ class Rules:
         return list(unique)
 
     def remove_clues(self, grid: tuple[int, ...], clues: int, rng: random.Random) -> tuple[int | None, ...] | None:
-        """Take clues away in random order while the solution stays the only one; None if ``clues`` is not reached."""
+        """Take clues away in random order while the solution stays the only one; None if ``clues`` is not reached.
+
+        A clue may go unless some solution has another value in its cell: far cheaper to refute than to count solutions.
+        """
         puzzle: list[int | None] = list(grid)
         left = len(grid)
         for cell in rng.sample(range(len(grid)), len(grid)):
             if left == clues:
                 break
             puzzle[cell] = None
-            if sum(1 for _ in self.solutions(puzzle, limit=2)) == 1:
+            if next(self.solutions(puzzle, limit=1, without=(cell, grid[cell])), None) is None:
                 left -= 1
             else:
                 puzzle[cell] = grid[cell]
         return tuple(puzzle) if left == clues else None
 
-    def solutions(self, puzzle: list[int | None], limit: int, rng: random.Random | None = None) -> Iterator[tuple[int, ...]]:
-        """Yield up to ``limit`` solutions, most constrained cell first; values in random order if ``rng`` is given."""
+    def solutions(
+        self,
+        puzzle: list[int | None],
+        limit: int,
+        rng: random.Random | None = None,
+        without: tuple[int, int] | None = None,
+    ) -> Iterator[tuple[int, ...]]:
+        """Yield up to ``limit`` solutions, most constrained cell first.
+
+        Args:
+            puzzle: values, None where empty.
+            limit: solutions at most.
+            rng: try values in random order.
+            without: (cell, value) that no solution may have.
+        """
         free = [self.full] * (3 * self.size)
         cells = list(puzzle)
         for i, value in enumerate(cells):
@@ -144,7 +160,13 @@ class Rules:
         empty = [i for i, value in enumerate(cells) if value is None]
         if rng is not None:
             rng.shuffle(empty)
-        yield from islice(self._search(cells, empty, free, rng), limit)
+        if without is None:
+            yield from islice(self._search(cells, empty, free, rng), limit)
+            return
+        cell, forbidden = without
+        others = [v for v in range(self.size) if v != forbidden and self._candidates(cell, free) >> v & 1]
+        rest = [i for i in empty if i != cell]
+        yield from islice((found for v in others for found in self._with(cell, v, cells, rest, free, rng)), limit)
 
     def _search(
         self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None
@@ -158,13 +180,19 @@ class Rules:
         if rng is not None:
             rng.shuffle(values)
         for value in values:
-            cells[best] = value
-            for unit in self.units[best]:
-                free[unit] ^= 1 << value
-            yield from self._search(cells, rest, free, rng)
-            for unit in self.units[best]:
-                free[unit] ^= 1 << value
+            yield from self._with(best, value, cells, rest, free, rng)
         cells[best] = None
+
+    def _with(
+        self, cell: int, value: int, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None
+    ) -> Iterator[tuple[int, ...]]:
+        """Solutions that have ``value`` in ``cell``."""
+        cells[cell] = value
+        for unit in self.units[cell]:
+            free[unit] ^= 1 << value
+        yield from self._search(cells, empty, free, rng)
+        for unit in self.units[cell]:
+            free[unit] ^= 1 << value
 
     def _candidates(self, cell: int, free: list[int]) -> int:
         row, column, box = self.units[cell]

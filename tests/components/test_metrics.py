@@ -130,3 +130,9 @@ def test_a_paired_difference_is_tighter_than_an_unpaired_one():
     unpaired = difference(a, b[torch.randperm(200, generator=seeded(3))], ones, group, generator=seeded(2))
     assert unpaired["mean"] == pytest.approx(paired["mean"])
     assert width(paired) < 0.25 * width(unpaired)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing():
+    values, ones = torch.rand(20, generator=torch.Generator().manual_seed(0)), torch.ones(20)
+    found = difference(values, values, ones, torch.arange(20), generator=torch.Generator().manual_seed(0))
+    assert (found["mean"], found["low"], found["high"]) == (0, 0, 0)

@@ -67,3 +67,11 @@ def test_descending_the_gradient_lowers_the_overlap():
     assert all(g.abs().max() > 0 for g in gradients)
     moved = {name: slot - 0.5 * g for (name, slot), g in zip(slots.items(), gradients, strict=True)}
     assert overlap(moved) < before
+
+
+def test_padding_is_left_out():
+    generator = torch.Generator().manual_seed(0)
+    slots = {"a": torch.randn(2, 5, 3, generator=generator), "b": torch.randn(2, 5, 2, generator=generator)}
+    attention = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    kept = {name: value[attention][None] for name, value in slots.items()}
+    assert overlap(slots, attention).item() == pytest.approx(overlap(kept).item(), rel=1e-4)

@@ -90,3 +90,10 @@ def test_steps_run_only_as_they_are_asked_for(recursion, parts):
     next(states)
     next(states)
     assert len(calls) == 2
+
+
+def test_the_first_step_of_one_step_gradient_still_reaches_what_made_the_state():
+    x = torch.ones(1, 1, 1, requires_grad=True)
+    first, second = one_step_gradient(lambda s: State(s.hidden * 3), State(x * 2), 2)
+    assert torch.autograd.grad(first.hidden.sum(), x)[0].item() == 6
+    assert not second.hidden.requires_grad

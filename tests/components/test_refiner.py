@@ -250,12 +250,13 @@ def test_statistics_equal_a_plain_computation(design):
     refiner, (x, embedding) = make(design=design), inputs()
     expected = plain_steps(refiner, x, embedding, ATTENTION, design)
     for state, plain in zip(refiner.refine(x, embedding, ATTENTION, statistics=True), expected, strict=True):
+        slots = {name: value[ATTENTION][None] for name, value in plain["slots"].items()}  # padding is left out
         measured = {
-            **{f"slot/{name}": value.square().mean().sqrt().item() for name, value in plain["slots"].items()},
+            **{f"slot/{name}": value.square().mean().sqrt().item() for name, value in slots.items()},
             **{f"gate/{name}": plain["gates"][i].item() for i, name in enumerate(NAMES)},
-            "confidence": plain["confidence"].mean().item(),
-            "delta": plain["update"].square().mean().sqrt().item(),
-            "overlap": plain_overlap(plain["slots"]).item(),
+            "confidence": plain["confidence"][ATTENTION].mean().item(),
+            "delta": plain["update"][ATTENTION].square().mean().sqrt().item(),
+            "overlap": plain_overlap(slots).item(),
         }
         assert {name: value.item() for name, value in state.statistics.items()} == pytest.approx(measured, rel=1e-3, abs=1e-5)
 
@@ -344,3 +345,19 @@ def test_initial_attention_is_normal_with_the_spread_of_a_block():
     refiner = SlotRefiner(128)
     refiner.init_weights(RMS, torch.Generator().manual_seed(0))
     assert refiner.attention.qkv.weight.std().item() == pytest.approx(0.7 / math.sqrt(128), rel=0.03)
+
+
+def test_blocks_before_the_attention_keep_their_own_initialisation():
+    refiner = SlotRefiner(64, blocks=2)
+    refiner.init_weights(1.0, torch.Generator().manual_seed(0))
+    assert refiner.blocks[0].out.weight.std().item() == pytest.approx(0.3 / 8, rel=0.1)
+    assert refiner.blocks[0].attention.qkv.weight.std().item() == pytest.approx(0.7 / 8, rel=0.1)
+
+
+def test_an_unknown_design_or_no_step_at_all_is_an_error():
+    with pytest.raises((ValueError, TypeError), match="resdual"):
+        SlotRefiner(16, design="resdual")
+    refiner = SlotRefiner(16)
+    x = torch.zeros(1, 2, 16)
+    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+        list(refiner.refine(x, x, steps=0))

@@ -60,7 +60,7 @@ def test_a_small_slot_keeps_its_size_at_the_start():
         torch.testing.assert_close(value, 0.5 * small[name], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("dim", [8, 16, 64, 768])
+@pytest.mark.parametrize("dim", [16, 64, 768])
 def test_default_widths_are_fixed_fractions_of_dim(dim):
     assert list(slot_widths(dim).values()) == [dim / 2, dim / 4, dim / 4, dim / 8]
     assert Slots(dim).total == 9 * dim / 8

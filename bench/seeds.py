@@ -1,0 +1,78 @@
+"""The headline over several seeds: `python -m bench.seeds --seeds 3 [--preset NAME] [--quick] [--json PATH]`.
+
+Each seed is a fresh clone of the committed state in a temporary folder, run through `dvc repro evaluate`. Prints mean and 95 %
+interval over seeds (Student's t) of every model and of the paired differences.
+"""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import fire
+from ruamel.yaml import YAML
+
+from pipeline.reporting import cell, markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, n - 1 degrees
+PAIRS = (("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("joint", "control_warmup"), ("joint", "control_backbone"))
+
+
+def evaluate(seed: int, preset: str, folder: Path) -> dict:
+    """Metrics of one seed."""
+    clone = folder / f"seed-{seed}"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    yaml, params = YAML(), clone / "params.yaml"
+    document = yaml.load(params.read_text())
+    document["preset"] = preset
+    document["common"]["bindings"] = {"SEED": seed}
+    with params.open("w") as file:
+        yaml.dump(document, file)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "evaluate"]
+    subprocess.run(command, cwd=clone, env={**os.environ, "PATH": path}, check=True, stdout=sys.stderr)
+    return json.loads((clone / "outputs/evaluate/metrics.json").read_text())
+
+
+def over_seeds(values: list[float]) -> dict[str, float]:
+    """Mean and 95 % interval over seeds."""
+    mean = statistics.fmean(values)
+    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+
+
+def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, json: str = "") -> None:
+    """Run SEEDS seeds (2 to 10) of PRESET and print the headline; --quick runs the smoke preset on two seeds."""
+    if quick:
+        seeds, preset = 2, "smoke"
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [evaluate(seed, preset, Path(folder)) for seed in range(seeds)]
+    models = [name for name in runs[0] if name not in ("headline", "differences")]
+    rows = [
+        {"model": name, "metric": metric, **over_seeds([run[name][metric]["mean"] for run in runs])}
+        for name in models
+        for metric in ("exact", "nll")
+    ]
+    rows += [
+        {"model": f"{a} - {b}", "metric": metric, **over_seeds([run[a][metric]["mean"] - run[b][metric]["mean"] for run in runs])}
+        for a, b in PAIRS
+        for metric in ("exact", "nll")
+    ]
+    print(f"{preset}, {runs[0]['headline']}, {seeds} seeds\n")
+    print(markdown([["model", "metric", "mean [95 % over seeds]"], *([r["model"], r["metric"], cell(r)] for r in rows)]))
+    if json:
+        write(Path(json), rows)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write the rows as JSON."""
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
