@@ -24,32 +24,54 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention without a causal mask, up to the concatenated head output; the output projection is the caller's.
 
+    Args:
+        dim: width.
+        heads: must divide ``dim``.
+        rotary: queries and keys are turned by their positions (``rotate``).
+
     Raises:
-        ValueError: ``heads`` does not divide ``dim``.
+        ValueError: ``heads`` does not divide ``dim``, or heads are of odd width and rotary.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, rotary: bool = False) -> None:
         super().__init__()
         if dim % heads:
             raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads} ({dim / heads:g} channels a head)")
-        self.heads = heads
+        if rotary and dim // heads % 2:
+            raise ValueError(f"rotary positions need heads of even width, got {dim // heads} (dim {dim}, heads {heads})")
+        self.heads, self.rotary = heads, rotary
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
 
     def forward(
         self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None
     ) -> Float[Tensor, "batch seq dim"]:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads).unbind(0)
+        if self.rotary:
+            q, k = rotate(q), rotate(k)
         keys = None if attention is None else rearrange(attention, "b s -> b 1 1 s")
         return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h s d -> b s (h d)")
+
+
+def rotate(x: Float[Tensor, "batch heads seq head"], base: float = 1000.0) -> Float[Tensor, "batch heads seq head"]:
+    """Turn pair (i, i + head/2) at position p by p * base^(-2i/head): products of queries and keys then know distances.
+
+    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.
+    """
+    half = x.shape[-1] // 2
+    frequency = base ** -(torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[-2], device=x.device)[:, None] * frequency
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: x += out(attention(norm(x))); x += mlp(norm(x))."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, dim: int, heads: int, mlp_ratio: int = 4, rotary: bool = False) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, rotary)
         self.out = nn.Linear(dim, dim, bias=False)
         self.mlp_norm = RMSNorm(dim)
         self.up = nn.Linear(dim, mlp_ratio * dim, bias=False)

@@ -57,6 +57,7 @@ class SlotRefiner(nn.Module):
         design: "residual" = states enter as they are, x and the token embeddings are injected at every step, the update is
             zero at first and scaled by the states' rms; "literal" = the founding design: LayerNorm entry, no injection,
             0.1 tanh(delta) clamped to +-0.5.
+        rotary: attention also sees distances (``components.attention.rotate``); what the backbone has is a good choice.
         orthogonality: weight of the slots' overlap in each step's loss (``components.orthogonality``).
 
     Raises:
@@ -74,6 +75,7 @@ class SlotRefiner(nn.Module):
         widths: Mapping[str, int] | None = None,
         design: Literal["residual", "literal"] = "residual",
         orthogonality: float = 0.0,
+        rotary: bool = False,
     ) -> None:
         super().__init__()
         if steps < 1 or blocks < 1:
@@ -83,14 +85,15 @@ class SlotRefiner(nn.Module):
         self.architecture = {
             "dim": dim, "heads": heads, "steps": steps, "blocks": blocks, "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
             "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
+            "rotary": rotary,
         }  # fmt: skip
         self.dim, self.n_steps, self.orthogonality = dim, steps, orthogonality
         residual = design == "residual"
         self.entry = nn.Identity() if residual else nn.LayerNorm(dim)
         self.injection = Injection(dim) if residual else None
         self.bound = delta.rms_scaled if residual else delta.clamped
-        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio) for _ in range(blocks - 1))
-        self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads)
+        self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, rotary) for _ in range(blocks - 1))
+        self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads, rotary)
         self.slots = Slots(dim, widths)
         self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
         self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)

@@ -6,6 +6,7 @@ reads), which is what training from cached states needs.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,21 +27,22 @@ class TinyLM(Model):
         dim: width.
         layers: blocks of the whole model.
         heads: attention heads; must divide ``dim``.
+        rotary: attention also sees distances (``components.attention.rotate``): text wants it, puzzles do not need it.
         first_layer: lowest block held here (0 = whole model).
 
     Raises:
         ValueError: heads do not divide dim, or ``first_layer`` is not within 0..layers.
     """
 
-    def __init__(self, vocab: int, seq: int, dim: int, layers: int, heads: int, first_layer: int = 0) -> None:
+    def __init__(self, vocab: int, seq: int, dim: int, layers: int, heads: int, rotary: bool = False, first_layer: int = 0) -> None:
         super().__init__()
         if not 0 <= first_layer <= layers:
             raise ValueError(f"the split must lie within 0..{layers} (the backbone's layers), got {first_layer}")
-        self.architecture = {"vocab": vocab, "seq": seq, "dim": dim, "layers": layers, "heads": heads}
+        self.architecture: dict[str, Any] = {"vocab": vocab, "seq": seq, "dim": dim, "layers": layers, "heads": heads, "rotary": rotary}
         self.first_layer = first_layer
         self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))
-        self.blocks = nn.ModuleDict({str(i): Block(dim, heads) for i in range(first_layer, layers)})
+        self.blocks = nn.ModuleDict({str(i): Block(dim, heads, rotary=rotary) for i in range(first_layer, layers)})
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab, bias=False)
 

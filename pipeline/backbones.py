@@ -26,7 +26,7 @@ class Backbone:
         self.folder = Path(folder)
         description = read_json(self.folder / DESCRIPTION, "backbone")
         self.fingerprint: str = description["fingerprint"]
-        self.architecture: dict[str, int] = description["architecture"]
+        self.architecture: dict[str, Any] = description["architecture"]
         self.vocabulary = Vocabulary(**description["vocabulary"])
         verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
 

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -34,6 +35,8 @@ class QuestionAnswers:
         vocabulary: size of the BPE vocabulary.
         sequence: tokens in a sequence.
         validation: fraction of training examples kept for validation, chosen by a hash of the question.
+        long_prompts: what to do with a question that fills the whole sequence: "refuse" stops and names the line, "drop" leaves
+            the example out and says so.
     """
 
     train: str
@@ -42,6 +45,7 @@ class QuestionAnswers:
     vocabulary: int = 4096
     sequence: int = 256
     validation: float = 0.05
+    long_prompts: Literal["refuse", "drop"] = "refuse"
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
@@ -85,23 +89,29 @@ class QuestionAnswers:
         return int.from_bytes(digest[:8], "big") < self.validation * 2**64
 
     def _encode(self, tokenizer: Tokenizer, pairs: list["Pair"], first: int) -> Split:
-        n = len(pairs)
+        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(tokenizer, pair)) is not None]
+        n = len(room)
         tokens = torch.full((n, self.sequence), bpe.special(tokenizer, bpe.PAD), dtype=torch.int32)
         response = torch.zeros(n, self.sequence, dtype=torch.bool)
         valid = torch.zeros(n, self.sequence, dtype=torch.bool)
-        for row, pair in enumerate(pairs):
-            prompt = tokenizer.encode(pair.question + "\n").ids
-            if len(prompt) >= self.sequence:
-                raise DataError(
-                    f"{pair.origin}: the question takes {len(prompt)} tokens and leaves no room for an answer in a sequence of "
-                    f"{self.sequence}; raise the sequence length or remove the line"
-                )
+        for row, (pair, prompt) in enumerate(room):
             answer = [*tokenizer.encode(pair.answer).ids, bpe.special(tokenizer, bpe.END)]
             ids = (prompt + answer)[: self.sequence]
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
             response[row, len(prompt) : len(ids)] = True
             valid[row, : len(ids)] = True
         return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=valid)
+
+    def _prompt(self, tokenizer: Tokenizer, pair: "Pair") -> list[int] | None:
+        """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
+        prompt: list[int] = tokenizer.encode(pair.question + "\n").ids
+        if len(prompt) < self.sequence:
+            return prompt
+        problem = f"{pair.origin}: the question takes {len(prompt)} tokens and leaves no room for an answer in a sequence of {self.sequence}"
+        if self.long_prompts == "refuse":
+            raise DataError(f"{problem}; raise the sequence length, remove the line, or set long_prompts = 'drop'")
+        print(f"prepare: dropped: {problem}")
+        return None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Read as YAML 1.2, the way DVC reads it: ``5e-4`` is a number, ``no`` is a word.
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import ConfigError
 
-_MACRO = re.compile(r"[A-Z][A-Z0-9_]*$")
+MACRO = re.compile(r"[A-Z][A-Z0-9_]*$")
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
@@ -28,8 +28,63 @@ class Binding:
     text: str
 
 
-def read_params(path: Path, stages: Iterable[str]) -> dict[str, Any]:
-    """Read params.yaml (YAML 1.2, as DVC does: ``5e-4`` is a number).
+@dataclass(frozen=True)
+class Params:
+    """A params.yaml, read: the preset's name, and the sections as they stand in the file."""
+
+    file: Path
+    preset: str
+    sections: Mapping[str, Any]
+
+    def files(self, section: str) -> list[tuple[str, str]]:
+        """Further gin files of a section: (origin, path).
+
+        Raises:
+            ConfigError: ``gin`` is not a list of names.
+        """
+        names = self._part(section, "gin", list, "a list of gin files")
+        return [(f"{self._line(section)} {section}.gin", str(name)) for name in names]
+
+    def bindings(self, section: str, is_parameter: Callable[[tuple[str, ...]], bool]) -> list[Binding]:
+        """Every binding of a section, in order.
+
+        Args:
+            section: its name.
+            is_parameter: whether a path names a parameter: a map below it is then a value, not more path.
+
+        Raises:
+            ConfigError: ``bindings`` is not a map, a value has no form in gin, or one key is bound twice.
+        """
+        tree = self._part(section, "bindings", Mapping, "a map of bindings")
+        found: dict[str, Binding] = {}
+        for binding in _leaves(tree, (), f"{section}.bindings", self.file, is_parameter):
+            if binding.key in found:
+                raise ConfigError(f"{binding.origin}: bound twice; also at {found[binding.key].origin}")
+            found[binding.key] = binding
+        return list(found.values())
+
+    def preset_line(self) -> str:
+        """Where the preset is named."""
+        return self._line("preset")
+
+    def _line(self, name: str) -> str:
+        return _line(self.file, self.sections, name)
+
+    def _part(self, section: str, name: str, kind: Any, expected: str) -> Any:
+        held = self.sections.get(section) or {}
+        where = f"{self._line(section)} {section}"
+        if not isinstance(held, Mapping) or set(held) - {"gin", "bindings"}:
+            raise ConfigError(f"{where}: a section may hold 'gin' (a list of files) and 'bindings' (a map), nothing else")
+        part = held.get(name)
+        if part is None:
+            return kind() if kind is list else {}
+        if not isinstance(part, kind):
+            raise ConfigError(f"{where}.{name}: expected {expected}, got {part!r}")
+        return part
+
+
+def read(path: Path, stages: Iterable[str]) -> Params:
+    """Read params.yaml.
 
     Raises:
         ConfigError: missing or malformed file, unknown section, no preset.
@@ -45,60 +100,8 @@ def read_params(path: Path, stages: Iterable[str]) -> dict[str, Any]:
     known = {"preset", "common", *stages}
     for name in loaded:
         if name not in known:
-            raise ConfigError(f"{line(path, loaded, name)}: unknown section '{name}'{hint(name, known)}")
-    return dict(loaded) | {"file": path, "lines": loaded}
-
-
-def section(params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """One section, empty if absent.
-
-    Raises:
-        ConfigError: it holds something else than ``gin`` and ``bindings``.
-    """
-    found = params.get(name) or {}
-    where = line(params["file"], params["lines"], name) if name in params else str(params["file"])
-    if not isinstance(found, Mapping) or set(found) - {"gin", "bindings"}:
-        raise ConfigError(f"{where}: section '{name}' may hold 'gin' (a list of files) and 'bindings' (a map)")
-    return found
-
-
-def bindings(params: Mapping[str, Any], name: str) -> Iterator[Binding]:
-    """Every binding of a section, in order."""
-    yield from _leaves(section(params, name).get("bindings") or {}, (), f"{name}.bindings", params["file"])
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...], where: str, file: Path) -> Iterator[Binding]:
-    for key, value in tree.items():
-        origin = f"{line(file, tree, key)} {where}.{key}"
-        if isinstance(value, Mapping) and not (path and _MACRO.match(str(key))):
-            yield from _leaves(value, (*path, str(key)), f"{where}.{key}", file)
-        else:
-            yield Binding(origin, ".".join((*path, str(key))), _to_gin(value, origin))
-
-
-def _to_gin(value: Any, origin: str) -> str:
-    """A YAML value as gin source; strings that begin with @ or % are references and macros."""
-    if isinstance(value, bool) or value is None:
-        return repr(value)
-    if isinstance(value, int):
-        return repr(int(value))
-    if isinstance(value, float):
-        return repr(float(value))
-    if isinstance(value, str):
-        if value[:1] in ("@", "%") and len(value) > 1:
-            return str(value)
-        if _NUMBER.match(value):
-            raise ConfigError(f"{origin}: '{value}' is a string that looks like a number; write it without quotes")
-        return repr(str(value))
-    if isinstance(value, list):
-        return "[" + ", ".join(_to_gin(v, origin) for v in value) + "]"
-    raise ConfigError(f"{origin}: cannot use a value of type {type(value).__name__}")
-
-
-def line(file: Path, tree: Any, key: Any) -> str:
-    """``file:line`` of a key."""
-    position = getattr(tree, "lc", None)
-    return f"{file}:{position.key(key)[0] + 1}" if position is not None and key in tree else str(file)
+            raise ConfigError(f"{_line(path, loaded, name)}: unknown section '{name}'{hint(str(name), known)}")
+    return Params(path, str(loaded["preset"]), loaded)
 
 
 def hint(word: str, known: Iterable[str]) -> str:
@@ -108,3 +111,46 @@ def hint(word: str, known: Iterable[str]) -> str:
     if not near:  # same last word, other module
         near = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:1]
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names[:20])}"
+
+
+def _leaves(
+    tree: Mapping[str, Any], path: tuple[str, ...], where: str, file: Path, is_parameter: Callable[[tuple[str, ...]], bool]
+) -> Iterator[Binding]:
+    for key, value in tree.items():
+        origin = f"{_line(file, tree, key)} {where}.{key}"
+        if not isinstance(key, str):
+            raise ConfigError(f"{origin}: a name was expected, got {key!r}")
+        longer = (*path, key)
+        if isinstance(value, Mapping) and not is_parameter(longer):
+            yield from _leaves(value, longer, f"{where}.{key}", file, is_parameter)
+        else:
+            yield Binding(origin, ".".join(longer), _to_gin(value, origin))
+
+
+def _to_gin(value: Any, origin: str) -> str:
+    """A YAML value as gin source; strings that begin with @ or % are references and macros."""
+    if isinstance(value, bool) or value is None:
+        return repr(value)
+    if isinstance(value, int):
+        return repr(int(value))
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ConfigError(f"{origin}: expected a finite number, got {value}")
+        return repr(float(value))
+    if isinstance(value, str):
+        if re.fullmatch(r"[@%][\w./]+(\(\))?", value):
+            return str(value)
+        if _NUMBER.match(value):
+            raise ConfigError(f"{origin}: '{value}' is a string that looks like a number; write it without quotes")
+        return repr(str(value))
+    if isinstance(value, list):
+        return "[" + ", ".join(_to_gin(item, origin) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_to_gin(k, origin)}: {_to_gin(v, origin)}" for k, v in value.items()) + "}"
+    raise ConfigError(f"{origin}: cannot use a value of type {type(value).__name__}")
+
+
+def _line(file: Path, tree: Any, key: Any) -> str:
+    """``file:line`` of a key."""
+    position = getattr(tree, "lc", None)
+    return f"{file}:{position.key(key)[0] + 1}" if position is not None and key in tree else str(file)

@@ -10,23 +10,18 @@ from pathlib import Path
 
 import fire
 
-from pipeline import config
+from pipeline import config, describe, params
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
-from pipeline.params import hint, read_params
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
-FLAGS = ("config", "out", "check", "print-config", "help")
+SWITCHES, VALUES = ("check", "print-config", "help"), ("config", "out")
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     try:
-        for argument in arguments:
-            flag = argument.removeprefix("--").partition("=")[0]
-            if argument.startswith("--") and flag not in FLAGS:  # Fire would run the stage first and complain afterwards
-                raise ConfigError(f"unknown flag {argument}{hint(flag, FLAGS)}")
-        fire.Fire(command, command=arguments, name="python -m stages")
+        fire.Fire(command, command=normalised(arguments), name="python -m stages")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -36,7 +31,43 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def command(stage: str, *overrides: str, config: str = "", out: str = "", check: bool = False, print_config: bool = False) -> None:
+def normalised(arguments: list[str]) -> list[str]:
+    """The arguments in a form in which Fire cannot misread them: it would run a stage first and complain about a flag afterwards,
+    take the word after a switch for its value, and make numbers of strings.
+
+    Raises:
+        ConfigError: an unknown flag, a flag without its value, or no stage.
+    """
+    words: list[str] = []
+    flags: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-"):
+            words.append(repr(argument))
+        elif argument.startswith("--") and name in SWITCHES and not equals:
+            flags.append(f"--{'usage' if name == 'help' else name.replace('-', '_')}=True")
+        elif argument.startswith("--") and name in VALUES:
+            value = value if equals else next(rest, "")
+            if not value or value.startswith("--"):
+                raise ConfigError(f"--{name} needs a value")
+            flags.append(f"--{name}={value!r}")
+        else:
+            raise ConfigError(f"unknown flag {argument}{params.hint(name, (*SWITCHES, *VALUES))}")
+    if not words:
+        raise ConfigError(f"name a stage: configure, {', '.join(STAGES)}")
+    return [*words, *flags]
+
+
+def command(
+    stage: str,
+    *overrides: str,
+    config: str = "",
+    out: str = "",
+    check: bool = False,
+    print_config: bool = False,
+    usage: bool = False,
+) -> None:
     """Run STAGE with OVERRIDES (name.param=value) over params.yaml.
 
     Args:
@@ -46,18 +77,21 @@ def command(stage: str, *overrides: str, config: str = "", out: str = "", check:
         out: folder to write to. Default: the configured one under DVC, ``runs/<stage>`` elsewhere.
         check: resolve and check only.
         print_config: print the resolved configuration only.
+        usage: print every setting of the stage, with type, value and meaning (``--help``).
     """
     if stage not in ("configure", *STAGES):
-        raise ConfigError(f"unknown stage '{stage}'{hint(stage, ('configure', *STAGES))}")
-    if config and overrides:
-        raise ConfigError("overrides go over params.yaml; give either --config or name.param=value")
+        raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *STAGES))}")
+    if overrides and (config or stage == "configure"):
+        raise ConfigError("name.param=value goes over params.yaml, for one stage; give it without --config")
     if stage == "configure":
         from stages import configure
 
         configure.run(out=out or "build/config", stages=STAGES)
         return
     text = _text(stage, config, overrides)
-    if print_config:
+    if usage:
+        print(describe.help_text(stage), end="")
+    elif print_config:
         print(text, end="")
     elif not check:
         _call(stage, text, out)
@@ -65,7 +99,7 @@ def command(stage: str, *overrides: str, config: str = "", out: str = "", check:
 
 def _text(stage: str, file: str, overrides: tuple[str, ...]) -> str:
     if not file:
-        return config.resolve(stage, read_params(Path("params.yaml"), STAGES), map(str, overrides))
+        return config.resolve(stage, params.read(Path("params.yaml"), STAGES), overrides).text
     if not Path(file).is_file():
         raise ConfigError(f"{file} does not exist; run: dvc repro configure")
     return Path(file).read_text()

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from pipeline import config
-from pipeline.errors import ConfigError
+from pipeline import config, params
 from pipeline.files import write_atomic
-from pipeline.params import read_params
 
 
 def run(*, out: str, stages: tuple[str, ...]) -> None:
@@ -18,17 +16,6 @@ def run(*, out: str, stages: tuple[str, ...]) -> None:
     Raises:
         ConfigError: every mistake that was found, one a line.
     """
-    params = read_params(Path("params.yaml"), stages)
-    texts, errors = {}, []
-    for stage in stages:
-        try:
-            texts[stage] = config.resolve(stage, params)
-        except ConfigError as error:
-            errors.append(str(error))
-    if not errors:
-        errors = [f"{b.origin}: no stage uses '{b.key}'" for b in config.unused_common(params, texts.values())]
-    if errors:
-        raise ConfigError("\n       ".join(dict.fromkeys(errors)))
-    for stage, text in texts.items():
+    for stage, text in config.resolve_all(stages, params.read(Path("params.yaml"), stages)).items():
         write_atomic(Path(out) / f"{stage}.gin", text.encode())
-    print(f"configure: {len(texts)} stages resolved and checked")
+    print(f"configure: {len(stages)} stages resolved and checked")

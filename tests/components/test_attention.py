@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components.attention import Attention, Block, RMSNorm
+from components.attention import Attention, Block, RMSNorm, rotate
 
 
 def plain_attention(x, qkv, heads, attention=None):
@@ -96,3 +96,24 @@ def test_block_weights_have_the_documented_spread_and_follow_the_generator():
     x = F.normalize(torch.ones(1, 3, 128), dim=-1)
     assert torch.equal(blocks[0](x, None), blocks[1](x, None))
     assert not torch.equal(blocks[0](x, None), blocks[2](x, None))
+
+
+def test_rotary_products_depend_on_distances_alone():
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, 8, generator=generator).expand(1, 1, 6, 8) for _ in range(2))
+    products = (rotate(q) @ rotate(k).transpose(-1, -2))[0, 0]
+    for distance in range(-5, 6):
+        diagonal = products.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5)
+    assert not torch.allclose(products[0, 0], products[0, 1], atol=1e-3)
+
+
+def test_rotary_at_position_zero_changes_nothing_and_keeps_lengths():
+    x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rotate(x)[:, :, 0], x[:, :, 0])
+    assert torch.allclose(rotate(x).norm(dim=-1), x.norm(dim=-1), atol=1e-5)
+
+
+def test_rotary_heads_of_odd_width_are_an_error_naming_it():
+    with pytest.raises(ValueError, match="even width, got 3"):
+        Attention(6, 2, rotary=True)

@@ -1,0 +1,91 @@
+"""Whether a setting's value fits the annotation of the parameter that it reaches. The only door to ``beartype``."""
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+_TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a float, as in the language's own typing rules
+
+
+def annotation(function: Any, parameter: str) -> Any:
+    """The annotation of a parameter; Any if it has none."""
+    constructor = vars(function).get("__init__", function) if isinstance(function, type) else function
+    return typing.get_type_hints(constructor).get(parameter, Any)
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether ``value`` is what ``wanted`` says.
+
+    Stricter than Python in two ways that hide mistakes: a bool is not a number, a word is not a list of letters. A list may stand
+    for a tuple (YAML has no tuples).
+
+    >>> fits(3, float), fits(True, int), fits("refiner", Sequence[str]), fits([4, 8], tuple[int, int])
+    (True, False, False, True)
+    """
+    parts = _alternatives(wanted)
+    if Any in parts:
+        return True
+    if isinstance(value, bool):
+        return bool in parts or any(value in typing.get_args(p) for p in parts if typing.get_origin(p) is Literal)
+    if isinstance(value, str):
+        parts = [p for p in parts if p is str or typing.get_origin(p) is Literal]
+    forms = (value, tuple(value)) if isinstance(value, list) else (value,)
+    return any(is_bearable(form, part, conf=_TOWER) for part in parts for form in forms)
+
+
+def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
+    """Whether a parameter may hold a reference: ``@f`` where a callable is wanted, ``@C()`` where its result is.
+
+    Args:
+        wanted: the annotation.
+        made: the function or class that is referred to.
+        evaluated: written with parentheses.
+    """
+    parts = _alternatives(wanted)
+    if Any in parts:
+        return True
+    if not evaluated:
+        return any(part is Callable or typing.get_origin(part) is types.FunctionType or _is_callable(part) for part in parts)
+    result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
+    if not isinstance(result, type):
+        return True
+    return any(_provides(result, part) for part in parts)
+
+
+def describe(wanted: Any) -> str:
+    """An annotation as people write it.
+
+    >>> describe(int), describe(Literal["fp32", "bf16"]), describe(float | None)
+    ('int', "'fp32' or 'bf16'", 'float or None')
+    """
+    if isinstance(wanted, type) and not typing.get_args(wanted):
+        return "None" if wanted is type(None) else wanted.__name__
+    if typing.get_origin(wanted) is Literal:
+        return " or ".join(map(repr, typing.get_args(wanted)))
+    if len(parts := _alternatives(wanted)) > 1:
+        return " or ".join(map(describe, parts))
+    if _is_callable(wanted):
+        return "Callable (a reference such as '@module.name')"
+    return str(wanted).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _alternatives(wanted: Any) -> list[Any]:
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return [part for option in typing.get_args(wanted) for part in _alternatives(option)]
+    return [wanted]
+
+
+def _is_callable(part: Any) -> bool:
+    return typing.get_origin(part) is Callable or part is Callable
+
+
+def _provides(result: type, part: Any) -> bool:
+    if not isinstance(part, type):
+        return False
+    if getattr(part, "_is_protocol", False):
+        return all(hasattr(result, name) for name in dir(part) if not name.startswith("_"))
+    return issubclass(result, part)

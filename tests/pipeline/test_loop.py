@@ -1,0 +1,261 @@
+"""The training loop on a model of a few hundred weights: accumulation, non-finite losses, validation, what is saved, compute."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from components.masking import exact_count
+from components.optim import adamw
+from components.supervision import last_only
+from components.tiny_lm import TinyLM
+from pipeline.backbones import Backbone, save_backbone
+from pipeline.curves import read
+from pipeline.data import assemble, loader
+from pipeline.errors import TrainingError
+from pipeline.loop import fit, validation_losses
+from pipeline.prepared import Vocabulary
+
+VOCABULARY = Vocabulary(size=9, mask_id=8, pad_id=8, sequence=6, rendering="text")
+
+
+class Fixed:
+    """The given batches, epoch after epoch."""
+
+    layer = 0
+
+    def __init__(self, *batches):
+        self.batches = batches
+
+    def epoch(self, epoch, batch_size, shuffle):
+        yield from self.batches
+
+    def __len__(self):
+        return sum(map(len, self.batches))
+
+
+def batch(n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(8, (n, 6), generator=generator)
+    response = torch.arange(6).expand(n, 6) >= 2
+    masked, weights = exact_count(response, torch.rand(n, 7, generator=generator, dtype=torch.float64))
+    return assemble(tokens, masked, weights, None, VOCABULARY.mask_id)
+
+
+def part(whole, rows):
+    return replace(whole, **{k: v[rows] for k, v in vars(whole).items() if v is not None})
+
+
+def broken(whole, value):
+    return replace(whole, weights=torch.where(whole.masked, torch.tensor(value), whole.weights))
+
+
+def plain_descent(model, lr=0.1):
+    return torch.optim.SGD([{"params": list(model.parameters()), "peak": lr}], lr=lr)
+
+
+def constant(step, steps):
+    return 1.0
+
+
+@pytest.fixture
+def model():
+    lm = TinyLM(vocab=9, seq=6, dim=8, layers=1, heads=2)
+    lm.init_weights(torch.Generator().manual_seed(0))
+    return lm
+
+
+@pytest.fixture
+def train(model, runtime, tmp_path):
+    """``train(batches, ...)``: fit over the given batches, validating on one other, saving into ``tmp_path / "model"``."""
+
+    def train(*batches, validation=None, **settings):
+        held_out = loader(Fixed(validation or batch(seed=9)), 8, epochs=1)
+        save = partial(save_backbone, tmp_path / "model", model, VOCABULARY)
+        settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": constant, "supervision": last_only, **settings}
+        return fit(model, loader(Fixed(*batches), 8), held_out, tmp_path, save, runtime, **settings)
+
+    return train
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# Steps
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 5), (1, 1, 6), (2, 2, 2, 2)])
+def test_accumulation_takes_the_step_of_the_whole_batch(train, model, sizes):
+    start, whole = model.state_dict(), batch(8)
+    start = {name: value.clone() for name, value in start.items()}
+    train(whole, steps=1, optimizer=plain_descent)
+    expected = weights(model)
+    model.load_state_dict(start)
+    bounds = torch.tensor((0, *sizes)).cumsum(0).tolist()
+    train(*(part(whole, slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)), steps=1, accumulation=len(sizes), optimizer=plain_descent)
+    moved = torch.cat([value.flatten() for value in start.values()])
+    assert torch.allclose(weights(model), expected, atol=1e-6, rtol=0)
+    assert (expected - moved).abs().max() > 1e-4
+
+
+def test_counting_operations_leaves_the_first_step_alone(train, model):
+    """The first batch is run once more to count: its gradient must not linger."""
+    start = weights(model).clone()
+    whole = batch(8)
+    logits = model.readout(model.states(whole)[whole.masked])
+    nll = torch.nn.functional.cross_entropy(logits, whole.targets[whole.masked], reduction="none")
+    ((nll * whole.weights[whole.masked]).sum() / 8).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    train(whole, steps=1, optimizer=plain_descent, clip=1e9)
+    assert torch.allclose(weights(model), start - 0.1 * gradient, atol=1e-6)
+
+
+def test_the_gradient_is_clipped(train, model):
+    start = weights(model).clone()
+    train(batch(), steps=1, optimizer=plain_descent, clip=1e-3)
+    assert float((weights(model) - start).norm()) == pytest.approx(1e-4, rel=1e-3)  # lr 0.1 times the largest norm
+
+
+def test_ten_steps_lower_the_training_loss(train, tmp_path):
+    train(batch(), steps=10)
+    losses = read(tmp_path / "curves.csv")["loss"]
+    assert len(losses) == 10 and losses[-1] < 0.7 * losses[0]
+
+
+def test_curves_have_a_row_for_every_step(train, tmp_path):
+    train(batch(), steps=7, log_every=3, validate_every=5)
+    columns = read(tmp_path / "curves.csv")
+    assert columns["step"] == list(range(7))
+    assert list(columns) == ["step", "loss", "loss/step_0", "lr", "grad_norm"]
+    assert columns["loss"] == columns["loss/step_0"]  # one step, nothing else in the loss
+
+
+def test_the_recorded_learning_rate_follows_the_schedule(train, tmp_path):
+    train(batch(), optimizer=plain_descent, schedule=lambda step, steps: (step + 1) / steps)
+    assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+@pytest.mark.xfail(strict=True, reason="optim.adamw sets lr per group; loop.fit records optimizer.defaults['lr'], AdamW's 1e-3")
+def test_the_recorded_learning_rate_is_the_one_in_use(train, tmp_path):
+    train(batch(), optimizer=partial(adamw, lr=1e-2))
+    assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([1e-2] * 4)
+
+
+def test_training_leaves_the_model_in_training_mode_and_frozen_weights_alone(train, model):
+    model.embedding.requires_grad_(False)
+    before = model.embedding.weight.clone()
+    train(batch(), steps=3, validate_every=2)
+    assert torch.equal(model.embedding.weight, before) and model.training
+
+
+# Losses that are not finite
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_checkpoint(train, tmp_path, value, log_every):
+    good = batch()
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) at step 5; the last good checkpoint is of step 4. Lower"):
+        train(*[good] * 4, broken(good, value), validation=good, steps=20, validate_every=2, log_every=log_every)
+    saved = Backbone(tmp_path / "model").model()
+    assert bool(weights(saved).isfinite().all())
+
+
+def test_before_the_first_validation_nothing_was_saved(train, tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss became nan at step 2; nothing was saved yet"):
+        train(batch(), broken(batch(), float("nan")), steps=20, validate_every=10, log_every=1)
+    assert not (tmp_path / "model").exists()
+
+
+def test_states_that_are_not_finite_stop_too(train, model):
+    whole = batch()
+    hidden = torch.full((8, 6, 8), float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss became nan at step 3"):
+        train(whole, whole, replace(whole, hidden=hidden), steps=5, log_every=1)
+
+
+def test_the_rows_up_to_the_bad_step_are_on_disk(train, tmp_path):
+    with pytest.raises(TrainingError, match="at step 3"):
+        train(batch(), batch(), broken(batch(), float("nan")), steps=20, log_every=1)
+    assert read(tmp_path / "curves.csv")["step"] == [0, 1, 2]
+
+
+# Validation
+
+
+def test_validation_averages_over_sequences(model, runtime):
+    """Two batches of different sizes give what one batch of all rows gives."""
+    whole = batch(8)
+    parts = Fixed(part(whole, slice(0, 3)), part(whole, slice(3, 8)))
+    (one,) = validation_losses(model, loader(Fixed(whole), 8, epochs=1), runtime)
+    (two,) = validation_losses(model, loader(parts, 8, epochs=1), runtime)
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_it_validates_every_so_often_and_at_the_end(train):
+    result = train(batch(), steps=7, validate_every=3)
+    assert [entry["step"] for entry in result.validation] == [3, 6, 7]
+
+
+def test_patience_stops_early(train):
+    """At learning rate 0 the first validation stays the best."""
+    result = train(batch(), steps=100, optimizer=partial(adamw, lr=0.0), validate_every=2, patience=2)
+    assert result.best_step == 2 and result.steps == result.validation[-1]["step"] < 12
+
+
+@pytest.mark.xfail(strict=True, reason="loop.fit stops when validations since the best > patience: one more than the docstring says")
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_patience_counts_the_validations_without_a_better_loss(train, patience):
+    result = train(batch(), steps=100, optimizer=partial(adamw, lr=0.0), validate_every=2, patience=patience)
+    assert len(result.validation) == 1 + patience
+
+
+def test_without_patience_it_never_stops_early(train):
+    assert train(batch(), steps=20, optimizer=partial(adamw, lr=0.0), validate_every=2).steps == 20
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_best_weights_are_saved_not_the_last(train, model, runtime, tmp_path, ema):
+    """Descent for six steps, then ascent."""
+    same = batch()
+    result = train(same, validation=same, steps=16, schedule=lambda step, _: 1.0 if step < 6 else -3.0, validate_every=2, ema=ema)
+    losses = {entry["step"]: entry["loss"] for entry in result.validation}
+    assert result.best_step < 16 and result.best_loss == min(losses.values()) < losses[16]
+    assert result.best_loss == losses[result.best_step]
+    (saved,) = validation_losses(Backbone(tmp_path / "model").model(), loader(Fixed(same), 8, epochs=1), runtime)
+    assert saved == result.best_loss
+
+
+def test_the_average_is_saved_while_training_goes_on_from_the_weights_themselves(train, model, tmp_path):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    train(batch(), steps=5, validate_every=1, ema=0.9)
+    averaged, ended = weights(Backbone(tmp_path / "model").model()), weights(model).clone()
+    model.load_state_dict(start)
+    train(batch(), steps=5, validate_every=1, ema=0.0)
+    assert torch.equal(weights(model), ended) and not torch.equal(averaged, ended)
+
+
+# Compute
+
+
+def test_the_budget_sets_the_number_of_steps(train):
+    step = train(batch(), steps=1).flops
+    assert step > 0
+    for budget, steps in ((5 * step, 5), (int(2.6 * step), 3), (1, 1)):
+        result = train(batch(), budget=budget, steps=50)
+        assert (result.steps, result.flops) == (steps, steps * step)
+
+
+def test_operations_count_the_steps_that_were_taken(train):
+    step = train(batch(), steps=1).flops
+    stopped = train(batch(), steps=100, optimizer=partial(adamw, lr=0.0), validate_every=2, patience=1)
+    assert stopped.flops == stopped.steps * step < 100 * step
+
+
+def test_twice_the_sequences_take_twice_the_operations(train):
+    whole = batch()
+    twice = replace(whole, **{k: torch.cat([v, v]) for k, v in vars(whole).items() if v is not None})
+    assert train(twice, steps=1).flops == train(whole, whole, steps=1, accumulation=2).flops == 2 * train(whole, steps=1).flops
