@@ -38,7 +38,14 @@ class TinyLM(Model):
         super().__init__()
         if not 0 <= first_layer <= layers:
             raise ValueError(f"the split must lie within 0..{layers} (the backbone's layers), got {first_layer}")
-        self.architecture: dict[str, Any] = {"vocab": vocab, "seq": seq, "dim": dim, "layers": layers, "heads": heads, "rotary": rotary}
+        self.architecture: dict[str, Any] = {
+            "vocab": vocab,
+            "seq": seq,
+            "dim": dim,
+            "layers": layers,
+            "heads": heads,
+            "rotary": rotary,
+        }
         self.first_layer = first_layer
         self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))

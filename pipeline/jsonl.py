@@ -107,7 +107,8 @@ class QuestionAnswers:
         prompt: list[int] = tokenizer.encode(pair.question + "\n").ids
         if len(prompt) < self.sequence:
             return prompt
-        problem = f"{pair.origin}: the question takes {len(prompt)} tokens and leaves no room for an answer in a sequence of {self.sequence}"
+        room = f"leaves no room for an answer in a sequence of {self.sequence}"
+        problem = f"{pair.origin}: the question takes {len(prompt)} tokens and {room}"
         if self.long_prompts == "refuse":
             raise DataError(f"{problem}; raise the sequence length, remove the line, or set long_prompts = 'drop'")
         print(f"prepare: dropped: {problem}")
