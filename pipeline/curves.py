@@ -10,14 +10,13 @@ Value = Tensor | float
 
 
 class Curves:
-    """Rows of named numbers. Columns are those of the first row."""
+    """Rows of named numbers; a file that is there is continued. Columns are those of its first row."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: list[tuple[int, dict[str, Value]]] = []
         self._columns: list[str] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
 
     def record(self, step: int, values: dict[str, Value]) -> None:
         """Keep one row; tensors must be 0-d."""
@@ -37,7 +36,8 @@ class Curves:
             writer = csv.writer(file, lineterminator="\n")
             if not self._columns:
                 self._columns = list(read[0])
-                writer.writerow(self._columns)
+                if file.tell() == 0:
+                    writer.writerow(self._columns)
             writer.writerows([f"{row[column]:.9g}" for column in self._columns] for row in read)
         return read
 

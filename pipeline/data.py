@@ -150,15 +150,18 @@ def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | No
 class Epochs(BaseNode[Batch]):
     """Walks a source epoch after epoch, for ever or for ``epochs``; its state is {epoch, batch}."""
 
-    def __init__(self, source: Source, batch_size: int, shuffle: int | None, epochs: int | None) -> None:
+    def __init__(self, source: Source, batch_size: int, shuffle: int | None, epochs: int | None, start: int) -> None:
         super().__init__()
-        self.source, self.batch_size, self.shuffle, self.epochs = source, batch_size, shuffle, epochs
+        self.source, self.batch_size, self.shuffle, self.epochs, self.start = source, batch_size, shuffle, epochs, start
         self._epoch = self._batch = 0
         self._batches: Iterator[Batch] = iter(())
 
     def reset(self, initial_state: dict[str, Any] | None = None) -> None:
         super().reset(initial_state)
-        self._epoch, skip = (initial_state["epoch"], initial_state["batch"]) if initial_state else (0, 0)
+        per_epoch = len(self.source) // self.batch_size if self.start else 1
+        self._epoch, skip = divmod(self.start, per_epoch)
+        if initial_state is not None:
+            self._epoch, skip = initial_state["epoch"], initial_state["batch"]
         self._batch = 0
         self._batches = self.source.epoch(self._epoch, self.batch_size, self.shuffle)
         for _ in range(skip):
@@ -178,12 +181,19 @@ class Epochs(BaseNode[Batch]):
         return {"epoch": self._epoch, "batch": self._batch}
 
 
-def loader(source: Source, batch_size: int, shuffle: int | None = None, epochs: int | None = None) -> Loader[Batch]:
+def loader(source: Source, batch_size: int, shuffle: int | None = None, epochs: int | None = None, start: int = 0) -> Loader[Batch]:
     """A stateful loader; the next batches are made in a thread while the model computes.
+
+    Args:
+        source: the batches of an epoch.
+        batch_size: rows of a batch.
+        shuffle: seed of the order; None = stored order, with a last smaller batch.
+        epochs: None = for ever.
+        start: batch to begin with, counted from the first epoch on (training order).
 
     Raises:
         ValueError: the source has fewer rows than one training batch.
     """
     if shuffle is not None and len(source) < batch_size:
         raise ValueError(f"a batch of {batch_size} needs at least as many training examples, there are {len(source)}")
-    return Loader(Prefetcher(Epochs(source, batch_size, shuffle, epochs), prefetch_factor=4))
+    return Loader(Prefetcher(Epochs(source, batch_size, shuffle, epochs, start), prefetch_factor=4))

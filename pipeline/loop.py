@@ -2,13 +2,13 @@
 
 Order of one optimizer step: microbatches forward and backward -> clip -> step -> average -> record. Every ``log_every`` steps the
 recorded rows reach the host in one sync; a non-finite loss stops the run there and names the step it appeared in. Every
-``validate_every`` steps the averaged weights are validated and, if they are the best so far, saved.
+``validate_every`` steps the averaged weights are validated and, if they are the best so far, saved. Every ``save_every`` steps the
+whole state goes to scratch: nothing random has to be in it, order and masks are functions of the step.
 """
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -23,34 +23,17 @@ from components.optim import adamw, set_lr, warmup_cosine
 from components.recursion import State
 from components.supervision import linear_decay, normalised
 from pipeline import flops
+from pipeline import scratch as snapshots
 from pipeline.curves import Curves
 from pipeline.errors import TrainingError
+from pipeline.fitstate import Fit, progress_of, resume
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
 
 
-@dataclass
-class Fit:
-    """What a finished run reports.
-
-    Attributes:
-        steps: optimizer steps taken (fewer than asked for after an early stop).
-        flops: floating-point operations of all of them.
-        best_step: step of the best validation loss, the one that was saved.
-        best_loss: that loss (last recursion step, nats per answer token).
-        validation: one entry per validation: step, loss, loss of each recursion step.
-    """
-
-    steps: int = 0
-    flops: int = 0
-    best_step: int = 0
-    best_loss: float = math.inf
-    validation: list[dict[str, object]] = field(default_factory=list)
-
-
 def fit(
     model: Model,
-    train: Loader[Batch],
+    train: Callable[[int], Loader[Batch]],
     validation: Loader[Batch],
     out: Path,
     save: Callable[[], None],
@@ -67,12 +50,13 @@ def fit(
     validate_every: int = 200,
     patience: int = 0,
     log_every: int = 50,
+    save_every: int = 100,
 ) -> Fit:
-    """Train what is not frozen and keep the best validated weights.
+    """Train what is not frozen and keep the best validated weights; a run that was killed continues where it last saved.
 
     Args:
         model: already frozen as wanted.
-        train: endless batches; the microbatch size is theirs.
+        train: endless batches from the given microbatch on; the microbatch size is theirs.
         validation: finite batches.
         out: folder of ``curves.csv``.
         save: writes the model as it stands; called with the averaged weights in place.
@@ -88,39 +72,47 @@ def fit(
         validate_every: steps between validations; the last step is always validated.
         patience: validations without a better loss before stopping early; 0 = never.
         log_every: steps between lines and host syncs.
+        save_every: steps between snapshots to continue from.
 
     Raises:
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
     """
     model.to(runtime.device).train()
     optimise, average = optimizer(model), EMA(model, ema)
-    curves, result, started = Curves(out / "curves.csv"), Fit(), time.monotonic()
-    batches = iter(train)
-    micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
-    flops_per_step = flops.count(lambda: _backward(model, micro, supervision, runtime, False))
-    optimise.zero_grad(set_to_none=True)
-    steps = steps if budget is None else max(1, round(budget / flops_per_step))
-    with Progress(out.name, steps, "step") as bar:
-        for step in range(steps):
+    curves, scratch = Curves(out / "curves.csv"), snapshots.of(out.name)
+    result = resume(scratch, out, model, optimise, average)
+    batches: Iterator[Batch] = iter(train(result.steps * accumulation))
+    if not result.flops_per_step:
+        first = list(islice(batches, accumulation))
+        batches = chain(first, batches)
+        moved = [batch.to(runtime.device) for batch in first]
+        result.flops_per_step = flops.count(lambda: _backward(model, moved, supervision, runtime, False))
+        optimise.zero_grad(set_to_none=True)
+    steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
+    with Progress(out.name, steps, "step", done=result.steps) as bar:
+        for step in range(result.steps, 0 if result.stopped else steps):
+            micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
             multiplier = schedule(step, steps)
             set_lr(optimise, multiplier)
-            if step:
-                micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
             values = _backward(model, micro, supervision, runtime, True)
             norm = nn.utils.clip_grad_norm_(_trainable(model), clip)
             optimise.step()
             optimise.zero_grad(set_to_none=True)
             average.update()
             curves.record(step, {**values, "lr": multiplier * optimise.defaults["lr"], "grad_norm": norm})
+            result.steps = step + 1
             bar.advance()
-            last = step == steps - 1
-            due = last or (step + 1) % validate_every == 0
-            if due or (step + 1) % log_every == 0:
-                _report(curves.flush(), bar, steps, time.monotonic() - started, result)
-            if due and _validated(model, validation, average, runtime, step + 1, result, save, bar) > patience > 0:
+            due = result.steps == steps or result.steps % validate_every == 0
+            keep = due or result.steps % save_every == 0
+            if keep or result.steps % log_every == 0:
+                _report(curves.flush(), bar, result)
+            if due:
+                _validate(model, validation, average, runtime, result, save, bar)
+                result.stopped = 0 < patience <= result.worse()
+            if keep:
+                scratch.save(result.steps, *progress_of(model, optimise, average, result), out)
+            if result.stopped:
                 break
-    result.steps = step + 1
-    result.flops = result.steps * flops_per_step
     return result
 
 
@@ -157,7 +149,7 @@ def _mean_statistics(states: list[State], share: float) -> dict[str, Tensor]:
     return {name: share * torch.stack([state.statistics[name] for state in states]).mean() for name in states[0].statistics}
 
 
-def _report(rows: list[dict[str, float]], bar: Progress, steps: int, seconds: float, result: Fit) -> None:
+def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:
     """Print a line for the newest row; stop at the first row that is not finite."""
     for row in rows:
         if not math.isfinite(row["loss"]):
@@ -166,33 +158,27 @@ def _report(rows: list[dict[str, float]], bar: Progress, steps: int, seconds: fl
                 f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {kept}. "
                 "Lower the learning rate or check the data"
             )
-    row = rows[-1]
-    done = int(row["step"]) + 1
-    per_step = " ".join(f"{v:.3f}" for k, v in row.items() if k.startswith("loss/step_"))
-    rate = done / seconds
-    left = (steps - done) / rate
-    bar.line(f"step {done}/{steps} loss {row['loss']:.3f} | steps {per_step} | {rate:.1f} steps/s, {left:.0f} s left")
+    per_step = " ".join(f"{v:.3f}" for k, v in rows[-1].items() if k.startswith("loss/step_"))
+    bar.line(f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}")
 
 
-def _validated(
+def _validate(
     model: Model,
     batches: Loader[Batch],
     average: EMA,
     runtime: Runtime,
-    step: int,
     result: Fit,
     save: Callable[[], None],
     bar: Progress,
-) -> int:
-    """Validate the averaged weights, save them if they are the best so far; returns validations since the best."""
+) -> None:
+    """Validate the averaged weights; save them if they are the best so far."""
     with average.applied():
         losses = validation_losses(model, batches, runtime)
-        result.validation.append({"step": step, "loss": losses[-1], "loss_by_step": losses})
+        result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
         if losses[-1] < result.best_loss:
-            result.best_step, result.best_loss = step, losses[-1]
+            result.best_step, result.best_loss = result.steps, losses[-1]
             save()
-    bar.line(f"step {step} validation " + " ".join(f"{x:.4f}" for x in losses))
-    return sum(1 for entry in result.validation if int(str(entry["step"])) > result.best_step)
+    bar.line(f"step {result.steps} validation " + " ".join(f"{x:.4f}" for x in losses))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from components.tiny_lm import TinyLM
 from pipeline.data import Source, loader
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, write_atomic, write_json
-from pipeline.loop import Fit
+from pipeline.fitstate import Fit
 from pipeline.runtime import Runtime
 
 
@@ -51,14 +52,16 @@ def train(
     out = Path(out)
     try:
         table = freeze_except(model, unfreeze, layer_norms=layer_norms)
-        batches = loader(sources("train"), batch_size, shuffle=seed)
+        source = sources("train")
+        batches = partial(loader, source, batch_size, shuffle=seed, epochs=None)
+        batches(start=0)
     except ValueError as error:
         raise ConfigError(f"{out.name}: {error}") from None
     print(f"{out.name}: training\n{table}", flush=True)
     validation = loader(sources("validation"), max(batch_size, 256), epochs=1)
-    result = fit(model, batches, validation, out, save, runtime, budget=budget)
+    result = fit(model, lambda start: batches(start=start), validation, out, save, runtime, budget=budget)
     parameters = {"total": table.total, "trainable": table.trainable}
-    write_json(out / "metrics.json", {**asdict(result), "parameters": parameters})
+    write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
 
 
 def spent(folder: str | Path, stage: str) -> int:

@@ -1,6 +1,7 @@
 """Progress of long work: rate and time left, as a bar on a terminal and as plain lines elsewhere. The only door to ``tqdm``."""
 
 import sys
+import time
 from types import TracebackType
 
 from tqdm import tqdm
@@ -13,13 +14,23 @@ class Progress:
     ...     bar.advance(1)
     """
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
-        self.label = label
-        self.bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False)
+    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._first, self._done, self._started = done, done, time.monotonic()
+        self.bar = tqdm(
+            total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False
+        )
 
     def advance(self, n: int = 1) -> None:
         """Count ``n`` more units."""
+        self._done += n
         self.bar.update(n)
+
+    def rate(self) -> str:
+        """Units a second and seconds left."""
+        rate = (self._done - self._first) / max(1e-9, time.monotonic() - self._started)
+        left = f"{(self.total - self._done) / rate:.0f} s left" if rate else "time left unknown"
+        return f"{rate:.1f} {self.unit}s/s, {left}"
 
     def line(self, text: str) -> None:
         """Print one line above the bar."""

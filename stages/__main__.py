@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fire
 
-from pipeline import config, describe, params
+from pipeline import config, describe, params, process, scratch
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
 
@@ -107,10 +107,14 @@ def _text(stage: str, file: str, overrides: tuple[str, ...]) -> str:
 
 def _call(stage: str, text: str, out: str) -> None:
     """Run the stage; outside DVC its output goes to ``runs/``, never over what DVC tracks."""
+    if "DVC_STAGE" in os.environ:
+        process.die_with_parent()
+    identity = scratch.key(text, Path(__file__).resolve().parent.parent)
     config.load_text(text, stage)
     if out or "DVC_STAGE" not in os.environ:
         config.bind(f"stages.{stage}.run.out", out or f"runs/{stage}")
-    config.stage_function(stage)()
+    with scratch.kept(stage, identity):
+        config.stage_function(stage)()
     write_atomic(Path(config.query(f"stages.{stage}.run.out")) / "config.gin", config.operative().encode())
 
 

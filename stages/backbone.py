@@ -9,7 +9,7 @@ import torch
 from components.tiny_lm import TinyLM
 from pipeline import backbones, phase
 from pipeline.data import VALIDATION, Examples, Masking
-from pipeline.loop import Fit
+from pipeline.fitstate import Fit
 from pipeline.prepared import Prepared
 from pipeline.runtime import Runtime
 

@@ -8,7 +8,7 @@ from components.recursion import Recursion
 from pipeline import checkpoint, phase
 from pipeline.backbones import Backbone
 from pipeline.data import Source
-from pipeline.loop import Fit
+from pipeline.fitstate import Fit
 from pipeline.runtime import Runtime
 
 

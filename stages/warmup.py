@@ -13,7 +13,7 @@ from pipeline import checkpoint, phase
 from pipeline.backbones import Backbone
 from pipeline.data import Source
 from pipeline.errors import ConfigError
-from pipeline.loop import Fit
+from pipeline.fitstate import Fit
 from pipeline.runtime import Runtime
 
 

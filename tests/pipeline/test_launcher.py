@@ -46,7 +46,9 @@ def test_wrong_usage_is_refused_before_anything_runs(here, capsys, arguments, me
     assert told.out == "" and not left(here)
 
 
-@pytest.mark.parametrize("text", ["preset: smok\n", "preset: smoke\nwarmpu: {}\n", "preset: [\n", "preset: smoke\nprepare: {bindings: {N: 1}}\n"])
+@pytest.mark.parametrize(
+    "text", ["preset: smok\n", "preset: smoke\nwarmpu: {}\n", "preset: [\n", "preset: smoke\nprepare: {bindings: {N: 1}}\n"]
+)
 def test_a_wrong_params_file_is_refused_before_anything_runs(here, capsys, text):
     (here / "params.yaml").write_text(text)
     assert main(["prepare"]) == 2
@@ -69,7 +71,9 @@ def test_check_finds_mistakes(here, capsys):
     assert "train expects int, got 'few' (str)" in capsys.readouterr().err
 
 
-@pytest.mark.xfail(strict=True, reason="Fire takes the word after a flag for its value: check='sudoku.Sudoku.train=few' and no override")
+@pytest.mark.xfail(
+    strict=True, reason="Fire takes the word after a flag for its value: check='sudoku.Sudoku.train=few' and no override"
+)
 def test_an_override_after_check_is_checked_too(here, capsys):
     assert main(["prepare", "--check", "sudoku.Sudoku.train=few"]) == 2
 
@@ -154,7 +158,9 @@ def test_a_user_error_names_the_stage_to_run_without_a_traceback(here):
     assert "Traceback" not in done.stderr and not left(here)
 
 
-@pytest.mark.xfail(strict=True, reason="gin appends \"In call to configurable 'run' (<function run at 0x...>)\" to what a stage raises")
+@pytest.mark.xfail(
+    strict=True, reason="gin appends \"In call to configurable 'run' (<function run at 0x...>)\" to what a stage raises"
+)
 def test_a_user_error_is_one_line(here, capsys):
     assert main(["warmup"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

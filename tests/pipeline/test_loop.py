@@ -94,7 +94,12 @@ def test_accumulation_takes_the_step_of_the_whole_batch(train, model, sizes):
     expected = weights(model)
     model.load_state_dict(start)
     bounds = torch.tensor((0, *sizes)).cumsum(0).tolist()
-    train(*(part(whole, slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)), steps=1, accumulation=len(sizes), optimizer=plain_descent)
+    train(
+        *(part(whole, slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)),
+        steps=1,
+        accumulation=len(sizes),
+        optimizer=plain_descent,
+    )
     moved = torch.cat([value.flatten() for value in start.values()])
     assert torch.allclose(weights(model), expected, atol=1e-6, rtol=0)
     assert (expected - moved).abs().max() > 1e-4
@@ -206,7 +211,9 @@ def test_patience_stops_early(train):
     assert result.best_step == 2 and result.steps == result.validation[-1]["step"] < 12
 
 
-@pytest.mark.xfail(strict=True, reason="loop.fit stops when validations since the best > patience: one more than the docstring says")
+@pytest.mark.xfail(
+    strict=True, reason="loop.fit stops when validations since the best > patience: one more than the docstring says"
+)
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_the_validations_without_a_better_loss(train, patience):
     result = train(batch(), steps=100, optimizer=partial(adamw, lr=0.0), validate_every=2, patience=patience)

@@ -95,12 +95,16 @@ def test_live_states_enter_the_layer_below_the_tail(finished, backbone, tail):
 
 def test_live_states_are_rounded_as_stored_ones(finished, backbone):
     batch = next(
-        sources.live("train", backbone=backbone, prepared=str(finished / "data/prepared"), tail_layers=1, dtype="bf16", **DATA).epoch(0, 10, None)
+        sources.live(
+            "train", backbone=backbone, prepared=str(finished / "data/prepared"), tail_layers=1, dtype="bf16", **DATA
+        ).epoch(0, 10, None)
     )
     assert batch.hidden.dtype == torch.bfloat16
 
 
-@pytest.mark.xfail(strict=True, reason="sources.live does not go through split_layer: layer -1, and a traceback when the tail is built")
+@pytest.mark.xfail(
+    strict=True, reason="sources.live does not go through split_layer: layer -1, and a traceback when the tail is built"
+)
 def test_a_live_tail_longer_than_the_backbone_is_refused(finished, backbone):
     with pytest.raises((DataError, ValueError), match="tail"):
         sources.live("train", backbone=backbone, prepared=str(finished / "data/prepared"), tail_layers=3, **DATA)

@@ -1,0 +1,129 @@
+"""State of unfinished work, outside DVC's outputs: a killed stage continues from here and ends with the same bytes.
+
+Kept in ``.scratch/<stage>/<key>`` of the main repository; the key is a hash of resolved settings, inputs and code, so that other
+work never continues this one. A snapshot is a folder written beside its name and renamed, with the hash of every file: a kill at
+any moment leaves a whole snapshot or none. Removed when the stage is done; what was abandoned is collected by age.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipeline.errors import DataError, UserError
+from pipeline.files import sha256, verify
+
+STATE, DESCRIPTION = "state.safetensors", "state.json"
+STALE_AFTER = 14 * 24 * 3600.0  # seconds
+_folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
+
+
+def key(text: str, code: Path) -> str:
+    """Identity of a stage's work: its settings, the manifests of the folders they name, and the project's code.
+
+    Args:
+        text: resolved configuration.
+        code: folder that holds the packages.
+    """
+    digest = hashlib.sha256(text.encode())
+    named = sorted(set(re.findall(r"'([\w./-]+)'", text)))
+    manifests = [file for name in named if Path(name).is_dir() for file in sorted(Path(name).glob("*.json"))]
+    sources = [file for package in ("components", "pipeline", "stages") for file in sorted((code / package).glob("*.py"))]
+    for file in (*manifests, *sources):
+        digest.update(f"{file.name} {sha256(file)}".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def kept(stage: str, identity: str) -> Iterator[None]:
+    """While the block runs, ``of`` gives places to keep state; when it ends well they are removed.
+
+    Raises:
+        UserError: another process is doing the same work.
+    """
+    root = Path(os.environ.get("SLOTLOOP_SCRATCH") or Path(os.environ.get("DVC_ROOT", ".")) / ".scratch")
+    folder = root / stage / identity[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    _collect(root, keep=folder)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"stage {stage} is already running with these settings (lock {folder}/lock); wait for it") from None
+        token = _folder.set(folder)
+        try:
+            yield
+        finally:
+            _folder.reset(token)
+        shutil.rmtree(folder)
+
+
+class Scratch:
+    """Snapshots of one training run: tensors, numbers, and copies of what it has written so far."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
+        """Write one snapshot and drop the older ones."""
+        if self.folder is None:
+            return
+        temporary, final = self.folder / "writing", self.folder / f"step-{step:09d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / STATE).write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+        for file in (f for f in out.iterdir() if f.is_file()):
+            shutil.copyfile(file, temporary / f"out-{file.name}")
+        files = {file.name: sha256(file) for file in temporary.iterdir()}
+        (temporary / DESCRIPTION).write_text(json.dumps({"numbers": numbers, "files": files}))
+        for file in temporary.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        os.replace(temporary, final)
+        for older in self._snapshots()[1:]:
+            shutil.rmtree(older)
+
+    def load(self, out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole snapshot, its files put back into ``out``; None if there is none. Damaged ones are removed."""
+        for snapshot in self._snapshots():
+            try:
+                description = json.loads((snapshot / DESCRIPTION).read_bytes())
+                for name, expected in description["files"].items():
+                    verify(snapshot / name, expected, "")
+            except (DataError, OSError, ValueError, KeyError):
+                shutil.rmtree(snapshot)
+                continue
+            out.mkdir(parents=True, exist_ok=True)
+            for file in snapshot.glob("out-*"):
+                shutil.copyfile(file, out / file.name.removeprefix("out-"))
+            return load_file(snapshot / STATE), description["numbers"]
+        return None
+
+    def _snapshots(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder is not None and self.folder.is_dir() else []
+
+
+def of(name: str) -> Scratch:
+    """Where a training run of the current stage keeps its state; nowhere outside ``kept``."""
+    folder = _folder.get()
+    return Scratch(None if folder is None else folder / name)
+
+
+def _collect(root: Path, keep: Path) -> None:
+    """Remove what nobody has touched for ``STALE_AFTER`` seconds."""
+    for folder in root.glob("*/*"):
+        newest = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
+        if folder != keep and time.time() - newest > STALE_AFTER:
+            shutil.rmtree(folder, ignore_errors=True)
