@@ -117,7 +117,7 @@ def fit(
             due = last or (step + 1) % validate_every == 0
             if due or (step + 1) % log_every == 0:
                 _report(curves.flush(), bar, steps, time.monotonic() - started, result)
-            if due and _validated(model, validation, average, runtime, step + 1, result, save, bar) > patience > 0:
+            if due and _validated(model, validation, average, runtime, step + 1, result, save, bar) >= patience > 0:
                 break
     result.steps = step + 1
     result.flops = result.steps * flops_per_step
