@@ -34,7 +34,15 @@ def other(tmp_path, vocabulary):
 @pytest.fixture
 def refined(backbone):
     """A refiner with literal design and sizes of its own, over the tail from layer 1; layer 2 was trained."""
-    refiner = SlotRefiner(dim=16, heads=2, steps=3, blocks=2, delta_ratio=2, widths={"context": 8, "reasoning": 4, "refinement": 4, "confidence": 2}, design="literal")
+    refiner = SlotRefiner(
+        dim=16,
+        heads=2,
+        steps=3,
+        blocks=2,
+        delta_ratio=2,
+        widths={"context": 8, "reasoning": 4, "refinement": 4, "confidence": 2},
+        design="literal",
+    )
     refiner.init_weights(1.5, torch.Generator().manual_seed(2))
     model = RefinedLM(backbone.model(1), refiner)
     with torch.no_grad():

@@ -169,7 +169,11 @@ def test_a_batch_larger_than_the_data_is_refused(source_of):
 @pytest.mark.parametrize(("split", "draw"), [("train", 0), ("train", 1), ("validation", 0)])
 def test_cached_batches_equal_live_ones_bit_for_bit(finished, runtime, split, draw):
     """Of the rows of each extraction block: every field, hidden states included."""
-    prepared, shards, backbone = Prepared(finished / "data/prepared"), Shards(finished / "data/shards"), Backbone(finished / "data/backbone")
+    prepared, shards, backbone = (
+        Prepared(finished / "data/prepared"),
+        Shards(finished / "data/shards"),
+        Backbone(finished / "data/backbone"),
+    )
     stream = VALIDATION if split == "validation" else None
     live = Examples(
         prepared.split(split), prepared.vocabulary, exact_count, 0,

@@ -75,7 +75,9 @@ def test_verify_finds_damage(tmp_path, content):
     (tmp_path / "f").write_bytes(b"abc")
     expected = sha256(tmp_path / "f")
     (tmp_path / "f").write_bytes(content)
-    with pytest.raises(DataError, match=r"f is damaged: sha256 [0-9a-f]{12}, its manifest says ba7816bf8f01; run dvc repro prepare"):
+    with pytest.raises(
+        DataError, match=r"f is damaged: sha256 [0-9a-f]{12}, its manifest says ba7816bf8f01; run dvc repro prepare"
+    ):
         verify(tmp_path / "f", expected, "prepare")
 
 

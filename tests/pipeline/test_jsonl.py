@@ -68,8 +68,8 @@ def test_a_missing_file_names_the_command_that_fetches_it(raw, name):
         ("3", 'expected an object with "question" and "answer", got int'),
         ('{"question": "a"}', '"answer" must be a non-empty string, got None'),
         ('{"answer": "a"}', '"question" must be a non-empty string, got None'),
-        ('{"question": "a", "answer": ""}', '"answer" must be a non-empty string, got \'\''),
-        ('{"question": "  ", "answer": "b"}', '"question" must be a non-empty string, got \'  \''),
+        ('{"question": "a", "answer": ""}', "\"answer\" must be a non-empty string, got ''"),
+        ('{"question": "  ", "answer": "b"}', "\"question\" must be a non-empty string, got '  '"),
         ('{"question": "a", "answer": 4}', '"answer" must be a non-empty string, got 4'),
     ],
 )

@@ -91,9 +91,7 @@ def test_webdataset_itself_reads_a_shard(folder):
     with (folder / "a.tar").open("rb") as stream:
         samples = list(wds.tariterators.group_by_keys(wds.tariterators.tar_file_expander([{"url": "a.tar", "stream": stream}])))
     assert [s["__key__"] for s in samples] == ["000000", "000001", "000002"]
-    assert all(
-        torch.equal(load(s["safetensors"])["hidden"], b["hidden"]) for s, b in zip(samples, blocks(), strict=True)
-    )
+    assert all(torch.equal(load(s["safetensors"])["hidden"], b["hidden"]) for s, b in zip(samples, blocks(), strict=True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -100,7 +100,9 @@ def test_the_vocabulary_is_digits_and_the_mask(tmp_path):
 
 
 def same(one, other):
-    return all(torch.equal(one[name].tokens, other[name].tokens) and torch.equal(one[name].response, other[name].response) for name in one)
+    return all(
+        torch.equal(one[name].tokens, other[name].tokens) and torch.equal(one[name].response, other[name].response) for name in one
+    )
 
 
 def test_the_seed_decides_every_puzzle(tmp_path):
@@ -160,7 +162,9 @@ def test_a_size_without_boxes_is_refused(tmp_path, size):
 
 def test_more_puzzles_than_exist_are_refused(tmp_path):
     """With 15 clues each grid gives 16 puzzles."""
-    with pytest.raises(ConfigError, match=r"found only \d+ of 900 different test_15 puzzles with 15..15 clues on 48 grids; ask for fewer"):
+    with pytest.raises(
+        ConfigError, match=r"found only \d+ of 900 different test_15 puzzles with 15..15 clues on 48 grids; ask for fewer"
+    ):
         prepare(tmp_path, test=900, test_clues=(15,))
 
 
