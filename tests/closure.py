@@ -67,7 +67,7 @@ def rewritten(text: str) -> str:
             stage = named[1]
         if depends and not line.startswith("      - "):
             lines += [f"      - {file}" for file in closure(stage)]
-        depends = line == "    deps:" and stage != "configure" or depends and line.startswith("      - ")
+        depends = (line == "    deps:" and stage != "configure") or (depends and line.startswith("      - "))
         if not (depends and line.endswith(".py")):
             lines.append(line)
     return "\n".join(lines) + "\n"
