@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(train, model, sizes):
     model.load_state_dict(start)
     bounds = torch.tensor((0, *sizes)).cumsum(0).tolist()
     train(
-        *(part(whole, slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)),
+        *(part(whole, slice(a, b)) for a, b in pairwise(bounds)),
         steps=1,
         accumulation=len(sizes),
         optimizer=plain_descent,
@@ -143,7 +144,7 @@ def test_the_recorded_learning_rate_follows_the_schedule(train, tmp_path):
     assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([0.025, 0.05, 0.075, 0.1])
 
 
-@pytest.mark.xfail(strict=True, reason="optim.adamw sets lr per group; loop.fit records optimizer.defaults['lr'], AdamW's 1e-3")
+@pytest.mark.xfail(strict=True, reason="optim.adamw sets lr per group; loop.fit records optimizer.defaults['lr'], AdamW's own 1e-3")
 def test_the_recorded_learning_rate_is_the_one_in_use(train, tmp_path):
     train(batch(), optimizer=partial(adamw, lr=1e-2))
     assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([1e-2] * 4)
@@ -212,7 +213,7 @@ def test_patience_stops_early(train):
 
 
 @pytest.mark.xfail(
-    strict=True, reason="loop.fit stops when validations since the best > patience: one more than the docstring says"
+    strict=True, reason="loop.fit stops when validations since the best > patience: one more than its docstring says"
 )
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_the_validations_without_a_better_loss(train, patience):

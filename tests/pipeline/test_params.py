@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import params
 from pipeline.errors import ConfigError
-from pipeline.params import bindings, hint, read_params, section
+from pipeline.params import MACRO, hint
 
 STAGES = ("warmup", "joint")
 
@@ -17,13 +18,18 @@ STAGES = ("warmup", "joint")
 def read(tmp_path):
     def read(text):
         (tmp_path / "params.yaml").write_text(text)
-        return read_params(tmp_path / "params.yaml", STAGES)
+        return params.read(tmp_path / "params.yaml", STAGES)
 
     return read
 
 
-def found(params, name="warmup"):
-    return {b.key: b.text for b in bindings(params, name)}
+def bindings(read_from, section="warmup"):
+    """Names in capitals are taken for parameters: a map below them is a value."""
+    return read_from.bindings(section, lambda path: MACRO.match(path[-1]) is not None)
+
+
+def found(read_from):
+    return {b.key: b.text for b in bindings(read_from)}
 
 
 def test_nested_maps_and_dotted_keys_are_the_same_binding(read):
@@ -33,8 +39,7 @@ def test_nested_maps_and_dotted_keys_are_the_same_binding(read):
 
 
 def test_a_binding_knows_its_line(read):
-    params = read("# a comment\npreset: p\nwarmup:\n  bindings:\n    loop:\n      fit:\n        steps: 3\n")
-    (binding,) = bindings(params, "warmup")
+    (binding,) = bindings(read("# a comment\npreset: p\nwarmup:\n  bindings:\n    loop:\n      fit:\n        steps: 3\n"))
     assert binding.origin.endswith("params.yaml:7 warmup.bindings.loop.fit.steps")
 
 
@@ -55,6 +60,7 @@ def test_a_binding_knows_its_line(read):
         ("'%SEED'", "%SEED"),
         ("'@'", "'@'"),
         ("[1, a, 2.5, [true]]", "[1, 'a', 2.5, [True]]"),
+        ("{a: [1, '@loop.fit'], b: no}", "{'a': [1, @loop.fit], 'b': 'no'}"),
     ],
 )
 def test_values_are_read_as_yaml_1_2(read, written, gin):
@@ -93,13 +99,48 @@ def test_a_malformed_file_is_refused(read, text, message):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing.yaml does not exist; run from the folder that holds it"):
-        read_params(tmp_path / "nothing.yaml", STAGES)
+        params.read(tmp_path / "nothing.yaml", STAGES)
 
 
 @pytest.mark.parametrize("held", ["3", "[a]", "{binding: {}}", "{gin: [], bindings: {}, more: 1}"])
 def test_a_section_holds_files_and_bindings_alone(read, held):
-    with pytest.raises(ConfigError, match=r"params.yaml:2: section 'warmup' may hold 'gin' .* and 'bindings'"):
-        section(read(f"preset: p\nwarmup: {held}\n"), "warmup")
+    with pytest.raises(ConfigError, match=r"params.yaml:2 warmup: a section may hold 'gin' .* and 'bindings' .*, nothing else"):
+        found(read(f"preset: p\nwarmup: {held}\n"))
+
+
+@pytest.mark.parametrize("held", ["[a]", "words", "3"])
+def test_bindings_are_a_map(read, held):
+    with pytest.raises(ConfigError, match=r"params.yaml:2 warmup.bindings: expected a map of bindings, got ") as error:
+        found(read(f"preset: p\nwarmup: {{bindings: {held}}}\n"))
+    assert held.strip("[]") in str(error.value)
+
+
+@pytest.mark.parametrize("held", ["gin/sizes/tiny.gin", "{a: b}"])
+def test_gin_files_are_a_list(read, held):
+    with pytest.raises(ConfigError, match=r"params.yaml:2 warmup.gin: expected a list of gin files, got "):
+        read(f"preset: p\nwarmup: {{gin: {held}}}\n").files("warmup")
+
+
+def test_gin_files_come_in_order_with_their_line(read):
+    files = read("preset: p\n\nwarmup: {gin: [b.gin, a.gin]}\n").files("warmup")
+    assert [path for _, path in files] == ["b.gin", "a.gin"] and all(o.endswith("params.yaml:3 warmup.gin") for o, _ in files)
+
+
+def test_a_key_bound_twice_names_both_places(read):
+    text = "preset: p\nwarmup:\n  bindings:\n    loop.fit.steps: 3\n    loop: {fit: {steps: 4}}\n"
+    with pytest.raises(ConfigError, match=r"params.yaml:5 .*steps: bound twice; also at .*params.yaml:4 .*steps"):
+        found(read(text))
+
+
+def test_a_name_that_is_a_number_is_refused(read):
+    with pytest.raises(ConfigError, match=r"params.yaml:4 .*: a name was expected, got 5"):
+        found(read("preset: p\nwarmup:\n  bindings:\n    5: 3\n"))
+
+
+@pytest.mark.parametrize(("written", "shown"), [(".inf", "inf"), ("-.inf", "-inf"), (".nan", "nan")])
+def test_a_number_that_is_not_finite_is_refused(read, written, shown):
+    with pytest.raises(ConfigError, match=rf"params.yaml:2 .*K: expected a finite number, got {shown}"):
+        found(read(f"preset: p\nwarmup: {{bindings: {{K: {written}}}}}\n"))
 
 
 @pytest.mark.parametrize("text", ["preset: p\n", "preset: p\nwarmup:\n", "preset: p\nwarmup: {bindings: }\n"])
@@ -123,13 +164,13 @@ def test_hint_names_the_nearest_or_all(word, known, expected):
 @given(
     st.recursive(
         st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.none(),
-        lambda inner: st.lists(inner, max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b c"]), inner),
     )
 )
 def test_what_python_reads_back_is_what_was_written(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text("preset: p\nwarmup: {bindings: {K: " + json.dumps(value) + "}}\n")
-    (binding,) = bindings(read_params(path, STAGES), "warmup")
+    (binding,) = bindings(params.read(path, STAGES))
     assert eval(binding.text) == value
 
 
@@ -138,5 +179,5 @@ def test_what_python_reads_back_is_what_was_written(tmp_path_factory, value):
 def test_any_other_string_stays_that_string(tmp_path_factory, value):
     path = tmp_path_factory.getbasetemp() / "strings.yaml"
     path.write_text("preset: p\nwarmup:\n  bindings:\n    K: " + json.dumps(value) + "\n")
-    (binding,) = bindings(read_params(path, STAGES), "warmup")
+    (binding,) = bindings(params.read(path, STAGES))
     assert eval(binding.text) == value

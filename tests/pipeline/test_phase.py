@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from components.masking import exact_count
+from components.recursion import full_gradient
+from components.refiner import SlotRefiner
 from components.tiny_lm import TinyLM
-from pipeline import phase
+from pipeline import phase, sources
 from pipeline.data import Examples
 from pipeline.errors import ConfigError, DataError
 from pipeline.loop import fit
+from stages import warmup
+from stages.__main__ import main
 
 
 @pytest.fixture
@@ -97,6 +101,29 @@ def test_a_skipped_phase_took_no_step(tmp_path):
     assert (tmp_path / "finetune/curves.csv").read_text() == "step,loss\n"
 
 
+def test_a_refiner_of_another_width_is_refused_by_warmup(copy_of, runtime, monkeypatch):
+    monkeypatch.chdir(copy_of)
+    states = partial(sources.cached, shards="data/shards", window=100)
+    settings = {"states": states, "recursion": full_gradient, "fit": fit, "unfreeze": ["refiner"], "layer_norms": False}
+    with pytest.raises(ConfigError, match=r"warmup: the refiner refines states of width 32, the backbone's are 16 wide"):
+        warmup.run(
+            out="elsewhere",
+            backbone="data/backbone",
+            refiner=lambda dim: SlotRefiner(dim=32, heads=2),
+            batch_size=8,
+            seed=0,
+            runtime=runtime,
+            **settings,
+        )
+
+
+def test_refiner_heads_that_do_not_fit_are_refused_by_warmup(copy_of, monkeypatch, capsys):
+    monkeypatch.chdir(copy_of)
+    assert main(["warmup", "refiner.SlotRefiner.heads=3"]) == 2
+    assert "error: warmup: heads must divide dim, got dim 16 and heads 3" in capsys.readouterr().err
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_hidden_rms_is_over_tokens_and_not_over_padding(model, vocabulary, rows, padded):
     split = rows(5)
@@ -104,6 +131,6 @@ def test_hidden_rms_is_over_tokens_and_not_over_padding(model, vocabulary, rows,
         split = type(split)(**{**vars(split), "valid": torch.arange(6).expand(5, 6) < 4})
     source = Examples(split, vocabulary, exact_count, 0)
     batch = next(source.epoch(0, 5, None))
-    states = model.states(batch)
+    states = model.states(batch).detach()
     kept = states[:, :4] if padded else states
     assert phase.hidden_rms(model, source, 5) == pytest.approx(float(kept.square().mean().sqrt()), rel=1e-5)

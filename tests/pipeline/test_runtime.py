@@ -24,7 +24,7 @@ def test_a_missing_gpu_is_refused(monkeypatch, device):
 
 @pytest.mark.xfail(strict=True, reason="torch.device raises RuntimeError for a name it does not know: a traceback")
 def test_an_unknown_device_is_refused():
-    with pytest.raises(ConfigError, match="Runtime.device is 'gpu'"):
+    with pytest.raises(ConfigError, match=r"Runtime.device is 'gpu'"):
         Runtime(device="gpu")
 
 

@@ -1,0 +1,82 @@
+"""Pictures: written, of the right kind, the same bytes from the same data and other bytes from other data."""
+
+import warnings
+
+import pytest
+
+from pipeline import figures
+
+
+def value(mean):
+    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+
+
+def curves(scale=1.0, steps=(0, 1)):
+    rows = range(60)
+    losses = {f"loss/step_{k}": [scale * (2 + k) / (1 + r) for r in rows] for k in steps}
+    return {"step": list(rows), **losses, "slot/context": [0.1 * r * scale for r in rows], "gate/context": [0.5] * 60}
+
+
+def trace(ids=1):
+    state = {"ids": [0, 1, 2, ids] * 4, "probability": [0.9] * 16}
+    return {
+        "tokens": [[0, 1, 2, 3] * 4],
+        "response": [[False, True] * 8],
+        "models": {"frozen": [[state]], "joint": [[state, state]]},
+    }
+
+
+def losses(path, scale=1.0):
+    figures.losses({"backbone": curves(scale, (0,)), "warmup": curves(scale), "finetune": {"step": [], "loss": []}}, path)
+
+
+def by_step(path, scale=1.0):
+    metrics = {"frozen": {"nll_by_step": [value(scale)]}, "joint": {"nll_by_step": [value(scale), value(scale / 2)]}}
+    figures.by_step(metrics, ["frozen", "joint"], "nll", "a title", path)
+
+
+def slots(path, scale=1.0):
+    figures.slots({"backbone": {"step": [0], "loss/step_0": [1.0]}, "warmup": curves(scale), "joint": curves(scale)}, path)
+
+
+def puzzles(path, scale=1.0):
+    figures.puzzles(trace(ids=int(scale)), "joint", [0], path)
+
+
+DRAWN = [losses, by_step, slots, puzzles]
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_a_picture_is_a_png_and_the_same_bytes_twice(tmp_path, draw):
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "deep/b.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n") and len(content) > 2000
+    assert (tmp_path / "deep/b.png").read_bytes() == content
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_other_data_gives_another_picture(tmp_path, draw):
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "b.png", 3.0)
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("draw", DRAWN)
+def test_a_picture_names_no_software_and_no_clock(tmp_path, draw):
+    draw(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert b"Software" not in content and b"tIME" not in content and b"Creation" not in content
+
+
+def test_no_figure_is_left_open(tmp_path):
+    for draw in DRAWN:
+        draw(tmp_path / "a.png")
+    assert figures.plt.get_fignums() == []
+
+
+def test_style_does_not_leak(tmp_path):
+    before = dict(figures.plt.rcParams)
+    with warnings.catch_warnings():
+        losses(tmp_path / "a.png")
+        assert dict(figures.plt.rcParams) == before

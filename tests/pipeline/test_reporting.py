@@ -1,0 +1,151 @@
+"""The report: a table from handmade metrics, bold only where the interval is clear of zero, findings good and bad."""
+
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.reporting import cell, differences_table, findings, markdown, report, results_table, steps_table
+
+
+def value(mean, half=0.01, n=30):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
+
+
+def model(exact, nll, by_step=(1.0,), decode=None):
+    measure = {"exact": value(exact), "nll": value(nll), "token_accuracy": value(0.5)}
+    measure |= {"decode_8": {"exact": value(decode), "token_accuracy": value(0.5)}} if decode is not None else {}
+    steps = {f"{k}_by_step": [value(x) for x in by_step] for k in ("nll", "exact", "token_accuracy")}
+    return {"test": measure, "exact": value(exact), "nll": value(nll), **steps}
+
+
+def pair(exact, nll, half=0.01):
+    return {"test": {"exact": value(exact, half), "nll": value(nll, half), "token_accuracy": value(0, half)}}
+
+
+@pytest.fixture
+def metrics():
+    return {
+        "headline": "test",
+        "frozen": model(0.25, 1.5, decode=0.35),
+        "warmup": model(0.75, 0.5, by_step=(1.0, 0.75, 0.5), decode=0.8),
+        "differences": {"warmup - frozen": pair(0.5, -1.0)},
+    }
+
+
+TRAINED = {
+    "warmup": {"flops": 2e12, "steps": 5},
+    "joint": {"flops": 1e12, "steps": 5},
+    "control_warmup": {"flops": 4e12, "steps": 9},
+}
+
+
+def cells(table):
+    return [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "shown"),
+    [
+        (0.96, 0.943, 0.975, ".960 [.943, .975]"),
+        (1.0, 0.9, 1.0, "1.000 [.900, 1.000]"),
+        (-0.05, -0.1, 0.0, "-.050 [-.100, .000]"),
+        (10.25, 10.0, 20.5, "10.250 [10.000, 20.500]"),
+    ],
+)
+def test_a_cell_is_a_mean_with_its_interval(mean, low, high, shown):
+    assert cell({"mean": mean, "low": low, "high": high, "n": 9}) == shown
+
+
+def test_markdown_lines_up():
+    lines = markdown([["a", "long name"], ["longer", "b"]]).splitlines()
+    assert lines == ["| a      | long name |", "|--------|-----------|", "| longer | b         |"]
+
+
+def test_the_results_table_has_a_row_a_model(metrics):
+    table = cells(results_table(metrics, ["frozen", "warmup"], ["test"], TRAINED))
+    assert table[0] == ["model", "training TFLOP", "test exact", "test nll", "test tokens right", "test exact, 8 passes"]
+    assert table[2] == ["frozen", "0.00", ".250 [.240, .260]", "1.500 [1.490, 1.510]", ".500 [.490, .510]", ".350 [.340, .360]"]
+    assert table[3][:3] == ["warmup", "2.00", ".750 [.740, .760]"]
+
+
+def test_training_compute_adds_up_along_the_chain(metrics):
+    metrics |= {"joint": metrics["warmup"], "control_warmup": metrics["warmup"]}
+    table = cells(results_table(metrics, ["frozen", "warmup", "joint", "control_warmup"], ["test"], TRAINED))
+    assert [row[1] for row in table[2:]] == ["0.00", "2.00", "3.00", "6.00"]
+
+
+def test_exact_is_left_out_where_nobody_gets_it(metrics):
+    for name in ("frozen", "warmup"):
+        metrics[name]["test"]["exact"] = value(0.01)
+    table = cells(results_table(metrics, ["frozen", "warmup"], ["test"], TRAINED))
+    assert table[0] == ["model", "training TFLOP", "test nll", "test tokens right"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "bold"), [(0.5, 0.1, True), (-0.5, 0.1, True), (0.05, 0.1, False), (-0.05, 0.1, False), (0.1, 0.1, False)]
+)
+def test_a_difference_is_bold_where_its_interval_is_clear_of_zero(metrics, mean, half, bold):
+    metrics["differences"] = {"a - b": pair(mean, 0.0, half)}
+    _, _, (name, exact, nll) = cells(differences_table(metrics, ["test"]))
+    assert name == "a - b" and exact.startswith("**") == exact.endswith("**") == bold and not nll.startswith("**")
+
+
+def test_the_steps_table_leaves_blanks_after_the_last_step(metrics):
+    table = cells(steps_table(metrics, ["frozen", "warmup"]))
+    assert table[0] == ["model", "metric", "step 1", "step 2", "step 3"]
+    assert table[2] == ["frozen", "exact", "1.000", "", ""]
+    assert table[5] == ["warmup", "exact", "1.000", "0.750", "0.500"]
+
+
+@pytest.mark.parametrize(
+    ("exact", "half", "verdict"), [(0.5, 0.1, "better"), (-0.5, 0.1, "worse"), (0.05, 0.1, "not distinguishable")]
+)
+def test_a_finding_judges_each_difference_on_exact(metrics, exact, half, verdict):
+    metrics["differences"] = {"a - b": pair(exact, 0.0, half)}
+    assert findings(metrics, {}, ["frozen"])[0].startswith(f"a - b: {verdict} on test exact (")
+
+
+@pytest.mark.parametrize(("nll", "verdict"), [(-0.5, "better"), (0.5, "worse"), (0.0, "not distinguishable")])
+def test_a_finding_judges_on_nll_where_nobody_is_exact(metrics, nll, verdict):
+    """Lower is better."""
+    for name in ("frozen", "warmup"):
+        metrics[name]["exact"] = value(0.01)
+    metrics["differences"] = {"a - b": pair(0.0, nll)}
+    assert findings(metrics, {}, ["frozen"])[0].startswith(f"a - b: {verdict} on test nll (")
+
+
+@pytest.mark.parametrize(
+    ("by_step", "line"),
+    [
+        ((1.0, 0.75, 0.5), "warmup: nll falls with every recursion step"),
+        ((1.0, 0.5, 0.6), "warmup: more steps are not always better"),
+    ],
+)
+def test_a_finding_says_whether_steps_help(metrics, by_step, line):
+    metrics["warmup"]["nll_by_step"] = [value(x) for x in by_step]
+    assert findings(metrics, {}, ["frozen", "warmup"])[1:] == [line]  # the frozen backbone has one step: nothing to say
+
+
+@pytest.mark.parametrize(
+    ("last", "lines"),
+    [
+        (0.29, ["warmup: gate/context ends at 0.29, outside 0.3..0.7: this slot is closing"]),
+        (0.71, ["warmup: gate/context ends at 0.71, outside 0.3..0.7: this slot is taking over"]),
+        (0.5, []),
+    ],
+)
+def test_a_finding_warns_of_gates_that_close_or_take_over(metrics, last, lines):
+    curves = {"warmup": {"step": [0, 1], "gate/context": [0.5, last], "gate/confidence": [0.1, 0.6]}}
+    assert findings(metrics, curves, ["frozen"])[1:] == lines
+
+
+def test_the_page_holds_its_tables_and_pictures(finished):
+    page = (finished / "outputs/report/report.md").read_text()
+    assert (finished / "outputs/report/table.md").read_text() in page
+    for picture in ("losses", "steps", "slots", "puzzles"):
+        assert f"({picture}.png)" in page and (finished / f"outputs/report/{picture}.png").is_file()
+    assert "- joint - frozen: " in page and "- warmup: " in page
+
+
+def test_without_an_evaluation_the_stage_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"metrics.json does not exist; it is written by stage evaluate: run dvc repro evaluate"):
+        report(tmp_path / "out", tmp_path, {})

@@ -1,0 +1,100 @@
+"""Whether a value fits an annotation: Python's rules, and stricter where Python's hide mistakes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import pytest
+
+from pipeline.typecheck import annotation, describe, fits, takes_reference
+
+
+class Shape:
+    def __init__(self, sides: int = 3) -> None:
+        self.sides = sides
+
+
+class Square(Shape):
+    pass
+
+
+class Sided(Protocol):
+    def count(self) -> int: ...
+
+
+class Counting:
+    def count(self) -> int:
+        return 4
+
+
+def shape() -> Shape:
+    return Shape()
+
+
+def untyped(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "expected"),
+    [
+        (3, int, True), (3.0, int, False), ("3", int, False), (True, int, False), (None, int, False),
+        (3, float, True), (3.5, float, True), (True, float, False), ("a", float, False),
+        (True, bool, True), (1, bool, False), (None, bool | None, True), (True, bool | None, True),
+        ("a", str, True), (3, str, False),
+        (None, int | None, True), (3, int | None, True), ("a", int | None, False),
+        ("fp32", Literal["fp32", "bf16"], True), ("fp16", Literal["fp32", "bf16"], False), (3, Literal["fp32"], False),
+        (["a"], Sequence[str], True), ("a", Sequence[str], False), ([3], Sequence[str], False), ("a", str | Sequence[str], True),
+        ([1, 2], tuple[int, int], True), ((1, 2), tuple[int, int], True), ([1, 2, 3], tuple[int, int], False),
+        ([1], tuple[int, ...], True),
+        ({"a": 1}, Mapping[str, int], True), ({"a": "b"}, Mapping[str, int], False), ([1], Mapping[str, int], False),
+        ("anything", Any, True), (True, Any, True),
+    ],
+)  # fmt: skip
+def test_a_value_fits_or_does_not(value, wanted, expected):
+    assert fits(value, wanted) is expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "made", "evaluated", "expected"),
+    [
+        (Callable[[int], int], shape, False, True),
+        (Callable[..., Shape], Shape, False, True),
+        (Callable[[int], int] | None, shape, False, True),
+        (int, shape, False, False),
+        (Shape, Shape, False, False),
+        (Shape, Shape, True, True),
+        (Shape, Square, True, True),
+        (Square, Shape, True, False),
+        (Shape, shape, True, True),
+        (int, shape, True, False),
+        (Shape | None, Square, True, True),
+        (Sided, Counting, True, True),
+        (Sided, Shape, True, False),
+        (Any, Shape, True, True),
+        (Any, shape, False, True),
+        pytest.param(int, untyped, True, True, marks=pytest.mark.xfail(strict=True, reason="since Python 3.11 Any is a class")),
+    ],
+)
+def test_a_reference_fits_where_its_function_or_result_is_wanted(wanted, made, evaluated, expected):
+    assert takes_reference(wanted, made, evaluated) is expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        (int, "int"),
+        (float | None, "float or None"),
+        (Literal["fp32", "bf16"], "'fp32' or 'bf16'"),
+        (Sequence[str], "Sequence[str]"),
+        (Mapping[str, tuple[str, float]], "Mapping[str, tuple[str, float]]"),
+        (Callable[[int], list[float]], "Callable (a reference such as '@module.name')"),
+        (Any, "Any"),
+    ],
+)
+def test_an_annotation_is_written_as_people_write_it(wanted, text):
+    assert describe(wanted) == text
+
+
+@pytest.mark.parametrize(("function", "parameter", "found"), [(Shape, "sides", int), (fits, "wanted", Any), (untyped, "x", Any)])
+def test_the_annotation_of_a_parameter(function, parameter, found):
+    assert annotation(function, parameter) is found
