@@ -7,8 +7,9 @@ recorded rows reach the host in one sync; a non-finite loss stops the run there 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ from pipeline.curves import Curves
 from pipeline.errors import TrainingError
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
+
+COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
 
 @dataclass
@@ -95,23 +98,23 @@ def fit(
     model.to(runtime.device).train()
     optimise, average = optimizer(model), EMA(model, ema)
     curves, result, started = Curves(out / "curves.csv"), Fit(), time.monotonic()
-    batches = iter(train)
-    micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
-    flops_per_step = flops.count(lambda: _backward(model, micro, supervision, runtime, False))
+    batches: Iterator[Batch] = iter(train)
+    first = [batch.to(runtime.device) for batch in islice(batches, COUNTED * accumulation)]
+    flops_per_step = flops.count(lambda: _backward(model, first, supervision, runtime, False)) // COUNTED
     optimise.zero_grad(set_to_none=True)
+    batches = chain(first, batches)
     steps = steps if budget is None else max(1, round(budget / flops_per_step))
     with Progress(out.name, steps, "step") as bar:
         for step in range(steps):
             multiplier = schedule(step, steps)
             set_lr(optimise, multiplier)
-            if step:
-                micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
+            micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
             values = _backward(model, micro, supervision, runtime, True)
             norm = nn.utils.clip_grad_norm_(_trainable(model), clip)
             optimise.step()
             optimise.zero_grad(set_to_none=True)
             average.update()
-            curves.record(step, {**values, "lr": multiplier * optimise.defaults["lr"], "grad_norm": norm})
+            curves.record(step, {**values, "lr": optimise.param_groups[0]["lr"], "grad_norm": norm})
             bar.advance()
             last = step == steps - 1
             due = last or (step + 1) % validate_every == 0

@@ -14,10 +14,12 @@ from pipeline.shards import Shards, write_index, write_shard
 @pytest.fixture(scope="module", autouse=True)
 def _garbage_is_collected_by_this_thread():
     """An abandoned endless loader that is collected within its own prefetching thread cannot join it (torchdata)."""
+    gc.freeze()
     gc.disable()
     yield
     gc.collect()
     gc.enable()
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -100,6 +100,13 @@ def test_a_prompt_that_leaves_no_room_is_named(raw):
         prepare(raw)
 
 
+def test_a_prompt_that_leaves_no_room_is_dropped_by_name_if_asked_for(raw, capsys):
+    fill(raw, TRAIN, [*TEST[:2], {"question": "7" * 47, "answer": "b"}, *TEST[2:]])
+    test = prepare(raw, long_prompts="drop")[1]["test"]
+    assert questions(raw, test) == {row["question"] for row in TEST} and len(test) == len(TEST)
+    assert "test.jsonl:3: the question takes 48 tokens" in capsys.readouterr().out
+
+
 def test_a_prompt_that_leaves_one_token_is_kept(raw):
     """46 digits and the newline are 47 tokens; the answer is cut to its first one."""
     fill(raw, TRAIN, [{"question": "7" * 46, "answer": "12"}])

@@ -163,17 +163,6 @@ def test_a_user_error_is_one_line(here, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_text_of_another_stage_is_refused(here, capsys):
-    assert main(["prepare", "--print-config"]) == 0
-    (here / "mine.gin").write_text(capsys.readouterr().out)
-    done = launch(here, "report", "--config=mine.gin")
-    assert (
-        done.returncode == 2
-        and done.stderr == "error: the configuration does not name stages.report.run; run: dvc repro configure\n"
-    )
-    assert left(here) == {"mine.gin"}
-
-
 def test_an_interrupt_ends_with_its_own_status(here, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -212,9 +212,6 @@ def test_patience_stops_early(train):
     assert result.best_step == 2 and result.steps == result.validation[-1]["step"] < 12
 
 
-@pytest.mark.xfail(
-    strict=True, reason="loop.fit stops when validations since the best > patience: one more than its docstring says"
-)
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_the_validations_without_a_better_loss(train, patience):
     result = train(batch(), steps=100, optimizer=partial(adamw, lr=0.0), validate_every=2, patience=patience)
