@@ -91,7 +91,7 @@ def _models(backbone: Backbone, folders: Mapping[str, str]) -> dict[str, Model]:
     """The frozen backbone and every trained model, without phases that were switched off."""
     loaded: dict[str, Model] = {"frozen": backbone.model()}
     for name, folder in folders.items():
-        stage = Path(folder).parts[1] if len(Path(folder).parts) > 1 else name
+        stage = "controls" if "controls" in Path(folder).parts else Path(folder).name
         if read_json(Path(folder) / "metrics.json", stage)["steps"]:
             loaded[name] = load_model(folder, backbone, stage)
     return loaded

@@ -91,9 +91,10 @@ class Examples:
     @torch.no_grad()
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
+        moved = batch.to(self.trunk.norm.weight.device)
         with self.autocast():
-            hidden = self.trunk.trunk(batch.tokens, batch.attention, self.layer)
-        return replace(batch, hidden=hidden.to(self.dtype))
+            hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
+        return replace(moved, hidden=hidden.to(self.dtype))
 
 
 class Cached:

@@ -25,7 +25,7 @@ from components.recursion import State
 from components.supervision import linear_decay, normalised
 from pipeline import flops
 from pipeline.curves import Curves
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
 
@@ -104,6 +104,8 @@ def fit(
     optimise.zero_grad(set_to_none=True)
     batches = chain(first, batches)
     steps = steps if budget is None else max(1, round(budget / flops_per_step))
+    if steps < 1:
+        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     with Progress(out.name, steps, "step") as bar:
         for step in range(steps):
             multiplier = schedule(step, steps)
@@ -164,17 +166,18 @@ def _report(rows: list[dict[str, float]], bar: Progress, steps: int, seconds: fl
     """Print a line for the newest row; stop at the first row that is not finite."""
     for row in rows:
         if not math.isfinite(row["loss"]):
-            kept = f"the last good checkpoint is of step {result.best_step}" if result.best_step else "nothing was saved yet"
-            raise TrainingError(
-                f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {kept}. "
-                "Lower the learning rate or check the data"
-            )
+            raise TrainingError(f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {_kept(result)}")
     row = rows[-1]
     done = int(row["step"]) + 1
     per_step = " ".join(f"{v:.3f}" for k, v in row.items() if k.startswith("loss/step_"))
     rate = done / seconds
     left = (steps - done) / rate
     bar.line(f"step {done}/{steps} loss {row['loss']:.3f} | steps {per_step} | {rate:.1f} steps/s, {left:.0f} s left")
+
+
+def _kept(result: Fit) -> str:
+    kept = f"the last good checkpoint is of step {result.best_step}" if result.best_step else "nothing was saved yet"
+    return f"{kept}. Lower the learning rate or check the data"
 
 
 def _validated(
@@ -190,6 +193,8 @@ def _validated(
     """Validate the averaged weights, save them if they are the best so far; returns validations since the best."""
     with average.applied():
         losses = validation_losses(model, batches, runtime)
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(f"{bar.label}: the validation loss became {losses[-1]} at step {step}; {_kept(result)}")
         result.validation.append({"step": step, "loss": losses[-1], "loss_by_step": losses})
         if losses[-1] < result.best_loss:
             result.best_step, result.best_loss = step, losses[-1]

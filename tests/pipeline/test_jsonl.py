@@ -1,6 +1,7 @@
 """Question-answer corpora from JSON lines: what is refused where, how splits are cut, what is supervised."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_a_missing_file_names_the_command_that_fetches_it(raw, name):
         ('{"question": "a", "answer": ""}', "\"answer\" must be a non-empty string, got ''"),
         ('{"question": "  ", "answer": "b"}', "\"question\" must be a non-empty string, got '  '"),
         ('{"question": "a", "answer": 4}', '"answer" must be a non-empty string, got 4'),
+        ('{"question": "a <mask> b", "answer": "c"}', '"question" holds <mask>, which is a reserved token'),
     ],
 )
 def test_a_malformed_line_is_named(raw, line, message):
@@ -187,3 +189,14 @@ def test_the_vocabulary_speaks_of_the_tokenizer(raw):
 def test_no_example_shares_a_group_with_another(raw):
     groups = torch.cat([split.group for split in prepare(raw)[1].values()])
     assert len(groups.unique()) == len(groups) == len(TRAIN) + len(TEST)
+
+
+def test_a_long_question_can_be_dropped_by_name(raw, tmp_path, capsys):
+    long = {"question": "word " * 200, "answer": "b"}
+    (raw / "train.jsonl").write_text("\n".join(map(json.dumps, [*TRAIN, long])) + "\n")
+    asked = QuestionAnswers(train="train.jsonl", test="test.jsonl", download="x", vocabulary=300, sequence=64, validation=0.3)
+    with pytest.raises(DataError, match="leaves no room"):
+        asked.prepare(0, tmp_path)
+    splits = replace(asked, long_prompts="drop").prepare(0, tmp_path)[1]
+    assert len(splits["train"]) + len(splits["validation"]) == len(TRAIN)
+    assert f"dropped: {raw / 'train.jsonl'}:{len(TRAIN) + 1}" in capsys.readouterr().out

@@ -155,9 +155,6 @@ def test_a_user_error_names_the_stage_to_run_without_a_traceback(here):
     assert "Traceback" not in done.stderr and not left(here)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="gin appends \"In call to configurable 'run' (<function run at 0x...>)\" to what a stage raises"
-)
 def test_a_user_error_is_one_line(here, capsys):
     assert main(["warmup"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -14,7 +14,7 @@ from components.tiny_lm import TinyLM
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.curves import read
 from pipeline.data import assemble, loader
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.loop import fit, validation_losses
 from pipeline.prepared import Vocabulary
 
@@ -144,7 +144,6 @@ def test_the_recorded_learning_rate_follows_the_schedule(train, tmp_path):
     assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([0.025, 0.05, 0.075, 0.1])
 
 
-@pytest.mark.xfail(strict=True, reason="optim.adamw sets lr per group; loop.fit records optimizer.defaults['lr'], AdamW's own 1e-3")
 def test_the_recorded_learning_rate_is_the_one_in_use(train, tmp_path):
     train(batch(), optimizer=partial(adamw, lr=1e-2))
     assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([1e-2] * 4)
@@ -181,6 +180,16 @@ def test_states_that_are_not_finite_stop_too(train, model):
     hidden = torch.full((8, 6, 8), float("nan"))
     with pytest.raises(TrainingError, match=r"the loss became nan at step 3"):
         train(whole, whole, replace(whole, hidden=hidden), steps=5, log_every=1)
+
+
+def test_a_validation_loss_that_is_not_finite_stops(train):
+    with pytest.raises(TrainingError, match=r"the validation loss became nan at step 2; nothing was saved yet"):
+        train(batch(), validation=broken(batch(), float("nan")), validate_every=2)
+
+
+def test_no_steps_at_all_are_refused(train):
+    with pytest.raises(ConfigError, match=r"loop.fit.steps must be at least 1, got 0"):
+        train(batch(), steps=0)
 
 
 def test_the_rows_up_to_the_bad_step_are_on_disk(train, tmp_path):
