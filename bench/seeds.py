@@ -23,10 +23,11 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9
 PAIRS = (("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("joint", "control_warmup"), ("joint", "control_backbone"))
 
 
-def evaluate(seed: int, preset: str, folder: Path) -> dict:
+def evaluate(seed: int, preset: str, folder: Path, commit: str) -> dict:
     """Metrics of one seed."""
     clone = folder / f"seed-{seed}"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
     yaml, params = YAML(), clone / "params.yaml"
     document = yaml.load(params.read_text())
     document["preset"] = preset
@@ -50,8 +51,9 @@ def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, json: str
     """Run SEEDS seeds (2 to 10) of PRESET and print the headline; --quick runs the smoke preset on two seeds."""
     if quick:
         seeds, preset = 2, "smoke"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
-        runs = [evaluate(seed, preset, Path(folder)) for seed in range(seeds)]
+        runs = [evaluate(seed, preset, Path(folder), commit) for seed in range(seeds)]
     models = [name for name in runs[0] if name not in ("headline", "differences")]
     rows = [
         {"model": name, "metric": metric, **over_seeds([run[name][metric]["mean"] for run in runs])}
@@ -63,7 +65,7 @@ def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, json: str
         for a, b in PAIRS
         for metric in ("exact", "nll")
     ]
-    print(f"{preset}, {runs[0]['headline']}, {seeds} seeds\n")
+    print(f"{preset}, {runs[0]['headline']}, {seeds} seeds, commit {commit[:9]}\n")
     print(markdown([["model", "metric", "mean [95 % over seeds]"], *([r["model"], r["metric"], cell(r)] for r in rows)]))
     if json:
         write(Path(json), rows)

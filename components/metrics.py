@@ -63,11 +63,7 @@ def interval(
     Returns:
         {"mean", "low", "high", "n"}: n is the number of examples.
     """
-    found = _bootstrap(numerator, denominator, group, generator, resamples)
-    if found["low"] == found["high"] and found["mean"] in (0.0, 1.0):
-        margin = 3 / len(group.unique())
-        found |= {"low": max(0.0, found["mean"] - margin), "high": min(1.0, found["mean"] + margin)}
-    return found
+    return intervals(numerator[None], denominator[None], group, generator=generator, resamples=resamples)[0]
 
 
 def difference(
@@ -80,25 +76,45 @@ def difference(
     resamples: int = 2000,
 ) -> dict[str, float]:
     """Paired difference of two models on the same examples: sum(a - b) / sum(denominator) with its 95 % interval."""
-    return _bootstrap(a - b, denominator, group, generator, resamples)
+    return _bootstrap((a - b)[None], denominator[None], group, generator, resamples)[0]
+
+
+def intervals(
+    numerators: Float[Tensor, "kinds examples"],
+    denominators: Float[Tensor, "kinds examples"],
+    group: Int[Tensor, "examples"],
+    *,
+    generator: torch.Generator,
+    resamples: int = 2000,
+) -> list[dict[str, float]]:
+    """``interval`` of several ratios on the same examples, from common resamples: far cheaper than one by one."""
+    found = _bootstrap(numerators, denominators, group, generator, resamples)
+    margin = 3 / len(group.unique())
+    for value in found:
+        if value["low"] == value["high"] and value["mean"] in (0.0, 1.0):
+            value["low"], value["high"] = max(0.0, value["mean"] - margin), min(1.0, value["mean"] + margin)
+    return found
 
 
 def _bootstrap(
-    numerator: Float[Tensor, "examples"],
-    denominator: Float[Tensor, "examples"],
+    numerators: Float[Tensor, "kinds examples"],
+    denominators: Float[Tensor, "kinds examples"],
     group: Int[Tensor, "examples"],
     generator: torch.Generator,
     resamples: int,
-) -> dict[str, float]:
-    """Ratio of sums and its percentile interval over resampled groups."""
-    sums = _group_sums(torch.stack([numerator, denominator]).double(), group)
+) -> list[dict[str, float]]:
+    """Ratios of sums and their percentile intervals over resampled groups."""
+    kinds = len(numerators)
+    sums = _group_sums(torch.cat([numerators, denominators]).double(), group)
     groups = sums.shape[1]
     picks = torch.randint(groups, (resamples, groups), generator=generator)
     times = torch.zeros(resamples, groups, dtype=torch.float64).scatter_add(1, picks, torch.ones(picks.shape, dtype=torch.float64))
     drawn = times @ sums.T
-    quantiles = torch.quantile(drawn[:, 0] / drawn[:, 1], torch.tensor([0.025, 0.975], dtype=torch.float64))
-    mean = float(sums[0].sum() / sums[1].sum())
-    return {"mean": mean, "low": float(quantiles[0]), "high": float(quantiles[1]), "n": len(numerator)}
+    ratios = drawn[:, :kinds] / drawn[:, kinds:]
+    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
+    means = (sums[:kinds].sum(1) / sums[kinds:].sum(1)).tolist()
+    n = numerators.shape[1]
+    return [{"mean": m, "low": lo, "high": hi, "n": n} for m, lo, hi in zip(means, low, high, strict=True)]
 
 
 def _group_sums(values: Float[Tensor, "kinds examples"], group: Int[Tensor, "examples"]) -> Float[Tensor, "kinds groups"]:

@@ -51,7 +51,7 @@ def assess(
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(loaded) * (len(measures) + len(decodes)), "measures") as bar:
         for measure, (split_name, ratio) in measures.items():
-            split = prepared.split(split_name)
+            split = evaluator.by_length(prepared.split(split_name))
             for name, model in loaded.items():
                 model.to(runtime.device).eval()
                 steps = evaluator.counts_by_step(
@@ -77,7 +77,7 @@ def assess(
         first = evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size)
         if statistics := evaluator.statistics_by_step(model, first, runtime):
             metrics[name]["statistics_by_step"] = statistics
-    groups = {measure: prepared.split(split_name).group for measure, (split_name, _) in measures.items()}
+    groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
     metrics["differences"] = {
         f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
         for a, b in PAIRS
@@ -91,7 +91,7 @@ def _models(backbone: Backbone, folders: Mapping[str, str]) -> dict[str, Model]:
     """The frozen backbone and every trained model, without phases that were switched off."""
     loaded: dict[str, Model] = {"frozen": backbone.model()}
     for name, folder in folders.items():
-        stage = Path(folder).parts[1] if len(Path(folder).parts) > 1 else name
+        stage = "controls" if "controls" in Path(folder).parts else Path(folder).name
         if read_json(Path(folder) / "metrics.json", stage)["steps"]:
             loaded[name] = load_model(folder, backbone, stage)
     return loaded

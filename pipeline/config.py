@@ -17,7 +17,7 @@ import gin
 
 from pipeline import ginstate
 from pipeline.errors import ConfigError
-from pipeline.ginfiles import Namespace, imports, parse_value
+from pipeline.ginfiles import Namespace, parse_value, scan
 from pipeline.ginstate import MACRO, Key
 from pipeline.params import Binding, Params, hint
 
@@ -45,16 +45,21 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     files = [("", _preset(params, root)), ("", root / "gin" / f"{stage}.gin")]
     layers = {name: [(origin, root / path) for origin, path in params.files(name)] for name in ("common", stage)}
     lines: dict[str, str] = {}
+    used_names: list[tuple[str, str]] = []
     for origin, file in (*files, *layers["common"], *layers[stage]):
         try:
-            lines |= imports(file, root)
+            scanned = scan(file, root)
+            lines |= scanned.imports
+            used_names += scanned.names
         except ConfigError as error:
             have = [str(p.relative_to(root)) for p in (root / "gin").rglob("*.gin")]
             missing = "" if file.is_file() else hint(str(file.relative_to(root)), have)
             raise ConfigError(f"{origin + ': ' if origin else ''}{error}{missing}") from None
     names = Namespace(lines)
+    for origin, name in used_names:
+        names.check(origin, name)
     gin.clear_config()
-    gin.add_config_file_search_path(str(root))
+    ginstate.search_only(root)
     users: dict[Key, Binding] = {}
     common: dict[str, bool] = {}
     _read_files(files)
@@ -109,7 +114,7 @@ def load_text(text: str, stage: str) -> None:
     gin.clear_config()
     _parse(partial(gin.parse_config, text), f"configuration of stage {stage}")
     gin.finalize()
-    if not ginstate.is_registered(f"stages.{stage}.run"):
+    if not ginstate.is_bound(f"stages.{stage}.run"):
         raise ConfigError(f"the configuration does not name stages.{stage}.run; run: dvc repro configure")
 
 
@@ -146,7 +151,7 @@ def _preset(params: Params, root: Path) -> Path:
 
 def _read_files(files: Iterable[tuple[str, Path]]) -> None:
     for _, file in files:
-        _parse(partial(gin.parse_config_file, str(file)), str(file))
+        _parse(partial(gin.parse_config_file, str(file.resolve())), str(file))
 
 
 def _parse(work: Callable[[], object], origin: str) -> None:
@@ -173,6 +178,8 @@ def _override(argument: str) -> Binding:
 
 def _bind(binding: Binding, names: Namespace, stage: str, optional: bool) -> Key | None:
     """Check that the key exists and bind it; None if an optional (common) binding means nothing to this stage."""
+    for reference in parse_value(binding.text)[1]:
+        names.check(binding.origin, reference)
     scopes, target, parameter = names.split(binding.key)
     if not target:
         macros = ginstate.macros()

@@ -5,6 +5,7 @@ the batches that an uninterrupted run would have seen). No randomness is ever dr
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -46,6 +47,7 @@ class Examples:
         trunk: backbone whose states entering ``layer`` come with each batch; None = batches without hidden states.
         layer: the split.
         dtype: states are rounded to it, as they are in shards.
+        autocast: precision of the trunk, the one that extract ran it in.
     """
 
     def __init__(
@@ -60,9 +62,11 @@ class Examples:
         trunk: TinyLM | None = None,
         layer: int = 0,
         dtype: torch.dtype = torch.float32,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.split, self.vocabulary, self.masking, self.seed = split, vocabulary, masking, seed
         self.draws, self.stream, self.trunk, self.dtype = draws, stream, trunk, dtype
+        self.autocast = autocast
         self.layer = layer
 
     def __len__(self) -> int:
@@ -87,8 +91,10 @@ class Examples:
     @torch.no_grad()
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
-        hidden = self.trunk.trunk(batch.tokens, batch.attention, self.layer)
-        return replace(batch, hidden=hidden.to(self.dtype))
+        moved = batch.to(self.trunk.norm.weight.device)
+        with self.autocast():
+            hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
+        return replace(moved, hidden=hidden.to(self.dtype))
 
 
 class Cached:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from components import masking, noise, sampling
 from components.batch import Batch
-from components.metrics import Counts, count, difference, interval
+from components.metrics import Counts, count, difference, interval, intervals
 from components.model import Model
 from pipeline.data import assemble
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
+METRICS = ("nll", "token_accuracy", "exact")
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
 
 
@@ -28,12 +29,26 @@ def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size:
         yield assemble(rows.tokens, masked, weights, rows.valid, vocabulary.mask_id)
 
 
+def by_length(split: Split) -> Split:
+    """The split with its shortest examples first: batches then hold little padding."""
+    return split if split.valid is None else split.take(split.valid.sum(1).argsort(stable=True))
+
+
+def trimmed(batch: Batch) -> Batch:
+    """The batch without the positions that are padding in every row."""
+    if batch.attention is None:
+        return batch
+    longest = int(batch.attention.any(0).nonzero().max()) + 1
+    present = {f.name: value for f in fields(batch) if (value := getattr(batch, f.name)) is not None}
+    return replace(batch, **{name: value[:, :longest] for name, value in present.items()})
+
+
 @torch.no_grad()
 def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[Counts]:
     """Counts of every example after each recursion step (a backbone has one)."""
     collected: list[list[Counts]] = []
     for batch in masked:
-        batch = batch.to(runtime.device)
+        batch = trimmed(batch).to(runtime.device)
         with runtime.autocast():
             for step, state in enumerate(model.steps(batch)):
                 if step == len(collected):
@@ -44,12 +59,10 @@ def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> l
 
 def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
     """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
-    by_step: dict[str, list[dict[str, float]]] = {"nll": [], "token_accuracy": [], "exact": []}
-    for counts in steps:
-        ones = torch.ones_like(counts.tokens)
-        by_step["nll"].append(_interval(counts.nll, counts.tokens, group))
-        by_step["token_accuracy"].append(_interval(counts.correct, counts.tokens, group))
-        by_step["exact"].append(_interval(counts.exact, ones, group))
+    numerators = torch.stack([x for c in steps for x in (c.nll, c.correct, c.exact)])
+    denominators = torch.stack([x for c in steps for x in (c.tokens, c.tokens, torch.ones_like(c.tokens))])
+    found = intervals(numerators, denominators, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+    by_step = {name: found[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     last = {name: values[-1] for name, values in by_step.items()}
     return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
 
@@ -93,11 +106,9 @@ def decode(
 def statistics_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[dict[str, float]]:
     """Slot norms, gates, confidence, update and overlap at each recursion step, over the first batch; empty for a backbone."""
     batch = next(masked).to(runtime.device)
-    return [
-        {name: round(float(value), 6) for name, value in state.statistics.items()}
-        for state in model.steps(batch, statistics=True)
-        if state.statistics
-    ]
+    with runtime.autocast():
+        measured = [state.statistics for state in model.steps(batch, statistics=True)]
+    return [{name: round(float(value), 6) for name, value in step.items()} for step in measured if step]
 
 
 @torch.no_grad()
@@ -105,8 +116,9 @@ def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) 
     """For each example and recursion step: the predicted id and its probability at every position, all answers masked."""
     batch = next(batches(split, vocabulary, 1.0, 0, len(split))).to(runtime.device)
     shown: list[list[dict[str, list[float]]]] = [[] for _ in range(len(split))]
-    for state in model.steps(batch):
-        logits = model.readout(state.hidden).float()
+    with runtime.autocast():
+        by_step = [model.readout(state.hidden).float() for state in model.steps(batch)]
+    for logits in by_step:
         logits[..., vocabulary.mask_id] = -torch.inf
         probability, best = logits.softmax(-1).max(-1)
         for row in range(len(split)):

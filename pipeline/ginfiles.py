@@ -5,13 +5,15 @@ stranger is refused before anything of it runs.
 import importlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 from gin import config_parser
 
 from pipeline.errors import ConfigError
-from pipeline.params import MACRO
+from pipeline.params import MACRO, hint
 
 ALLOWED = ("components", "pipeline", "stages", "torch")
 
@@ -21,52 +23,80 @@ class Name(str):
 
 
 class _Names(config_parser.ParserDelegate):
-    """Reads a text without importing or resolving anything."""
+    """Reads a text without importing or resolving anything; remembers what it refers to."""
+
+    def __init__(self) -> None:
+        self.references: list[str] = []
 
     def configurable_reference(self, scoped_name: str, evaluate: bool) -> Name:
+        self.references.append(scoped_name)
         return Name(f"@{scoped_name}")
 
     def macro(self, scoped_name: str) -> Name:
         return Name(f"%{scoped_name}")
 
 
-def imports(file: Path, root: Path) -> dict[str, str]:
-    """Module alias -> import line of a .gin file and of what it includes.
+@dataclass(frozen=True)
+class Scan:
+    """What a .gin file and its includes would import (alias -> import line), and the names that they bind or refer to."""
+
+    imports: dict[str, str]
+    names: list[tuple[str, str]]
+
+
+def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
+    """Read a .gin file and what it includes.
 
     Raises:
-        ConfigError: the file or an include does not exist, is malformed, or imports what is not allowed.
+        ConfigError: the file or an include does not exist, is malformed, includes itself, or imports what is not allowed.
     """
     if not file.is_file():
         raise ConfigError(f"gin file '{file}' does not exist")
-    found: dict[str, str] = {}
+    if file in outer:
+        raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
+    found, delegate = Scan({}, []), _Names()
     try:
         with file.open(encoding="utf-8") as text:
-            statements = list(config_parser.ConfigParser(text, _Names()))
+            statements = list(config_parser.ConfigParser(text, delegate))
     except SyntaxError as error:
         raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from None
+    except TokenError as error:
+        raise ConfigError(f"{file}:{error.args[1][0]}: {error.args[0]}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not text: {error.reason}") from None
     for statement in statements:
         if isinstance(statement, config_parser.ImportStatement):
             if statement.module.startswith("__gin__"):
                 continue
             if statement.module.split(".")[0] not in ALLOWED:
                 raise ConfigError(f"{file}: may not import '{statement.module}'; allowed are {', '.join(ALLOWED)}")
-            found[statement.bound_name()] = statement.format()
+            found.imports[statement.bound_name()] = statement.format()
         elif isinstance(statement, config_parser.IncludeStatement):
-            found |= imports(root / statement.filename, root)
+            included = scan(root / statement.filename, root, (*outer, file))
+            found.imports.update(included.imports)
+            found.names.extend(included.names)
+        elif isinstance(statement, config_parser.BindingStatement):
+            found.names.append((str(file), statement.selector))
+    found.names.extend((str(file), reference) for reference in delegate.references)
     return found
 
 
-def parse_value(text: str) -> Any:
-    """A literal, with references and macros as ``Name``.
+def parse_value(text: str) -> tuple[Any, list[str]]:
+    """A literal, with references and macros as ``Name``; and what it refers to.
 
     Raises:
         SyntaxError: not a gin value.
     """
-    parser = config_parser.ConfigParser(f"x = {text}", _Names())
-    value = parser.parse_statement().value
-    if parser.parse_statement() is not None:
+    delegate = _Names()
+    parser = config_parser.ConfigParser(f"x = {text}", delegate)
+    try:
+        value = parser.parse_statement().value
+        rest = parser.parse_statement()
+    except TokenError as error:
+        raise SyntaxError(str(error.args[0])) from None
+    if rest is not None:
         raise SyntaxError(f"more than one value in {text!r}")
-    return value
+    return value, delegate.references
 
 
 class Namespace:
@@ -97,7 +127,17 @@ class Namespace:
         found = self.module(target[0])
         for name in target[1:]:
             found = getattr(found, name, None)
-        return found if callable(found) else None
+            if inspect.ismodule(found) and not _is_allowed(found.__name__):
+                return None
+        return found if callable(found) and _is_allowed(getattr(found, "__module__", "")) else None
+
+    def check(self, origin: str, name: str) -> None:
+        """Raise ConfigError unless a name that a text uses is one that it may use: not a module behind a module, for example."""
+        target = tuple(name.split("/")[-1].split("."))
+        if len(target) > 1 and target[0] in self.lines and self.find(target) is None:
+            raise ConfigError(
+                f"{origin}: nothing configurable is called '{'.'.join(target)}'{hint('.'.join(target), self.names())}"
+            )
 
     def is_parameter(self, path: tuple[str, ...]) -> bool:
         """Whether a path is a macro, or names a parameter of a function or class."""
@@ -124,3 +164,7 @@ class Namespace:
         """The module that an alias means."""
         words = self.lines[alias].split()
         return importlib.import_module(f"{words[1]}.{words[3]}" if words[0] == "from" else words[1])
+
+
+def _is_allowed(module: str) -> bool:
+    return module.split(".")[0] in ALLOWED

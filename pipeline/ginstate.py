@@ -6,6 +6,7 @@ on another version.
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from gin import config as gin_config
@@ -16,6 +17,7 @@ from pipeline.typecheck import annotation, describe, fits, takes_reference
 
 Key = tuple[str, str, str]  # scope, selector, parameter: gin's own key of a binding
 MACRO = "gin.macro"
+DEEPEST = 20  # scopes within scopes; more is a circle
 
 
 def macros() -> list[str]:
@@ -23,9 +25,14 @@ def macros() -> list[str]:
     return [scope for scope, selector in gin_config._CONFIG if selector == MACRO]
 
 
-def is_registered(selector: str) -> bool:
-    """Whether the configuration names a configurable."""
-    return gin_config._REGISTRY.get_match(selector) is not None
+def is_bound(selector: str) -> bool:
+    """Whether the configuration binds a configurable."""
+    return any(key[1] == selector for key in gin_config._CONFIG)
+
+
+def search_only(root: Path) -> None:
+    """Let gin find files in ``root`` and nowhere else: what was checked is then what is read."""
+    gin_config._LOCATION_PREFIXES[:] = [str(root.resolve())]
 
 
 def prune(root: str) -> set[Key]:
@@ -43,6 +50,8 @@ def prune(root: str) -> set[Key]:
             continue
         calls.add(call)
         scopes, selector = call
+        if len(scopes) > DEEPEST:
+            raise ConfigError(f"'{selector}' refers to itself through scopes {'/'.join(scopes[:3])}/...")
         winners: dict[str, Key] = {}
         for scope in ("/".join(scopes[:i]) for i in range(len(scopes) + 1)):
             winners |= {parameter: (scope, selector, parameter) for parameter in config.get((scope, selector), {})}

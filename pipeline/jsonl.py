@@ -152,4 +152,6 @@ def _parse(line: str, origin: str) -> Pair:
     for key in ("question", "answer"):
         if not isinstance(value.get(key), str) or not value[key].strip():
             raise DataError(f'{origin}: "{key}" must be a non-empty string, got {value.get(key)!r}')
+        if reserved := [token for token in bpe.SPECIAL if token in value[key]]:
+            raise DataError(f'{origin}: "{key}" holds {reserved[0]}, which is a reserved token; write it another way')
     return Pair(value["question"], value["answer"], origin)

@@ -25,10 +25,12 @@ from components.supervision import linear_decay, normalised
 from pipeline import flops
 from pipeline import scratch as snapshots
 from pipeline.curves import Curves
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.fitstate import Fit, progress_of, resume
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
+
+COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
 
 def fit(
@@ -83,12 +85,13 @@ def fit(
     result = resume(scratch, out, model, optimise, average)
     batches: Iterator[Batch] = iter(train(result.steps * accumulation))
     if not result.flops_per_step:
-        first = list(islice(batches, accumulation))
+        first = [batch.to(runtime.device) for batch in islice(batches, COUNTED * accumulation)]
         batches = chain(first, batches)
-        moved = [batch.to(runtime.device) for batch in first]
-        result.flops_per_step = flops.count(lambda: _backward(model, moved, supervision, runtime, False))
+        result.flops_per_step = flops.count(lambda: _backward(model, first, supervision, runtime, False)) // COUNTED
         optimise.zero_grad(set_to_none=True)
     steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
+    if steps < 1:
+        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     with Progress(out.name, steps, "step", done=result.steps) as bar:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
@@ -99,7 +102,7 @@ def fit(
             optimise.step()
             optimise.zero_grad(set_to_none=True)
             average.update()
-            curves.record(step, {**values, "lr": multiplier * optimise.defaults["lr"], "grad_norm": norm})
+            curves.record(step, {**values, "lr": optimise.param_groups[0]["lr"], "grad_norm": norm})
             result.steps = step + 1
             bar.advance()
             due = result.steps == steps or result.steps % validate_every == 0
@@ -153,13 +156,14 @@ def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:
     """Print a line for the newest row; stop at the first row that is not finite."""
     for row in rows:
         if not math.isfinite(row["loss"]):
-            kept = f"the last good checkpoint is of step {result.best_step}" if result.best_step else "nothing was saved yet"
-            raise TrainingError(
-                f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {kept}. "
-                "Lower the learning rate or check the data"
-            )
+            raise TrainingError(f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {_kept(result)}")
     per_step = " ".join(f"{v:.3f}" for k, v in rows[-1].items() if k.startswith("loss/step_"))
     bar.line(f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}")
+
+
+def _kept(result: Fit) -> str:
+    kept = f"the last good checkpoint is of step {result.best_step}" if result.best_step else "nothing was saved yet"
+    return f"{kept}. Lower the learning rate or check the data"
 
 
 def _validate(
@@ -174,6 +178,8 @@ def _validate(
     """Validate the averaged weights; save them if they are the best so far."""
     with average.applied():
         losses = validation_losses(model, batches, runtime)
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_kept(result)}")
         result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
         if losses[-1] < result.best_loss:
             result.best_step, result.best_loss = result.steps, losses[-1]

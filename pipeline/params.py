@@ -94,7 +94,7 @@ def read(path: Path, stages: Iterable[str]) -> Params:
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; run from the folder that holds it") from None
     except YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get("preset"), str):
         raise ConfigError(f"{path} must hold a map with 'preset: <name>'")
     known = {"preset", "common", *stages}

@@ -70,10 +70,11 @@ def spent(folder: str | Path, stage: str) -> int:
 
 
 @torch.no_grad()
-def hidden_rms(model: TinyLM, source: Source, batch_size: int) -> float:
+def hidden_rms(model: TinyLM, source: Source, batch_size: int, runtime: Runtime) -> float:
     """Root mean square of the states that a refiner will see, over the first stored batch."""
-    batch = next(source.epoch(0, batch_size, None))
-    states = model.eval().states(batch).float()
+    batch = next(source.epoch(0, batch_size, None)).to(runtime.device)
+    with runtime.autocast():
+        states = model.to(runtime.device).eval().states(batch).float()
     kept = states if batch.attention is None else states[batch.attention]
     return float(kept.square().mean().sqrt())
 

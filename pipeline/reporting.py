@@ -8,6 +8,19 @@ from typing import Any
 from pipeline import curves, figures
 from pipeline.files import read_json, write_atomic
 
+HEAD = """# Results on test
+
+Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats per masked token. `control_backbone` is the
+backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
+
+"""
+CAPTIONS = {
+    "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
+    "steps": "The headline after each recursion step, with 95 % intervals.",
+    "slots": "Slot norms and gates over training.",
+    "puzzles": "Traced puzzles on which the frozen backbone errs most, refined step by step: clues bold, right cells green, "
+    "wrong cells red, stronger colour = more certain.",
+}
 METRICS = {"exact": "exact", "token_accuracy": "token accuracy", "nll": "nll"}
 
 
@@ -33,9 +46,14 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
 
     table = results_table(metrics, models, measures, trained)
     write_atomic(out / "table.md", table.encode())
-    page = _page(
-        table, differences_table(metrics, measures), findings(metrics, curve, models), steps_table(metrics, models), pictures
-    )
+    sections = {
+        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(metrics, measures)}",
+        "Whole answers, decoded in several passes": decodes_table(metrics, models),
+        "After each recursion step": steps_table(metrics, models),
+        "Findings": "".join(f"- {line}\n" for line in findings(metrics, curve, models)),
+        "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
+    }
+    page = HEAD + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
     write_atomic(out / "report.md", page.encode())
     return table
 
@@ -59,13 +77,11 @@ def results_table(
     metrics: Mapping[str, Any], models: Sequence[str], measures: Sequence[str], trained: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """One row a model: compute spent after the backbone, then each measure's metrics with 95 % intervals."""
-    decodes = {m: [k for k in metrics["frozen"][m] if k.startswith("decode_")] for m in measures}
     exact = {m: max(metrics[x][m]["exact"]["mean"] for x in models) >= 0.05 for m in measures}
     header = ["model", "training TFLOP"]
     for measure in measures:
         header += [f"{measure} exact"] if exact[measure] else []
         header += [f"{measure} nll", f"{measure} tokens right"]
-        header += [f"{measure} exact, {k.removeprefix('decode_')} passes" for k in decodes[measure] if exact[measure]]
     rows = []
     for name in models:
         row = [name, _compute(name, trained)]
@@ -73,7 +89,6 @@ def results_table(
             values = metrics[name][measure]
             row += [cell(values["exact"])] if exact[measure] else []
             row += [cell(values["nll"]), cell(values["token_accuracy"])]
-            row += [cell(values[k]["exact"]) for k in decodes[measure] if exact[measure]]
         rows.append(row)
     return markdown([header, *rows])
 
@@ -85,6 +100,22 @@ def _compute(name: str, trained: Mapping[str, Mapping[str, Any]]) -> str:
         "control_backbone": ["control_backbone"], "control_warmup": ["warmup", "control_warmup"],
     }[name]  # fmt: skip
     return f"{sum(trained[phase]['flops'] for phase in chain) / 1e12:.2f}"
+
+
+def decodes_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """Whole answers decoded in several passes, the most certain tokens first."""
+    entries = [
+        (name, key) for name, value in metrics["frozen"].items() if isinstance(value, dict) for key in value if "decode_" in key
+    ]
+    header = ["model"]
+    for name, key in entries:
+        passes = f"{name}, {key.removeprefix('decode_')} passes"
+        header += [f"{passes}: exact", f"{passes}: tokens right"]
+    rows = [header]
+    for model in models:
+        values = [metrics[model][name][key] for name, key in entries]
+        rows.append([model, *(cell(value[metric]) for value in values for metric in ("exact", "token_accuracy"))])
+    return markdown(rows)
 
 
 def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> str:
@@ -129,39 +160,6 @@ def findings(metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves], mo
                 becoming = "closing" if value < 0.3 else "taking over"
                 found.append(f"{name}: {gate} ends at {value:.2f}, outside 0.3..0.7: this slot is {becoming}")
     return found
-
-
-def _page(table: str, differences: str, lines: Sequence[str], steps: str, pictures: Sequence[str]) -> str:
-    captions = {
-        "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
-        "steps": "The headline after each recursion step, with 95 % intervals.",
-        "slots": "Slot norms and gates over training.",
-        "puzzles": "Traced puzzles on which the frozen backbone errs most, refined step by step: clues bold, right cells green, "
-        "wrong cells red, stronger colour = more certain.",
-    }
-    images = "\n\n".join(f"![{captions[name]}]({name}.png)\n\n*{captions[name]}*" for name in pictures)
-    return f"""# Results on test
-
-Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats per masked token. `control_backbone` is the
-backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
-
-{table}
-## Differences, paired
-
-Bold: the interval is clear of zero.
-
-{differences}
-## After each recursion step
-
-{steps}
-## Findings
-
-{chr(10).join(f"- {line}" for line in lines)}
-
-## Pictures
-
-{images}
-"""
 
 
 def cell(value: Mapping[str, float]) -> str:

@@ -27,7 +27,10 @@ class Runtime:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True)
-        self.device, self.precision = torch.device(device), precision
+        try:
+            self.device, self.precision = torch.device(device), precision
+        except RuntimeError:
+            raise ConfigError(f"Runtime.device is '{device}', which torch does not know; use 'cpu' or 'cuda'") from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"Runtime.device is '{device}', but no CUDA device is visible here; use 'cpu'")
 

@@ -61,12 +61,17 @@ def kept(stage: str, identity: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"stage {stage} is already running with these settings (lock {folder}/lock); wait for it") from None
-        token = _folder.set(folder)
+        token, done = _folder.set(folder), False
         try:
             yield
+            done = True
         finally:
             _folder.reset(token)
-        shutil.rmtree(folder)
+            if done or [file.name for file in folder.iterdir()] == ["lock"]:
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # not empty: other work is kept there
+                    folder.parent.rmdir()
+                    root.rmdir()
 
 
 class Scratch:

@@ -4,9 +4,11 @@ from typing import Literal
 
 import torch
 
+from components.split import split_layer
 from pipeline.backbones import Backbone
 from pipeline.data import VALIDATION, Cached, Examples, Masking
 from pipeline.prepared import Prepared
+from pipeline.runtime import Runtime
 from pipeline.shards import Shards
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,12 +34,14 @@ def live(
     seed: int,
     tail_layers: int,
     draws: int | None = None,
-    dtype: Literal["fp32", "bf16"] = "fp32",
+    dtype: Literal["fp32", "bf16"],
+    runtime: Runtime,
 ) -> Examples:
     """States from the frozen trunk, run for every batch: never repeats a mask (``draws`` = None), costs the trunk each time."""
     examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws)
-    examples.layer = backbone.architecture["layers"] - tail_layers
-    examples.trunk, examples.dtype = backbone.model().eval().requires_grad_(False), DTYPES[dtype]
+    examples.layer = split_layer(backbone.architecture["layers"], tail_layers)
+    examples.trunk, examples.dtype = backbone.model().to(runtime.device).eval().requires_grad_(False), DTYPES[dtype]
+    examples.autocast = runtime.autocast
     return examples
 
 

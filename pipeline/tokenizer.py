@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pipeline.errors import DataError
 from pipeline.files import write_atomic
 
-PAD, END, MASK = "<pad>", "<end>", "<mask>"
+SPECIAL = PAD, END, MASK = "<pad>", "<end>", "<mask>"
 
 
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -26,7 +26,7 @@ def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[PAD, END, MASK],
+        special_tokens=list(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -61,5 +61,5 @@ def load(path: Path) -> Tokenizer:
         return Tokenizer.from_str(path.read_text())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run dvc repro prepare") from None
-    except ValueError as error:  # what the library raises for malformed files
+    except Exception as error:  # the library raises nothing narrower for malformed files
         raise DataError(f"{path} is not a tokenizer ({error}); run dvc repro prepare") from None

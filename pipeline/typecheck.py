@@ -13,7 +13,7 @@ _TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a float, as in the lang
 
 def annotation(function: Any, parameter: str) -> Any:
     """The annotation of a parameter; Any if it has none."""
-    constructor = vars(function).get("__init__", function) if isinstance(function, type) else function
+    constructor = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     return typing.get_type_hints(constructor).get(parameter, Any)
 
 
@@ -33,8 +33,15 @@ def fits(value: Any, wanted: Any) -> bool:
         return bool in parts or any(value in typing.get_args(p) for p in parts if typing.get_origin(p) is Literal)
     if isinstance(value, str):
         parts = [p for p in parts if p is str or typing.get_origin(p) is Literal]
-    forms = (value, tuple(value)) if isinstance(value, list) else (value,)
+    forms = (value, _as_tuples(value))
     return any(is_bearable(form, part, conf=_TOWER) for part in parts for form in forms)
+
+
+def _as_tuples(value: Any) -> Any:
+    """The value with tuples for its lists, however deep: YAML has no tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_tuples, value))
+    return {key: _as_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
@@ -51,7 +58,7 @@ def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
     if not evaluated:
         return any(part is Callable or typing.get_origin(part) is types.FunctionType or _is_callable(part) for part in parts)
     result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
-    if not isinstance(result, type):
+    if result is Any or not isinstance(result, type):
         return True
     return any(_provides(result, part) for part in parts)
 

@@ -23,7 +23,8 @@ def main(arguments: list[str]) -> int:
     try:
         fire.Fire(command, command=normalised(arguments), name="python -m stages")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error).partition("\n  In call to configurable")[0]  # gin appends where it called
+        print(f"error: {message}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

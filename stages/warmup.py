@@ -53,7 +53,7 @@ def run(
         model = RefinedLM(tail, refiner(dim=frozen.architecture["dim"]), recursion)
     except ValueError as error:
         raise ConfigError(f"warmup: {error}") from None
-    model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size), torch.Generator().manual_seed(seed))
+    model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size, runtime), torch.Generator().manual_seed(seed))
     save = partial(checkpoint.save_model, Path(out), model, frozen)
     phase.train(
         model, sources, out, save, runtime,

@@ -1,5 +1,6 @@
 """Fixtures: a tiny prepared corpus, backbone, shards and refiner on disk, made once per session by the stages themselves."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,17 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_collected_by_this_thread():
+    """An abandoned endless loader that is collected within its own prefetching thread cannot join it (torchdata)."""
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.collect()
+    gc.enable()
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,13 @@ DOORS = {  # outside library -> the only files that may import it
     "torchdata": {"pipeline/data.py", "pipeline/loop.py"},
     "matplotlib": {"pipeline/figures.py"},
     "tqdm": {"pipeline/progress.py"},
-    "safetensors": {"pipeline/backbones.py", "pipeline/checkpoint.py", "pipeline/prepared.py", "pipeline/shards.py"},
+    "safetensors": {
+        "pipeline/backbones.py",
+        "pipeline/checkpoint.py",
+        "pipeline/prepared.py",
+        "pipeline/scratch.py",
+        "pipeline/shards.py",
+    },
 }
 
 

@@ -38,7 +38,7 @@ def test_a_killed_stage_continues_to_the_same_bytes(copy_of, stage):
     error = first.communicate()[1]
     assert first.returncode == 0, error.decode()
     whole, expected = time.monotonic() - began, content(out)
-    assert not list((copy_of / ".scratch" / stage).iterdir())  # a finished stage leaves nothing behind
+    assert not (copy_of / ".scratch").exists()  # a finished stage leaves nothing behind
     interrupted = 0
     for _ in range(KILLS):
         shutil.rmtree(out)

@@ -1,7 +1,5 @@
 """Fixtures of the pipeline's tests: a machine to compute on, and handmade data small enough to read."""
 
-import gc
-
 import pytest
 import torch
 
@@ -9,15 +7,6 @@ from components.masking import exact_count
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 from pipeline.shards import Shards, write_index, write_shard
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _garbage_is_collected_by_this_thread():
-    """An abandoned endless loader that is collected within its own prefetching thread cannot join it (torchdata)."""
-    gc.disable()
-    yield
-    gc.collect()
-    gc.enable()
 
 
 @pytest.fixture

@@ -23,10 +23,12 @@ def test_flushes_append_and_the_header_stands_once(tmp_path):
     assert (tmp_path / "c.csv").read_bytes() == b"step,loss\n0,0\n1,1\n2,2\n"
 
 
-def test_a_new_run_starts_a_new_file(tmp_path):
-    (tmp_path / "c.csv").write_text("old")
-    Curves(tmp_path / "c.csv")
-    assert not (tmp_path / "c.csv").exists()
+def test_a_file_that_is_there_is_continued_without_a_second_header(tmp_path):
+    for step in (0, 1):
+        curves = Curves(tmp_path / "c.csv")
+        curves.record(step, {"a": 2.0})
+        curves.flush()
+    assert (tmp_path / "c.csv").read_text() == "step,a\n0,2\n1,2\n"
 
 
 def test_columns_keep_the_order_of_the_first_row(tmp_path):

@@ -132,7 +132,7 @@ def test_assemble_hides_the_masked_targets_alone():
 # The loader
 
 
-@pytest.mark.parametrize("position", [1, 2, 4, 5, 6, 9, 10, 13])
+@pytest.mark.parametrize("position", [1, 4, 5, 6, 13])
 def test_a_resumed_loader_gives_the_remaining_batches(source_of, position):
     """Five batches an epoch: the positions lie within epochs, at their borders and beyond them."""
     whole = list(islice(iter(loader(source_of(40), 8, shuffle=3)), 17))

@@ -1,5 +1,7 @@
 """Evaluation: the same masks for every model and batch size, counts that a known model makes known, paired intervals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -70,6 +72,34 @@ def test_masked_tokens_are_hidden_and_the_others_shown(split, vocabulary):
     for batch in evaluator.batches(split, vocabulary, 0.5, 0, 4):
         assert (batch.tokens[batch.masked] == vocabulary.mask_id).all()
         assert torch.equal(batch.tokens[~batch.masked], batch.targets[~batch.masked])
+
+
+# Padding
+
+
+def padded(split, lengths):
+    valid = torch.arange(6) < torch.tensor(lengths)[:, None]
+    return replace(split, valid=valid, response=split.response & valid)
+
+
+def test_short_examples_come_first_with_everything_that_is_theirs(rows):
+    ordered = evaluator.by_length(padded(rows(4), [6, 3, 5, 3]))
+    assert ordered.uid.tolist() == ordered.tokens[:, 0].tolist() == [1, 3, 2, 0]
+    assert ordered.valid.sum(1).tolist() == [3, 3, 5, 6]
+    assert evaluator.by_length(rows(4)).uid.tolist() == [0, 1, 2, 3]
+
+
+def test_padding_of_every_row_is_cut(rows, vocabulary):
+    (batch,) = evaluator.batches(padded(rows(3), [4, 3, 5]), vocabulary, 1.0, 0, 3)
+    cut = evaluator.trimmed(batch)
+    assert cut.tokens.shape == (3, 5) and torch.equal(cut.tokens, batch.tokens[:, :5])
+    assert torch.equal(cut.masked, batch.masked[:, :5]) and cut.masked.sum() == batch.masked.sum() and cut.hidden is None
+
+
+def test_padding_changes_no_count(rows, vocabulary, runtime):
+    split = padded(rows(10), [3, 4, 5, 6, 3] * 2)
+    (found,) = counts(Known(vocabulary), split, vocabulary, runtime)
+    assert found.tokens.tolist() == split.response.sum(1).tolist() and found.exact.tolist() == [1] * 10
 
 
 # Counts

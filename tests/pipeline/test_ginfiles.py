@@ -3,9 +3,8 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.ginfiles import Name, Namespace, imports, parse_value
+from pipeline.ginfiles import Name, Namespace, parse_value, scan
 
-UNCLOSED = pytest.mark.xfail(strict=True, reason="an open bracket raises tokenize.TokenError, which is no SyntaxError: a traceback")
 LINES = {"loop": "from pipeline import loop", "optim": "from components import optim", "torch": "import torch"}
 
 
@@ -21,7 +20,7 @@ def write(tmp_path):
 def test_imports_of_includes_count(write, tmp_path):
     write("inner.gin", "from components import optim")
     outer = write("outer.gin", "from pipeline import loop", "include 'inner.gin'", "loop.fit.steps = 3")
-    assert imports(outer, tmp_path) == {"loop": "from pipeline import loop", "optim": "from components import optim"}
+    assert scan(outer, tmp_path).imports == {"loop": "from pipeline import loop", "optim": "from components import optim"}
 
 
 def test_reading_runs_nothing(write, tmp_path, monkeypatch):
@@ -30,38 +29,35 @@ def test_reading_runs_nothing(write, tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"a.gin: may not import 'pipeline_like'; allowed are components, pipeline, stages, torch"
     ):
-        imports(write("a.gin", "import pipeline_like"), tmp_path)
+        scan(write("a.gin", "import pipeline_like"), tmp_path)
 
 
 @pytest.mark.parametrize("line", ["import os", "from os import path", "import subprocess", "import os as torch"])
 def test_what_is_not_allowed_is_refused(write, tmp_path, line):
     with pytest.raises(ConfigError, match=r"a.gin: may not import '(os|os.path|subprocess)'"):
-        imports(write("a.gin", line), tmp_path)
+        scan(write("a.gin", line), tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"gin file '.*nope.gin' does not exist"):
-        imports(tmp_path / "nope.gin", tmp_path)
+        scan(tmp_path / "nope.gin", tmp_path)
 
 
 def test_a_missing_include_is_named(write, tmp_path):
     with pytest.raises(ConfigError, match=r"gin file '.*nope.gin' does not exist"):
-        imports(write("a.gin", "include 'nope.gin'"), tmp_path)
+        scan(write("a.gin", "include 'nope.gin'"), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=RecursionError, reason="ginfiles.imports follows a circle of includes for ever")
 def test_files_that_include_each_other_are_refused(write, tmp_path):
     write("b.gin", "include 'a.gin'")
     with pytest.raises(ConfigError, match=r"a.gin|b.gin"):
-        imports(write("a.gin", "include 'b.gin'"), tmp_path)
+        scan(write("a.gin", "include 'b.gin'"), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "line", ["loop.fit.steps = ", pytest.param("loop.fit.steps = [1, 2", marks=UNCLOSED), "= 3", "loop.fit.steps == 3"]
-)
+@pytest.mark.parametrize("line", ["loop.fit.steps = ", "loop.fit.steps = [1, 2", "= 3", "loop.fit.steps == 3"])
 def test_a_malformed_line_is_named(write, tmp_path, line):
     with pytest.raises(ConfigError, match=r"a.gin:\d+: "):
-        imports(write("a.gin", line), tmp_path)
+        scan(write("a.gin", line), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,17 +65,15 @@ def test_a_malformed_line_is_named(write, tmp_path, line):
     [("3", 3), ("5e-4", 5e-4), ("'a'", "a"), ("None", None), ("[1, (2, 3)]", [1, (2, 3)]), ("{'a': 1}", {"a": 1})],
 )
 def test_values_are_parsed(text, value):
-    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+    assert parse_value(text)[0] == value and type(parse_value(text)[0]) is type(value)
 
 
 @pytest.mark.parametrize("text", ["@loop.fit", "@a/loop.fit()", "%SEED"])
 def test_references_are_read_as_names(text):
-    assert isinstance(parse_value(text), Name) and isinstance(parse_value(f"[{text}]")[0], Name)
+    assert isinstance(parse_value(text)[0], Name) and isinstance(parse_value(f"[{text}]")[0][0], Name)
 
 
-@pytest.mark.parametrize(
-    "text", ["words", "1 2", pytest.param("[1, 2", marks=UNCLOSED), "runs/a=b", "3\nloop.fit.steps = 4", "os.system('true')"]
-)
+@pytest.mark.parametrize("text", ["words", "1 2", "[1, 2", "runs/a=b", "3\nloop.fit.steps = 4", "os.system('true')"])
 def test_what_is_no_value_is_refused(text):
     with pytest.raises(SyntaxError):
         parse_value(text)

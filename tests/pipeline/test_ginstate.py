@@ -139,9 +139,9 @@ def test_canonical_text_has_one_binding_a_line_and_no_unused_import(parse):
     ]
 
 
-def test_names_are_known_once_they_were_used(parse):
+def test_what_is_bound_is_known(parse):
     parse("loop.fit.steps = 3")
-    assert ginstate.is_registered(LOOP) and not ginstate.is_registered("pipeline.loop.nothing")
+    assert ginstate.is_bound(LOOP) and not ginstate.is_bound("pipeline.loop.nothing")
     assert ginstate.wrapped(LOOP).__name__ == "fit"
 
 
@@ -154,3 +154,9 @@ def test_what_is_reached_comes_root_first_with_values_behind_macros(parse):
         and found["optim.adamw"] == {"lr": "0.1 (from %LR)"}
         and found["a/optim.adamw"] == {"lr": "0.2"}
     )
+
+
+def test_a_circle_through_scopes_is_refused(parse):
+    parse("loop.fit.train = @a/loop.fit")
+    with pytest.raises(ConfigError, match="refers to itself"):
+        ginstate.prune(LOOP)

@@ -1,6 +1,7 @@
 """Question-answer corpora from JSON lines: what is refused where, how splits are cut, what is supervised."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,7 @@ def test_a_missing_file_names_the_command_that_fetches_it(raw, name):
         ('{"question": "a", "answer": ""}', "\"answer\" must be a non-empty string, got ''"),
         ('{"question": "  ", "answer": "b"}', "\"question\" must be a non-empty string, got '  '"),
         ('{"question": "a", "answer": 4}', '"answer" must be a non-empty string, got 4'),
+        ('{"question": "a <mask> b", "answer": "c"}', '"question" holds <mask>, which is a reserved token'),
     ],
 )
 def test_a_malformed_line_is_named(raw, line, message):
@@ -98,6 +100,13 @@ def test_a_prompt_that_leaves_no_room_is_named(raw):
     fill(raw, [*TRAIN[:3], {"question": "7" * 47, "answer": "b"}, *TRAIN[3:]])
     with pytest.raises(DataError, match=r"train.jsonl:4: the question takes 48 tokens .* in a sequence of 48; raise the sequence"):
         prepare(raw)
+
+
+def test_a_prompt_that_leaves_no_room_is_dropped_by_name_if_asked_for(raw, capsys):
+    fill(raw, TRAIN, [*TEST[:2], {"question": "7" * 47, "answer": "b"}, *TEST[2:]])
+    test = prepare(raw, long_prompts="drop")[1]["test"]
+    assert questions(raw, test) == {row["question"] for row in TEST} and len(test) == len(TEST)
+    assert "test.jsonl:3: the question takes 48 tokens" in capsys.readouterr().out
 
 
 def test_a_prompt_that_leaves_one_token_is_kept(raw):
@@ -180,3 +189,14 @@ def test_the_vocabulary_speaks_of_the_tokenizer(raw):
 def test_no_example_shares_a_group_with_another(raw):
     groups = torch.cat([split.group for split in prepare(raw)[1].values()])
     assert len(groups.unique()) == len(groups) == len(TRAIN) + len(TEST)
+
+
+def test_a_long_question_can_be_dropped_by_name(raw, tmp_path, capsys):
+    long = {"question": "word " * 200, "answer": "b"}
+    (raw / "train.jsonl").write_text("\n".join(map(json.dumps, [*TRAIN, long])) + "\n")
+    asked = QuestionAnswers(train="train.jsonl", test="test.jsonl", download="x", vocabulary=300, sequence=64, validation=0.3)
+    with pytest.raises(DataError, match="leaves no room"):
+        asked.prepare(0, tmp_path)
+    splits = replace(asked, long_prompts="drop").prepare(0, tmp_path)[1]
+    assert len(splits["train"]) + len(splits["validation"]) == len(TRAIN)
+    assert f"dropped: {raw / 'train.jsonl'}:{len(TRAIN) + 1}" in capsys.readouterr().out

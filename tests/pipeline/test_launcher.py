@@ -155,23 +155,9 @@ def test_a_user_error_names_the_stage_to_run_without_a_traceback(here):
     assert "Traceback" not in done.stderr and not left(here)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="gin appends \"In call to configurable 'run' (<function run at 0x...>)\" to what a stage raises"
-)
 def test_a_user_error_is_one_line(here, capsys):
     assert main(["warmup"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-def test_a_text_of_another_stage_is_refused(here, capsys):
-    assert main(["prepare", "--print-config"]) == 0
-    (here / "mine.gin").write_text(capsys.readouterr().out)
-    done = launch(here, "report", "--config=mine.gin")
-    assert (
-        done.returncode == 2
-        and done.stderr == "error: the configuration does not name stages.report.run; run: dvc repro configure\n"
-    )
-    assert left(here) == {"mine.gin"}
 
 
 def test_an_interrupt_ends_with_its_own_status(here, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from components.tiny_lm import TinyLM
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.curves import read
 from pipeline.data import assemble, loader
-from pipeline.errors import TrainingError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.loop import fit, validation_losses
 from pipeline.prepared import Vocabulary
 
@@ -75,7 +75,7 @@ def train(model, runtime, tmp_path):
         held_out = loader(Fixed(validation or batch(seed=9)), 8, epochs=1)
         save = partial(save_backbone, tmp_path / "model", model, VOCABULARY)
         settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": constant, "supervision": last_only, **settings}
-        return fit(model, loader(Fixed(*batches), 8), held_out, tmp_path, save, runtime, **settings)
+        return fit(model, lambda start: loader(Fixed(*batches), 8, start=start), held_out, tmp_path, save, runtime, **settings)
 
     return train
 
@@ -144,7 +144,6 @@ def test_the_recorded_learning_rate_follows_the_schedule(train, tmp_path):
     assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([0.025, 0.05, 0.075, 0.1])
 
 
-@pytest.mark.xfail(strict=True, reason="optim.adamw sets lr per group; loop.fit records optimizer.defaults['lr'], AdamW's own 1e-3")
 def test_the_recorded_learning_rate_is_the_one_in_use(train, tmp_path):
     train(batch(), optimizer=partial(adamw, lr=1e-2))
     assert read(tmp_path / "curves.csv")["lr"] == pytest.approx([1e-2] * 4)
@@ -183,6 +182,16 @@ def test_states_that_are_not_finite_stop_too(train, model):
         train(whole, whole, replace(whole, hidden=hidden), steps=5, log_every=1)
 
 
+def test_a_validation_loss_that_is_not_finite_stops(train):
+    with pytest.raises(TrainingError, match=r"the validation loss became nan at step 2; nothing was saved yet"):
+        train(batch(), validation=broken(batch(), float("nan")), validate_every=2)
+
+
+def test_no_steps_at_all_are_refused(train):
+    with pytest.raises(ConfigError, match=r"loop.fit.steps must be at least 1, got 0"):
+        train(batch(), steps=0)
+
+
 def test_the_rows_up_to_the_bad_step_are_on_disk(train, tmp_path):
     with pytest.raises(TrainingError, match="at step 3"):
         train(batch(), batch(), broken(batch(), float("nan")), steps=20, log_every=1)
@@ -212,9 +221,6 @@ def test_patience_stops_early(train):
     assert result.best_step == 2 and result.steps == result.validation[-1]["step"] < 12
 
 
-@pytest.mark.xfail(
-    strict=True, reason="loop.fit stops when validations since the best > patience: one more than its docstring says"
-)
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_patience_counts_the_validations_without_a_better_loss(train, patience):
     result = train(batch(), steps=100, optimizer=partial(adamw, lr=0.0), validate_every=2, patience=patience)

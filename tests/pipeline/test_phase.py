@@ -125,7 +125,7 @@ def test_refiner_heads_that_do_not_fit_are_refused_by_warmup(copy_of, monkeypatc
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_hidden_rms_is_over_tokens_and_not_over_padding(model, vocabulary, rows, padded):
+def test_hidden_rms_is_over_tokens_and_not_over_padding(model, vocabulary, rows, runtime, padded):
     split = rows(5)
     if padded:
         split = type(split)(**{**vars(split), "valid": torch.arange(6).expand(5, 6) < 4})
@@ -133,4 +133,4 @@ def test_hidden_rms_is_over_tokens_and_not_over_padding(model, vocabulary, rows,
     batch = next(source.epoch(0, 5, None))
     states = model.states(batch).detach()
     kept = states[:, :4] if padded else states
-    assert phase.hidden_rms(model, source, 5) == pytest.approx(float(kept.square().mean().sqrt()), rel=1e-5)
+    assert phase.hidden_rms(model, source, 5, runtime) == pytest.approx(float(kept.square().mean().sqrt()), rel=1e-5)

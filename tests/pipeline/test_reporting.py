@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.reporting import cell, differences_table, findings, markdown, report, results_table, steps_table
+from pipeline.reporting import cell, decodes_table, differences_table, findings, markdown, report, results_table, steps_table
 
 
 def value(mean, half=0.01, n=30):
@@ -62,9 +62,15 @@ def test_markdown_lines_up():
 
 def test_the_results_table_has_a_row_a_model(metrics):
     table = cells(results_table(metrics, ["frozen", "warmup"], ["test"], TRAINED))
-    assert table[0] == ["model", "training TFLOP", "test exact", "test nll", "test tokens right", "test exact, 8 passes"]
-    assert table[2] == ["frozen", "0.00", ".250 [.240, .260]", "1.500 [1.490, 1.510]", ".500 [.490, .510]", ".350 [.340, .360]"]
+    assert table[0] == ["model", "training TFLOP", "test exact", "test nll", "test tokens right"]
+    assert table[2] == ["frozen", "0.00", ".250 [.240, .260]", "1.500 [1.490, 1.510]", ".500 [.490, .510]"]
     assert table[3][:3] == ["warmup", "2.00", ".750 [.740, .760]"]
+
+
+def test_decoded_answers_have_a_table_of_their_own(metrics):
+    table = cells(decodes_table(metrics, ["frozen", "warmup"]))
+    assert table[0] == ["model", "test, 8 passes: exact", "test, 8 passes: tokens right"]
+    assert table[2] == ["frozen", ".350 [.340, .360]", ".500 [.490, .510]"] and table[3][1] == ".800 [.790, .810]"
 
 
 def test_training_compute_adds_up_along_the_chain(metrics):
