@@ -23,7 +23,7 @@ def fits(value: Any, wanted: Any) -> bool:
     Stricter than Python in two ways that hide mistakes: a bool is not a number, a word is not a list of letters. A list may stand
     for a tuple (YAML has no tuples).
 
-    >>> fits(3, float), fits(True, int), fits("refiner", Sequence[str]), fits([4, 8], tuple[int, int])
+    >>> fits(3, float), fits(True, int), fits("refiner", list[str]), fits([4, 8], tuple[int, int])
     (True, False, False, True)
     """
     parts = _alternatives(wanted)
