@@ -6,8 +6,9 @@ name in capitals is a macro. What a stage may bind is what its .gin files import
 following references from its ``run``, and everything else is dropped, so a stage's text changes only when the stage does.
 """
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,17 +18,34 @@ import gin
 
 from pipeline import ginstate
 from pipeline.errors import ConfigError
-from pipeline.ginfiles import Namespace, parse_value, scan
-from pipeline.ginstate import MACRO, Key
+from pipeline.ginfiles import MACRO, Key, Namespace, Scan, parse_value, scan
 from pipeline.params import Binding, Params, hint
+
+COMMAND_LINE = "command line"
+UNUSED = "no stage uses this, or it is misspelt"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stage's settings: the canonical text, and whether it uses each binding of ``common`` (by origin)."""
+    """A stage's settings.
+
+    Attributes:
+        text: canonical gin text of what reaches the stage.
+        claims: of what is said to several stages at once (``common``, the preset), by origin: whether it has its effect here, and
+            what to say if it has none anywhere.
+    """
 
     text: str
-    common: dict[str, bool]
+    claims: dict[str, tuple[bool, str]]
+
+
+@dataclass(frozen=True)
+class File:
+    """A .gin file of a layer: the line that names it ("" for those that belong to the stage), its path, and what it would do."""
+
+    origin: str
+    path: Path
+    scan: Scan
 
 
 def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Path = Path()) -> Resolved:
@@ -42,54 +60,42 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     Raises:
         ConfigError: a file, name, parameter, type or value is wrong, or a setting reaches nothing.
     """
-    files = [("", _preset(params, root)), ("", root / "gin" / f"{stage}.gin")]
-    layers = {name: [(origin, root / path) for origin, path in params.files(name)] for name in ("common", stage)}
-    lines: dict[str, str] = {}
-    used_names: list[tuple[str, str]] = []
-    for origin, file in (*files, *layers["common"], *layers[stage]):
-        try:
-            scanned = scan(file, root)
-            lines |= scanned.imports
-            used_names += scanned.names
-        except ConfigError as error:
-            have = [str(p.relative_to(root)) for p in (root / "gin").rglob("*.gin")]
-            missing = "" if file.is_file() else hint(str(file.relative_to(root)), have)
-            raise ConfigError(f"{origin + ': ' if origin else ''}{error}{missing}") from None
-    names = Namespace(lines)
-    for origin, name in used_names:
-        names.check(origin, name)
+    layers = _files(stage, params, root)
+    names = _namespace(layers)
     gin.clear_config()
     ginstate.search_only(root)
     users: dict[Key, Binding] = {}
-    common: dict[str, bool] = {}
-    _read_files(files)
-    for layer in ("common", stage, "command line"):
-        _read_files(layers.get(layer, []))
-        bindings = [_override(o) for o in overrides] if layer == "command line" else params.bindings(layer, names.is_parameter)
-        for binding in bindings:
-            key = _bind(binding, names, stage, layer == "common")
-            if layer == "common":
-                common[binding.origin] = False
+    common: list[tuple[Key | None, Binding]] = []
+    mentioned = {macro for files in layers.values() for file in files for macro in file.scan.macros}
+    for layer in ("preset", "stage file", "common", stage, COMMAND_LINE):
+        for file in layers.get(layer, []):
+            _parse(partial(gin.parse_config_file, str(file.path.resolve())), str(file.path))
+        for binding in _bindings(layer, params, names, overrides):
+            key = _bind(binding, names, stage, root, optional=layer == "common")
+            common += [(key, binding)] if layer == "common" else []
             if key is not None:
                 users[key] = binding
+                mentioned |= set(parse_value(binding.text).macros)
     used = ginstate.prune(f"stages.{stage}.run")
-    for key, binding in users.items():
-        if binding.origin in common:
-            common[binding.origin] = key in used
-        elif key not in used:
-            what = f"'{binding.key}' is valid, but nothing that stage {stage} builds uses it"
-            raise ConfigError(f"{binding.origin}: {what}{ginstate.why(key, used)}")
+    required = [(key, binding.origin, binding.key) for key, binding in users.items() if (key, binding) not in common]
+    required += [(names.key(s.key), s.origin, s.key) for file in layers[stage] for s in file.scan.bindings]
+    for key, origin, name in required:
+        if key not in used:
+            what = f"'{name}' is valid, but nothing that stage {stage} builds uses it"
+            raise ConfigError(f"{origin}: {what}{ginstate.why(key, used)}")
     ginstate.check_values(users)
-    return Resolved(ginstate.canonical(gin.config_str), common)
+    claims = {binding.origin: (key in used, UNUSED) for key, binding in common}
+    claims |= {s.origin: (names.key(s.key) in used, UNUSED) for file in layers["common"] for s in file.scan.bindings}
+    return Resolved(ginstate.canonical(gin.config_str), claims | _preset_claims(layers, names, used, mentioned))
 
 
 def resolve_all(stages: Iterable[str], params: Params, root: Path = Path()) -> dict[str, str]:
     """Every stage's text.
 
     Raises:
-        ConfigError: every mistake that was found in any stage, one a line; or a binding of ``common`` that no stage uses.
+        ConfigError: every mistake that was found in any stage, one a line; or something meant for several stages that none uses.
     """
-    texts, errors, common = {}, [], dict[str, bool]()
+    texts, errors, claims = {}, [], dict[str, tuple[bool, str]]()
     for stage in stages:
         try:
             resolved = resolve(stage, params, root=root)
@@ -97,12 +103,64 @@ def resolve_all(stages: Iterable[str], params: Params, root: Path = Path()) -> d
             errors.append(str(error))
             continue
         texts[stage] = resolved.text
-        common = {origin: used or common.get(origin, False) for origin, used in resolved.common.items()}
+        claims |= {origin: claim for origin, claim in resolved.claims.items() if claim[0] or origin not in claims}
     if not errors:
-        errors = [f"{origin}: no stage uses this, or it is misspelt" for origin, used in common.items() if not used]
+        errors = [f"{origin}: {complaint}" for origin, (kept, complaint) in claims.items() if not kept]
     if errors:
         raise ConfigError("\n       ".join(dict.fromkeys(errors)))
     return texts
+
+
+def _files(stage: str, params: Params, root: Path) -> dict[str, list[File]]:
+    """The .gin files of each layer, read but not executed."""
+    named = {
+        "preset": [("", _preset(params, root))],
+        "stage file": [("", root / "gin" / f"{stage}.gin")],
+        **{layer: [(origin, root / path) for origin, path in params.files(layer)] for layer in ("common", stage)},
+    }
+    found: dict[str, list[File]] = {layer: [] for layer in named}
+    for layer, files in named.items():
+        for origin, path in files:
+            try:
+                found[layer].append(File(origin, path, scan(path, root)))
+            except ConfigError as error:
+                have = [str(p.relative_to(root)) for p in (root / "gin").rglob("*.gin")]
+                missing = "" if path.is_file() else hint(str(path.relative_to(root)), have)
+                raise ConfigError(f"{origin + ': ' if origin else ''}{error}{missing}") from None
+    return found
+
+
+def _namespace(layers: Mapping[str, list[File]]) -> Namespace:
+    """What the files import; every name that they use must be among it."""
+    scans = [file.scan for files in layers.values() for file in files]
+    names = Namespace({alias: line for found in scans for alias, line in found.imports.items()})
+    for found in scans:
+        for origin, name in found.names:
+            names.check(origin, name)
+    return names
+
+
+def _preset_claims(
+    layers: Mapping[str, list[File]], names: Namespace, used: set[Key], mentioned: set[str]
+) -> dict[str, tuple[bool, str]]:
+    """Of a preset: a macro must be used by some file, and a binding must not be overridden by every stage's own file."""
+    claims = {}
+    later = {names.key(s.key) for file in layers["stage file"] for s in (*file.scan.included, *file.scan.bindings)}
+    for s in (s for file in layers["preset"] for s in (*file.scan.included, *file.scan.bindings)):
+        key = names.key(s.key)
+        if key[1] == MACRO:
+            others = mentioned | set(ginstate.macros())
+            claims[s.origin] = s.key in mentioned, f"nothing uses the macro '{s.key}'{hint(s.key, others - {s.key})}"
+        elif key in used:
+            where = "bind it in params.yaml, or set the macro that stands there"
+            claims[s.origin] = key not in later, f"'{s.key}' has no effect, the stage's own gin file sets it afterwards; {where}"
+    return claims
+
+
+def _bindings(layer: str, params: Params, names: Namespace, overrides: Iterable[str]) -> list[Binding]:
+    if layer == COMMAND_LINE:
+        return [_override(argument) for argument in overrides]
+    return [] if layer in ("preset", "stage file") else params.bindings(layer, names.is_parameter)
 
 
 def load_text(text: str, stage: str) -> None:
@@ -129,15 +187,15 @@ def query(key: str) -> Any:
     return gin.query_parameter(key)
 
 
+def argument(selector: str, parameter: str) -> Any:
+    """The value that gin would hand to a parameter, references resolved."""
+    return copy.deepcopy(gin.query_parameter(f"{selector}.{parameter}"))  # gin resolves references when they are copied
+
+
 def stage_function(stage: str) -> Callable[[], None]:
     """The stage's ``run`` with its parameters bound."""
     function: Callable[[], None] = gin.get_configurable(f"stages.{stage}.run")
     return function
-
-
-def operative() -> str:
-    """Every value that was in effect, defaults included; canonical and re-parsable."""
-    return ginstate.canonical(gin.operative_config_str)
 
 
 def _preset(params: Params, root: Path) -> Path:
@@ -147,11 +205,6 @@ def _preset(params: Params, root: Path) -> Path:
         have = [p.stem for p in folder.glob("*.gin") if p.stem != "defaults"]
         raise ConfigError(f"{params.preset_line()}: unknown preset '{params.preset}'{hint(params.preset, have)}")
     return file
-
-
-def _read_files(files: Iterable[tuple[str, Path]]) -> None:
-    for _, file in files:
-        _parse(partial(gin.parse_config_file, str(file.resolve())), str(file))
 
 
 def _parse(work: Callable[[], object], origin: str) -> None:
@@ -176,28 +229,36 @@ def _override(argument: str) -> Binding:
     return Binding(origin, key.strip(), text)
 
 
-def _bind(binding: Binding, names: Namespace, stage: str, optional: bool) -> Key | None:
+def _bind(binding: Binding, names: Namespace, stage: str, root: Path, *, optional: bool) -> Key | None:
     """Check that the key exists and bind it; None if an optional (common) binding means nothing to this stage."""
-    for reference in parse_value(binding.text)[1]:
+    for reference in parse_value(binding.text).references:
         names.check(binding.origin, reference)
     scopes, target, parameter = names.split(binding.key)
-    if not target:
-        macros = ginstate.macros()
-        if parameter not in macros:
-            if optional:
-                return None
-            raise ConfigError(f"{binding.origin}: no macro is called '{parameter}'{hint(parameter, macros)}")
-        _parse(partial(gin.parse_config, f"{names.header}{parameter} = {binding.text}"), binding.origin)
-        return (parameter, MACRO, "value")
-    name = ".".join(target)
-    function = names.find(target)
-    if function is None or parameter not in (parameters := inspect.signature(function).parameters):
+    if wrong := _unknown(target, parameter, names, stage, root):
         if optional:
             return None
-        if function is None:
-            raise ConfigError(f"{binding.origin}: nothing configurable is called '{name}'{hint(name, names.names())}")
-        raise ConfigError(f"{binding.origin}: {name} has no parameter '{parameter}'{hint(parameter, parameters)}")
-    scope = "/".join(scopes)
-    key = f"{scope}/{name}.{parameter}" if scope else f"{name}.{parameter}"
+        raise ConfigError(f"{binding.origin}: {wrong}")
+    key = "/".join((*scopes, ".".join((*target, parameter))))
     _parse(partial(gin.parse_config, f"{names.header}{key} = {binding.text}"), binding.origin)
-    return (scope, names.selector(target), parameter)
+    return names.key(binding.key)
+
+
+def _unknown(target: tuple[str, ...], parameter: str, names: Namespace, stage: str, root: Path) -> str:
+    """What is wrong with a key; "" if it exists."""
+    if not target:
+        macros = ginstate.macros()
+        return "" if parameter in macros else f"no macro is called '{parameter}'{hint(parameter, macros)}"
+    name, function = ".".join(target), names.find(target)
+    if function is None:
+        elsewhere = "" if target[0] in names.lines else _elsewhere(target, root)
+        if elsewhere:
+            return f"stage {stage} builds no {name}; it is bound under {elsewhere} (or in common)"
+        return f"nothing configurable is called '{name}'{hint(name, names.names())}"
+    parameters = inspect.signature(function).parameters
+    return "" if parameter in parameters else f"{name} has no parameter '{parameter}'{hint(parameter, parameters)}"
+
+
+def _elsewhere(target: tuple[str, ...], root: Path) -> str:
+    """The stages whose own gin file imports what is named."""
+    imports = {file.stem: scan(file, root).imports for file in sorted((root / "gin").glob("*.gin"))}
+    return " or ".join(stage for stage, lines in imports.items() if stage in lines and Namespace(lines).find(target))

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from pipeline import ginstate
+from pipeline.ginfiles import MACRO, Key
 from pipeline.typecheck import annotation, describe
 
 
@@ -13,16 +14,24 @@ def help_text(stage: str) -> str:
     lines = [f"python -m stages {stage} [name.param=value ...] [--config FILE] [--out DIR] [--check] [--print-config]", ""]
     first = inspect.getdoc(ginstate.wrapped(f"stages.{stage}.run")) or ""
     lines += [first.splitlines()[0], "", "Settings (bind them in params.yaml or on the command line):"]
-    for name, function, bound in ginstate.reached(f"stages.{stage}.run"):
-        lines.append(f"\n{name}")
+    for call in ginstate.built(f"stages.{stage}.run"):
+        if call.selector == MACRO:
+            continue
+        function = ginstate.wrapped(call.selector)
+        lines.append(f"\n{call.name}")
         meanings = _arguments(inspect.getdoc(function) or "")
         for parameter in inspect.signature(function).parameters.values():
             if parameter.name == "self":
                 continue
-            value = bound.get(parameter.name, _default(parameter))
+            value = _bound(call.bindings[parameter.name]) if parameter.name in call.bindings else _default(parameter)
             kind = describe(annotation(function, parameter.name))
             lines.append(f"  .{parameter.name} = {value}  ({kind})  {meanings.get(parameter.name, '')}".rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _bound(key: Key) -> str:
+    value, macro = ginstate.value_of(key)
+    return f"{value!r} (from {macro})" if macro else repr(value)
 
 
 def _default(parameter: inspect.Parameter) -> str:

@@ -4,6 +4,7 @@ stranger is refused before anything of it runs.
 
 import importlib
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,15 @@ from typing import Any
 from gin import config_parser
 
 from pipeline.errors import ConfigError
-from pipeline.params import MACRO, hint
+from pipeline.params import MACRO_NAME, hint
 
-ALLOWED = ("components", "pipeline", "stages", "torch")
+# Of torch only what computes: `torch.hub` and `torch.load` run code that they are pointed to.
+ALLOWED = ("components", "pipeline", "stages", "torch.nn", "torch.optim")
+MACRO = "gin.macro"
+MORE_ALLOWED = "SLOTLOOP_ALLOW"  # environment variable: further modules, by whoever runs this and not by who wrote the files
+
+
+Key = tuple[str, str, str]  # scope, selector, parameter: gin's own key of a binding
 
 
 class Name(str):
@@ -27,21 +34,42 @@ class _Names(config_parser.ParserDelegate):
 
     def __init__(self) -> None:
         self.references: list[str] = []
+        self.macros: list[str] = []
 
     def configurable_reference(self, scoped_name: str, evaluate: bool) -> Name:
         self.references.append(scoped_name)
         return Name(f"@{scoped_name}")
 
     def macro(self, scoped_name: str) -> Name:
+        self.macros.append(scoped_name)
         return Name(f"%{scoped_name}")
 
 
 @dataclass(frozen=True)
+class Statement:
+    """One binding in a .gin file: ``file:line``, and its dotted key (a macro's name alone)."""
+
+    origin: str
+    key: str
+
+
+@dataclass(frozen=True)
 class Scan:
-    """What a .gin file and its includes would import (alias -> import line), and the names that they bind or refer to."""
+    """What a .gin file and its includes would do.
+
+    Attributes:
+        imports: alias -> import line.
+        names: (file, name) of everything that they bind or refer to.
+        bindings: of the file itself, in order.
+        included: of its includes.
+        macros: names of the macros that they use.
+    """
 
     imports: dict[str, str]
     names: list[tuple[str, str]]
+    bindings: list[Statement]
+    included: list[Statement]
+    macros: set[str]
 
 
 def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
@@ -54,7 +82,7 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         raise ConfigError(f"gin file '{file}' does not exist")
     if file in outer:
         raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
-    found, delegate = Scan({}, []), _Names()
+    found, delegate = Scan({}, [], [], [], set()), _Names()
     try:
         with file.open(encoding="utf-8") as text:
             statements = list(config_parser.ConfigParser(text, delegate))
@@ -68,21 +96,38 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         if isinstance(statement, config_parser.ImportStatement):
             if statement.module.startswith("__gin__"):
                 continue
-            if statement.module.split(".")[0] not in ALLOWED:
-                raise ConfigError(f"{file}: may not import '{statement.module}'; allowed are {', '.join(ALLOWED)}")
+            if not _is_allowed(statement.module):
+                where = f"{file}:{statement.location.line_num}"
+                listed = f"{', '.join(allowed())} (and what the environment variable {MORE_ALLOWED} lists)"
+                raise ConfigError(f"{where}: may not import '{statement.module}'; allowed are {listed}")
             found.imports[statement.bound_name()] = statement.format()
         elif isinstance(statement, config_parser.IncludeStatement):
             included = scan(root / statement.filename, root, (*outer, file))
             found.imports.update(included.imports)
             found.names.extend(included.names)
+            found.included.extend([*included.included, *included.bindings])
+            found.macros.update(included.macros)
         elif isinstance(statement, config_parser.BindingStatement):
             found.names.append((str(file), statement.selector))
+            key = "/".join(filter(None, (statement.scope, statement.selector)))
+            key = f"{key}.{statement.arg_name}" if statement.arg_name else key
+            found.bindings.append(Statement(f"{file}:{statement.location.line_num}", key))
     found.names.extend((str(file), reference) for reference in delegate.references)
+    found.macros.update(delegate.macros)
     return found
 
 
-def parse_value(text: str) -> tuple[Any, list[str]]:
-    """A literal, with references and macros as ``Name``; and what it refers to.
+@dataclass(frozen=True)
+class Value:
+    """A value that was read and not looked up: literal with ``Name`` for references and macros, and the names of both."""
+
+    literal: Any
+    references: list[str]
+    macros: list[str]
+
+
+def parse_value(text: str) -> Value:
+    """Read one gin value.
 
     Raises:
         SyntaxError: not a gin value.
@@ -96,7 +141,7 @@ def parse_value(text: str) -> tuple[Any, list[str]]:
         raise SyntaxError(str(error.args[0])) from None
     if rest is not None:
         raise SyntaxError(f"more than one value in {text!r}")
-    return value, delegate.references
+    return Value(value, delegate.references, delegate.macros)
 
 
 class Namespace:
@@ -143,9 +188,14 @@ class Namespace:
         """Whether a path is a macro, or names a parameter of a function or class."""
         _, target, parameter = self.split(".".join(path))
         if not target:
-            return len(path) == 1 and MACRO.match(path[0]) is not None
+            return len(path) == 1 and MACRO_NAME.match(path[0]) is not None
         function = self.find(target)
         return function is not None and parameter in inspect.signature(function).parameters
+
+    def key(self, key: str) -> Key:
+        """gin's own key of a dotted key that exists."""
+        scopes, target, parameter = self.split(key)
+        return ("/".join(scopes), self.selector(target), parameter) if target else (parameter, MACRO, "value")
 
     def selector(self, target: tuple[str, ...]) -> str:
         """gin's full name of a configurable."""
@@ -166,5 +216,10 @@ class Namespace:
         return importlib.import_module(f"{words[1]}.{words[3]}" if words[0] == "from" else words[1])
 
 
+def allowed() -> tuple[str, ...]:
+    """Packages that .gin files may import from."""
+    return (*ALLOWED, *filter(None, (name.strip() for name in os.environ.get(MORE_ALLOWED, "").split(","))))
+
+
 def _is_allowed(module: str) -> bool:
-    return module.split(".")[0] in ALLOWED
+    return any(f"{module}.".startswith(f"{package}.") for package in allowed())

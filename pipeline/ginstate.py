@@ -5,18 +5,18 @@ on another version.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gin import config as gin_config
 
 from pipeline.errors import ConfigError
+from pipeline.ginfiles import MACRO, Key
 from pipeline.params import Binding, hint
-from pipeline.typecheck import annotation, describe, fits, takes_reference
+from pipeline.typecheck import annotation, describe, fits, items_with_annotations, takes_reference
 
-Key = tuple[str, str, str]  # scope, selector, parameter: gin's own key of a binding
-MACRO = "gin.macro"
 DEEPEST = 20  # scopes within scopes; more is a circle
 
 
@@ -35,31 +35,61 @@ def search_only(root: Path) -> None:
     gin_config._LOCATION_PREFIXES[:] = [str(root.resolve())]
 
 
-def prune(root: str) -> set[Key]:
-    """Keep what the root configurable can use and drop the rest; returns what is kept.
+@dataclass(frozen=True)
+class Built:
+    """A function or class as the current configuration calls it.
 
-    A call runs within the scopes of what called it; of several bindings of one parameter the one of the longest scope wins.
+    Attributes:
+        scopes: the scopes of the call, outermost first.
+        selector: gin's full name of what is called.
+        bindings: parameter -> key of the binding that reaches it.
+    """
+
+    scopes: tuple[str, ...]
+    selector: str
+    bindings: dict[str, Key]
+
+    @property
+    def name(self) -> str:
+        """As a user writes it: ``scope/module.name``."""
+        return "/".join((*self.scopes, name_of(self.selector)))
+
+
+def built(root: str) -> list[Built]:
+    """Everything that ``root`` calls, itself and the macros included, in an order that depends on the configuration alone.
+
+    A call runs within the scopes of what called it; of several bindings of one parameter the one of the longest scope wins. Scopes
+    that no binding names are left out: they change nothing.
+
+    Raises:
+        ConfigError: a reference leads back to itself through ever more scopes.
     """
     config = gin_config._CONFIG
     queue: list[tuple[tuple[str, ...], str]] = [((), root)]
-    calls: set[tuple[tuple[str, ...], str]] = set()
-    used: set[Key] = set()
+    calls: dict[tuple[tuple[str, ...], str], Built] = {}
+    named = {name for scope, selector in config if selector != MACRO for name in scope.split("/")}
     while queue:
-        call = queue.pop()
+        scopes, selector = call = queue.pop()
         if call in calls:
             continue
-        calls.add(call)
-        scopes, selector = call
         if len(scopes) > DEEPEST:
             raise ConfigError(f"'{selector}' refers to itself through scopes {'/'.join(scopes[:3])}/...")
         winners: dict[str, Key] = {}
         for scope in ("/".join(scopes[:i]) for i in range(len(scopes) + 1)):
             winners |= {parameter: (scope, selector, parameter) for parameter in config.get((scope, selector), {})}
-        used |= set(winners.values())
+        calls[call] = Built(scopes, selector, winners)
         for scope, _, parameter in winners.values():
             for reference in gin_config.iterate_references({"": config[scope, selector][parameter]}):
-                outer = () if reference.configurable.selector == MACRO else scopes
-                queue.append(((*outer, *reference.scopes), reference.configurable.selector))
+                entered = [*scopes, *reference.scopes]
+                inner = reference.scopes if _is_macro(reference) else [name for name in entered if name in named]
+                queue.append((tuple(inner), reference.configurable.selector))
+    return sorted(calls.values(), key=lambda call: (call.selector != root, call.scopes, call.selector))
+
+
+def prune(root: str) -> set[Key]:
+    """Keep what the root configurable can use and drop the rest; returns what is kept."""
+    config = gin_config._CONFIG
+    used = {key for call in built(root) for key in call.bindings.values()}
     for scope, selector in list(config):
         kept = {name: value for name, value in config[scope, selector].items() if (scope, selector, name) in used}
         config[scope, selector] = kept
@@ -75,41 +105,50 @@ def why(key: Key, used: set[Key]) -> str:
         return ""
     stronger = [s for s, sel, name in used if (sel, name) == (selector, parameter) and s != scope and s.startswith(scope)]
     if stronger:
-        return f": '{stronger[0]}/{selector.split('.', 1)[-1]}.{parameter}' is more specific and wins"
+        return f": '{stronger[0]}/{name_of(selector)}.{parameter}' is more specific and wins"
     entered = sorted({s for s, sel, _ in used if s and sel != MACRO})
     if scope and scope not in entered:
         return f": scope '{scope}' is never entered; scopes in use: {', '.join(entered) or 'none'}"
     return ""
 
 
-def check_values(users: dict[Key, Binding]) -> None:
-    """Compare every value that reaches a parameter with its annotation, whoever set it and through whichever macro."""
+def check_values(users: Mapping[Key, Binding]) -> None:
+    """Compare every value that reaches a parameter with its annotation, whoever set it and through whichever macro.
+
+    Raises:
+        ConfigError: a value or reference of another type, or a required parameter without a value.
+    """
     for (scope, selector), values in gin_config._CONFIG.items():
         if selector == MACRO:
             continue
-        function = wrapped(selector)
         for parameter, value in values.items():
-            name = f"{selector.split('.', 1)[-1]}.{parameter}"
+            name = f"{name_of(selector)}.{parameter}"
             first = (scope, selector, parameter)
             source, value = _through_macros(first, value, users[first].origin if first in users else name)
             origin = users[source].origin if source in users else f"gin files, {name}"
-            wanted = annotation(function, parameter)
-            if not isinstance(value, gin_config.ConfigurableReference):
-                good = fits(value, wanted) or _holds_references(value)
-                got = f"{value!r} ({type(value).__name__})"
-            elif repr(value) == "%gin.REQUIRED":
+            if repr(value) == "%gin.REQUIRED":
                 raise ConfigError(f"{name} is required; bind it in params.yaml or on the command line")
-            else:
-                good = takes_reference(wanted, value.configurable.wrapped, value.evaluate)
-                got = repr(value)
-            if not good:
+            wanted = annotation(wrapped(selector), parameter)
+            if not _accepts(wanted, value, origin):
+                got = repr(value) if isinstance(value, gin_config.ConfigurableReference) else f"{value!r} ({type(value).__name__})"
                 raise ConfigError(f"{origin}: {name} expects {describe(wanted)}, got {got}")
+
+
+def _accepts(wanted: Any, value: Any, origin: str) -> bool:
+    """Whether a value fits an annotation, references and macros within containers included."""
+    if _is_macro(value):
+        return _accepts(wanted, _through_macros(("", MACRO, ""), value, origin)[1], origin)
+    if isinstance(value, gin_config.ConfigurableReference):
+        return takes_reference(wanted, value.configurable.wrapped, value.evaluate)
+    if not isinstance(value, list | tuple | dict) or next(gin_config.iterate_references({"": value}), None) is None:
+        return fits(value, wanted)
+    return any(all(_accepts(part, item, origin) for part, item in parts) for parts in items_with_annotations(value, wanted))
 
 
 def _through_macros(key: Key, value: Any, origin: str) -> tuple[Key, Any]:
     """The value behind a chain of macros, and the key that holds it."""
     seen: list[Key] = []
-    while isinstance(value, gin_config.ConfigurableReference) and value.configurable.selector == MACRO:
+    while _is_macro(value):
         key = ("/".join(value.scopes), MACRO, "value")
         if key in seen:
             raise ConfigError(f"{origin}: macro '{key[0]}' refers to itself")
@@ -121,16 +160,19 @@ def _through_macros(key: Key, value: Any, origin: str) -> tuple[Key, Any]:
     return key, value
 
 
-def _holds_references(value: Any) -> bool:
-    """Whether a container holds references: its items cannot be compared before they are built."""
-    return isinstance(value, list | tuple | dict) and next(gin_config.iterate_references({"": value}), None) is not None
-
-
 def canonical(text: Callable[..., str]) -> str:
     """gin's text with one binding a line, its comments (their width follows the line length) and unused imports left out."""
-    lines = [line for line in text(max_line_length=1_000_000).splitlines() if line and not line.startswith("#")]
-    used = "\n".join(line for line in lines if not line.startswith("from "))
-    return "\n".join(line for line in lines if not line.startswith("from ") or _is_used(line, used)) + "\n"
+    return only_used_imports([line for line in text(max_line_length=1_000_000).splitlines() if line and not line.startswith("#")])
+
+
+def only_used_imports(lines: list[str]) -> str:
+    """Imports and bindings as one text, without the imports that no binding needs."""
+    used = "\n".join(line for line in lines if not _is_import(line))
+    return "\n".join(line for line in lines if not _is_import(line) or _is_used(line, used)) + "\n"
+
+
+def _is_import(line: str) -> bool:
+    return line.startswith(("from ", "import "))
 
 
 def _is_used(import_line: str, text: str) -> bool:
@@ -143,16 +185,39 @@ def wrapped(selector: str) -> Any:
     return gin_config._REGISTRY[selector].wrapped
 
 
-def reached(root: str) -> list[tuple[str, Any, dict[str, str]]]:
-    """What the current configuration builds, root first: name, function or class, and its bound parameters as text."""
-    found = []
-    config = gin_config._CONFIG
-    for scope, selector in sorted(config, key=lambda key: (key[1] != root, key)):
-        if selector != MACRO:
-            name = f"{scope}/{selector.split('.', 1)[-1]}" if scope else selector.split(".", 1)[-1]
-            values = {}
-            for parameter, value in config[scope, selector].items():
-                _, behind = _through_macros((scope, selector, parameter), value, name)
-                values[parameter] = repr(value) if behind is value else f"{behind!r} (from {value!r})"
-            found.append((name, wrapped(selector), values))
-    return found
+def name_of(selector: str) -> str:
+    """A selector as users write it: with the alias under which its module was imported."""
+    name: str = gin_config.ImportManager(gin_config._IMPORTS).minimal_selector(gin_config._REGISTRY[selector])
+    return name
+
+
+def imports() -> list[str]:
+    """The import statements of the current configuration, sorted."""
+    return [statement.format() for statement in gin_config.ImportManager(gin_config._IMPORTS).sorted_imports]
+
+
+def value_of(key: Key, reference: Callable[[str], Any] = str) -> tuple[Any, str]:
+    """The value of a binding, and the macro that it came through ("" if none).
+
+    Macros are replaced by what they stand for, references by ``reference(text)``, in containers too.
+    """
+    scope, selector, parameter = key
+    value = gin_config._CONFIG[scope, selector][parameter]
+    return _plain(value, key, reference), repr(value) if _is_macro(value) else ""
+
+
+def _plain(value: Any, key: Key, reference: Callable[[str], Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item, key, reference) for item in value)
+    if isinstance(value, dict):
+        return {_plain(k, key, reference): _plain(item, key, reference) for k, item in value.items()}
+    if _is_macro(value):
+        return _plain(_through_macros(key, value, name_of(key[1]))[1], key, reference)
+    if isinstance(value, gin_config.ConfigurableReference):
+        name = "/".join((*value.scopes, name_of(value.configurable.selector)))
+        return reference(f"@{name}{'()' if value.evaluate else ''}")
+    return value
+
+
+def _is_macro(value: Any) -> bool:
+    return isinstance(value, gin_config.ConfigurableReference) and value.configurable.selector == MACRO

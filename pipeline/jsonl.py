@@ -47,6 +47,10 @@ class QuestionAnswers:
     validation: float = 0.05
     long_prompts: Literal["refuse", "drop"] = "refuse"
 
+    def shape(self) -> tuple[int, int]:
+        """Token ids at most (a small corpus yields fewer), and tokens in a sequence."""
+        return self.vocabulary, self.sequence
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
 

@@ -34,6 +34,7 @@ COUNTED = 4  # optimizer steps over which operations are counted: how many posit
 
 
 def fit(
+    name: str,
     model: Model,
     train: Callable[[int], Loader[Batch]],
     validation: Loader[Batch],
@@ -57,6 +58,7 @@ def fit(
     """Train what is not frozen and keep the best validated weights; a run that was killed continues where it last saved.
 
     Args:
+        name: of the run, for its lines and its snapshots.
         model: already frozen as wanted.
         train: endless batches from the given microbatch on; the microbatch size is theirs.
         validation: finite batches.
@@ -81,7 +83,7 @@ def fit(
     """
     model.to(runtime.device).train()
     optimise, average = optimizer(model), EMA(model, ema)
-    curves, scratch = Curves(out / "curves.csv"), snapshots.of(out.name)
+    curves, scratch = Curves(out / "curves.csv"), snapshots.of(name)
     result = resume(scratch, out, model, optimise, average)
     batches: Iterator[Batch] = iter(train(result.steps * accumulation))
     if not result.flops_per_step:
@@ -92,7 +94,7 @@ def fit(
     steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
     if steps < 1:
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
-    with Progress(out.name, steps, "step", done=result.steps) as bar:
+    with Progress(name, steps, "step", done=result.steps) as bar:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
             multiplier = schedule(step, steps)

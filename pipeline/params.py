@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import ConfigError
 
-MACRO = re.compile(r"[A-Z][A-Z0-9_]*$")
+MACRO_NAME = re.compile(r"[A-Z][A-Z0-9_]*$")
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
@@ -102,6 +103,14 @@ def read(path: Path, stages: Iterable[str]) -> Params:
         if name not in known:
             raise ConfigError(f"{_line(path, loaded, name)}: unknown section '{name}'{hint(str(name), known)}")
     return Params(path, str(loaded["preset"]), loaded)
+
+
+def dump(tree: Mapping[str, Any]) -> str:
+    """A nested map as YAML, one value a line where it can be."""
+    yaml, text = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style, yaml.width = False, 1_000_000
+    yaml.dump(tree, text)
+    return text.getvalue()
 
 
 def hint(word: str, known: Iterable[str]) -> str:

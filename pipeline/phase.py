@@ -18,6 +18,7 @@ from pipeline.runtime import Runtime
 
 
 def train(
+    name: str,
     model: Model,
     sources: Callable[[str], Source],
     out: str | Path,
@@ -34,6 +35,7 @@ def train(
     """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, and write ``metrics.json``.
 
     Args:
+        name: of the phase.
         model: everything of it that no pattern names stays frozen.
         sources: batches of a split.
         out: folder of the phase.
@@ -56,10 +58,10 @@ def train(
         batches = partial(loader, source, batch_size, shuffle=seed, epochs=None)
         batches(start=0)
     except ValueError as error:
-        raise ConfigError(f"{out.name}: {error}") from None
-    print(f"{out.name}: training\n{table}", flush=True)
+        raise ConfigError(f"{name}: {error}") from None
+    print(f"{name}: training\n{table}", flush=True)
     validation = loader(sources("validation"), max(batch_size, 256), epochs=1)
-    result = fit(model, lambda start: batches(start=start), validation, out, save, runtime, budget=budget)
+    result = fit(name, model, lambda start: batches(start=start), validation, out, save, runtime, budget=budget)
     parameters = {"total": table.total, "trainable": table.trainable}
     write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
 

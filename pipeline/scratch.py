@@ -37,12 +37,16 @@ def key(text: str, code: Path) -> str:
         code: folder that holds the packages.
     """
     digest = hashlib.sha256(text.encode())
-    named = sorted(set(re.findall(r"'([\w./-]+)'", text)))
-    manifests = [file for name in named if Path(name).is_dir() for file in sorted(Path(name).glob("*.json"))]
+    manifests = [file for folder in folders_named_in(text) for file in sorted(folder.glob("*.json"))]
     sources = [file for package in ("components", "pipeline", "stages") for file in sorted((code / package).glob("*.py"))]
     for file in (*manifests, *sources):
         digest.update(f"{file.name} {sha256(file)}".encode())
     return digest.hexdigest()
+
+
+def folders_named_in(text: str) -> list[Path]:
+    """The existing folders that a configuration names: a stage's inputs, and what it wrote before."""
+    return [Path(name) for name in sorted(set(re.findall(r"'([\w./-]+)'", text))) if Path(name).is_dir()]
 
 
 @contextlib.contextmanager

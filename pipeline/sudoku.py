@@ -43,14 +43,23 @@ class Sudoku:
     test_clues: tuple[int, ...] = (7, 5)
     held_out: float = 1 / 6
 
+    def shape(self) -> tuple[int, int]:
+        """Token ids (digits and the mask), and cells of a puzzle.
+
+        Raises:
+            ConfigError: a size without known boxes.
+        """
+        if self.size not in BOXES:
+            raise ConfigError(f"Sudoku.size must be one of {', '.join(map(str, BOXES))}, got {self.size}")
+        return self.size + 1, self.size**2
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Generate every split. Same seed, same puzzles; nothing is read from or written to disk.
 
         Raises:
             ConfigError: a size without known boxes, or more puzzles asked for than could be found.
         """
-        if self.size not in BOXES:
-            raise ConfigError(f"Sudoku.size must be one of {', '.join(map(str, BOXES))}, got {self.size}")
+        ids, cells = self.shape()
         rng = random.Random(seed)
         rules = Rules(self.size)
         grids = rules.grids(rng, self.grids)
@@ -61,9 +70,9 @@ class Sudoku:
             "validation": (grids[test : test + validation], self.validation, self.clues),
             **{f"test_{n}": (grids[:test], self.test, (n, n)) for n in self.test_clues},
         }
-        ids = {grid: i for i, grid in enumerate(grids)}
-        splits = {name: self._split(name, rules, random.Random(f"{seed}/{name}"), ids, *part) for name, part in parts.items()}
-        vocabulary = Vocabulary(size=self.size + 1, mask_id=self.size, pad_id=self.size, sequence=self.size**2, rendering="sudoku")
+        numbers = {grid: i for i, grid in enumerate(grids)}
+        splits = {name: self._split(name, rules, random.Random(f"{seed}/{name}"), numbers, *part) for name, part in parts.items()}
+        vocabulary = Vocabulary(size=ids, mask_id=self.size, pad_id=self.size, sequence=cells, rendering="sudoku")
         return vocabulary, splits, {}
 
     def _split(

@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from beartype import BeartypeConf
@@ -47,6 +47,8 @@ def _as_tuples(value: Any) -> Any:
 def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
     """Whether a parameter may hold a reference: ``@f`` where a callable is wanted, ``@C()`` where its result is.
 
+    What is called must say what it returns: a setting never calls something whose result nobody could use.
+
     Args:
         wanted: the annotation.
         made: the function or class that is referred to.
@@ -55,12 +57,30 @@ def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
     parts = _alternatives(wanted)
     if Any in parts:
         return True
-    if not evaluated:
-        return any(part is Callable or typing.get_origin(part) is types.FunctionType or _is_callable(part) for part in parts)
     result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
-    if result is Any or not isinstance(result, type):
-        return True
-    return any(_provides(result, part) for part in parts)
+    if not evaluated:
+        parts = [(typing.get_args(part) or [..., Any])[-1] for part in parts if _is_callable(part)]
+    return result is not Any and any(_provides(result, part) for part in parts)
+
+
+def items_with_annotations(value: list[Any] | tuple[Any, ...] | dict[Any, Any], wanted: Any) -> list[list[tuple[Any, Any]]]:
+    """For every container type that ``wanted`` allows: (annotation, item) of each item.
+
+    >>> items_with_annotations([1, 2], list[int] | tuple[int, str])
+    [[(<class 'int'>, 1), (<class 'int'>, 2)], [(<class 'int'>, 1), (<class 'str'>, 2)]]
+    """
+    found = []
+    for part in _alternatives(wanted):
+        origin, arguments = typing.get_origin(part) or part, typing.get_args(part)
+        if isinstance(value, dict):
+            if origin in (dict, Mapping):
+                key, item = arguments or (Any, Any)
+                found.append([(key, k) for k in value] + [(item, v) for v in value.values()])
+        elif origin is tuple and arguments[-1:] != (...,):
+            found += [list(zip(arguments, value, strict=True))] if len(arguments) == len(value) else []
+        elif origin in (list, tuple, Sequence, Iterable):
+            found.append([((arguments or (Any,))[0], item) for item in value])
+    return found
 
 
 def describe(wanted: Any) -> str:
@@ -90,9 +110,13 @@ def _is_callable(part: Any) -> bool:
     return typing.get_origin(part) is Callable or part is Callable
 
 
-def _provides(result: type, part: Any) -> bool:
-    if not isinstance(part, type):
+def _provides(result: Any, part: Any) -> bool:
+    """Whether something of type ``result`` may stand where ``part`` is wanted."""
+    if part is Any or result == part:
+        return True
+    result, part = (typing.get_origin(kind) or kind for kind in (result, part))
+    if not isinstance(part, type) or not isinstance(result, type):
         return False
     if getattr(part, "_is_protocol", False):
         return all(hasattr(result, name) for name in dir(part) if not name.startswith("_"))
-    return issubclass(result, part)
+    return issubclass(result, part) or (part is float and result is int)

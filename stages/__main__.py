@@ -1,21 +1,23 @@
 """``python -m stages <stage> [name.param=value ...]``: the one launcher, and the only door to ``fire``.
 
-Resolves the stage's configuration, calls its ``run``, and leaves the operative configuration beside the output. Users see errors
-as one line; a traceback is a bug.
+Resolves the stage's configuration, calls its ``run``, and leaves every value in effect beside the output. Users see errors as one
+line; a traceback is a bug.
 """
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import fire
 
-from pipeline import config, describe, params, process, scratch
+from pipeline import config, describe, effective, params, process
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
-SWITCHES, VALUES = ("check", "print-config", "help"), ("config", "out")
+SECTIONS = (*STAGES, "track")  # what params.yaml configures
+SWITCHES, VALUES = ("check", "print-config", "help", "ship"), ("config", "out", "device", "follow")
 
 
 def main(arguments: list[str]) -> int:
@@ -37,27 +39,31 @@ def normalised(arguments: list[str]) -> list[str]:
     take the word after a switch for its value, and make numbers of strings.
 
     Raises:
-        ConfigError: an unknown flag, a flag without its value, or no stage.
+        ConfigError: an unknown flag, a flag twice or without its value, or no stage.
     """
     words: list[str] = []
-    flags: list[str] = []
+    flags: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-"):
             words.append(repr(argument))
-        elif argument.startswith("--") and name in SWITCHES and not equals:
-            flags.append(f"--{'usage' if name == 'help' else name.replace('-', '_')}=True")
+            continue
+        if name in flags:
+            raise ConfigError(f"--{name} is given twice")
+        if argument.startswith("--") and name in SWITCHES and not equals:
+            flags[name] = "True"
         elif argument.startswith("--") and name in VALUES:
             value = value if equals else next(rest, "")
             if not value or value.startswith("--"):
                 raise ConfigError(f"--{name} needs a value")
-            flags.append(f"--{name}={value!r}")
+            flags[name] = repr(value)
         else:
             raise ConfigError(f"unknown flag {argument}{params.hint(name, (*SWITCHES, *VALUES))}")
     if not words:
-        raise ConfigError(f"name a stage: configure, {', '.join(STAGES)}")
-    return [*words, *flags]
+        raise ConfigError(f"name a stage: configure, {', '.join(SECTIONS)}")
+    renamed = {"help": "usage", "print-config": "print_config"}  # fire keeps --help for itself
+    return [*words, *(f"--{renamed.get(name, name)}={value}" for name, value in flags.items())]
 
 
 def command(
@@ -65,58 +71,82 @@ def command(
     *overrides: str,
     config: str = "",
     out: str = "",
+    device: str = "",
     check: bool = False,
     print_config: bool = False,
     usage: bool = False,
+    **tracking: bool | str,
 ) -> None:
     """Run STAGE with OVERRIDES (name.param=value) over params.yaml.
 
     Args:
-        stage: configure, prepare, backbone, extract, warmup, joint, finetune, controls, evaluate or report.
+        stage: configure, prepare, backbone, extract, warmup, joint, finetune, controls, evaluate, report or track.
         overrides: bindings for this run; strongest of all.
         config: a file that configure wrote, used instead of params.yaml (what dvc.yaml does).
-        out: folder to write to. Default: the configured one under DVC, ``runs/<stage>`` elsewhere.
+        out: folder to write to. Default: the configured one under DVC, else ``runs/<stage>/<id>`` (id: digest of the settings).
+        device: "cpu", "cuda", "cuda:1" ...; short for ``runtime.Runtime.device=...``.
         check: resolve and check only.
         print_config: print the resolved configuration only.
         usage: print every setting of the stage, with type, value and meaning (``--help``).
+        tracking: ``ship`` and ``follow``, of track alone.
     """
-    if stage not in ("configure", *STAGES):
-        raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *STAGES))}")
+    if stage not in ("configure", *SECTIONS):
+        raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
+    overrides += (f"runtime.Runtime.device={device}",) if device else ()
     if overrides and (config or stage == "configure"):
-        raise ConfigError("name.param=value goes over params.yaml, for one stage; give it without --config")
+        raise ConfigError("name.param=value and --device go over params.yaml, for one stage; give them without --config")
+    if tracking and stage != "track":
+        raise ConfigError(f"--{next(iter(tracking))} belongs to: python -m stages track")
     if stage == "configure":
         from stages import configure
 
-        configure.run(out=out or "build/config", stages=STAGES)
+        configure.run(out=out or "build/config", stages=SECTIONS)
         return
     text = _text(stage, config, overrides)
     if usage:
         print(describe.help_text(stage), end="")
     elif print_config:
         print(text, end="")
+    elif stage == "track" and not check:
+        _load(stage, text)(**tracking)
     elif not check:
-        _call(stage, text, out)
+        _call(stage, text, out, track_config=str(Path(config).with_name("track.gin")) if config else "")
 
 
 def _text(stage: str, file: str, overrides: tuple[str, ...]) -> str:
     if not file:
-        return config.resolve(stage, params.read(Path("params.yaml"), STAGES), overrides).text
+        return config.resolve(stage, params.read(Path("params.yaml"), SECTIONS), overrides).text
     if not Path(file).is_file():
         raise ConfigError(f"{file} does not exist; run: dvc repro configure")
     return Path(file).read_text()
 
 
-def _call(stage: str, text: str, out: str) -> None:
+def _load(stage: str, text: str) -> Callable[..., None]:
+    config.load_text(text, stage)
+    return config.stage_function(stage)
+
+
+def _call(stage: str, text: str, out: str, track_config: str) -> None:
     """Run the stage; outside DVC its output goes to ``runs/``, never over what DVC tracks."""
+    from pipeline import records, scratch  # these bring torch, which checks and help do without
+
     if "DVC_STAGE" in os.environ:
         process.die_with_parent()
+    root = f"stages.{stage}.run"
     identity = scratch.key(text, Path(__file__).resolve().parent.parent)
-    config.load_text(text, stage)
+    run = _load(stage, text)
+    digest = effective.digest(effective.settings(root))
     if out or "DVC_STAGE" not in os.environ:
-        config.bind(f"stages.{stage}.run.out", out or f"runs/{stage}")
-    with scratch.kept(stage, identity):
-        config.stage_function(stage)()
-    write_atomic(Path(config.query(f"stages.{stage}.run.out")) / "config.gin", config.operative().encode())
+        config.bind(f"{root}.out", out or f"runs/{stage}/{digest[:12]}")
+    settings, folder = effective.settings(root), Path(config.query(f"{root}.out"))
+    preset = params.read(Path("params.yaml"), SECTIONS).preset if Path("params.yaml").is_file() else ""
+    facts = records.Facts(stage, STAGES.index(stage), preset, identity, digest, settings, folder, scratch.folders_named_in(text))
+    with scratch.kept(stage, identity), records.recorded(facts, track_config):
+        run()
+        write_atomic(folder / "config.gin", effective.gin_text(settings).encode())
+        write_atomic(folder / "config.yaml", effective.yaml_text(settings).encode())
+    if "DVC_STAGE" not in os.environ:
+        print(f"{stage}: wrote {folder}")
 
 
 if __name__ == "__main__":

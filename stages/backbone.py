@@ -46,4 +46,4 @@ def run(
         return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
-    phase.train(backbone, source, out, save, runtime, fit=fit, unfreeze=[""], batch_size=batch_size, seed=seed)
+    phase.train("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=[""], batch_size=batch_size, seed=seed)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import config, params
+from pipeline import config, params, rehearsal
 from pipeline.files import write_atomic
 
 
@@ -16,6 +16,8 @@ def run(*, out: str, stages: tuple[str, ...]) -> None:
     Raises:
         ConfigError: every mistake that was found, one a line.
     """
-    for stage, text in config.resolve_all(stages, params.read(Path("params.yaml"), stages)).items():
+    texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages))
+    models = rehearsal.rehearse(texts)
+    for stage, text in texts.items():
         write_atomic(Path(out) / f"{stage}.gin", text.encode())
-    print(f"configure: {len(stages)} stages resolved and checked")
+    print(f"configure: {len(texts)} stages resolved, checked and built on shapes; parameters to train: {rehearsal.sizes(models)}")

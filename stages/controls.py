@@ -51,7 +51,8 @@ def run(
     continued = base.model()
     folder = Path(out) / "backbone"
     phase.train(
-        continued, partial(examples, backbone=base), folder, partial(checkpoint.save_model, folder, continued, base), runtime,
+        "controls/backbone", continued, partial(examples, backbone=base), folder,
+        partial(checkpoint.save_model, folder, continued, base), runtime,
         fit=fit_backbone, unfreeze=[""], batch_size=backbone_batch_size, seed=seed + 1,
         budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
     )  # fmt: skip
@@ -59,6 +60,7 @@ def run(
     refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer, recursion)
     folder = Path(out) / "warmup"
     phase.train(
-        refined, sources, folder, partial(checkpoint.save_model, folder, refined, base), runtime,
+        "controls/warmup", refined, sources, folder,
+        partial(checkpoint.save_model, folder, refined, base), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
     )  # fmt: skip

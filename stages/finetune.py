@@ -49,6 +49,6 @@ def run(
         phase.skipped(out)
         return
     phase.train(
-        model, partial(examples, backbone=base), out, save, runtime,
+        "finetune", model, partial(examples, backbone=base), out, save, runtime,
         fit=partial(fit, steps=steps), unfreeze=unfreeze, batch_size=batch_size, seed=seed + 2,
     )  # fmt: skip

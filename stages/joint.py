@@ -46,6 +46,6 @@ def run(
     model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer, recursion)
     save = partial(checkpoint.save_model, Path(out), model, base)
     phase.train(
-        model, sources, out, save, runtime,
+        "joint", model, sources, out, save, runtime,
         fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed + 1,
     )  # fmt: skip

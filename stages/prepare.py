@@ -7,7 +7,13 @@ from pipeline import prepared
 
 
 class Corpus(Protocol):
-    """What can be prepared: gives vocabulary, splits and the hashes of what it read."""
+    """What can be prepared.
+
+    ``shape``: token ids and sequence length, known before anything is read. ``prepare``: vocabulary, splits, and the hashes of what
+    was read.
+    """
+
+    def shape(self) -> tuple[int, int]: ...
 
     def prepare(self, seed: int, out: Path) -> tuple[prepared.Vocabulary, dict[str, prepared.Split], dict[str, str]]: ...
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline import reporting
-
 
 def run(*, out: str, evaluation: str, phases: Mapping[str, str]) -> None:
     """Write ``out`` with report.md, table.md and the pictures, and print the table.
@@ -14,4 +12,6 @@ def run(*, out: str, evaluation: str, phases: Mapping[str, str]) -> None:
         evaluation: folder that evaluate wrote.
         phases: folder of each training phase, for its curves.
     """
+    from pipeline import reporting  # brings matplotlib, half a second that only this stage should pay
+
     print(reporting.report(Path(out), Path(evaluation), phases))

@@ -56,6 +56,6 @@ def run(
     model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size, runtime), torch.Generator().manual_seed(seed))
     save = partial(checkpoint.save_model, Path(out), model, frozen)
     phase.train(
-        model, sources, out, save, runtime,
+        "warmup", model, sources, out, save, runtime,
         fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed,
     )  # fmt: skip

@@ -34,7 +34,7 @@ def run(model, rows, vocabulary, runtime, tmp_path):
         source = Examples(rows(20), vocabulary, exact_count, 0)
         training = partial(fit, steps=2, validate_every=1)
         settings = {"fit": training, "unfreeze": unfreeze, "batch_size": batch_size, "seed": seed, **settings}
-        phase.train(model, lambda split: source, tmp_path / "warmup", lambda: saved.append(1), runtime, **settings)
+        phase.train("warmup", model, lambda split: source, tmp_path / "warmup", lambda: saved.append(1), runtime, **settings)
         return tmp_path / "warmup", saved
 
     return run
