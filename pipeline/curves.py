@@ -27,8 +27,9 @@ class Curves:
         if not self._rows:
             return []
         rows, self._rows = self._rows, []
-        tensors = [v.detach().float() for _, values in rows for v in values.values() if isinstance(v, Tensor)]
-        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        with torch.no_grad():
+            tensors = [value for _, values in rows for value in values.values() if isinstance(value, Tensor)]
+            numbers = iter(torch.stack(tensors).tolist() if tensors else [])
         read = [
             {"step": step, **{k: next(numbers) if isinstance(v, Tensor) else v for k, v in values.items()}} for step, values in rows
         ]

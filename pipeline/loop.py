@@ -97,8 +97,7 @@ def fit(
     with Progress(name, steps, "step", done=result.steps) as bar:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
-            multiplier = schedule(step, steps)
-            set_lr(optimise, multiplier)
+            set_lr(optimise, schedule(step, steps))
             values = _backward(model, micro, supervision, runtime, True)
             norm = nn.utils.clip_grad_norm_(_trainable(model), clip)
             optimise.step()

@@ -1,7 +1,7 @@
 """The report: one readable page (markdown) with the results table, the pictures and what looks unhealthy."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
 
     figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
     figures.by_step(metrics, models, _headline_metric(metrics), f"{headline}: after each recursion step", out / "steps.png")
+    write_atomic(out / "steps.csv", steps_csv(metrics, models, _headline_metric(metrics)).encode())
     figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
     pictures = ["losses", "steps", "slots"]
     refined = next(name for name in ("finetune", "joint", "warmup") if name in metrics)
@@ -136,6 +137,15 @@ def steps_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
             values = metrics[name][f"{key}_by_step"]
             rows.append([name, label, *(f"{v['mean']:.3f}" for v in values), *([""] * (longest - len(values)))])
     return markdown(rows)
+
+
+def steps_csv(metrics: Mapping[str, Any], models: Sequence[str], metric: str) -> str:
+    """A row per recursion step with a column per refined model, for `dvc plots`."""
+    columns = {name: [v["mean"] for v in metrics[name][f"{metric}_by_step"]] for name in models}
+    refined = {name: values for name, values in columns.items() if len(values) > 1}
+    rows = zip_longest(*refined.values(), fillvalue="")
+    lines = [",".join(["step", *refined]), *(",".join([str(i), *map(str, row)]) for i, row in enumerate(rows, 1))]
+    return "\n".join(lines) + "\n"
 
 
 def findings(metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves], models: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ def gin_imports(path: Path) -> set[str]:
     """Project files that a .gin file imports, with those of what it includes."""
     text = path.read_text()
     found = set()
-    for package, name in re.findall(r"^from (\w+) import (\w+)$", text, re.MULTILINE):
+    for package, name in re.findall(r"^from ([\w.]+) import (\w+)$", text, re.MULTILINE):
         found |= _file(f"{package}.{name}")
     for included in re.findall(r"^include '(.+)'$", text, re.MULTILINE):
         found |= gin_imports(ROOT / included)

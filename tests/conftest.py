@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 

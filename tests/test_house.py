@@ -10,13 +10,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import config, params
-from stages.__main__ import STAGES
+from stages.__main__ import SECTIONS, STAGES
 from tests.closure import NEUTRAL, ROOT, closure, imports
 
 PACKAGES = ("components", "pipeline", "stages")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MODULES = [path for path in SOURCES if path.name != "__init__.py"]
 BELOW = {"components": {"components"}, "pipeline": {"components", "pipeline"}, "stages": {"components", "pipeline", "stages"}}
+
+
+def package(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
 PURE = {"torch", "einops", "jaxtyping", "math", "dataclasses", "collections", "typing", "fnmatch", "difflib", "contextlib"}
 DOORS = {  # outside library -> the only files that may import it
     "gin": {"pipeline/config.py", "pipeline/ginfiles.py", "pipeline/ginstate.py"},
@@ -27,6 +33,9 @@ DOORS = {  # outside library -> the only files that may import it
     "webdataset": {"pipeline/shards.py"},
     "torchdata": {"pipeline/data.py", "pipeline/loop.py"},
     "matplotlib": {"pipeline/figures.py"},
+    "clearml": {"pipeline/trackers/clearml.py"},
+    "tensorboard": {"pipeline/trackers/tensorboard.py"},
+    "wandb": {"pipeline/trackers/wandb.py"},
     "tqdm": {"pipeline/progress.py"},
     "safetensors": {
         "pipeline/backbones.py",
@@ -76,8 +85,8 @@ def test_sweeps_see_the_whole_house():
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_imports_run_one_way(path):
     ours = roots(path) & set(PACKAGES)
-    assert ours <= BELOW[path.parent.name], (
-        f"{name(path)} imports {ours - BELOW[path.parent.name]}; stages -> pipeline -> components"
+    assert ours <= BELOW[package(path)], (
+        f"{name(path)} imports {ours - BELOW[package(path)]}; stages -> pipeline -> components"
     )
 
 
@@ -142,8 +151,9 @@ def test_no_crowded_names():
 
 
 def test_init_files_are_empty_and_gin_holds_no_python():
-    for package in PACKAGES:
-        assert (ROOT / package / "__init__.py").read_text() == ""
+    inits = [path for path in SOURCES if path.name == "__init__.py"]
+    assert len(inits) == len(PACKAGES) + 1  # and pipeline/trackers
+    assert all(path.read_text() == "" for path in inits)
     assert not list((ROOT / "gin").rglob("*.py")), "a Python file under gin/ would shadow gin-config"
     assert "site-packages" in gin.__file__
 
@@ -159,10 +169,11 @@ def test_stage_files_wire_only():
 def test_a_stage_has_one_name_everywhere():
     pipeline = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
     params = set(YAML(typ="safe").load((ROOT / "params.yaml").read_text())) - {"preset", "common"}
+    assert params == set(SECTIONS)
     files = {p.stem for p in (ROOT / "stages").glob("*.py")} - {"__init__", "__main__"}
     gins = {p.stem for p in (ROOT / "gin").glob("*.gin")} - {"refined"}  # what four of them include
-    assert files == set(pipeline) == {"configure", *STAGES}
-    assert params == gins == set(STAGES)
+    assert files - {"track"} == set(pipeline) == {"configure", *STAGES}  # track reports runs, and is none
+    assert files - {"configure"} == gins == set(SECTIONS)
     for stage in STAGES:
         assert f"--config build/config/{stage}.gin" in pipeline[stage]["cmd"]
         assert pipeline[stage]["desc"]
@@ -204,7 +215,7 @@ def test_every_preset_resolves_for_every_stage(preset, tmp_path):
 
 def test_every_gin_file_is_reached():
     included = set(re.findall(r"include '(.+)'", "".join(p.read_text() for p in (ROOT / "gin").rglob("*.gin"))))
-    direct = {f"gin/{stage}.gin" for stage in STAGES} | {f"gin/presets/{preset}.gin" for preset in PRESETS}
+    direct = {f"gin/{stage}.gin" for stage in SECTIONS} | {f"gin/presets/{preset}.gin" for preset in PRESETS}
     sizes = {str(p.relative_to(ROOT)) for p in (ROOT / "gin" / "sizes").glob("*.gin")}
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*.gin")} == included | direct | sizes
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.reporting import cell, decodes_table, differences_table, findings, markdown, report, results_table, steps_table
+from pipeline.reporting import cell, decodes_table, differences_table, findings, markdown, report, results_table, steps_csv, steps_table
 
 
 def value(mean, half=0.01, n=30):
@@ -40,6 +40,12 @@ TRAINED = {
 
 def cells(table):
     return [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_steps_are_a_column_per_refined_model(metrics):
+    metrics["joint"] = model(0.9, 0.4, by_step=(0.75, 0.5))
+    text = steps_csv(metrics, ["frozen", "warmup", "joint"], "nll")
+    assert text == "step,warmup,joint\n1,1.0,0.75\n2,0.75,0.5\n3,0.5,\n"
 
 
 @pytest.mark.parametrize(
