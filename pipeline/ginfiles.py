@@ -211,9 +211,17 @@ class Namespace:
         ]
 
     def module(self, alias: str) -> Any:
-        """The module that an alias means."""
+        """The module that an alias means.
+
+        Raises:
+            ConfigError: it does not exist, or fails when it is imported.
+        """
         words = self.lines[alias].split()
-        return importlib.import_module(f"{words[1]}.{words[3]}" if words[0] == "from" else words[1])
+        name = f"{words[1]}.{words[3]}" if words[0] == "from" else words[1]
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"cannot import '{name}', which a gin file names: {error}") from None
 
 
 def allowed() -> tuple[str, ...]:
