@@ -67,7 +67,7 @@ def by_step(metrics: Mapping[str, Any], models: Sequence[str], metric: str, labe
             x = range(1, len(values) + 1)
             axis.plot(x, [v["mean"] for v in values], color=MODELS.get(name), marker="o", ms=3.5, lw=1.4, label=name)
             axis.fill_between(x, [v["low"] for v in values], [v["high"] for v in values], color=MODELS.get(name), alpha=0.12, lw=0)
-        axis.set(title=label, xlabel="recursion step", xticks=range(1, longest + 1))
+        axis.set(title=label, xlabel="recursion step", ylabel=metric, xticks=range(1, longest + 1))
         axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         _save(figure, path)
 

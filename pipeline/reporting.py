@@ -28,7 +28,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
     metrics = read_json(evaluation / "metrics.json", "evaluate")
     trace = read_json(evaluation / "trace.json", "evaluate")
-    ordered = sorted(phases, key=[*figures.MODELS, "backbone"].index)
+    ordered = sorted(phases, key=["backbone", *figures.MODELS].index)
     trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
     curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
     models = [name for name in figures.MODELS if name in metrics]
