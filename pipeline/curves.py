@@ -34,12 +34,12 @@ class Curves:
             {"step": step, **{k: next(numbers) if isinstance(v, Tensor) else v for k, v in values.items()}} for step, values in rows
         ]
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
             if not self._columns:
                 self._columns = list(read[0])
                 if file.tell() == 0:
-                    writer.writerow(self._columns)
-            writer.writerows([f"{row[column]:.9g}" for column in self._columns] for row in read)
+                    csv.writer(file, lineterminator="\n").writerow(self._columns)
+            line = ",".join(["%.9g"] * len(self._columns)) + "\n"
+            file.writelines(line % tuple(row[column] for column in self._columns) for row in read)
         return read
 
 
