@@ -8,6 +8,7 @@ following references from its ``run``, and everything else is dropped, so a stag
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -62,11 +63,13 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     """
     layers = _files(stage, params, root)
     names = _namespace(layers)
+    overrides = list(overrides)
     gin.clear_config()
     ginstate.search_only(root)
     users: dict[Key, Binding] = {}
     common: list[tuple[Key | None, Binding]] = []
     mentioned = {macro for files in layers.values() for file in files for macro in file.scan.macros}
+    mentioned |= {name for files in layers.values() for file in files for _, name in file.scan.references}
     for layer in ("preset", "stage file", "common", stage, COMMAND_LINE):
         for file in layers.get(layer, []):
             _parse(partial(gin.parse_config_file, str(file.path.resolve())), str(file.path))
@@ -75,7 +78,7 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
             common += [(key, binding)] if layer == "common" else []
             if key is not None:
                 users[key] = binding
-                mentioned |= set(parse_value(binding.text).macros)
+                mentioned |= {*parse_value(binding.text).macros, *parse_value(binding.text).references}
     used = ginstate.prune(f"stages.{stage}.run")
     required = [(key, binding.origin, binding.key) for key, binding in users.items() if (key, binding) not in common]
     required += [(names.key(s.key), s.origin, s.key) for file in layers[stage] for s in file.scan.bindings]
@@ -83,7 +86,9 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
         if key not in used:
             what = f"'{name}' is valid, but nothing that stage {stage} builds uses it"
             raise ConfigError(f"{origin}: {what}{ginstate.why(key, used)}")
+    in_files = {names.key(s.key) for files in layers.values() for f in files for s in (*f.scan.included, *f.scan.bindings)}
     ginstate.check_values(users)
+    ginstate.check_calls(f"stages.{stage}.run", users, in_files)
     claims = {binding.origin: (key in used, UNUSED) for key, binding in common}
     claims |= {s.origin: (names.key(s.key) in used, UNUSED) for file in layers["common"] for s in file.scan.bindings}
     return Resolved(ginstate.canonical(gin.config_str), claims | _preset_claims(layers, names, used, mentioned))
@@ -125,7 +130,7 @@ def _files(stage: str, params: Params, root: Path) -> dict[str, list[File]]:
                 found[layer].append(File(origin, path, scan(path, root)))
             except ConfigError as error:
                 have = [str(p.relative_to(root)) for p in (root / "gin").rglob("*.gin")]
-                missing = "" if path.is_file() else hint(str(path.relative_to(root)), have)
+                missing = "" if path.is_file() else hint(str(path).removeprefix(f"{root}/"), have)
                 raise ConfigError(f"{origin + ': ' if origin else ''}{error}{missing}") from None
     return found
 
@@ -137,29 +142,38 @@ def _namespace(layers: Mapping[str, list[File]]) -> Namespace:
     for found in scans:
         for origin, name in found.names:
             names.check(origin, name)
+        for origin, name in found.references:
+            names.check(origin, name, reference=True)
     return names
 
 
 def _preset_claims(
     layers: Mapping[str, list[File]], names: Namespace, used: set[Key], mentioned: set[str]
 ) -> dict[str, tuple[bool, str]]:
-    """Of a preset: a macro must be used by some file, and a binding must not be overridden by every stage's own file."""
+    """Of a preset: something must use its macros and refer to what it binds, and no stage's own file may override it."""
     claims = {}
+    statements = [s for file in layers["preset"] for s in (*file.scan.included, *file.scan.bindings)]
+    macros = {s.key for s in statements if names.key(s.key)[1] == MACRO}
     later = {names.key(s.key) for file in layers["stage file"] for s in (*file.scan.included, *file.scan.bindings)}
-    for s in (s for file in layers["preset"] for s in (*file.scan.included, *file.scan.bindings)):
+    for s in statements:
         key = names.key(s.key)
         if key[1] == MACRO:
-            others = mentioned | set(ginstate.macros())
-            claims[s.origin] = s.key in mentioned, f"nothing uses the macro '{s.key}'{hint(s.key, others - {s.key})}"
-        elif key in used:
-            where = "bind it in params.yaml, or set the macro that stands there"
-            claims[s.origin] = key not in later, f"'{s.key}' has no effect, the stage's own gin file sets it afterwards; {where}"
+            claims[s.origin] = s.key in mentioned, f"nothing uses the macro '{s.key}'{hint(s.key, macros - {s.key})}"
+        else:
+            name = s.key.rpartition(".")[0]
+            kept = key not in later if key in used else any(reference.endswith(name) for reference in mentioned)
+            why = f"nothing refers to '{name}', or the stage's own gin file sets it afterwards"
+            claims[s.origin] = kept, f"'{s.key}' has no effect: {why}; bind it in params.yaml, or set the macro that stands there"
     return claims
 
 
 def _bindings(layer: str, params: Params, names: Namespace, overrides: Iterable[str]) -> list[Binding]:
     if layer == COMMAND_LINE:
-        return [_override(argument) for argument in overrides]
+        bindings = [_override(argument) for argument in overrides]
+        twice = [binding for i, binding in enumerate(bindings) if binding.key in [earlier.key for earlier in bindings[:i]]]
+        if twice:
+            raise ConfigError(f"{twice[0].origin}: '{twice[0].key}' is given twice")
+        return bindings
     return [] if layer in ("preset", "stage file") else params.bindings(layer, names.is_parameter)
 
 
@@ -201,9 +215,9 @@ def stage_function(stage: str) -> Callable[[], None]:
 def _preset(params: Params, root: Path) -> Path:
     folder = root / "gin" / "presets"
     file = folder / f"{params.preset}.gin"
-    if not file.is_file():
+    if not re.fullmatch(r"[\w-]{1,100}", params.preset) or not file.is_file():
         have = [p.stem for p in folder.glob("*.gin") if p.stem != "defaults"]
-        raise ConfigError(f"{params.preset_line()}: unknown preset '{params.preset}'{hint(params.preset, have)}")
+        raise ConfigError(f"{params.preset_line()}: unknown preset '{params.preset[:100]}'{hint(params.preset[:100], have)}")
     return file
 
 
@@ -231,8 +245,17 @@ def _override(argument: str) -> Binding:
 
 def _bind(binding: Binding, names: Namespace, stage: str, root: Path, *, optional: bool) -> Key | None:
     """Check that the key exists and bind it; None if an optional (common) binding means nothing to this stage."""
-    for reference in parse_value(binding.text).references:
-        names.check(binding.origin, reference)
+    if not re.fullmatch(r"\w+([./]\w+)*", binding.key):
+        raise ConfigError(f"{binding.origin}: a name is words with dots between them, got {binding.key!r}")
+    try:
+        value = parse_value(binding.text)
+    except SyntaxError as error:
+        raise ConfigError(f"{binding.origin}: '{binding.text[:100]}' is not a value ({error.msg})") from None
+    for reference in value.references:
+        names.check(binding.origin, reference, reference=True)
+    for macro in value.macros:
+        if macro not in (macros := ginstate.macros()) and macro != "gin.REQUIRED":
+            raise ConfigError(f"{binding.origin}: no macro is called '{macro}'{hint(macro, macros)}")
     scopes, target, parameter = names.split(binding.key)
     if wrong := _unknown(target, parameter, names, stage, root):
         if optional:

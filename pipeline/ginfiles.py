@@ -2,6 +2,7 @@
 stranger is refused before anything of it runs.
 """
 
+import difflib
 import importlib
 import inspect
 import os
@@ -16,8 +17,13 @@ from gin import config_parser
 from pipeline.errors import ConfigError
 from pipeline.params import MACRO_NAME, hint
 
-# Of torch only what computes: `torch.hub` and `torch.load` run code that they are pointed to.
-ALLOWED = ("components", "pipeline", "stages", "torch.nn", "torch.optim")
+# What computes, and what reads a corpus: not what writes files, starts processes or (torch.hub, torch.load) runs what it is given.
+ALLOWED = (
+    "components", "pipeline.jsonl", "pipeline.loop", "pipeline.runtime", "pipeline.sources", "pipeline.sudoku", "pipeline.trackers",
+    "stages", "torch.nn", "torch.optim",
+)  # fmt: skip
+BOUND_ONLY = "stages"  # may be imported to bind what they take, and not be referred to: that would run them
+MOST_FILES = 100  # that a .gin file may include, all in all
 MACRO = "gin.macro"
 MORE_ALLOWED = "SLOTLOOP_ALLOW"  # environment variable: further modules, by whoever runs this and not by who wrote the files
 
@@ -59,17 +65,21 @@ class Scan:
 
     Attributes:
         imports: alias -> import line.
-        names: (file, name) of everything that they bind or refer to.
+        names: (file, name) of everything that they bind.
+        references: (file, name) of everything that they refer to.
         bindings: of the file itself, in order.
         included: of its includes.
         macros: names of the macros that they use.
+        files: the file and its includes.
     """
 
     imports: dict[str, str]
     names: list[tuple[str, str]]
+    references: list[tuple[str, str]]
     bindings: list[Statement]
     included: list[Statement]
     macros: set[str]
+    files: list[Path]
 
 
 def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
@@ -82,7 +92,7 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         raise ConfigError(f"gin file '{file}' does not exist")
     if file in outer:
         raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
-    found, delegate = Scan({}, [], [], [], set()), _Names()
+    found, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
     try:
         with file.open(encoding="utf-8") as text:
             statements = list(config_parser.ConfigParser(text, delegate))
@@ -92,19 +102,27 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         raise ConfigError(f"{file}:{error.args[1][0]}: {error.args[0]}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not text: {error.reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: values are nested too deeply") from None
     for statement in statements:
         if isinstance(statement, config_parser.ImportStatement):
-            if statement.module.startswith("__gin__"):
+            if statement.module.split(".")[0] == "__gin__":
                 continue
             if not _is_allowed(statement.module):
                 where = f"{file}:{statement.location.line_num}"
                 listed = f"{', '.join(allowed())} (and what the environment variable {MORE_ALLOWED} lists)"
-                raise ConfigError(f"{where}: may not import '{statement.module}'; allowed are {listed}")
+                near = difflib.get_close_matches(statement.module, allowed(), n=1, cutoff=0.8)
+                meant = f"; did you mean '{near[0]}'?" if near else ""
+                raise ConfigError(f"{where}: may not import '{statement.module}'{meant}; allowed are {listed}")
             found.imports[statement.bound_name()] = statement.format()
         elif isinstance(statement, config_parser.IncludeStatement):
             included = scan(root / statement.filename, root, (*outer, file))
             found.imports.update(included.imports)
             found.names.extend(included.names)
+            found.references.extend(included.references)
+            found.files.extend(included.files)
+            if len(found.files) > MOST_FILES:
+                raise ConfigError(f"{file} includes more than {MOST_FILES} files")
             found.included.extend([*included.included, *included.bindings])
             found.macros.update(included.macros)
         elif isinstance(statement, config_parser.BindingStatement):
@@ -112,7 +130,7 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
             key = "/".join(filter(None, (statement.scope, statement.selector)))
             key = f"{key}.{statement.arg_name}" if statement.arg_name else key
             found.bindings.append(Statement(f"{file}:{statement.location.line_num}", key))
-    found.names.extend((str(file), reference) for reference in delegate.references)
+    found.references.extend((str(file), reference) for reference in delegate.references)
     found.macros.update(delegate.macros)
     return found
 
@@ -139,6 +157,8 @@ def parse_value(text: str) -> Value:
         rest = parser.parse_statement()
     except TokenError as error:
         raise SyntaxError(str(error.args[0])) from None
+    except RecursionError:
+        raise SyntaxError("values are nested too deeply") from None
     if rest is not None:
         raise SyntaxError(f"more than one value in {text!r}")
     return Value(value, delegate.references, delegate.macros)
@@ -176,13 +196,17 @@ class Namespace:
                 return None
         return found if callable(found) and _is_allowed(getattr(found, "__module__", "")) else None
 
-    def check(self, origin: str, name: str) -> None:
+    def check(self, origin: str, name: str, *, reference: bool = False) -> None:
         """Raise ConfigError unless a name that a text uses is one that it may use: not a module behind a module, for example."""
         target = tuple(name.split("/")[-1].split("."))
-        if len(target) > 1 and target[0] in self.lines and self.find(target) is None:
-            raise ConfigError(
-                f"{origin}: nothing configurable is called '{'.'.join(target)}'{hint('.'.join(target), self.names())}"
-            )
+        if not reference and (len(target) < 2 or target[0] not in self.lines):
+            return
+        found = self.find(target)
+        if found is None:
+            known = hint(".".join(target), self.names())
+            raise ConfigError(f"{origin}: nothing configurable is called '{'.'.join(target)}'{known}")
+        if reference and found.__module__.split(".")[0] == BOUND_ONLY:
+            raise ConfigError(f"{origin}: '{name}' would run a stage; a value cannot be that")
 
     def is_parameter(self, path: tuple[str, ...]) -> bool:
         """Whether a path is a macro, or names a parameter of a function or class."""

@@ -4,6 +4,7 @@ gin's private attributes are used here and nowhere else; the library is pinned, 
 on another version.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from gin import config as gin_config
 from pipeline.errors import ConfigError
 from pipeline.ginfiles import MACRO, Key
 from pipeline.params import Binding, hint
-from pipeline.typecheck import annotation, describe, fits, items_with_annotations, takes_reference
+from pipeline.typecheck import annotation, as_wanted, describe, fits, items_with_annotations, takes_reference
 
 DEEPEST = 20  # scopes within scopes; more is a circle
 
@@ -43,11 +44,13 @@ class Built:
         scopes: the scopes of the call, outermost first.
         selector: gin's full name of what is called.
         bindings: parameter -> key of the binding that reaches it.
+        evaluated: called by gin itself (``@C()``), with nothing but its bindings.
     """
 
     scopes: tuple[str, ...]
     selector: str
     bindings: dict[str, Key]
+    evaluated: bool
 
     @property
     def name(self) -> str:
@@ -65,11 +68,11 @@ def built(root: str) -> list[Built]:
         ConfigError: a reference leads back to itself through ever more scopes.
     """
     config = gin_config._CONFIG
-    queue: list[tuple[tuple[str, ...], str]] = [((), root)]
-    calls: dict[tuple[tuple[str, ...], str], Built] = {}
+    queue: list[tuple[tuple[str, ...], str, bool]] = [((), root, False)]
+    calls: dict[tuple[tuple[str, ...], str, bool], Built] = {}
     named = {name for scope, selector in config if selector != MACRO for name in scope.split("/")}
     while queue:
-        scopes, selector = call = queue.pop()
+        scopes, selector, evaluated = call = queue.pop()
         if call in calls:
             continue
         if len(scopes) > DEEPEST:
@@ -77,12 +80,12 @@ def built(root: str) -> list[Built]:
         winners: dict[str, Key] = {}
         for scope in ("/".join(scopes[:i]) for i in range(len(scopes) + 1)):
             winners |= {parameter: (scope, selector, parameter) for parameter in config.get((scope, selector), {})}
-        calls[call] = Built(scopes, selector, winners)
+        calls[call] = Built(scopes, selector, winners, evaluated)
         for scope, _, parameter in winners.values():
             for reference in gin_config.iterate_references({"": config[scope, selector][parameter]}):
                 entered = [*scopes, *reference.scopes]
                 inner = reference.scopes if _is_macro(reference) else [name for name in entered if name in named]
-                queue.append((tuple(inner), reference.configurable.selector))
+                queue.append((tuple(inner), reference.configurable.selector, reference.evaluate))
     return sorted(calls.values(), key=lambda call: (call.selector != root, call.scopes, call.selector))
 
 
@@ -112,8 +115,36 @@ def why(key: Key, used: set[Key]) -> str:
     return ""
 
 
+def check_calls(root: str, users: Mapping[Key, Binding], in_files: set[Key]) -> None:
+    """Compare what is called with what it needs.
+
+    Args:
+        root: the stage's ``run``.
+        users: settings by a user.
+        in_files: what .gin files bind.
+
+    Raises:
+        ConfigError: gin calls something without all that it needs, or a user binds what the stage gives.
+    """
+    files = {(selector, parameter) for _, selector, parameter in in_files}
+    for call in built(root):
+        if call.selector in (root, MACRO):
+            continue
+        ours = call.selector.split(".")[0] in ("components", "pipeline")
+        for parameter in inspect.signature(wrapped(call.selector)).parameters.values():
+            if parameter.default is not parameter.empty or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            name, key = f"{call.name}.{parameter.name}", call.bindings.get(parameter.name)
+            if call.evaluated and key is None:
+                raise ConfigError(f"{name} is required; bind it in params.yaml or on the command line")
+            if ours and key is not None and key in users and not call.evaluated and (call.selector, parameter.name) not in files:
+                raise ConfigError(f"{users[key].origin}: {name} is given by the stage; a setting of it has no effect")
+
+
 def check_values(users: Mapping[Key, Binding]) -> None:
     """Compare every value that reaches a parameter with its annotation, whoever set it and through whichever macro.
+
+    A list becomes a tuple where a tuple is wanted: YAML has none.
 
     Raises:
         ConfigError: a value or reference of another type, or a required parameter without a value.
@@ -132,6 +163,8 @@ def check_values(users: Mapping[Key, Binding]) -> None:
             if not _accepts(wanted, value, origin):
                 got = repr(value) if isinstance(value, gin_config.ConfigurableReference) else f"{value!r} ({type(value).__name__})"
                 raise ConfigError(f"{origin}: {name} expects {describe(wanted)}, got {got}")
+            held = gin_config._CONFIG[source[:2]]
+            held[source[2]] = as_wanted(held[source[2]], wanted)
 
 
 def _accepts(wanted: Any, value: Any, origin: str) -> bool:
@@ -140,9 +173,11 @@ def _accepts(wanted: Any, value: Any, origin: str) -> bool:
         return _accepts(wanted, _through_macros(("", MACRO, ""), value, origin)[1], origin)
     if isinstance(value, gin_config.ConfigurableReference):
         return takes_reference(wanted, value.configurable.wrapped, value.evaluate)
-    if not isinstance(value, list | tuple | dict) or next(gin_config.iterate_references({"": value}), None) is None:
+    if not isinstance(value, list | tuple | dict):
         return fits(value, wanted)
-    return any(all(_accepts(part, item, origin) for part, item in parts) for parts in items_with_annotations(value, wanted))
+    return wanted is Any or any(
+        all(_accepts(part, item, origin) for part, item in parts) for parts in items_with_annotations(value, wanted)
+    )
 
 
 def _through_macros(key: Key, value: Any, origin: str) -> tuple[Key, Any]:

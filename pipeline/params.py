@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import ConfigError
 
 MACRO_NAME = re.compile(r"[A-Z][A-Z0-9_]*$")
+MOST_VALUES, DEEPEST = 10_000, 30  # of a params.yaml, aliases written out
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
@@ -44,7 +45,10 @@ class Params:
             ConfigError: ``gin`` is not a list of names.
         """
         names = self._part(section, "gin", list, "a list of gin files")
-        return [(f"{self._line(section)} {section}.gin", str(name)) for name in names]
+        origin = f"{self._line(section)} {section}.gin"
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise ConfigError(f"{origin}: expected a list of gin files, got {type(wrong[0]).__name__} in it")
+        return [(origin, str(name)) for name in names]
 
     def bindings(self, section: str, is_parameter: Callable[[tuple[str, ...]], bool]) -> list[Binding]:
         """Every binding of a section, in order.
@@ -94,8 +98,11 @@ def read(path: Path, stages: Iterable[str]) -> Params:
         loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; run from the folder that holds it") from None
-    except YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+    except (YAMLError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
+    _check_size(loaded, path)
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get("preset"), str):
         raise ConfigError(f"{path} must hold a map with 'preset: <name>'")
     known = {"preset", "common", *stages}
@@ -120,6 +127,20 @@ def hint(word: str, known: Iterable[str]) -> str:
     if not near:  # same last word, other module
         near = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:1]
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names[:20])}"
+
+
+def _check_size(loaded: Any, path: Path) -> None:
+    """A few lines of YAML can stand for billions of values: every alias counts as what it stands for."""
+    waiting, seen = [(loaded, 0)], 0
+    while waiting:
+        node, depth = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise ConfigError(f"{path} holds more than {MOST_VALUES} values or levels within levels, aliases (*name) written out")
+        if isinstance(node, Mapping):
+            waiting += [(value, depth + 1) for pair in node.items() for value in pair]
+        elif isinstance(node, list | set | tuple):
+            waiting += [(value, depth + 1) for value in node]
 
 
 def _leaves(
@@ -161,5 +182,5 @@ def _to_gin(value: Any, origin: str) -> str:
 
 def _line(file: Path, tree: Any, key: Any) -> str:
     """``file:line`` of a key."""
-    position = getattr(tree, "lc", None)
-    return f"{file}:{position.key(key)[0] + 1}" if position is not None and key in tree else str(file)
+    places = getattr(getattr(tree, "lc", None), "data", None) or {}
+    return f"{file}:{places[key][0] + 1}" if key in places else str(file)

@@ -44,7 +44,8 @@ def rehearse(texts: Mapping[str, str]) -> dict[str, Model]:
                 refiner = _argument("warmup", "refiner")(dim=backbone.architecture["dim"])
             with _stage(stage, texts):
                 model = RefinedLM(backbone if stage == "finetune" else tail_of(backbone, split), refiner)
-                freeze_except(model, _argument(stage, "unfreeze"))
+                norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
+                freeze_except(model, _argument(stage, "unfreeze"), layer_norms=norms)
                 models[stage] = model
     return models
 

@@ -31,10 +31,29 @@ def fits(value: Any, wanted: Any) -> bool:
         return True
     if isinstance(value, bool):
         return bool in parts or any(value in typing.get_args(p) for p in parts if typing.get_origin(p) is Literal)
+    parts = [part for part in parts if not getattr(part, "_is_protocol", False)]  # no literal is an object with methods
     if isinstance(value, str):
         parts = [p for p in parts if p is str or typing.get_origin(p) is Literal]
     forms = (value, _as_tuples(value))
     return any(is_bearable(form, part, conf=_TOWER) for part in parts for form in forms)
+
+
+def as_wanted(value: Any, wanted: Any) -> Any:
+    """A value that fits, with tuples where tuples are wanted and lists where sequences are, however deep.
+
+    >>> as_wanted({"a": [1, [2, 3]]}, dict[str, tuple[int, list[int]]])
+    {'a': (1, [2, 3])}
+    """
+    for part in _alternatives(wanted):
+        origin, arguments = typing.get_origin(part) or part, typing.get_args(part)
+        if isinstance(value, dict) and origin in (dict, Mapping):
+            return {key: as_wanted(item, (arguments or (Any, Any))[1]) for key, item in value.items()}
+        if isinstance(value, list | tuple) and origin is tuple:
+            kinds = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments or (Any,) * len(value)
+            return tuple(map(as_wanted, value, kinds)) if len(kinds) == len(value) else value
+        if isinstance(value, list | tuple) and origin in (list, Sequence, Iterable):
+            return [as_wanted(item, (arguments or (Any,))[0]) for item in value]
+    return value
 
 
 def _as_tuples(value: Any) -> Any:

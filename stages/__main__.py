@@ -100,7 +100,9 @@ def command(
     if stage == "configure":
         from stages import configure
 
-        configure.run(out=out or "build/config", stages=SECTIONS)
+        if print_config or usage:
+            raise ConfigError(f"configure has no settings; name a stage: {', '.join(SECTIONS)}")
+        configure.run(out="" if check else out or "build/config", stages=SECTIONS)
         return
     text = _text(stage, config, overrides)
     if usage:

@@ -2,68 +2,19 @@
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.dvc import TEN, bind, clone_to, dvc, finished_clone, git, ran
 
 pytestmark = pytest.mark.slow
-TEN = ["configure", "prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report"]
-
-
-def dvc(folder: Path, *arguments: str, expect: int = 0, **environment: str) -> str:
-    """Run dvc in a folder; returns what it printed."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**{k: v for k, v in os.environ.items() if k != "DVC_STAGE"}, "PATH": path, **environment}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def ran(output: str) -> list[str]:
-    """Stages that DVC ran."""
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
-
-
-def clone_to(folder: Path, preset: str) -> Path:
-    """A clone with the working tree's files, set to a preset."""
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
-    )
-    for file in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / file).is_file():
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, folder / file)
-    set_preset(folder, preset)
-    return folder
-
-
-def set_preset(folder: Path, preset: str) -> None:
-    params = folder / "params.yaml"
-    lines = [f"preset: {preset}" if line.startswith("preset:") else line for line in params.read_text().splitlines()]
-    params.write_text("\n".join(lines) + "\n")
-
-
-def bind(params: Path, stage: str, bindings: str) -> None:
-    """Give a stage's section its bindings."""
-    empty = f"{stage}:\n  gin: []\n  bindings: "
-    assert empty + "{}" in params.read_text()
-    params.write_text(params.read_text().replace(empty + "{}", empty + bindings))
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A clone after one `dvc repro`."""
-    folder = clone_to(tmp_path_factory.mktemp("clone") / "slotloop", "smoke")
-    (folder / "dvc.lock").unlink(missing_ok=True)
-    assert ran(dvc(folder, "repro")) == TEN
-    return folder
+    return finished_clone(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("clone") / "slotloop")
 
 
 def test_a_second_repro_runs_nothing(clone):
@@ -71,8 +22,7 @@ def test_a_second_repro_runs_nothing(clone):
 
 
 def test_git_sees_metrics_and_lock_only(clone):
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True).stdout
-    changed = {line[3:] for line in status.splitlines()}
+    changed = {line[3:] for line in git(clone, "status", "--porcelain").splitlines()}
     outputs = {name for name in changed if name.startswith(("outputs/", "data/", "build/"))}
     assert "dvc.lock" in changed
     assert all(name.endswith("metrics.json") for name in outputs)
@@ -81,10 +31,7 @@ def test_git_sees_metrics_and_lock_only(clone):
 def test_a_learning_rate_of_joint_runs_joint_and_what_follows(clone):
     params = clone / "params.yaml"
     before = params.read_text()
-    params.write_text(
-        before.replace("joint:\n  gin: []\n  bindings: {}", "joint:\n  gin: []\n  bindings: {optim: {adamw: {lr: 5e-4}}}")
-    )
-    assert params.read_text() != before
+    bind(params, "joint", "{optim: {adamw: {lr: 5e-4}}}")
     assert ran(dvc(clone, "repro")) == ["configure", "joint", "finetune", "controls", "evaluate", "report"]
     params.write_text(before)
     assert ran(dvc(clone, "repro")) == []  # yesterday's result comes back from the run cache
@@ -99,9 +46,7 @@ def test_a_comment_runs_configure_alone(clone):
 def test_a_mistake_stops_before_anything_costs(clone):
     params = clone / "params.yaml"
     before = params.read_text()
-    params.write_text(
-        before.replace("warmup:\n  gin: []\n  bindings: {}", "warmup:\n  gin: []\n  bindings: {loop: {fit: {step: 9}}}")
-    )
+    bind(params, "warmup", "{loop: {fit: {step: 9}}}")
     output = dvc(clone, "repro", expect=255)
     assert "params.yaml:" in output and "has no parameter 'step'; did you mean 'steps'?" in output
     assert ran(output) == ["configure"] and "Traceback" not in output
@@ -114,9 +59,11 @@ def test_an_experiment_overrides_a_binding(clone):
     assert json.loads((clone / "outputs/warmup/metrics.json").read_text())["steps"] == 4
 
 
-def test_metrics_and_plots_are_shown(clone):
+def test_metrics_and_plots_are_shown(clone, tmp_path):
     assert "outputs/evaluate/metrics.json" in dvc(clone, "metrics", "show")
     assert "slots (warmup)" in dvc(clone, "plots", "show", "--json")
+    dvc(clone, "plots", "show", "-o", str(tmp_path / "plots"))
+    assert "slots (warmup)" in (tmp_path / "plots/index.html").read_text()  # drawn by Vega, which the page loads from a CDN
 
 
 RAW = os.environ.get("SLOTLOOP_RAW")
