@@ -27,15 +27,31 @@ def test_reading_runs_nothing(write, tmp_path, monkeypatch):
     (tmp_path / "pipeline_like.py").write_text("raise SystemExit\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"a.gin: may not import 'pipeline_like'; allowed are components, pipeline, stages, torch"
+        ConfigError, match=r"a.gin:2: may not import 'pipeline_like'; allowed are components, pipeline.jsonl, pipeline.loop"
     ):
         scan(write("a.gin", "import pipeline_like"), tmp_path)
 
 
 @pytest.mark.parametrize("line", ["import os", "from os import path", "import subprocess", "import os as torch"])
-def test_what_is_not_allowed_is_refused(write, tmp_path, line):
-    with pytest.raises(ConfigError, match=r"a.gin: may not import '(os|os.path|subprocess)'"):
+def test_what_is_not_allowed_is_refused_with_its_line(write, tmp_path, line):
+    with pytest.raises(ConfigError, match=r"a.gin:2: may not import '(os|os.path|subprocess)'"):
         scan(write("a.gin", line), tmp_path)
+
+
+def test_bindings_of_the_file_and_of_its_includes_are_told_apart(write, tmp_path):
+    write("inner.gin", "from pipeline import loop", "loop.fit.clip = %CLIP", "CLIP = 1.0")
+    outer = write("outer.gin", "include 'inner.gin'", "", "a/loop.fit.steps = 3", "STEPS = [%ONE, {'a': %TWO}]")
+    found = scan(outer, tmp_path)
+    assert [(s.origin, s.key) for s in found.bindings] == [(f"{outer}:4", "a/loop.fit.steps"), (f"{outer}:5", "STEPS")]
+    inner = tmp_path / "inner.gin"
+    assert [(s.origin, s.key) for s in found.included] == [(f"{inner}:3", "loop.fit.clip"), (f"{inner}:4", "CLIP")]
+    assert found.macros == {"CLIP", "ONE", "TWO"}
+
+
+def test_names_that_are_bound_or_referred_to_are_listed(write, tmp_path):
+    file = write("a.gin", "from pipeline import loop", "from components import optim", "loop.fit.optimizer = @b/optim.adamw")
+    found = scan(file, tmp_path)
+    assert found.names == [(str(file), "loop.fit")] and found.references == [(str(file), "b/optim.adamw")]
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -65,12 +81,18 @@ def test_a_malformed_line_is_named(write, tmp_path, line):
     [("3", 3), ("5e-4", 5e-4), ("'a'", "a"), ("None", None), ("[1, (2, 3)]", [1, (2, 3)]), ("{'a': 1}", {"a": 1})],
 )
 def test_values_are_parsed(text, value):
-    assert parse_value(text)[0] == value and type(parse_value(text)[0]) is type(value)
+    read = parse_value(text)
+    assert read.literal == value and type(read.literal) is type(value) and read.references == read.macros == []
 
 
-@pytest.mark.parametrize("text", ["@loop.fit", "@a/loop.fit()", "%SEED"])
-def test_references_are_read_as_names(text):
-    assert isinstance(parse_value(text)[0], Name) and isinstance(parse_value(f"[{text}]")[0][0], Name)
+@pytest.mark.parametrize(
+    ("text", "references", "macros"),
+    [("@loop.fit", ["loop.fit"], []), ("@a/loop.fit()", ["a/loop.fit"], []), ("%SEED", [], ["SEED"])],
+)
+def test_references_and_macros_are_read_as_names(text, references, macros):
+    alone, inside = parse_value(text), parse_value(f"[{text}]")
+    assert isinstance(alone.literal, Name) and inside.literal == [alone.literal] and isinstance(inside.literal[0], Name)
+    assert alone.references == inside.references == references and alone.macros == inside.macros == macros
 
 
 @pytest.mark.parametrize("text", ["words", "1 2", "[1, 2", "runs/a=b", "3\nloop.fit.steps = 4", "os.system('true')"])
@@ -121,6 +143,18 @@ def test_find_gives_what_can_be_called(target, found):
 )
 def test_a_path_is_a_parameter_or_more_path(path, expected):
     assert Namespace(LINES).is_parameter(path) is expected
+
+
+@pytest.mark.parametrize(
+    ("key", "full"),
+    [
+        ("loop.fit.steps", ("", "pipeline.loop.fit", "steps")),
+        ("a/b/optim.adamw.lr", ("a/b", "components.optim.adamw", "lr")),
+        ("SEED", ("SEED", "gin.macro", "value")),
+    ],
+)
+def test_a_key_has_a_full_form(key, full):
+    assert Namespace(LINES).key(key) == full
 
 
 def test_a_selector_is_the_full_name():

@@ -5,6 +5,7 @@ import pytest
 
 from pipeline import ginstate
 from pipeline.errors import ConfigError
+from pipeline.ginfiles import MACRO
 from pipeline.params import Binding
 
 HEADER = """from __gin__ import dynamic_registration
@@ -81,7 +82,8 @@ def test_a_call_runs_within_the_scopes_of_its_caller(parse):
         (("SEED", "gin.macro", "value"), set(), ""),
     ],
 )
-def test_why_a_binding_has_no_effect(key, used, reason):
+def test_why_a_binding_has_no_effect(parse, key, used, reason):
+    parse("loop.fit.clip = 1.0")
     assert ginstate.why(key, used) == reason
 
 
@@ -98,6 +100,17 @@ def test_why_a_binding_has_no_effect(key, used, reason):
         (["loop.fit.optimizer = @optim.adamw()"], r"loop.fit.optimizer expects Callable .*, got @optim.adamw\(\)"),
         (["loop.fit.runtime = @runtime.Runtime"], r"loop.fit.runtime expects Runtime, got @runtime.Runtime"),
         (["loop.fit.supervision = [1]"], r"loop.fit.supervision expects Callable .*, got \[1\] \(list\)"),
+        (["loop.fit.optimizer = @supervision.constant"], r"loop.fit.optimizer expects Callable .*, got @supervision.constant"),
+        (["loop.fit.schedule = @optim.set_lr"], r"loop.fit.schedule expects Callable .*, got @optim.set_lr"),
+        (
+            ["optim.adamw.betas = [0.9, @runtime.Runtime()]"],
+            r"optim.adamw.betas expects tuple\[float, float\], got \[0.9, @runtime",
+        ),
+        (
+            ["optim.adamw.betas = [0.9, %B]", "B = 'a'"],
+            r"optim.adamw.betas expects tuple\[float, float\], got \[0.9, %B\] \(list\)",
+        ),
+        (["optim.adamw.betas = [0.9, %B]"], r"optim.adamw.betas: no macro is called 'B'"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(parse, lines, message):
@@ -124,7 +137,8 @@ def test_values_that_fit_pass(parse):
     parse(
         "loop.fit.optimizer = %OPT",
         "OPT = @optim.adamw",
-        "optim.adamw.betas = [0.9, 0.95]",
+        "optim.adamw.betas = [0.9, %B]",
+        "B = 0.95",
         "loop.fit.supervision = @supervision.constant",
     )
     ginstate.check_values({})
@@ -145,18 +159,51 @@ def test_what_is_bound_is_known(parse):
     assert ginstate.wrapped(LOOP).__name__ == "fit"
 
 
-def test_what_is_reached_comes_root_first_with_values_behind_macros(parse):
-    parse("optim.adamw.lr = %LR", "LR = 0.1", "loop.fit.optimizer = @optim.adamw", "loop.fit.steps = 3", "a/optim.adamw.lr = 0.2")
-    found = {name: values for name, _, values in ginstate.reached(LOOP)}
+def test_what_is_built_comes_root_first_with_the_binding_that_reaches_each_parameter(parse):
+    parse("optim.adamw.lr = %LR", "LR = 0.1", "loop.fit.optimizer = @optim.adamw", "a/optim.adamw.lr = 0.2")
+    parse("loop.fit.schedule = [@a/optim.adamw, @b/optim.adamw]", "optim.adamw.weight_decay = 0.3")
+    calls = ginstate.built(LOOP)
+    found = {call.name: call.bindings for call in calls if call.selector != MACRO}
+    adamw = "components.optim.adamw"
     assert next(iter(found)) == "loop.fit"
-    assert (
-        found["loop.fit"]["steps"] == "3"
-        and found["optim.adamw"] == {"lr": "0.1 (from %LR)"}
-        and found["a/optim.adamw"] == {"lr": "0.2"}
-    )
+    assert found["optim.adamw"] == {"lr": ("", adamw, "lr"), "weight_decay": ("", adamw, "weight_decay")}
+    assert found["a/optim.adamw"] == {"lr": ("a", adamw, "lr"), "weight_decay": ("", adamw, "weight_decay")}
+    assert set(found) == {"loop.fit", "optim.adamw", "a/optim.adamw"}  # scope b binds nothing: it is left out
+    assert [call.scopes for call in calls if call.selector == MACRO] == [("LR",)]
+
+
+def test_what_is_built_does_not_depend_on_the_order_of_bindings(parse):
+    lines = [
+        "loop.fit.optimizer = @a/optim.adamw",
+        "a/optim.adamw.lr = 0.2",
+        "loop.fit.schedule = @optim.warmup_cosine",
+        "optim.adamw.lr = %LR",
+    ]
+    parse(*lines, "LR = 1.0")
+    before = ginstate.built(LOOP)
+    gin.clear_config()
+    parse("LR = 1.0", *reversed(lines))
+    assert ginstate.built(LOOP) == before and len(before) == 3
+
+
+def test_a_value_is_found_behind_macros_in_containers_too(parse):
+    parse("loop.fit.steps = %A", "A = %B", "B = 3", "loop.fit.out = [%B, {'x': (%A, @a/optim.adamw)}, @runtime.Runtime()]")
+    assert ginstate.value_of(("", LOOP, "steps")) == (3, "%A")
+    assert ginstate.value_of(("", LOOP, "out")) == ([3, {"x": (3, "@a/optim.adamw")}, "@runtime.Runtime()"], "")
+    assert ginstate.value_of(("", LOOP, "out"), len)[0][2] == len("@runtime.Runtime()")
+
+
+def test_imports_are_listed_sorted(parse):
+    parse("loop.fit.steps = 3")
+    assert ginstate.imports() == HEADER.splitlines()
 
 
 def test_a_circle_through_scopes_is_refused(parse):
-    parse("loop.fit.train = @a/loop.fit")
-    with pytest.raises(ConfigError, match="refers to itself"):
+    parse("loop.fit.train = @a/loop.fit", "a/loop.fit.clip = 1.0")
+    with pytest.raises(ConfigError, match=r"'pipeline.loop.fit' refers to itself through scopes a/a/a/"):
         ginstate.prune(LOOP)
+
+
+def test_a_circle_through_scopes_that_bind_nothing_ends(parse):
+    parse("loop.fit.train = @a/loop.fit")
+    assert [call.name for call in ginstate.built(LOOP)] == ["loop.fit"]

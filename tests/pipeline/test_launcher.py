@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -39,7 +40,7 @@ def left(folder):
         (["prepare", "--config=nothing.gin"], r"nothing.gin does not exist; run: dvc repro configure"),
         (
             ["prepare", "DATA_SEED=1", "--config=a.gin"],
-            "name.param=value goes over params.yaml, for one stage; give it without --config",
+            "name.param=value and --device go over params.yaml, for one stage; give them without --config",
         ),
     ],
 )
@@ -101,10 +102,24 @@ def test_a_flag_without_its_value_is_wrong_usage(here, flag):
 SMALL = ("sudoku.Sudoku.train=3", "sudoku.Sudoku.validation=2", "sudoku.Sudoku.test=2")
 
 
-def test_outside_dvc_output_goes_to_runs(here):
+def runs(folder):
+    return sorted((folder / "runs/prepare").iterdir())
+
+
+def test_outside_dvc_output_goes_to_runs_under_the_digest_of_the_settings(here):
     assert main(["prepare", *SMALL]) == 0
     assert left(here) == {"runs"} and left(here / "runs") == {"prepare"}
-    assert {"manifest.json", "train.safetensors", "config.gin"} <= left(here / "runs/prepare")
+    (run,) = runs(here)
+    assert re.fullmatch(r"[0-9a-f]{12}", run.name)
+    assert {"manifest.json", "train.safetensors", "config.gin", "config.yaml"} <= left(run)
+
+
+def test_the_same_settings_go_to_the_same_run_and_others_to_another(here):
+    assert main(["prepare", *SMALL]) == 0
+    assert main(["prepare", *SMALL, "sudoku.Sudoku.held_out=0.16666666666666666"]) == 0  # the default, said aloud
+    assert len(runs(here)) == 1
+    assert main(["prepare", *SMALL, "DATA_SEED=1"]) == 0
+    assert len(runs(here)) == 2
 
 
 def test_under_dvc_output_goes_where_it_is_configured(here, monkeypatch):
@@ -126,7 +141,8 @@ def test_a_written_config_is_run_in_place_of_params(here, capsys):
     (here / "mine.gin").write_text(capsys.readouterr().out)
     (here / "params.yaml").unlink()
     assert main(["prepare", "--config=mine.gin"]) == 0
-    assert json.loads((here / "runs/prepare/manifest.json").read_text())["splits"]["train"]["examples"] == 3
+    (run,) = runs(here)
+    assert json.loads((run / "manifest.json").read_text())["splits"]["train"]["examples"] == 3
 
 
 def test_configure_writes_every_stage_where_it_is_told(here):
@@ -134,9 +150,18 @@ def test_configure_writes_every_stage_where_it_is_told(here):
     assert left(here) == {"texts"} and {"prepare.gin", "report.gin"} <= left(here / "texts")
 
 
-def test_the_operative_config_of_a_run_names_its_own_output(here):
+def test_the_config_of_a_run_names_its_own_output(here):
     assert main(["prepare", *SMALL]) == 0
-    assert "prepare.run.out = 'runs/prepare'" in (here / "runs/prepare/config.gin").read_text()
+    (run,) = runs(here)
+    assert f"prepare.run.out = 'runs/prepare/{run.name}'\n" in (run / "config.gin").read_text()
+    assert (
+        f"prepare:\n  run:\n    corpus: '@sudoku.Sudoku()'\n    out: runs/prepare/{run.name}\n" in (run / "config.yaml").read_text()
+    )
+
+
+def test_a_device_is_short_for_its_setting(here, capsys):
+    assert main(["warmup", "--device=cuda:1", "--print-config"]) == 0
+    assert "\nruntime.Runtime.device = 'cuda:1'\n" in capsys.readouterr().out
 
 
 def launch(folder, *arguments):

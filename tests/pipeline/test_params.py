@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import params
 from pipeline.errors import ConfigError
-from pipeline.params import MACRO, hint
+from pipeline.params import MACRO_NAME, hint
 
 STAGES = ("warmup", "joint")
 
@@ -25,7 +25,7 @@ def read(tmp_path):
 
 def bindings(read_from, section="warmup"):
     """Names in capitals are taken for parameters: a map below them is a value."""
-    return read_from.bindings(section, lambda path: MACRO.match(path[-1]) is not None)
+    return read_from.bindings(section, lambda path: MACRO_NAME.match(path[-1]) is not None)
 
 
 def found(read_from):
@@ -141,6 +141,16 @@ def test_a_name_that_is_a_number_is_refused(read):
 def test_a_number_that_is_not_finite_is_refused(read, written, shown):
     with pytest.raises(ConfigError, match=rf"params.yaml:2 .*K: expected a finite number, got {shown}"):
         found(read(f"preset: p\nwarmup: {{bindings: {{K: {written}}}}}\n"))
+
+
+def test_a_tree_is_dumped_one_value_a_line_and_read_back_the_same(read):
+    tree = {"loop": {"fit": {"lr": 5e-4, "steps": 3}}, "K": [1, "a b", None, True], "L": {"a": [1, 2]}}
+    text = params.dump(tree)
+    assert "loop:\n  fit:\n    lr: 0.0005\n    steps: 3\n" in text
+    indented = "".join(f"    {line}\n" for line in text.splitlines())
+    assert found(read(f"preset: p\nwarmup:\n  bindings:\n{indented}")) == {
+        "loop.fit.lr": "0.0005", "loop.fit.steps": "3", "K": "[1, 'a b', None, True]", "L": "{'a': [1, 2]}",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["preset: p\n", "preset: p\nwarmup:\n", "preset: p\nwarmup: {bindings: }\n"])

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 import pytest
 
-from pipeline.typecheck import annotation, describe, fits, takes_reference
+from pipeline.typecheck import annotation, describe, fits, items_with_annotations, takes_reference
 
 
 class Shape:
@@ -28,6 +28,18 @@ class Counting:
 
 def shape() -> Shape:
     return Shape()
+
+
+def sides() -> int:
+    return 3
+
+
+def shapes() -> list[Shape]:
+    return [Shape()]
+
+
+def nothing() -> None:
+    pass
 
 
 def untyped(x):
@@ -57,9 +69,25 @@ def test_a_value_fits_or_does_not(value, wanted, expected):
 @pytest.mark.parametrize(
     ("wanted", "made", "evaluated", "expected"),
     [
-        (Callable[[int], int], shape, False, True),
+        (Callable[..., Shape], shape, False, True),
         (Callable[..., Shape], Shape, False, True),
-        (Callable[[int], int] | None, shape, False, True),
+        (Callable[..., Shape], Square, False, True),
+        (Callable[..., Square], Shape, False, False),
+        (Callable[[int], int], shape, False, False),
+        (Callable[[int], int], sides, False, True),
+        (Callable[[int], float], sides, False, True),
+        (Callable[[int], int] | None, sides, False, True),
+        (Callable[[int], int] | None, shape, False, False),
+        (Callable[[int], list[Shape]], shapes, False, True),
+        (Callable[[int], list[Shape]], shape, False, False),
+        (Callable[..., Sided], Counting, False, True),
+        (Callable[..., Sided], shape, False, False),
+        (Callable[..., Any], shape, False, True),
+        (Callable, shape, False, True),
+        (Callable[..., Shape], untyped, False, False),
+        (Callable[..., Any], untyped, False, False),
+        (Callable[..., int], nothing, False, False),
+        (Callable[..., Shape], Shape, True, False),
         (int, shape, False, False),
         (Shape, Shape, False, False),
         (Shape, Shape, True, True),
@@ -72,11 +100,33 @@ def test_a_value_fits_or_does_not(value, wanted, expected):
         (Sided, Shape, True, False),
         (Any, Shape, True, True),
         (Any, shape, False, True),
-        (int, untyped, True, True),
+        (int, untyped, True, False),
+        (int | str, untyped, True, False),
+        (int, nothing, True, False),
     ],
 )
 def test_a_reference_fits_where_its_function_or_result_is_wanted(wanted, made, evaluated, expected):
     assert takes_reference(wanted, made, evaluated) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "parts"),
+    [
+        ([1, 2], Sequence[int], [[(int, 1), (int, 2)]]),
+        ([1, 2], list[int] | tuple[int, ...], [[(int, 1), (int, 2)], [(int, 1), (int, 2)]]),
+        ([1, 2], tuple[int, str], [[(int, 1), (str, 2)]]),
+        ([1, 2], tuple[int], []),
+        ([1], list, [[(Any, 1)]]),
+        ([1], int | None, []),
+        ([1], Mapping[str, int], []),
+        ({"a": 1}, Mapping[str, int], [[(str, "a"), (int, 1)]]),
+        ({"a": 1}, Mapping[str, int] | None, [[(str, "a"), (int, 1)]]),
+        ({"a": 1}, Sequence[int], []),
+        ([], Sequence[int], [[]]),
+    ],
+)
+def test_items_are_paired_with_what_their_container_holds(value, wanted, parts):
+    assert items_with_annotations(value, wanted) == parts
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,141 @@
+"""Every shipped preset: resolves for every stage, uses what it defines, and describes models that run."""
+
+import re
+
+import gin
+import pytest
+import torch
+
+from components.batch import Batch
+from pipeline import config, effective, params, rehearsal
+from stages.__main__ import SECTIONS, STAGES
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "gin" / "presets"
+PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "defaults")
+SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
+FULL = ("gsm8k", "literal", "sudoku4")  # those whose numbers mean something
+REFINED = ("warmup", "joint", "finetune", "controls")
+
+
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory):
+    """``resolved(preset, lines of params.yaml)``: every stage's text."""
+    file, made = tmp_path_factory.mktemp("presets") / "params.yaml", {}
+
+    def resolved(preset, lines=""):
+        if (preset, lines) not in made:
+            file.write_text(f"preset: {preset}\n{lines}")
+            made[preset, lines] = config.resolve_all(SECTIONS, params.read(file, SECTIONS), root=ROOT)
+        return made[preset, lines]
+
+    yield resolved
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def rehearsed(resolved):
+    """``rehearsed(preset)``: its models on shapes."""
+    made = {}
+
+    def rehearsed(preset):
+        if preset not in made:
+            made[preset] = rehearsal.rehearse(resolved(preset))
+        return made[preset]
+
+    return rehearsed
+
+
+def test_presets_and_sizes_are_found():
+    assert PRESETS == ["gsm8k", "gsm8k_smoke", "literal", "smoke", "sudoku4"]
+    assert SIZES == ["base", "large", "tiny"] and set(FULL) <= set(PRESETS)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_resolves_for_every_stage(resolved, preset):
+    texts = resolved(preset)
+    assert set(texts) == set(SECTIONS) and len(texts) == 10
+    outs = [re.search(rf"^{stage}\.run\.out = '(.+)'$", texts[stage], re.MULTILINE)[1] for stage in STAGES]
+    assert len(set(outs)) == len(STAGES)
+    assert not any("REQUIRED" in text for text in texts.values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_stage_reads_another_writes(resolved, preset):
+    texts = resolved(preset)
+    named = {stage: set(re.findall(r"'((?:data|outputs)/[\w/]+)'", texts[stage])) for stage in STAGES}
+    written = [re.search(rf"^{stage}\.run\.out = '(.+)'$", texts[stage], re.MULTILINE)[1] for stage in STAGES]
+    for number, stage in enumerate(STAGES):
+        above = written[: number + 1]
+        assert all(any(f"{name}/".startswith(f"{folder}/") for folder in above) for name in named[stage]), stage
+
+
+def test_presets_differ(resolved):
+    texts = {preset: tuple(resolved(preset).values()) for preset in PRESETS}
+    assert len(set(texts.values())) == len(PRESETS)
+
+
+def test_the_founding_design_differs_from_the_default_in_its_design_alone(resolved):
+    one, other = resolved("sudoku4"), resolved("literal")
+    assert {stage for stage in SECTIONS if one[stage] != other[stage]} == {"warmup"}
+    changed = set(one["warmup"].splitlines()) ^ set(other["warmup"].splitlines())
+    assert changed == {"REFINER_DESIGN = 'residual'", "REFINER_DESIGN = 'literal'"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", ["backbone", *REFINED])
+def test_the_models_of_a_preset_run_on_shapes(rehearsed, preset, stage):
+    model = rehearsed(preset)[stage]
+    backbone = getattr(model, "backbone", model)
+    sizes = backbone.architecture
+    steps = model.refiner.n_steps if stage in REFINED else 1
+    rows, seq, dim = 3, sizes["seq"], sizes["dim"]
+    with torch.device("meta"), torch.no_grad():
+        tokens = torch.zeros(rows, seq, dtype=torch.int32)
+        masked = torch.zeros(rows, seq, dtype=torch.bool)
+        hidden = None if stage in ("backbone", "finetune") else torch.zeros(rows, seq, dim)
+        attention = torch.ones(rows, seq, dtype=torch.bool) if sizes["rotary"] else None  # text is padded, puzzles are not
+        batch = Batch(tokens, tokens, masked, torch.zeros(rows, seq), attention, hidden)
+        states = list(model.steps(batch))
+        logits = [model.readout(state.hidden) for state in states]
+        gathered = model.readout(states[-1].hidden[:, 0])
+    assert len(states) == steps == (4 if stage in REFINED else 1)
+    assert all(state.hidden.shape == (rows, seq, dim) and state.hidden.device.type == "meta" for state in states)
+    assert all(each.shape == (rows, seq, sizes["vocab"]) for each in logits) and gathered.shape == (rows, sizes["vocab"])
+
+
+@pytest.mark.parametrize("preset", FULL)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_fits_every_preset(resolved, rehearsed, preset, size):
+    texts = resolved(preset)
+    read = params.Params(ROOT / "params.yaml", preset, {"preset": preset, "warmup": {"gin": [f"gin/sizes/{size}.gin"]}})
+    models = rehearsal.rehearse(texts | {"warmup": config.resolve("warmup", read, root=ROOT).text})
+    blocks = {"tiny": 1, "base": 2, "large": 4}[size]
+    assert models["warmup"].refiner.architecture["blocks"] == blocks
+    plain = sum(p.numel() for p in rehearsed(preset)["warmup"].refiner.parameters())
+    assert (sum(p.numel() for p in models["warmup"].refiner.parameters()) > plain) == (blocks > 1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_headline_is_among_the_measures_and_every_split_exists(resolved, preset):
+    config.load_text(resolved(preset)["evaluate"], "evaluate")
+    values = effective.settings("stages.evaluate.run")["evaluate.run"]
+    assert values["headline"] in values["measures"]
+    config.load_text(resolved(preset)["prepare"], "prepare")
+    corpus = config.argument("stages.prepare.run", "corpus")
+    splits = {f"test_{n}" for n in corpus.test_clues} if hasattr(corpus, "test_clues") else {"test"}
+    assert {split for split, *_ in (*values["measures"].values(), *values["decodes"].values())} <= splits
+
+
+def test_every_macro_of_the_defaults_is_used():
+    macros = re.findall(r"^([A-Z_]+) =", (FOLDER / "defaults.gin").read_text(), re.MULTILINE)
+    bound = "".join(path.read_text() for path in (ROOT / "gin").glob("*.gin"))
+    assert len(macros) >= 14
+    assert all(f"%{macro}" in bound for macro in macros)
+
+
+def test_every_gin_file_is_reached():
+    files = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "gin").rglob("*.gin")}
+    included = set(re.findall(r"^include '(.+)'", "".join(files.values()), re.MULTILINE))
+    direct = {f"gin/{stage}.gin" for stage in SECTIONS} | {f"gin/presets/{preset}.gin" for preset in PRESETS}
+    assert set(files) == included | direct | {f"gin/sizes/{size}.gin" for size in SIZES} and len(files) >= 20
