@@ -75,7 +75,9 @@ def train(model, runtime, tmp_path):
         held_out = loader(Fixed(validation or batch(seed=9)), 8, epochs=1)
         save = partial(save_backbone, tmp_path / "model", model, VOCABULARY)
         settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": constant, "supervision": last_only, **settings}
-        return fit("test", model, lambda start: loader(Fixed(*batches), 8, start=start), held_out, tmp_path, save, runtime, **settings)
+        return fit(
+            "test", model, lambda start: loader(Fixed(*batches), 8, start=start), held_out, tmp_path, save, runtime, **settings
+        )
 
     return train
 

@@ -3,7 +3,17 @@
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.reporting import cell, decodes_table, differences_table, findings, markdown, report, results_table, steps_csv, steps_table
+from pipeline.reporting import (
+    cell,
+    decodes_table,
+    differences_table,
+    findings,
+    markdown,
+    report,
+    results_table,
+    steps_csv,
+    steps_table,
+)
 
 
 def value(mean, half=0.01, n=30):
