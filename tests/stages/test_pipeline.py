@@ -23,7 +23,7 @@ def losses(folder: Path, phase: str) -> list[float]:
 def test_every_stage_leaves_its_outputs(finished):
     for phase in ("outputs/warmup", "outputs/joint", "outputs/finetune"):
         left = {p.name for p in (finished / phase).iterdir()}
-        assert left == {"model.safetensors", "model.json", "curves.csv", "metrics.json", "config.gin"}
+        assert left == {"model.safetensors", "model.json", "curves.csv", "metrics.json", "config.gin", "config.yaml"}
     assert {p.name for p in (finished / "outputs/evaluate").iterdir()} == {
         "metrics.json",
         "samples.jsonl",

@@ -1,0 +1,51 @@
+"""What of a run's surroundings may leave the machine: the code's commit, branch and address, without credentials or places."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def revision() -> dict[str, Any]:
+    """Commit, branch and address of the code in the current folder; whether files differ from it, but never how."""
+    return {
+        "revision": _git("rev-parse", "HEAD"),
+        "branch": _git("branch", "--show-current"),
+        "repository": without_credentials(_git("remote", "get-url", "origin")),
+        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def without_credentials(address: str) -> str:
+    """A repository's address without users, passwords and tokens; "" if it is a place on this machine.
+
+    >>> without_credentials("https://me:token@example.org:8443/a/b.git?private_token=t")
+    'https://example.org:8443/a/b.git'
+    >>> without_credentials("git@example.org:a/b.git"), without_credentials("ssh://me@example.org/a/b.git")
+    ('example.org:a/b.git', 'ssh://example.org/a/b.git')
+    >>> without_credentials("/home/me/b"), without_credentials("file:///home/me/b"), without_credentials("../b")
+    ('', '', '')
+    """
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https", "ssh", "git"):
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return found[1] if (found := re.fullmatch(r"[^/@]+@([^/@]+:.+)", address)) else ""
+
+
+def without_places(text: str) -> str:
+    """Without the absolute paths of this workspace and of home, which say whose they are."""
+    for place, shown in ((Path.cwd(), "."), (Path(os.environ.get("DVC_ROOT", ".")).resolve(), "."), (Path("~").expanduser(), "~")):
+        if len(place.parts) > 1:
+            text = re.sub(rf"{re.escape(str(place))}(?![\w.-])", shown, text)
+    return text
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; "" where there is no git, no repository or no answer."""
+    if shutil.which("git") is None:
+        return ""
+    done = subprocess.run(["git", "--no-optional-locks", *arguments], capture_output=True, check=False)
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
