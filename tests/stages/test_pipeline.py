@@ -29,6 +29,7 @@ def test_every_stage_leaves_its_outputs(finished):
         "samples.jsonl",
         "trace.json",
         "config.gin",
+        "config.yaml",
     }
     assert {"report.md", "table.md", "losses.png", "steps.png", "slots.png", "puzzles.png"} <= {
         p.name for p in (finished / "outputs/report").iterdir()
