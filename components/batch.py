@@ -7,11 +7,14 @@ Dimension names used in every signature: ``batch`` sequences, ``seq`` positions,
 ``step`` supervised recursion step, ``slot`` and ``width`` of a slot.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
+
+from components.quantisation import expanded
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Batch:
             ``sum(weights * cross_entropy) / sequences`` (see ``components.masking``).
         attention: True where a position holds a token, False for padding; None when no sequence is padded.
         hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
+        scale, channel: of hidden states in eight bits, which ``to`` expands on the device (``components.quantisation``); else None.
     """
 
     tokens: Int[Tensor, "batch seq"]
@@ -33,12 +37,28 @@ class Batch:
     masked: Bool[Tensor, "batch seq"]
     weights: Float[Tensor, "batch seq"]
     attention: Bool[Tensor, "batch seq"] | None = None
-    hidden: Float[Tensor, "batch seq dim"] | None = None
+    hidden: Float[Tensor, "batch seq dim"] | Int8[Tensor, "batch seq dim"] | None = None
+    scale: Float[Tensor, "batch seq"] | None = None
+    channel: Float[Tensor, "dim"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on ``device``."""
+        """The same batch on ``device``, its states expanded if they are stored in eight bits."""
+        moved = self._each(lambda value: value.to(device, non_blocking=True))
+        if moved.hidden is None or moved.scale is None or moved.channel is None:
+            return moved
+        return replace(moved, hidden=expanded(moved.hidden, moved.scale, moved.channel), scale=None, channel=None)
+
+    def cut(self, length: int) -> "Batch":
+        """Its first ``length`` positions. Only before states are expanded."""
+        return self._each(lambda value: value[:, :length] if value.ndim > 1 else value)
+
+    def pinned(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in present.items()})
+        return replace(self, **{name: change(value) for name, value in present.items()})
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

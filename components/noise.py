@@ -34,14 +34,14 @@ def _mix_int(x: int) -> int:
     return x - (1 << 64) if x >> 63 else x
 
 
-def uniform(seed: int, stream: int, uid: Int[Tensor, "batch"], n: int) -> Float[Tensor, "batch n"]:
+def uniform(seed: int, stream: int | Int[Tensor, "batch"], uid: Int[Tensor, "batch"], n: int) -> Float[Tensor, "batch n"]:
     """``n`` numbers in [0, 1) for each uid, as float64 with 53 random bits.
 
     Source: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators" (2014), SplitMix64.
 
     Args:
         seed: the run's seed.
-        stream: what the noise is for (an epoch, a draw); another stream is independent noise.
+        stream: what the noise is for (an epoch, a draw), of all sequences or of each; another stream is independent noise.
         uid: identity of each sequence, any int64.
         n: numbers per sequence.
 
@@ -49,10 +49,23 @@ def uniform(seed: int, stream: int, uid: Int[Tensor, "batch"], n: int) -> Float[
     >>> bool((uniform(0, 3, torch.tensor([8]), 4) == a[1:]).all())
     True
     """
-    key = _mix_int(_mix_int(seed + 1) + stream + 1)
+    first = _mix_int(seed + 1)
+    key = _mix_int(first + stream + 1) if isinstance(stream, int) else _mix(stream + (first + 1))
     base = _mix(uid.to(torch.int64) * _GOLDEN + key)
     counter = torch.arange(1, n + 1, device=uid.device, dtype=torch.int64) * _GOLDEN
     return _shift(_mix(base[:, None] + counter[None, :]), 11).to(torch.float64) * 2.0**-53
+
+
+def key(*numbers: int) -> int:
+    """One number for several: what to seed a generator with at (seed, step, microbatch), so that nothing of it has to be saved.
+
+    >>> 0 <= key(0, 3, 1) < 2**63 and key(0, 3, 1) != key(0, 1, 3)
+    True
+    """
+    mixed = 0
+    for number in numbers:
+        mixed = _mix_int(mixed + number + 1)
+    return mixed & (_MASK_64 >> 1)
 
 
 def permutation(seed: int, stream: int, n: int) -> Int[Tensor, "n"]:

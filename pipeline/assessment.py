@@ -10,6 +10,7 @@ from components.model import Model
 from pipeline import evaluator
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
+from pipeline.distributed import rank
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.prepared import Prepared
@@ -83,6 +84,8 @@ def assess(
         for a, b in PAIRS
         if a in loaded and b in loaded
     }
+    if rank():
+        return
     write_json(out / "metrics.json", {"headline": headline, **metrics})
     _write_samples(prepared, loaded, split_name, samples, out, runtime)
 

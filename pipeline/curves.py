@@ -10,13 +10,19 @@ Value = Tensor | float
 
 
 class Curves:
-    """Rows of named numbers; a file that is there is continued. Columns are those of its first row."""
+    """Rows of named numbers; a file that is there is continued. Columns are those of its first row.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: of the file.
+        writes: False in all processes of a job but the first: rows are read and not written.
+    """
+
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
         self._rows: list[tuple[int, dict[str, Value]]] = []
         self._columns: list[str] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def record(self, step: int, values: dict[str, Value]) -> None:
         """Keep one row; tensors must be 0-d."""
@@ -33,6 +39,8 @@ class Curves:
         read = [
             {"step": step, **{k: next(numbers) if isinstance(v, Tensor) else v for k, v in values.items()}} for step, values in rows
         ]
+        if not self.writes:
+            return read
         with self.path.open("a", newline="") as file:
             if not self._columns:
                 self._columns = list(read[0])

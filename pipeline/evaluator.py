@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,9 +13,11 @@ from components.batch import Batch
 from components.metrics import Counts, count, difference, interval, intervals
 from components.model import Model
 from pipeline.data import assemble
+from pipeline.distributed import gathered, rank, world
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
+T = TypeVar("T")
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
 METRICS = ("nll", "token_accuracy", "exact")
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
@@ -38,23 +42,33 @@ def trimmed(batch: Batch) -> Batch:
     """The batch without the positions that are padding in every row."""
     if batch.attention is None:
         return batch
-    longest = int(batch.attention.any(0).nonzero().max()) + 1
-    present = {f.name: value for f in fields(batch) if (value := getattr(batch, f.name)) is not None}
-    return replace(batch, **{name: value[:, :longest] for name, value in present.items()})
+    return batch.cut(int(batch.attention.any(0).nonzero().max()) + 1)
 
 
 @torch.no_grad()
 def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[Counts]:
     """Counts of every example after each recursion step (a backbone has one)."""
-    collected: list[list[Counts]] = []
-    for batch in masked:
+    mine: list[list[Counts]] = []  # of every batch that is this process's, after each step
+    for batch in islice(masked, rank(), None, world()):
         batch = trimmed(batch).to(runtime.device)
         with runtime.autocast():
-            for step, state in enumerate(model.steps(batch)):
-                if step == len(collected):
-                    collected.append([])
-                collected[step].append(count(model.readout(state.hidden[batch.masked]), batch.targets, batch.masked))
-    return [Counts(**{f.name: torch.cat([getattr(c, f.name).cpu() for c in parts]) for f in fields(Counts)}) for parts in collected]
+            states = [state.hidden[batch.masked] for state in model.steps(batch)]
+            counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
+        mine.append([Counts(**{f.name: getattr(c, f.name).cpu() for f in fields(Counts)}) for c in counts])
+    batches = _interleaved(gathered(mine))
+    return [
+        Counts(**{f.name: torch.cat([getattr(c, f.name) for c in step]) for f in fields(Counts)})
+        for step in zip(*batches, strict=True)
+    ]
+
+
+def _interleaved(shares: list[list[T]]) -> list[T]:
+    """What processes made of every ``world``-th batch, in the order of the batches.
+
+    >>> _interleaved([[0, 2, 4], [1, 3]])
+    [0, 1, 2, 3, 4]
+    """
+    return [share[i] for i in range(len(shares[0])) for share in shares if i < len(share)]
 
 
 def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
@@ -86,13 +100,13 @@ def decode(
     model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime, *, steps: int, blocks: int, size: int
 ) -> tuple[Tensor, dict[str, dict[str, float]]]:
     """Decode whole answers in ``steps`` passes; returns the tokens and exact and token_accuracy with intervals."""
-    decoded = []
-    for batch in batches(split, vocabulary, 1.0, 0, size):
+    mine = []
+    for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
         predict = _predictor(model, batch.to(runtime.device), runtime)
-        decoded.append(
+        mine.append(
             sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
         )
-    tokens = torch.cat(decoded)
+    tokens = torch.cat(_interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()
     wanted = split.response.sum(1).double()
     exact = (right == wanted).double()

@@ -17,9 +17,38 @@ def write_atomic(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def put_durably(temporary: Path, path: Path) -> None:
+    """Rename a finished file to its name so that a power cut leaves it whole or absent: content, name and folder reach the disk."""
+    synced(temporary)
+    os.replace(temporary, path)
+    synced(path.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """``write_atomic`` that also survives a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    put_durably(temporary, path)
+
+
+def synced(path: Path) -> None:
+    """Wait until a file's or folder's content has reached the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as indented JSON with sorted keys: the same value, the same bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys."""
-    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+    """Write ``value`` as JSON."""
+    write_atomic(path, json_bytes(value))
 
 
 def read_json(path: Path, stage: str) -> Any:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from components.ema import EMA
 from components.model import Model
+from pipeline.distributed import first_alone, rank
+from pipeline.loading import Training
 from pipeline.scratch import Scratch
 
 
@@ -44,24 +46,40 @@ class Fit:
 
 
 def progress_of(
-    model: Model, optimizer: torch.optim.Optimizer, average: EMA, result: Fit
+    model: Model, optimizer: torch.optim.Optimizer, average: EMA, result: Fit, train: Training, accumulation: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything that the next step depends on, as tensors and numbers."""
     tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters() if p.requires_grad}
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
-    return tensors, {"fit": asdict(result), "average_updates": average.updates}
+    order = train.state(result.steps, accumulation)
+    return tensors, {"fit": asdict(result), "average_updates": average.updates, "order": order}
 
 
 @torch.no_grad()
-def resume(scratch: Scratch, out: Path, model: Model, optimizer: torch.optim.Optimizer, average: EMA) -> Fit:
-    """Put the newest snapshot back; a fresh ``Fit`` if there is none."""
-    found = scratch.load(out)
+def resume(
+    scratch: Scratch,
+    out: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    average: EMA,
+    train: Training,
+    accumulation: int,
+) -> Fit:
+    """Put the newest whole snapshot back, in every process the same; a fresh ``Fit`` if there is none.
+
+    Raises:
+        DataError: it belongs to another order of examples.
+    """
+    with first_alone():
+        found = scratch.load(None if rank() else out)
+        if found is None and rank() == 0:
+            (out / "curves.csv").unlink(missing_ok=True)
     if found is None:
-        (out / "curves.csv").unlink(missing_ok=True)
         return Fit()
     tensors, numbers = found
+    train.check(numbers["order"], accumulation)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(tensors[f"model/{name}"])

@@ -8,36 +8,42 @@ whole state goes to scratch: nothing random has to be in it, order and masks are
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchdata.nodes import Loader
 
 from components.batch import Batch
 from components.ema import EMA
 from components.losses import masked_cross_entropy
 from components.model import Model
 from components.optim import adamw, set_lr, warmup_cosine
-from components.recursion import State
-from components.supervision import linear_decay, normalised
+from components.supervision import linear_decay
 from pipeline import flops
 from pipeline import scratch as snapshots
 from pipeline.curves import Curves
+from pipeline.distributed import any_of, gathered, rank
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.fitstate import Fit, progress_of, resume
+from pipeline.gradients import accumulate, trainable
+from pipeline.loading import Training
+from pipeline.process import Interrupted, termination_noted
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
 
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
 
+Validation = Callable[[], Iterator[tuple[int, Batch]]]  # this process's batches, with their numbers
+
+
 def fit(
     name: str,
     model: Model,
-    train: Callable[[int], Loader[Batch]],
-    validation: Loader[Batch],
+    train: Training,
+    validation: Validation,
     out: Path,
     save: Callable[[], None],
     runtime: Runtime,
@@ -60,8 +66,8 @@ def fit(
     Args:
         name: of the run, for its lines and its snapshots.
         model: already frozen as wanted.
-        train: endless batches from the given microbatch on; the microbatch size is theirs.
-        validation: finite batches.
+        train: endless microbatches; their size is theirs.
+        validation: gives the validation batches.
         out: folder of ``curves.csv``.
         save: writes the model as it stands; called with the averaged weights in place.
         runtime: device and precision.
@@ -70,7 +76,7 @@ def fit(
         optimizer: makes the optimizer from the model.
         schedule: (step, steps) -> multiplier of the peak learning rate.
         supervision: number of recursion steps -> weight of each.
-        accumulation: microbatches per optimizer step.
+        accumulation: microbatches per optimizer step, of all processes together.
         clip: largest gradient norm.
         ema: decay of the weight average; 0 = no average.
         validate_every: steps between validations; the last step is always validated.
@@ -80,77 +86,65 @@ def fit(
 
     Raises:
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
+        Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
     model.to(runtime.device).train()
     optimise, average = optimizer(model), EMA(model, ema)
-    curves, scratch = Curves(out / "curves.csv"), snapshots.of(name)
-    result = resume(scratch, out, model, optimise, average)
-    batches: Iterator[Batch] = iter(train(result.steps * accumulation))
+    curves, scratch = Curves(out / "curves.csv", writes=rank() == 0), snapshots.of(name)
+    result = resume(scratch, out, model, optimise, average, train, accumulation)
+    batches = train.steps(result.steps, accumulation)
+    gradient = partial(
+        accumulate, model, supervision=supervision, runtime=runtime, sequences=train.sequences(accumulation), seed=train.seed
+    )
     if not result.flops_per_step:
-        first = [batch.to(runtime.device) for batch in islice(batches, COUNTED * accumulation)]
+        first = list(islice(batches, COUNTED))
         batches = chain(first, batches)
-        result.flops_per_step = flops.count(lambda: _backward(model, first, supervision, runtime, False)) // COUNTED
-        optimise.zero_grad(set_to_none=True)
+        result.flops_per_step = _operations(gradient, first, runtime)
     steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
     if steps < 1:
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
-    with Progress(name, steps, "step", done=result.steps) as bar:
+    with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
         for step in range(result.steps, 0 if result.stopped else steps):
-            micro = [next(batches).to(runtime.device) for _ in range(accumulation)]
+            micro = [batch.to(runtime.device) for batch in next(batches)]
             set_lr(optimise, schedule(step, steps))
-            values = _backward(model, micro, supervision, runtime, True)
-            norm = nn.utils.clip_grad_norm_(_trainable(model), clip)
-            optimise.step()
-            optimise.zero_grad(set_to_none=True)
-            average.update()
-            curves.record(step, {**values, "lr": optimise.param_groups[0]["lr"], "grad_norm": norm})
+            values = gradient(micro=micro, step=step, statistics=True)
+            curves.record(step, {**values, **_update(model, optimise, average, clip)})
             result.steps = step + 1
             bar.advance()
             due = result.steps == steps or result.steps % validate_every == 0
-            keep = due or result.steps % save_every == 0
+            ending = any_of(asked_to_end()) and result.steps < steps
+            keep = due or ending or result.steps % save_every == 0
             if keep or result.steps % log_every == 0:
                 _report(curves.flush(), bar, result)
             if due:
                 _validate(model, validation, average, runtime, result, save, bar)
                 result.stopped = 0 < patience <= result.worse()
-            if keep:
-                scratch.save(result.steps, *progress_of(model, optimise, average, result), out)
+            if keep and rank() == 0:
+                scratch.save(result.steps, *progress_of(model, optimise, average, result, train, accumulation), out)
             if result.stopped:
                 break
+            if ending:
+                raise Interrupted(f"{name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
     return result
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: float) -> dict[str, Tensor | float]:
+    """Take the optimizer's step and that of the average; returns the learning rate and the gradient's norm."""
+    norm = nn.utils.clip_grad_norm_(trainable(model), clip)
+    optimise.step()
+    average.update()
+    return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
 
 
-def _backward(
-    model: Model, micro: list[Batch], supervision: Callable[[int], list[float]], runtime: Runtime, statistics: bool
-) -> dict[str, Tensor]:
-    """Accumulate gradients of the microbatches; returns loss, loss of each step and statistics, still on the device.
+def _operations(gradient: Callable[..., object], steps: list[list[Batch]], runtime: Runtime) -> int:
+    """Floating-point operations of an optimizer step, over all processes: the mean of the given ones."""
+    moved = [[batch.to(runtime.device) for batch in micro] for micro in steps]
 
-    The loss is a sum divided by the sequences of the whole optimizer step, whatever the microbatches are.
-    """
-    sequences = sum(len(batch) for batch in micro)
-    recorded: dict[str, Tensor] = {}
-    for batch in micro:
-        with runtime.autocast():
-            states = list(model.steps(batch, statistics=statistics))
-            losses = [masked_cross_entropy(model.readout, state.hidden, batch) / sequences for state in states]
-        weights = normalised(supervision(len(losses)))
-        share = len(batch) / sequences
-        penalties = [state.penalty * share if state.penalty is not None else 0.0 for state in states]
-        loss = torch.stack([w * (x + penalty) for w, x, penalty in zip(weights, losses, penalties, strict=True)]).sum()
-        loss.backward()
-        parts = {"loss": loss, **{f"loss/step_{k}": x for k, x in enumerate(losses)}, **_mean_statistics(states, share)}
-        for name, value in parts.items():
-            recorded[name] = recorded[name] + value.detach() if name in recorded else value.detach()
-    return recorded
+    def work() -> None:
+        for step, micro in enumerate(moved):
+            gradient(micro=micro, step=step, statistics=False)
 
-
-def _mean_statistics(states: list[State], share: float) -> dict[str, Tensor]:
-    """Mean over recursion steps of each statistic, times the microbatch's share of the optimizer step."""
-    return {name: share * torch.stack([state.statistics[name] for state in states]).mean() for name in states[0].statistics}
+    return sum(gathered(flops.count(work))) // len(moved)
 
 
 def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:
@@ -169,7 +163,7 @@ def _kept(result: Fit) -> str:
 
 def _validate(
     model: Model,
-    batches: Loader[Batch],
+    validation: Validation,
     average: EMA,
     runtime: Runtime,
     result: Fit,
@@ -178,29 +172,29 @@ def _validate(
 ) -> None:
     """Validate the averaged weights; save them if they are the best so far."""
     with average.applied():
-        losses = validation_losses(model, batches, runtime)
+        losses = validation_losses(model, validation(), runtime)
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_kept(result)}")
         result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
         if losses[-1] < result.best_loss:
             result.best_step, result.best_loss = result.steps, losses[-1]
-            save()
+            if rank() == 0:
+                save()
     bar.line(f"step {result.steps} validation " + " ".join(f"{x:.4f}" for x in losses))
 
 
 @torch.no_grad()
-def validation_losses(model: Model, batches: Loader[Batch], runtime: Runtime) -> list[float]:
-    """Loss of each recursion step over all validation sequences."""
+def validation_losses(model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime) -> list[float]:
+    """Loss of each recursion step over all validation sequences, added up in the order of the batches' numbers."""
     model.eval()
-    total: Tensor | None = None
-    sequences = 0
-    for batch in batches:
+    mine = []
+    for number, batch in batches:
         batch = batch.to(runtime.device)
         with runtime.autocast():
             sums = [masked_cross_entropy(model.readout, state.hidden, batch) for state in model.steps(batch)]
-        stacked = torch.stack(sums).double()
-        total = stacked if total is None else total + stacked
-        sequences += len(batch)
+        mine.append((number, len(batch), torch.stack(sums).double()))
     model.train()
-    assert total is not None
-    return [float(x) for x in total / sequences]
+    parts = sorted((number, n, sums.tolist()) for share in gathered(mine) for number, n, sums in share)
+    total = torch.tensor([sums for *_, sums in parts], dtype=torch.float64)
+    sequences = sum(n for _, n, _ in parts)
+    return [float(sum(column)) / sequences for column in total.T.tolist()]

@@ -10,10 +10,12 @@ import torch
 from components.freezing import freeze_except
 from components.model import Model
 from components.tiny_lm import TinyLM
-from pipeline.data import Source, loader
+from pipeline.data import Source
+from pipeline.distributed import rank
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.fitstate import Fit
+from pipeline.loading import Training, in_order
 from pipeline.runtime import Runtime
 
 
@@ -54,14 +56,14 @@ def train(
     out = Path(out)
     try:
         table = freeze_except(model, unfreeze, layer_norms=layer_norms)
-        source = sources("train")
-        batches = partial(loader, source, batch_size, shuffle=seed, epochs=None)
-        batches(start=0)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
     print(f"{name}: training\n{table}", flush=True)
-    validation = loader(sources("validation"), max(batch_size, 256), epochs=1)
-    result = fit(name, model, lambda start: batches(start=start), validation, out, save, runtime, budget=budget)
+    training = Training(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
+    validation = partial(in_order, sources("validation"), max(batch_size, 256))
+    result = fit(name, model, training, validation, out, save, runtime, budget=budget)
+    if rank():
+        return
     parameters = {"total": table.total, "trainable": table.trainable}
     write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
 
@@ -73,8 +75,9 @@ def spent(folder: str | Path, stage: str) -> int:
 
 @torch.no_grad()
 def hidden_rms(model: TinyLM, source: Source, batch_size: int, runtime: Runtime) -> float:
-    """Root mean square of the states that a refiner will see, over the first stored batch."""
-    batch = next(source.epoch(0, batch_size, None)).to(runtime.device)
+    """Root mean square of the states that a refiner will see, over the first rows."""
+    rows = torch.arange(min(batch_size, len(source.padded)))
+    batch = source.batch(rows, torch.zeros_like(rows)).to(runtime.device)
     with runtime.autocast():
         states = model.to(runtime.device).eval().states(batch).float()
     kept = states if batch.attention is None else states[batch.attention]

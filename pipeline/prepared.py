@@ -54,6 +54,11 @@ class Split:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
+    def lengths(self) -> Tensor:
+        """Tokens of each row, without padding."""
+        n, sequence = self.tokens.shape
+        return torch.full((n,), sequence) if self.valid is None else self.valid.sum(1)
+
     def take(self, rows: Tensor | slice) -> "Split":
         """The given rows."""
         return replace(self, **{name: value[rows] for name, value in vars(self).items() if value is not None})
@@ -80,6 +85,8 @@ def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source
             raise DataError(f"split '{name}', example {row}: there is no response token to learn")
         tensors = {"tokens": split.tokens.int(), "response": split.response, "group": split.group.long()}
         if split.valid is not None:
+            if not bool((split.valid == (torch.arange(split.valid.shape[1]) < split.lengths()[:, None])).all()):
+                raise DataError(f"split '{name}': padding must follow an example's tokens, not precede or interrupt them")
             tensors["valid"] = split.valid
         tensors["uid"] = torch.arange(first, first + len(split))
         first += len(split)

@@ -1,11 +1,17 @@
-"""This process among others: it ends when what started it ends."""
+"""This process among others: it ends when what started it ends, and at SIGTERM when it has saved its work."""
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from pipeline.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
+INTERRUPTED = 143  # status of a process that SIGTERM ended
 
 
 def die_with_parent() -> None:
@@ -16,3 +22,21 @@ def die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Interrupted(UserError):
+    """SIGTERM came; what was done so far is saved."""
+
+
+@contextlib.contextmanager
+def termination_noted() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGTERM does not end the process: what is given tells whether it came."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

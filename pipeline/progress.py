@@ -1,5 +1,6 @@
 """Progress of long work: rate and time left, as a bar on a terminal and as plain lines elsewhere. The only door to ``tqdm``."""
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -17,9 +18,8 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._first, self._done, self._started = done, done, time.monotonic()
-        self.bar = tqdm(
-            total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty(), leave=False
-        )
+        hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+        self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True, disable=hidden, leave=False)
 
     def advance(self, n: int = 1) -> None:
         """Count ``n`` more units."""

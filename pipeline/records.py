@@ -27,6 +27,7 @@ from typing import Any
 from pipeline.effective import Settings, gin_text, yaml_text
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_atomic, write_json
+from pipeline.process import Interrupted
 from pipeline.revision import revision, without_places
 
 SWITCH = "SLOTLOOP_TRACKING"
@@ -194,7 +195,7 @@ def recorded(facts: Facts, track_config: str) -> Iterator[None]:
         try:
             yield
             status = "completed"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):
             status = "stopped"
             raise
         finally:

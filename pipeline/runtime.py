@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from pipeline.distributed import local_rank, world
 from pipeline.errors import ConfigError
 
 
@@ -14,7 +15,7 @@ class Runtime:
     """Where and how a stage computes.
 
     Args:
-        device: "cpu", "cuda", "cuda:1" ...
+        device: "cpu", "cuda", "cuda:1" ...; with several processes "cuda" gives each its own GPU.
         precision: "bf16" runs matrix products in bfloat16 (weights and residual stream stay float32); several times faster on
             GPUs and on CPUs with bf16 units.
         threads: CPU threads; part of the result's bits, hence a setting and not what the machine happens to have.
@@ -35,6 +36,10 @@ class Runtime:
             raise ConfigError(f"Runtime.device is '{device}', which torch does not know; use 'cpu' or 'cuda'") from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"Runtime.device is '{device}', but no CUDA device is visible here; use 'cpu'")
+        if device == "cuda" and world() > 1:
+            self.device = torch.device("cuda", local_rank())
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # what NCCL exchanges lies there
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

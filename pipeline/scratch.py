@@ -21,11 +21,13 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pipeline.distributed import barrier, rank
 from pipeline.errors import DataError, UserError
-from pipeline.files import sha256, verify
+from pipeline.files import sha256, synced, verify
 
 STATE, DESCRIPTION = "state.safetensors", "state.json"
 STALE_AFTER = 14 * 24 * 3600.0  # seconds
+KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
 _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
@@ -58,6 +60,15 @@ def kept(stage: str, identity: str) -> Iterator[None]:
     """
     root = Path(os.environ.get("SLOTLOOP_SCRATCH") or Path(os.environ.get("DVC_ROOT", ".")) / ".scratch")
     folder = root / stage / identity[:16]
+    if rank():  # the first process holds the lock and removes the folder, after all others are done
+        token = _folder.set(folder)
+        try:
+            barrier()
+            yield
+            barrier()
+        finally:
+            _folder.reset(token)
+        return
     folder.mkdir(parents=True, exist_ok=True)
     _collect(root, keep=folder)
     with (folder / "lock").open("w") as lock:
@@ -67,7 +78,9 @@ def kept(stage: str, identity: str) -> Iterator[None]:
             raise UserError(f"stage {stage} is already running with these settings (lock {folder}/lock); wait for it") from None
         token, done = _folder.set(folder), False
         try:
+            barrier()
             yield
+            barrier()
             done = True
         finally:
             _folder.reset(token)
@@ -96,26 +109,32 @@ class Scratch:
             shutil.copyfile(file, temporary / f"out-{file.name}")
         files = {file.name: sha256(file) for file in temporary.iterdir()}
         (temporary / DESCRIPTION).write_text(json.dumps({"numbers": numbers, "files": files}))
-        for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+        for path in (*temporary.iterdir(), temporary):
+            synced(path)
         os.replace(temporary, final)
-        for older in self._snapshots()[1:]:
+        synced(self.folder)
+        for older in self._snapshots()[KEPT:]:
             shutil.rmtree(older)
 
-    def load(self, out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole snapshot, its files put back into ``out``; None if there is none. Damaged ones are removed."""
+    def load(self, out: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole snapshot; None if there is none.
+
+        Args:
+            out: its files are put back there, and damaged snapshots are removed; None = only look.
+        """
         for snapshot in self._snapshots():
             try:
                 description = json.loads((snapshot / DESCRIPTION).read_bytes())
                 for name, expected in description["files"].items():
                     verify(snapshot / name, expected, "")
             except (DataError, OSError, ValueError, KeyError):
-                shutil.rmtree(snapshot)
+                if out is not None:
+                    shutil.rmtree(snapshot)
                 continue
-            out.mkdir(parents=True, exist_ok=True)
-            for file in snapshot.glob("out-*"):
-                shutil.copyfile(file, out / file.name.removeprefix("out-"))
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                for file in snapshot.glob("out-*"):
+                    shutil.copyfile(file, out / file.name.removeprefix("out-"))
             return load_file(snapshot / STATE), description["numbers"]
         return None
 
@@ -126,8 +145,13 @@ class Scratch:
 
 def of(name: str) -> Scratch:
     """Where a training run of the current stage keeps its state; nowhere outside ``kept``."""
-    folder = _folder.get()
-    return Scratch(None if folder is None else folder / name)
+    return Scratch(folder(name))
+
+
+def folder(name: str) -> Path | None:
+    """A folder of the current stage's work; None outside ``kept``."""
+    found = _folder.get()
+    return None if found is None else found / name
 
 
 def _collect(root: Path, keep: Path) -> None:

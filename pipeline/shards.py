@@ -1,108 +1,220 @@
-"""Shards of hidden states: WebDataset tars and an index. The only door to ``webdataset``.
+"""Writing shards of hidden states: USTAR tars of blocks, as WebDataset, GNU tar and safetensors read them. The door to webdataset.
 
-A tar member is one block: the rows of one extraction batch as safetensors (blocks keep the per-sample cost of tar and Python
-away, and record the batch plan that the bits depend on). Tars carry no clock, user or host: same states, same bytes.
+A tar member is one block: rows as safetensors, ragged, without padding. Per-token fields of all its rows lie end to end
+(``cu_seqlens`` cuts them), so a row's states are one stretch of the file, and the index says where it begins. Every byte of a shard
+is covered by a checksum of the index: states by one per row, what is left of a block by one per block. Tars carry no clock, user or
+host: same states, same bytes. A shard appears under its name when it is whole; its commit record follows; the index is last.
 """
 
-import io
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import webdataset as wds
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
-from webdataset.tariterators import tar_file_iterator
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+from pipeline.files import json_bytes, put_durably, write_durably
 
 Block = dict[str, Tensor]
+Layout = dict[str, dict[str, Any]]  # field -> dtype, shape, data_offsets, as a safetensors header has them
+
+FORMAT = 2
+INDEX, ROWS = "index.json", "index.safetensors"
+TAR_UNIT = 512
+TOKEN_FIELDS = {"tokens": "I32", "targets": "I32", "masked": "BOOL", "weights": "F32"}  # beside the states
+ROW_FIELDS = {"uid": "I64"}
 
 
-def write_shard(path: Path, blocks: Iterable[Block]) -> dict[str, Any]:
-    """Write one tar of blocks; returns its index entry (file, examples, sha256).
+class ShardError(DataError):
+    """What is wrong with a shard, and where: shard :: member :: field."""
+
+
+def wrong(what: str, shard: str | Path, member: str = "", field: str = "") -> ShardError:
+    """A ShardError that says where."""
+    return ShardError(f"{' :: '.join(filter(None, (str(shard), member, field)))}: {what}")
+
+
+def damaged(what: str, shard: str | Path, member: str = "", field: str = "") -> ShardError:
+    """A ShardError of a shard that has to be made or fetched again."""
+    return wrong(f"{what}; run dvc repro extract, or dvc pull if it was made elsewhere", shard, member, field)
+
+
+def write_shard(path: Path, blocks: Iterable[Block], identity: str, notes: Callable[[], dict[str, Any]] = dict) -> dict[str, Any]:
+    """Write one tar of blocks and its commit record (``<name>.json`` beside it); returns the record.
+
+    Args:
+        path: of the tar.
+        blocks: rows with ``hidden``, the per-token fields, ``uid`` and ``cu_seqlens``.
+        identity: hash of everything that decides the content; a shard with another one is not this one.
+        notes: what else the record shall hold; called after the last block.
 
     Raises:
-        DataError: a block holds a non-finite number, or there are no blocks.
+        ShardError: a block holds a non-finite number or fields that do not fit each other, or there are no blocks.
     """
-    buffer = io.BytesIO()
-    examples = 0
-    with wds.TarWriter(buffer, user="", group="", mtime=0, encoder=False) as tar:
-        for number, block in enumerate(blocks):
-            for name, tensor in block.items():
-                if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                    raise DataError(f"{path}, block {number}: '{name}' holds non-finite numbers; check the backbone")
-            examples += len(block["uid"])
-            tar.write({"__key__": f"{number:06d}", "safetensors": save({k: v.contiguous() for k, v in block.items()})})
-    if not examples:
-        raise DataError(f"{path}: no examples to write")
-    write_atomic(path, buffer.getvalue())
-    return {"file": path.name, "examples": examples, "sha256": sha256(path)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    record: dict[str, Any] = {"identity": identity, "file": path.name, "blocks": [], "uid": [], "length": [], "crc": []}
+    with temporary.open("wb") as file:
+        hashed = _Hashed(file)
+        with wds.TarWriter(hashed, user="", group="", mtime=0, encoder=False) as tar:
+            offset = 0
+            for number, block in enumerate(blocks):
+                member = f"{number:06d}.safetensors"
+                _check(block, path, member)
+                data = save({name: tensor.contiguous() for name, tensor in block.items()})
+                tar.write({"__key__": f"{number:06d}", "safetensors": data})
+                size = TAR_UNIT + len(data) + -len(data) % TAR_UNIT
+                record["blocks"].append(_block_entry(offset, size, data, block, record))
+                offset += size
+        file.flush()
+    if not record["uid"]:
+        temporary.unlink()
+        raise wrong("no examples to write", path)
+    _finish(record, temporary, hashed)
+    record |= notes()
+    put_durably(temporary, path)
+    write_durably(path.with_suffix(".json"), json.dumps(record).encode())
+    return record
 
 
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Write ``index.json`` last: a folder without it was never finished."""
-    write_json(folder / "index.json", index)
-
-
-class Shards:
-    """A folder of shards, opened; every file is checked against the index on first use.
-
-    Raises:
-        DataError: extraction never finished.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.index = read_json(self.folder / "index.json", "extract")
-        self._verified: set[str] = set()
-
-    def entries(self, split: str, draw: int) -> list[dict[str, Any]]:
-        """Index entries of one stored draw of a split.
-
-        Raises:
-            DataError: nothing is stored for it.
-        """
-        found = [e for e in self.index["shards"] if e["split"] == split and e["draw"] == draw]
-        if not found:
-            raise DataError(f"{self.folder} holds no draw {draw} of split '{split}'; run dvc repro extract")
-        for entry in found:
-            if entry["file"] not in self._verified:
-                verify(self.folder / entry["file"], entry["sha256"], "extract")
-                self._verified.add(entry["file"])
-        return found
-
-    def blocks(self, entries: list[dict[str, Any]]) -> Iterator[Block]:
-        """Stream the blocks of the given shards in order.
-
-        Raises:
-            DataError: a member is not a block, or a shard yields another number of examples than the index promises.
-        """
-        for entry in entries:
-            path = self.folder / entry["file"]
-            examples = 0
-            with path.open("rb") as file:
-                for member in tar_file_iterator(file):
-                    block = _decode(member["data"], f"{path}, member {member['fname']}")
-                    examples += len(block["uid"])
-                    yield block
-            if examples != entry["examples"]:
-                raise DataError(f"{path} holds {examples} examples, its index promises {entry['examples']}; run dvc repro extract")
-
-
-def _decode(data: bytes, origin: str) -> Block:
+def committed(path: Path, identity: str) -> dict[str, Any] | None:
+    """The record of a shard that was finished before; None if it has to be written."""
     try:
-        block: Block = load(data)
-    except SafetensorError as error:
-        raise DataError(f"{origin}: not a block of states ({error})") from None
-    if missing := {"uid", "tokens", "masked", "weights", "hidden"} - set(block):
-        raise DataError(f"{origin}: a block of states lacks {', '.join(sorted(missing))}")
-    return block
+        record: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
+        return record if record["identity"] == identity and path.stat().st_size == record["bytes"] else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
-def concatenate(blocks: list[Block]) -> Block:
-    """Rows of several blocks as one."""
-    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+def write_index(folder: Path, plan: dict[str, Any], records: list[dict[str, Any]], channel: Tensor | None = None) -> None:
+    """Write ``index.safetensors`` (a line per block and per row) and, last of all, ``index.json``; commit records are removed.
+
+    Args:
+        folder: of the shards.
+        plan: what was extracted: backbone, layer, fields, batch plan.
+        records: of every shard, in the order of their rows; each with its ``split`` and ``draw``.
+        channel: scale of each channel, of states in eight bits.
+
+    Raises:
+        ShardError: a row is stored twice in a draw, or shards differ in their fields.
+    """
+    seen: dict[tuple[str, int], set[int]] = {}
+    for record in records:
+        known = seen.setdefault((record["split"], record["draw"]), set())
+        if twice := known & set(record["uid"]):
+            raise wrong(f"row {min(twice)} is stored twice", folder / record["file"])
+        known |= set(record["uid"])
+    blocks = [block for record in records for block in record["blocks"]]
+    fields = sorted(blocks[0]["fields"])
+    columns = {
+        "block/offset": [b["offset"] for b in blocks],
+        "block/bytes": [b["bytes"] for b in blocks],
+        "block/rows": [b["rows"] for b in blocks],
+        "block/crc": [b["crc"] for b in blocks],
+        "block/fields": [[b["fields"][name] for name in fields] for b in blocks],
+        "row/uid": [uid for record in records for uid in record["uid"]],
+        "row/length": [length for record in records for length in record["length"]],
+        "row/crc": [crc for record in records for crc in record["crc"]],
+    }
+    arrays = {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}
+    data = save(arrays if channel is None else {**arrays, "channel": channel.float()})
+    write_durably(folder / ROWS, data)
+    shards = [
+        {**{k: r[k] for k in ("file", "bytes", "sha256", "split", "draw")}, "blocks": len(r["blocks"]), "rows": len(r["uid"])}
+        for r in records
+    ]
+    index = {**plan, "format": FORMAT, "fields": fields, "rows": hashlib.sha256(data).hexdigest(), "shards": shards}
+    index["fingerprint"] = hashlib.sha256(json_bytes(index)).hexdigest()
+    write_durably(folder / INDEX, json_bytes(index))
+    for record in records:
+        (folder / record["file"]).with_suffix(".json").unlink(missing_ok=True)
+
+
+def layout(data: bytes | memoryview) -> tuple[Layout, int]:
+    """Fields of a block by its header, and where their bytes begin.
+
+    Raises:
+        ValueError: it is no safetensors header.
+    """
+    size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if not 0 < size <= len(data) - 8:
+        raise ValueError("no safetensors header")
+    found = json.loads(bytes(data[8 : 8 + size]))
+    found.pop("__metadata__", None)
+    return found, 8 + size
+
+
+class _Hashed:
+    """A file that knows the hash and number of what was written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        """As a file's."""
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+
+def _finish(record: dict[str, Any], temporary: Path, hashed: _Hashed) -> None:
+    """Size and hash of the whole file; the tar headers enter their blocks' checksums."""
+    record |= {"bytes": hashed.size, "sha256": hashed.hash.hexdigest()}
+    with temporary.open("rb") as file:
+        for block in record["blocks"]:
+            file.seek(block["offset"])
+            block["crc"] = zlib.crc32(file.read(TAR_UNIT), block["crc"])
+
+
+def _check(block: Block, path: Path, member: str) -> None:
+    """Fields of a block fit each other, and its states are numbers."""
+    wanted = {"hidden", "cu_seqlens", *TOKEN_FIELDS, *ROW_FIELDS}
+    if amiss := wanted ^ (set(block) - {"scale"}):
+        raise wrong(f"a block has {', '.join(sorted(wanted))}, these are amiss: {', '.join(sorted(amiss))}", path, member)
+    rows, tokens = len(block["uid"]), len(block["hidden"])
+    lengths = block["cu_seqlens"].diff()
+    if len(lengths) != rows or int(block["cu_seqlens"][-1]) != tokens or not bool((lengths > 0).all()):
+        raise wrong(f"{len(lengths)} lengths of {tokens} tokens do not cut {rows} rows", path, member, "cu_seqlens")
+    for name, tensor in block.items():
+        if name not in ("cu_seqlens", "uid") and len(tensor) != tokens:
+            raise wrong(f"{len(tensor)} tokens, hidden has {tokens}", path, member, name)
+        if tensor.dtype.itemsize > 1 and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise wrong("non-finite numbers; check the backbone", path, member, name)
+
+
+def _block_entry(offset: int, size: int, data: bytes, block: Block, record: dict[str, Any]) -> dict[str, Any]:
+    """Where a block and its fields lie, and its checksums; its rows are added to the record."""
+    fields, base = layout(data)
+    lengths = block["cu_seqlens"].diff().tolist()
+    record["uid"] += block["uid"].tolist()
+    record["length"] += lengths
+    begin, end = (base + at for at in fields["hidden"]["data_offsets"])
+    width = (end - begin) // len(block["hidden"])
+    at = begin
+    for length in lengths:
+        record["crc"].append(zlib.crc32(memoryview(data)[at : at + length * width]))
+        at += length * width
+    starts = {name: offset + TAR_UNIT + base + entry["data_offsets"][0] for name, entry in fields.items()}
+    return {"offset": offset, "bytes": size, "rows": len(lengths), "fields": starts, "crc": frame_crc(data, begin, end)}
+
+
+def frame_crc(data: bytes | memoryview, begin: int, end: int) -> int:
+    """Checksum of a block without its states (``begin..end``), with the zeros that fill its last tar unit."""
+    view = memoryview(data)
+    return zlib.crc32(bytes(-len(view) % TAR_UNIT), zlib.crc32(view[end:], zlib.crc32(view[:begin])))
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written where ``folder`` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize

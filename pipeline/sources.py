@@ -1,5 +1,6 @@
 """Where hidden states come from: shards, or the frozen trunk run live. Both give the same Batch: training knows no difference."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -8,21 +9,28 @@ from components.split import split_layer
 from pipeline.backbones import Backbone
 from pipeline.data import VALIDATION, Cached, Examples, Masking
 from pipeline.prepared import Prepared
+from pipeline.reader import Shards
 from pipeline.runtime import Runtime
-from pipeline.shards import Shards
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def cached(split: str, *, backbone: Backbone, shards: str, window: int) -> Cached:
+def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int] = (), near: int = 0) -> Cached:
     """States that extract stored.
+
+    Args:
+        split: "train" or "validation".
+        backbone: the one that they must be of.
+        shards: their folder.
+        buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
+        near: shuffle among this many blocks at a time, for disks that are slow to seek; 0 = among all rows.
 
     Raises:
         DataError: the shards were made with another backbone, or are damaged.
     """
     opened = Shards(shards)
     backbone.check_fingerprint(opened.index["backbone"], opened.folder, "extract")
-    return Cached(opened, split, window)
+    return Cached(opened, split, buckets, near)
 
 
 def live(
@@ -36,16 +44,26 @@ def live(
     draws: int | None = None,
     dtype: Literal["fp32", "bf16"],
     runtime: Runtime,
+    buckets: Sequence[int] = (),
 ) -> Examples:
     """States from the frozen trunk, run for every batch: never repeats a mask (``draws`` = None), costs the trunk each time."""
-    examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws)
+    examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets)
     examples.layer = split_layer(backbone.architecture["layers"], tail_layers)
     examples.trunk, examples.dtype = backbone.model().to(runtime.device).eval().requires_grad_(False), DTYPES[dtype]
     examples.autocast = runtime.autocast
     return examples
 
 
-def tokens(split: str, *, backbone: Backbone, prepared: str, masking: Masking, seed: int, draws: int | None = None) -> Examples:
+def tokens(
+    split: str,
+    *,
+    backbone: Backbone,
+    prepared: str,
+    masking: Masking,
+    seed: int,
+    draws: int | None = None,
+    buckets: Sequence[int] = (),
+) -> Examples:
     """Token ids alone, for models that are trained from their first layer on.
 
     Raises:
@@ -54,4 +72,5 @@ def tokens(split: str, *, backbone: Backbone, prepared: str, masking: Masking, s
     opened = Prepared(prepared)
     backbone.check(opened.vocabulary, opened.folder)
     stream = VALIDATION if split == "validation" else None
-    return Examples(opened.split(split), opened.vocabulary, masking, seed, draws=draws, stream=stream)
+    found, digest = opened.split(split), opened.manifest["splits"][split]["sha256"]
+    return Examples(found, opened.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=digest)

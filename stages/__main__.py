@@ -11,13 +11,15 @@ from pathlib import Path
 
 import fire
 
-from pipeline import config, describe, effective, params, process
+from pipeline import config, describe, effective, launch, params, process
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 SECTIONS = (*STAGES, "track")  # what params.yaml configures
-SWITCHES, VALUES = ("check", "print-config", "help", "ship"), ("config", "out", "device", "follow")
+SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
+SWITCHES, VALUES = ("check", "print-config", "help", "ship", "verify"), ("config", "out", "device", "follow")
+OWN = {"ship": "track", "follow": "track", "verify": "extract"}  # flags of one stage alone
 
 
 def main(arguments: list[str]) -> int:
@@ -26,8 +28,9 @@ def main(arguments: list[str]) -> int:
         fire.Fire(command, command=normalised(arguments), name="python -m stages")
     except UserError as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends where it called
-        print(f"error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        who = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"error: {who}{message}", file=sys.stderr)
+        return process.INTERRUPTED if isinstance(error, process.Interrupted) else 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -75,7 +78,7 @@ def command(
     check: bool = False,
     print_config: bool = False,
     usage: bool = False,
-    **tracking: bool | str,
+    **own: bool | str,
 ) -> None:
     """Run STAGE with OVERRIDES (name.param=value) over params.yaml.
 
@@ -88,15 +91,15 @@ def command(
         check: resolve and check only.
         print_config: print the resolved configuration only.
         usage: print every setting of the stage, with type, value and meaning (``--help``).
-        tracking: ``ship`` and ``follow``, of track alone.
+        own: ``ship`` and ``follow`` of track, ``verify`` of extract.
     """
     if stage not in ("configure", *SECTIONS):
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
     overrides += (f"runtime.Runtime.device={device}",) if device else ()
     if overrides and (config or stage == "configure"):
         raise ConfigError("name.param=value and --device go over params.yaml, for one stage; give them without --config")
-    if tracking and stage != "track":
-        raise ConfigError(f"--{next(iter(tracking))} belongs to: python -m stages track")
+    if wrong := [flag for flag in own if OWN[flag] != stage]:
+        raise ConfigError(f"--{wrong[0]} belongs to: python -m stages {OWN[wrong[0]]}")
     if stage == "configure":
         from stages import configure
 
@@ -109,9 +112,13 @@ def command(
         print(describe.help_text(stage), end="")
     elif print_config:
         print(text, end="")
-    elif stage == "track" and not check:
-        _load(stage, text)(**tracking)
-    elif not check:
+    elif check:
+        return
+    elif stage == "track" or own:
+        _load(stage, text, out)(**own)
+    elif stage in SHARED and (processes := launch.wanted()) > 1:
+        launch.launch(sys.argv[1:], processes)
+    else:
         _call(stage, text, out, track_config=str(Path(config).with_name("track.gin")) if config else "")
 
 
@@ -123,16 +130,18 @@ def _text(stage: str, file: str, overrides: tuple[str, ...]) -> str:
     return Path(file).read_text()
 
 
-def _load(stage: str, text: str) -> Callable[..., None]:
+def _load(stage: str, text: str, out: str = "") -> Callable[..., None]:
     config.load_text(text, stage)
+    if out:
+        config.bind(f"stages.{stage}.run.out", out)
     return config.stage_function(stage)
 
 
 def _call(stage: str, text: str, out: str, track_config: str) -> None:
     """Run the stage; outside DVC its output goes to ``runs/``, never over what DVC tracks."""
-    from pipeline import records, scratch  # these bring torch, which checks and help do without
+    from pipeline import distributed, records, scratch  # these bring torch, which checks and help do without
 
-    if "DVC_STAGE" in os.environ:
+    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
         process.die_with_parent()
     root = f"stages.{stage}.run"
     identity = scratch.key(text, Path(__file__).resolve().parent.parent)
@@ -143,10 +152,14 @@ def _call(stage: str, text: str, out: str, track_config: str) -> None:
     settings, folder = effective.settings(root), Path(config.query(f"{root}.out"))
     preset = params.read(Path("params.yaml"), SECTIONS).preset if Path("params.yaml").is_file() else ""
     facts = records.Facts(stage, STAGES.index(stage), preset, identity, digest, settings, folder, scratch.folders_named_in(text))
-    with scratch.kept(stage, identity), records.recorded(facts, track_config):
-        run()
-        write_atomic(folder / "config.gin", effective.gin_text(settings).encode())
-        write_atomic(folder / "config.yaml", effective.yaml_text(settings).encode())
+    with distributed.joined(), scratch.kept(stage, identity):
+        if distributed.rank():
+            run()
+            return
+        with records.recorded(facts, track_config):
+            run()
+            write_atomic(folder / "config.gin", effective.gin_text(settings).encode())
+            write_atomic(folder / "config.yaml", effective.yaml_text(settings).encode())
     if "DVC_STAGE" not in os.environ:
         print(f"{stage}: wrote {folder}")
 

@@ -1,6 +1,6 @@
 """backbone: trains the built-in masked-diffusion language model that the later phases keep frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ def run(
     masking: Masking,
     fit: Callable[..., Fit],
     batch_size: int,
+    buckets: Sequence[int],
     seed: int,
     runtime: Runtime,
 ) -> None:
@@ -34,6 +35,7 @@ def run(
         masking: the forward process.
         fit: the training loop.
         batch_size: sequences of a microbatch.
+        buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
         seed: of weights, masks and order.
         runtime: where it computes.
     """
@@ -43,7 +45,7 @@ def run(
 
     def source(split: str) -> Examples:
         stream = VALIDATION if split == "validation" else None
-        return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream)
+        return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
     phase.train("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=[""], batch_size=batch_size, seed=seed)

@@ -1,0 +1,129 @@
+"""The microbatches of a training run, read ahead by threads. The only door to ``torchdata``.
+
+The rows of a step are a pure function of its number, those of a microbatch are fixed by the settings, and a process takes its share of
+a step's microbatches: neither threads nor processes change what is learned from, and any step can be the first.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdata.nodes import IterableWrapper, ParallelMapper
+
+from components.batch import Batch
+from components.order import Order
+from pipeline.data import Source
+from pipeline.distributed import rank, world
+from pipeline.errors import ConfigError, DataError
+
+THREADS = "SLOTLOOP_READERS"  # threads that read ahead of the model; 0 = none. Changes no result and so no setting
+
+Rows = tuple[Tensor, Tensor]  # rows, and the epoch of each
+
+
+@dataclass(frozen=True)
+class Training:
+    """Endless training microbatches.
+
+    Attributes:
+        source: of the rows.
+        batch_size: sequences of a microbatch.
+        seed: of the order.
+        pin: put batches into page-locked memory, for a GPU.
+    """
+
+    source: Source
+    batch_size: int
+    seed: int
+    pin: bool = False
+
+    def steps(self, first: int, accumulation: int) -> Iterator[list[Batch]]:
+        """This process's microbatches of each optimizer step from ``first`` on.
+
+        Args:
+            first: number of a step, from 0.
+            accumulation: microbatches of a step, of all processes together.
+
+        Raises:
+            ConfigError: the microbatches of a step cannot be shared equally among the processes, or rows are too few for a step.
+        """
+        if accumulation % world():
+            raise ConfigError(
+                f"{world()} processes cannot share {accumulation} microbatches a step equally; set loop.fit.accumulation to a "
+                f"multiple of {world()} and batch_size to a part as large (then the sequences of a step stay the same)"
+            )
+        share = accumulation // world()
+        order = self._order(accumulation)
+        return _grouped(_read(self._microbatches(order, first, share), self._batch), share)
+
+    def sequences(self, accumulation: int) -> int:
+        """Of an optimizer step, over all processes."""
+        return self.batch_size * accumulation
+
+    def state(self, step: int, accumulation: int) -> dict[str, Any]:
+        """Where training stands after ``step`` steps; the same in every process."""
+        size = self.sequences(accumulation)
+        return {"step": step, "size": size, "seed": self.seed, "rows": len(self.source.padded), "data": self.source.fingerprint}
+
+    def check(self, state: dict[str, Any], accumulation: int) -> None:
+        """Raise DataError unless ``state`` is of this order over this data."""
+        now = self.state(state["step"], accumulation)
+        if wrong := [f"{key} {state[key]} instead of {now[key]}" for key in now if state.get(key) != now[key]]:
+            raise DataError(f"the snapshot belongs to another order of examples: {', '.join(wrong)}; remove .scratch to start anew")
+
+    def _order(self, accumulation: int) -> Order:
+        source = self.source
+        try:
+            return Order(source.padded, self.sequences(accumulation), self.seed, source.blocks, source.near)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def _microbatches(self, order: Order, step: int, share: int) -> Iterator[Rows]:
+        while True:
+            rows, epochs = order.step(step)
+            for part in range(rank() * share, (rank() + 1) * share):
+                chosen = slice(part * self.batch_size, (part + 1) * self.batch_size)
+                yield rows[chosen], epochs[chosen]
+            step += 1
+
+    def _batch(self, chosen: Rows) -> Batch:
+        batch = self.source.batch(*chosen)
+        return batch.pinned() if self.pin else batch
+
+
+def in_order(source: Source, batch_size: int) -> Iterator[tuple[int, Batch]]:
+    """Every row once, in stored order, with a last, smaller batch; this process's share of the batches, with their numbers."""
+    count = len(source.padded)
+    numbers = range(rank(), -(-count // batch_size), world())
+    chosen = [torch.arange(n * batch_size, min((n + 1) * batch_size, count)) for n in numbers]
+    batches = _read(((rows, torch.zeros_like(rows)) for rows in chosen), lambda pair: source.batch(*pair))
+    return zip(numbers, batches, strict=True)
+
+
+def _read(chosen: Iterator[Rows], batch: Callable[[Rows], Batch]) -> Iterator[Batch]:
+    """Batches of the chosen rows in order, read ahead by threads."""
+    threads = int(os.environ.get(THREADS, "1"))
+    if threads == 0:
+        yield from map(batch, chosen)
+        return
+
+    def attempt(rows: Rows) -> Batch | Exception:
+        try:
+            return batch(rows)
+        except Exception as error:  # raised where it is waited for: the library would wrap it and lose what it is
+            return error
+
+    node = ParallelMapper(IterableWrapper(chosen), attempt, num_workers=threads, in_order=True, snapshot_frequency=1 << 30)
+    node.reset()
+    while (found := next(node, None)) is not None:
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := [next(batches) for _ in range(size)]:
+        yield group

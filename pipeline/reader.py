@@ -1,0 +1,252 @@
+"""Reading shards: any rows in any order, straight into the batch, every byte checked the first time it is read.
+
+A row's states are read with one ``preadv`` into their place in the batch (no memory map: a file that was cut is an error and not a
+signal). The small fields of a block are read together and kept. Python's lock is free while bytes are read and checked, so threads
+read ahead of a model that computes.
+"""
+
+import hashlib
+import os
+import resource
+import threading
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from pipeline.buffers import Buffers
+from pipeline.errors import DataError
+from pipeline.files import json_bytes, read_json, sha256
+from pipeline.shards import FORMAT, INDEX, ROWS, TAR_UNIT, TOKEN_FIELDS, ShardError, damaged, layout
+
+STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
+NAMES = {"F32": "float32", "BF16": "bfloat16", "I8": "int8", "F8_E4M3": "float8_e4m3fn"}
+NUMPY = {"I32": "<i4", "F32": "<f4", "BOOL": "?"}
+KEPT = 256 << 20  # bytes of small fields that are kept
+
+
+class Shards:
+    """A folder of shards, opened: one stored row for every (split, draw, row).
+
+    Attributes:
+        index: what extract wrote about itself.
+        fingerprint: hash of the index and so of every byte.
+        channel: scale of each channel, of states in eight bits; else None.
+
+    Raises:
+        DataError: extraction never finished, or the index is damaged.
+        ShardError: a shard is missing or of another size.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index = _index(self.folder)
+        self.fingerprint: str = self.index["fingerprint"]
+        arrays = _arrays(self.folder, self.index)
+        self.channel = arrays.pop("channel", None)
+        table = {name: value.numpy() for name, value in arrays.items()}
+        self._shards: list[dict[str, Any]] = self.index["shards"]
+        self._fields: list[str] = self.index["fields"]
+        self._offset, self._bytes, self._crc = table["block/offset"], table["block/bytes"], table["block/crc"]
+        self._starts, self._rows = table["block/fields"], table["block/rows"]
+        self._shard_of = np.repeat(np.arange(len(self._shards)), [s["blocks"] for s in self._shards])
+        self.uid, self.length, self._row_crc = table["row/uid"], table["row/length"], table["row/crc"]
+        self.block = np.repeat(np.arange(len(self._rows)), self._rows)
+        ends = np.cumsum(self.length)
+        first = np.concatenate([[0], np.cumsum(self._rows)])
+        self._tokens = np.diff(np.concatenate([[0], ends])[first])  # of each block
+        self._start = ends - self.length - np.concatenate([[0], ends])[first[self.block]]  # token of its block where a row begins
+        self._width = int(self.index["dim"]) * STATES[self.index["dtype"]].itemsize  # bytes of one token's states
+        self._hidden = self._starts[:, self._fields.index("hidden")]
+        small = {**TOKEN_FIELDS, **({"scale": "F32"} if "scale" in self._fields else {})}
+        self._packed = np.dtype([(name, NUMPY[kind]) for name, kind in small.items()])
+        self._padding = np.zeros((), self._packed)
+        self._padding["tokens"] = self._padding["targets"] = self.index["pad_id"]
+        self._files: dict[int, int] = {}
+        self._columns: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._held = 0
+        self._block_checked, self._row_checked = np.zeros(len(self._rows), bool), np.zeros(len(self.uid), bool)
+        self._lock, self._buffers = threading.Lock(), Buffers()
+        _allow_files(len(self._shards))
+        self._check_files()
+
+    def rows(self, split: str, draw: int) -> Tensor:
+        """Stored positions of one draw of a split, by ascending uid.
+
+        Raises:
+            DataError: nothing is stored for it.
+        """
+        first, found = 0, list[Tensor]()
+        for shard in self._shards:
+            if (shard["split"], shard["draw"]) == (split, draw):
+                found.append(torch.arange(first, first + shard["rows"]))
+            first += shard["rows"]
+        if not found:
+            raise DataError(f"{self.folder} holds no draw {draw} of split '{split}'; run dvc repro extract")
+        positions = torch.cat(found)
+        return positions[torch.from_numpy(self.uid)[positions].argsort(stable=True)]
+
+    def read(self, positions: Tensor, padded: int) -> dict[str, Tensor]:
+        """Stored rows, padded to ``padded`` tokens: ``hidden`` (batch, padded, dim), the per-token fields, ``length`` (batch).
+
+        Raises:
+            ShardError: bytes are missing or are not those that were written.
+        """
+        at = positions.numpy()
+        blocks, lengths, starts = self.block[at], self.length[at], self._start[at]
+        offsets = self._hidden[blocks] + starts * self._width
+        states = self._buffers.take(len(at) * padded * self._width)
+        view, packed = memoryview(states.numpy().data), np.empty((len(at), padded), self._packed)
+        places = zip(at.tolist(), blocks.tolist(), lengths.tolist(), starts.tolist(), offsets.tolist(), strict=True)
+        line = padded * self._width
+        for i, (row, block, length, start, offset) in enumerate(places):
+            size, begin = length * self._width, i * line
+            piece = view[begin : begin + size]
+            if os.preadv(self._file(block), (piece,), offset) != size:
+                raise self._damaged("the file ends here", block, "hidden")
+            if not self._row_checked[row]:
+                self._check_row(row, block, piece)
+            columns = self._columns.get(block)
+            packed[i, :length] = (self._small(block) if columns is None else columns)[start : start + length]
+            if length < padded:
+                packed[i, length:] = self._padding
+                states[begin + size : begin + line] = 0
+        kind = STATES[self.index["dtype"]]
+        found = {name: torch.from_numpy(np.ascontiguousarray(packed[name])) for name in self._packed.names or ()}
+        hidden = states.view(kind).unflatten(0, (len(at), padded, -1))
+        return {**found, "hidden": hidden, "length": torch.from_numpy(lengths)}
+
+    def verify(self) -> int:
+        """Check every byte against the index; returns how many there were.
+
+        Raises:
+            ShardError: a shard is not what was written.
+        """
+        for shard in self._shards:
+            if (found := sha256(self.folder / shard["file"])) != shard["sha256"]:
+                what = f"sha256 is {found[:12]}, the index says {shard['sha256'][:12]}"
+                raise damaged(what, self.folder / shard["file"])
+        return int(sum(shard["bytes"] for shard in self._shards))
+
+    def _check_files(self) -> None:
+        """What is cheap to see at once: files that are missing, cut, or of another size."""
+        for shard in self._shards:
+            path = self.folder / shard["file"]
+            if not path.is_file():
+                raise damaged("the index lists it, it does not exist", path)
+            if (size := path.stat().st_size) != shard["bytes"]:
+                raise damaged(f"{size} bytes, the index says {shard['bytes']}", path)
+
+    def _file(self, block: int) -> int:
+        number = int(self._shard_of[block])
+        opened = self._files.get(number)
+        return self._open(number) if opened is None else opened
+
+    def _open(self, number: int) -> int:
+        """Open a shard; what follows its last block must be the end of a tar."""
+        shard = self._shards[number]
+        path = self.folder / shard["file"]
+        with self._lock:
+            if number not in self._files:
+                opened = os.open(path, os.O_RDONLY)
+                last = int(np.searchsorted(self._shard_of, number, side="right")) - 1
+                end = int(self._offset[last] + self._bytes[last])
+                if os.pread(opened, shard["bytes"] - end + 1, end) != bytes(shard["bytes"] - end):
+                    os.close(opened)
+                    raise damaged("it does not end as a tar does", path)
+                self._files[number] = opened
+            return self._files[number]
+
+    def _check_row(self, row: int, block: int, piece: memoryview) -> None:
+        if zlib.crc32(piece) != self._row_crc[row]:
+            raise self._damaged(f"states of row {self.uid[row]} are not those that were written", block, "hidden")
+        self._row_checked[row] = True
+
+    def _small(self, block: int) -> np.ndarray:
+        """The per-token fields of a block, one record a token."""
+        begin, end = int(self._offset[block]), int(self._offset[block] + self._bytes[block])
+        hidden = int(self._hidden[block])
+        after = hidden + int(self._tokens[block]) * self._width
+        front, back = self._bytes_at(block, begin, hidden), self._bytes_at(block, after, end)
+        if not self._block_checked[block]:
+            self._check_block(block, front, back)
+        columns = np.empty(int(self._tokens[block]), self._packed)
+        for name in self._packed.names or ():
+            start = int(self._starts[block, self._fields.index(name)])
+            part, at = (front, start - begin) if start < hidden else (back, start - after)
+            columns[name] = np.frombuffer(part, self._packed[name], len(columns), at)
+        with self._lock:
+            if block in self._columns:  # another thread was faster
+                return columns
+            self._columns[block] = columns
+            self._held += columns.nbytes
+            while self._held > KEPT and len(self._columns) > 1:
+                self._held -= self._columns.popitem(last=False)[1].nbytes
+        return columns
+
+    def _bytes_at(self, block: int, begin: int, end: int) -> bytes:
+        found = os.pread(self._file(block), end - begin, begin)
+        if len(found) != end - begin:
+            raise self._damaged("the file ends here", block)
+        return found
+
+    def _check_block(self, block: int, front: bytes, back: bytes) -> None:
+        """Tar header, fields and filling are those that were written, and the fields are those that the index speaks of."""
+        if zlib.crc32(front[:TAR_UNIT], zlib.crc32(back, zlib.crc32(front[TAR_UNIT:]))) != self._crc[block]:
+            raise self._damaged("what stands beside the states is not what was written", block)
+        found = layout(front[TAR_UNIT:])[0]
+        tokens, rows, dim = int(self._tokens[block]), int(self._rows[block]), int(self.index["dim"])
+        wanted = {name: [kind, [tokens]] for name, kind in TOKEN_FIELDS.items()}
+        wanted |= {"uid": ["I64", [rows]], "cu_seqlens": ["I64", [rows + 1]]}
+        wanted |= {"scale": ["F32", [tokens]]} if "scale" in self._fields else {}
+        for name in self._fields:
+            entry = found.get(name, {"dtype": "nothing", "shape": []})
+            kind, shape = entry["dtype"], entry["shape"]
+            expected = wanted.get(name, [kind if NAMES.get(kind) == self.index["dtype"] else self.index["dtype"], [tokens, dim]])
+            if [kind, shape] != expected:
+                raise self._damaged(f"{kind} {shape}, the index speaks of {expected[0]} {expected[1]}", block, name)
+        self._block_checked[block] = True
+
+    def _damaged(self, what: str, block: int, field: str = "") -> ShardError:
+        number = int(self._shard_of[block])
+        member = block - int(np.searchsorted(self._shard_of, number))
+        return damaged(what, self.folder / self._shards[number]["file"], f"{member:06d}.safetensors", field)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    index = read_json(folder / INDEX, "extract")
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        known = index.get("format") if isinstance(index, dict) else None
+        raise DataError(f"{folder / INDEX} is of format {known}, this version reads {FORMAT}; run dvc repro extract")
+    content = {key: value for key, value in index.items() if key != "fingerprint"}
+    whole = hashlib.sha256(json_bytes(content)).hexdigest() == index.get("fingerprint")
+    if not whole or json_bytes(index) != (folder / INDEX).read_bytes():
+        raise damaged("it is not what was written", folder / INDEX)
+    return index
+
+
+def _arrays(folder: Path, index: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / ROWS
+    if not path.is_file():
+        raise damaged(f"{INDEX} speaks of it, it does not exist", path)
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != index["rows"]:
+        raise damaged("it is not what was written", path)
+    try:
+        return load(data)
+    except SafetensorError as error:  # forged together with its hash
+        raise damaged(f"no safetensors ({error})", path) from None
+
+
+def _allow_files(count: int) -> None:
+    """Every shard stays open: ask for as many files as this process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
