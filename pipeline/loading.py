@@ -1,7 +1,7 @@
 """The microbatches of a training run, read ahead by threads. The only door to ``torchdata``.
 
-The rows of a step are a pure function of its number, those of a microbatch are fixed by the settings, and a process takes its share of
-a step's microbatches: neither threads nor processes change what is learned from, and any step can be the first.
+The rows of a step are a pure function of its number, those of a microbatch are fixed by the settings, and a process takes its
+share of a step's microbatches: neither threads nor processes change what is learned from, and any step can be the first.
 """
 
 import os

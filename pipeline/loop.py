@@ -92,14 +92,11 @@ def fit(
     optimise, average = optimizer(model), EMA(model, ema)
     curves, scratch = Curves(out / "curves.csv", writes=rank() == 0), snapshots.of(name)
     result = resume(scratch, out, model, optimise, average, train, accumulation)
-    batches = train.steps(result.steps, accumulation)
-    gradient = partial(
-        accumulate, model, supervision=supervision, runtime=runtime, sequences=train.sequences(accumulation), seed=train.seed
-    )
+    batches, sequences = train.steps(result.steps, accumulation), train.sequences(accumulation)
+    gradient = partial(accumulate, model, supervision=supervision, runtime=runtime, sequences=sequences, seed=train.seed)
     if not result.flops_per_step:
         first = list(islice(batches, COUNTED))
-        batches = chain(first, batches)
-        result.flops_per_step = _operations(gradient, first, runtime)
+        batches, result.flops_per_step = chain(first, batches), _operations(gradient, first, runtime)
     steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
     if steps < 1:
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")

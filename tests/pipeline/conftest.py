@@ -6,7 +6,8 @@ import torch
 from components.masking import exact_count
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
-from pipeline.shards import Shards, write_index, write_shard
+from pipeline.reader import Shards
+from pipeline.shards import write_index, write_shard
 
 
 @pytest.fixture
@@ -39,22 +40,36 @@ def shards_of(tmp_path, rows):
     """``shards_of(n)``: a folder of shards over ``rows(n)``, blocks of 4 rows, 12 rows a file; states hold 1000 draw + row."""
 
     def make(n, draws=2):
-        folder, entries = tmp_path / f"shards_{n}_{draws}", []
-        for split, draw in [("train", d) for d in range(draws)] + [("validation", 0)]:
-            for number, first in enumerate(range(0, n, 12)):
-                chosen = [torch.arange(i, min(i + 4, first + 12, n)) for i in range(first, min(first + 12, n), 4)]
-                blocks = [block(rows(n).take(c), 1000.0 * draw) for c in chosen]
-                entry = write_shard(folder / f"{split}-{draw}-{number}.tar", blocks)
-                entries.append({**entry, "split": split, "draw": draw})
-        write_index(folder, {"backbone": "b" * 64, "layer": 1, "mask_id": 100, "draws": draws, "shards": entries})
-        return Shards(folder)
+        return Shards(write_shards(tmp_path / f"shards_{n}_{draws}", rows(n), draws))
 
     return make
 
 
+def write_shards(folder, split, draws=2, channel=None, **plan):
+    """Shards as extraction writes them: every draw of ``split`` as train, and once more as validation."""
+    records = []
+    for name, draw in [("train", d) for d in range(draws)] + [("validation", 0)]:
+        for number, rows in enumerate(torch.arange(len(split)).split(12)):
+            blocks = [block(split.take(chosen), 1000.0 * draw) for chosen in rows.split(4)]
+            record = write_shard(folder / f"{name}-{draw:02d}-{number:05d}.tar", blocks, "i" * 64)
+            records.append({**record, "split": name, "draw": draw})
+    sizes = {"layer": 1, "dim": 2, "mask_id": 100, "pad_id": 101, "sequence": 6}
+    kind = {"backbone": "b" * 64, "draws": draws, "dtype": "float32", "padded": split.valid is not None}
+    write_index(folder, {**sizes, **kind, **plan}, records, channel)
+    return folder
+
+
 def block(split, offset=0.0):
-    """One block of states: what extraction writes for some rows."""
+    """One block of states: what extraction writes for some rows. States hold the row's first token + ``offset``."""
     noise = torch.rand(len(split), 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     masked, weights = exact_count(split.response, noise)
-    hidden = split.tokens.float()[..., None].expand(len(split), 6, 2) + offset
-    return {"uid": split.uid, "tokens": split.tokens, "masked": masked, "weights": weights, "hidden": hidden}
+    kept = torch.ones_like(masked) if split.valid is None else split.valid
+    return {
+        "uid": split.uid,
+        "cu_seqlens": torch.tensor([0, *kept.sum(1).tolist()]).cumsum(0),
+        "tokens": torch.where(masked, 100, split.tokens)[kept].int(),
+        "targets": split.tokens[kept].int(),
+        "masked": masked[kept],
+        "weights": weights[kept].float(),
+        "hidden": (split.tokens.float()[..., None].expand(len(split), 6, 2) + offset)[kept],
+    }
