@@ -54,7 +54,7 @@ class Batch:
 
     def pinned(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies while it computes."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda value: value.pin_memory() if value.device.type == "cpu" else value)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}

@@ -30,8 +30,7 @@ from pipeline.progress import Progress
 from pipeline.runtime import Runtime
 from pipeline.shards import INDEX, ROWS, Block, committed, free_bytes, write_index, write_shard
 
-BLOCK_BYTES, MOST_ROWS = 8 << 20, 256  # of a block: what is read at once without wasting memory
-SHARD_BYTES = 256 << 20
+MOST_ROWS = 256  # of a block
 BESIDE = 13  # bytes of a token's other fields: ids, targets, weight, mask
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, **EIGHT_BITS}
 
@@ -74,8 +73,8 @@ class Extraction:
     buckets: Sequence[int]
     dtype: str
     seed: int
-    shard_bytes: int = SHARD_BYTES
-    block_bytes: int = BLOCK_BYTES
+    shard_bytes: int
+    block_bytes: int
 
     def __post_init__(self) -> None:
         self.sources = {name: self._source(name) for name in ("train", "validation")}

@@ -95,10 +95,10 @@ class Training:
 
 
 def in_order(source: Source, batch_size: int) -> Iterator[tuple[int, Batch]]:
-    """Every row once, in stored order, with a last, smaller batch; this process's share of the batches, with their numbers."""
-    count = len(source.padded)
-    numbers = range(rank(), -(-count // batch_size), world())
-    chosen = [torch.arange(n * batch_size, min((n + 1) * batch_size, count)) for n in numbers]
+    """Every row once, shortest first, with a last, smaller batch; this process's share of the batches, with their numbers."""
+    batches = source.padded.argsort(stable=True).split(batch_size)
+    numbers = range(rank(), len(batches), world())
+    chosen = [batches[n] for n in numbers]
     batches = _read(((rows, torch.zeros_like(rows)) for rows in chosen), lambda pair: source.batch(*pair))
     return zip(numbers, batches, strict=True)
 

@@ -25,6 +25,8 @@ def run(
     dtype: Literal["fp32", "bf16", "int8", "fp8"],
     batch_size: int,
     buckets: Sequence[int],
+    shard_bytes: int,
+    block_bytes: int,
     seed: int,
     runtime: Runtime,
     verify: bool = False,
@@ -42,6 +44,8 @@ def run(
             space of bf16 (the measured error is in ``metrics.json``).
         batch_size: sequences that run through the trunk together.
         buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
+        shard_bytes: size of a tar at most (at least one batch).
+        block_bytes: size of a tar's member at most (at least one example, at most 256).
         seed: of the masks.
         runtime: where it computes.
         verify: check every byte of ``out`` instead (``--verify``).
@@ -58,5 +62,6 @@ def run(
     plan = Extraction(
         data, frozen, runtime,
         masking=masking, layer=layer, draws=draws, batch_size=batch_size, buckets=buckets, dtype=dtype, seed=seed,
+        shard_bytes=shard_bytes, block_bytes=block_bytes,
     )  # fmt: skip
     extract(plan, Path(out))
