@@ -84,8 +84,11 @@ def hidden_rms(model: TinyLM, source: Source, batch_size: int, runtime: Runtime)
     return float(kept.square().mean().sqrt())
 
 
-def skipped(out: str | Path) -> None:
-    """Metrics and curves of a phase that is switched off: zero steps."""
+def skipped(out: str | Path, save: Callable[[], None]) -> None:
+    """The model as it is, metrics and curves of a phase that is switched off: zero steps."""
+    if rank():
+        return
+    save()
     out = Path(out)
     write_json(out / "metrics.json", {"steps": 0, "flops": 0})
     write_atomic(out / "curves.csv", b"step,loss\n")

@@ -21,6 +21,7 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pipeline.closure import closure, gin_imports
 from pipeline.distributed import barrier, rank
 from pipeline.errors import DataError, UserError
 from pipeline.files import sha256, synced, verify
@@ -31,18 +32,19 @@ KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
 _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
-def key(text: str, code: Path) -> str:
-    """Identity of a stage's work: its settings, the manifests of the folders they name, and the project's code.
+def key(stage: str, text: str, code: Path) -> str:
+    """Identity of a stage's work: its settings, the manifests of the folders they name, and the code that they reach.
 
     Args:
+        stage: its name.
         text: resolved configuration.
         code: folder that holds the packages.
     """
     digest = hashlib.sha256(text.encode())
     manifests = [file for folder in folders_named_in(text) for file in sorted(folder.glob("*.json"))]
-    sources = [file for package in ("components", "pipeline", "stages") for file in sorted((code / package).glob("*.py"))]
-    for file in (*manifests, *sources):
-        digest.update(f"{file.name} {sha256(file)}".encode())
+    sources = closure({f"stages/{stage}.py", *gin_imports(text, code)}, code)
+    for name, file in (*((file.name, file) for file in manifests), *((name, code / name) for name in sources)):
+        digest.update(f"{name} {sha256(file)}".encode())
     return digest.hexdigest()
 
 

@@ -144,7 +144,7 @@ def _call(stage: str, text: str, out: str, track_config: str) -> None:
     if "DVC_STAGE" in os.environ or "RANK" in os.environ:
         process.die_with_parent()
     root = f"stages.{stage}.run"
-    identity = scratch.key(text, Path(__file__).resolve().parent.parent)
+    identity = scratch.key(stage, text, Path(__file__).resolve().parent.parent)
     run = _load(stage, text)
     digest = effective.digest(effective.settings(root))
     if out or "DVC_STAGE" not in os.environ:

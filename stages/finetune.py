@@ -45,8 +45,7 @@ def run(
     model = checkpoint.load_refined(joint, base, "joint", 0, recursion)
     save = partial(checkpoint.save_model, Path(out), model, base)
     if steps == 0:
-        save()
-        phase.skipped(out)
+        phase.skipped(out, save)
         return
     phase.train(
         "finetune", model, partial(examples, backbone=base), out, save, runtime,

@@ -10,7 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.__main__ import SECTIONS, STAGES
-from tests.closure import NEUTRAL, ROOT, closure, imports
+from pipeline.closure import NEUTRAL, imports
+from tests.closure import ROOT, closure
 
 PACKAGES = ("components", "pipeline", "stages")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -191,7 +192,7 @@ def test_editing_the_refiner_never_runs_the_trunk_again():
 
 
 def test_neutral_files_are_used():
-    used = {f for path in MODULES for f in imports(path)}
+    used = {f for path in MODULES for f in imports(path, ROOT)}
     assert used >= NEUTRAL
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline import scratch
+from pipeline.closure import imports
 from pipeline.errors import UserError
 
 
@@ -92,19 +93,25 @@ def test_abandoned_work_is_collected_by_age(root, monkeypatch):
         assert not old.exists()
 
 
-def test_the_key_changes_with_settings_inputs_and_code(tmp_path, monkeypatch):
+def test_the_key_changes_with_settings_inputs_and_the_code_that_they_reach(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("data", "code/pipeline"):
-        (tmp_path / folder).mkdir(parents=True)
+    code = tmp_path / "code"
+    for folder in (tmp_path / "data", code / "pipeline", code / "stages"):
+        folder.mkdir(parents=True)
     (tmp_path / "data/index.json").write_text("1")
-    (tmp_path / "code/pipeline/loop.py").write_text("1")
+    (code / "stages/warmup.py").write_text("from pipeline import loop\n")
+    for module in ("loop", "sources", "report"):
+        (code / f"pipeline/{module}.py").write_text("1")
 
     def now(text="x.shards = 'data'\n"):
-        return scratch.key(text, tmp_path / "code")
+        imports.cache_clear()
+        return scratch.key("warmup", f"from pipeline import sources\n{text}", code)
 
-    first = now()
-    assert now() == first and now("x.shards = 'data'\ny = 1\n") != first
-    (tmp_path / "data/index.json").write_text("2")
-    second = now()
-    (tmp_path / "code/pipeline/loop.py").write_text("2")
-    assert len({first, second, now()}) == 3
+    seen = [now()]
+    assert now() == seen[0] and now("x.shards = 'data'\ny = 1\n") != seen[0]
+    for file in ("data/index.json", "code/stages/warmup.py", "code/pipeline/loop.py", "code/pipeline/sources.py"):
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
+        seen.append(now())
+    assert len(set(seen)) == 5
+    (code / "pipeline/report.py").write_text("2")
+    assert now() == seen[-1]
