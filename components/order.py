@@ -83,4 +83,7 @@ class Order:
         whole = len(left) - len(left) % self.size
         steps += left[:whole].split(self.size) if whole else ()
         chosen = permutation(self.seed, STEPS + epoch, len(steps)).tolist()
+        if self.near:  # blocks stay together as far as lengths allow
+            place = rows.argsort()
+            chosen.sort(key=lambda i: int(place[steps[i][0]]))
         return torch.cat([first, *(steps[i] for i in chosen), left[whole:]])

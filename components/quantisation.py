@@ -17,11 +17,17 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 
 
 def calibrated(hidden: Float[Tensor, "tokens dim"], format: Format) -> Float[Tensor, "dim"]:
-    """Size of each channel: its rms over the tokens for int8, 1 for fp8, whose steps grow with the value."""
+    """Size of each channel: its rms over tokens of equal size for int8, 1 for fp8, whose steps grow with the value.
+
+    A channel that is nearly dead in the calibration batch counts as a tenth of the median: should it wake up later, it must not take
+    up the scale of its tokens.
+    """
     if format == "fp8":
         return torch.ones(hidden.shape[-1])
-    rms = hidden.float().square().mean(0).sqrt()
-    return rms.clamp_min(1e-6 * float(rms.max()) + torch.finfo(torch.float32).tiny).cpu()
+    tiny = torch.finfo(torch.float32).tiny
+    tokens = hidden.float() / hidden.float().square().mean(-1, keepdim=True).sqrt().clamp_min(tiny)
+    rms = tokens.square().mean(0).sqrt()
+    return rms.clamp_min(0.1 * float(rms.median()) + tiny).cpu()
 
 
 def quantised(
@@ -29,7 +35,7 @@ def quantised(
 ) -> tuple[Tensor, Float[Tensor, "tokens"]]:
     """States as eight-bit numbers (tokens, dim), and the scale of each token: hidden is about ``stored * scale * channel``."""
     levelled = hidden.float() / channel.to(hidden.device)
-    scale = levelled.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST[format]
+    scale = (levelled.abs().amax(-1) / LARGEST[format]).clamp_min(torch.finfo(torch.float32).tiny)  # never 0, even if flushed
     stored = (levelled / scale[:, None]).clamp(-LARGEST[format], LARGEST[format])
     return (stored.round() if format == "int8" else stored).to(DTYPES[format]), scale
 

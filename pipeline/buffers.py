@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 HELD = 16  # buffers that are kept for the next batches
-UNUSED = 3  # references to a buffer that nothing but its place in the list, the loop below and the count itself hold
+
+
+def _references(held: list[np.ndarray], place: int) -> int:
+    """To a buffer, this look at it included."""
+    return sys.getrefcount(held[place])
+
+
+UNUSED = _references([np.empty(1, np.uint8)], 0)  # that of a buffer which nothing but the list holds: differs among Pythons
 
 
 class Buffers:
@@ -21,11 +28,11 @@ class Buffers:
     def take(self, size: int) -> Tensor:
         """``size`` bytes, not initialised."""
         with self._lock:
-            for buffer in self._held:
+            held = self._held
+            for place in range(len(held)):
                 # A tensor over an array holds a reference to it for as long as any tensor shares its storage.
-                if buffer.nbytes >= size and sys.getrefcount(buffer) == UNUSED:
-                    break
-            else:
-                buffer = np.empty(size, np.uint8)
-                self._held = [*self._held[-HELD + 1 :], buffer]
-            return torch.from_numpy(buffer)[:size]
+                if held[place].nbytes >= size and _references(held, place) == UNUSED:
+                    return torch.from_numpy(held[place])[:size]
+            fresh = np.empty(size, np.uint8)
+            self._held = [*held[-HELD + 1 :], fresh]
+            return torch.from_numpy(fresh)[:size]

@@ -1,4 +1,4 @@
-"""What code a stage's results depend on: the files that its module and its settings import, followed to the end without running them.
+"""What code a stage's results depend on: the files that its module and its settings import, followed to the end but never run.
 
 Unfinished work is continued as long as none of these changes; dvc.yaml names them as dependencies (`make deps`).
 """

@@ -8,12 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from components import noise
 from components.batch import Batch
 from components.tiny_lm import TinyLM
+from pipeline.errors import DataError
 from pipeline.prepared import Split, Vocabulary
 from pipeline.reader import Shards
 
@@ -130,7 +132,10 @@ class Cached:
     def __init__(self, shards: Shards, split: str, buckets: Sequence[int] = (), near: int = 0) -> None:
         self.shards, self.near = shards, near
         draws = 1 if split == "validation" else int(shards.index["draws"])
-        self.positions = torch.stack([shards.rows(split, draw) for draw in range(draws)])
+        stored = [shards.rows(split, draw) for draw in range(draws)]
+        if any(not np.array_equal(shards.uid[rows], shards.uid[stored[0]]) for rows in stored):
+            raise DataError(f"{shards.folder}: draws of {split} do not hold the same rows; run dvc repro extract")
+        self.positions = torch.stack(stored)
         self.layer, self.fingerprint = int(shards.index["layer"]), shards.fingerprint
         first = self.positions[0]
         blocks = torch.from_numpy(shards.block)[first]

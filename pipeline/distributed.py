@@ -8,7 +8,6 @@ Every process holds the whole trained part; gradients are summed once, after the
 import contextlib
 import datetime
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from components.summation import pairwise
+from pipeline.process import Interrupted, Lost
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)  # a process waits so long for the others: loading and validation included
@@ -38,24 +38,38 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What fails within the block because another process is not there is ``Lost``; also a decorator."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).partition("] ")[2] or str(error)
+        raise Lost(f"lost the other processes ({reason.partition('. ')[0]}); run it again to continue") from None
+
+
+@contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Work together with the job's other processes within the block; all but the first print nothing but errors."""
     if world() == 1:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    try:
-        with contextlib.ExitStack() as stack:
-            if rank():
-                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with _together():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    with contextlib.ExitStack() as stack:
+        if rank():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
             yield
+        except Interrupted:  # it came to all: none ends, and has the others stopped, before the first has written what it did
             barrier()
-    finally:
-        if sys.exc_info()[0] is None:
-            dist.destroy_process_group()
+            raise
+        barrier()
+    dist.destroy_process_group()
 
 
+@_together()
 def barrier() -> None:
     """Wait for every process."""
     if world() > 1:
@@ -72,6 +86,7 @@ def first_alone() -> Iterator[None]:
         barrier()
 
 
+@_together()
 def any_of(flag: bool) -> bool:
     """Whether any process says so."""
     if world() == 1:
@@ -81,6 +96,7 @@ def any_of(flag: bool) -> bool:
     return bool(told)
 
 
+@_together()
 def gathered(value: T) -> list[T]:
     """Every process's value, in their order."""
     if world() == 1:
@@ -90,6 +106,7 @@ def gathered(value: T) -> list[T]:
     return found
 
 
+@_together()
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sum of every process's tensors, by the tree of ``components.summation`` over the processes; the same bits in each.
 

@@ -80,6 +80,7 @@ class Extraction:
         self.sources = {name: self._source(name) for name in ("train", "validation")}
         self.trunk = self.backbone.model().to(self.runtime.device).eval().requires_grad_(False)
         self.width = int(self.backbone.architecture["dim"]) * STORED[self.dtype].itemsize + BESIDE
+        self.width += 4 if self.dtype in EIGHT_BITS else 0  # the scale
         self.channel = self._calibration() if self.dtype in EIGHT_BITS else None
 
     def parts(self) -> list[Part]:
@@ -230,6 +231,8 @@ def _finish(extraction: Extraction, parts: list[Part], building: Path, out: Path
         out.mkdir(parents=True, exist_ok=True)
         for name in (*(part.file for part in parts), ROWS, "metrics.json", INDEX):
             shutil.move(building / name, out / name)
+    for part in parts:  # not before all is in its place: a kill on the way loses no more than what was moved
+        (building / part.file).with_suffix(".json").unlink()
 
 
 def _error(errors: list[Tensor]) -> dict[str, float]:

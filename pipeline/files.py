@@ -61,7 +61,7 @@ def read_json(path: Path, stage: str) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; it is written by stage {stage}: run dvc repro {stage}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); run dvc repro {stage} again") from None
 
 

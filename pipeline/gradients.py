@@ -55,6 +55,8 @@ def accumulate(
         torch.manual_seed(noise.key(seed, step, number))
         values = _backward(model, batch, supervision, runtime, sequences, statistics)
         if len(micro) == world() == 1:
+            for parameter in parameters:
+                parameter.grad = _taken(parameter)
             return values
         names = list(values)
         total.add([*(_taken(parameter) for parameter in parameters), torch.stack(list(values.values()))])
@@ -65,7 +67,7 @@ def accumulate(
 
 
 def _taken(parameter: nn.Parameter) -> Tensor:
-    """A parameter's gradient, which is removed from it."""
+    """A parameter's gradient, which is removed from it; zeros if nothing reached it, whoever computes."""
     gradient, parameter.grad = parameter.grad, None
     return torch.zeros_like(parameter) if gradient is None else gradient
 

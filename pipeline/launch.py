@@ -4,15 +4,22 @@ As many as the environment variable SLOTLOOP_PROCESSES says: it changes no resul
 ``torchrun`` itself; a stage sees by its environment that it is one of several.
 """
 
+import contextlib
+import hashlib
+import logging
 import os
 import re
 import signal
-import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from pipeline import process
 from pipeline.errors import ConfigError, UserError
 
 PROCESSES = "SLOTLOOP_PROCESSES"
+ERRORS = "SLOTLOOP_ERRORS"  # folder in which started processes leave their errors; what started them prints one
 GRACE = 120  # seconds that processes have after SIGTERM, to finish a step and save
 
 
@@ -34,8 +41,9 @@ def launch(arguments: list[str], processes: int) -> None:
     """Run ``python -m stages`` with ``arguments`` in several processes, and wait for all.
 
     Raises:
-        UserError: one of them failed: names it; the others were stopped.
+        UserError: the error of the first process that failed, or what became of it; the others were stopped.
         Interrupted: SIGTERM came, and all have saved.
+        KeyboardInterrupt: SIGINT came, and all have saved.
     """
     # Else a store of an earlier, killed attempt can answer, and processes wait for one another for ever (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
@@ -43,19 +51,52 @@ def launch(arguments: list[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    process.die_with_parent()
     options = ["--standalone", f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={GRACE}"]
+    options += ["--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"]  # SIGINT ends this process, which sends SIGTERM to all
+    logging.disable(logging.ERROR)  # the library tells of every signal; what happened is told once, below
     try:
-        main([*options, "-m", "stages", *arguments])
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        raise process.Interrupted("SIGTERM; run it again to continue") from None
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode
-        if code == -signal.SIGTERM or code == process.INTERRUPTED:
-            raise process.Interrupted("SIGTERM; run it again to continue") from None
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
-        raise UserError(f"process {rank} of {processes} {how}, the others were stopped; run it again to continue") from None
-    sys.stdout.flush()
+        with tempfile.TemporaryDirectory(prefix="slotloop-") as folder:
+            os.environ[ERRORS] = folder
+            try:
+                main([*options, f"--log-dir={folder}", "-m", "stages", *arguments])
+            except SignalException as error:
+                told = (text for rank in range(processes) if (text := _left(folder, rank)))
+                raise process.Interrupted(next(told, f"{error.sigval.name}; run it again to continue")) from None
+            except ChildFailedError as error:
+                raise _cause(error.failures, processes, folder) from None
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.pop(ERRORS, None)
+
+
+def told_elsewhere(message: str) -> bool:
+    """Whether this process need not print its error: what started it will, or another process of this machine has."""
+    if folder := os.environ.get(ERRORS):
+        Path(folder, f"error-{os.environ['RANK']}").write_text(message)
+        return True
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's; its folders of this attempt lie side by side
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes as soon as one has ended, and shall not leave this one silent
+        with contextlib.suppress(OSError):
+            try:
+                (Path(file).parent.parent / hashlib.sha256(message.encode()).hexdigest()).touch(exist_ok=False)
+            except FileExistsError:
+                return True
+    return False
+
+
+def _left(folder: str, rank: int) -> str:
+    file = Path(folder, f"error-{rank}")
+    return file.read_text() if file.is_file() else ""
+
+
+def _cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError:
+    """The error that ended the job: the first one that is not the consequence of another."""
+    rank, failure = min(failures.items(), key=lambda pair: (pair[1].exitcode == process.LOST, pair[1].timestamp))
+    code, told = failure.exitcode, _left(folder, rank)
+    if code in (-signal.SIGTERM, process.INTERRUPTED):
+        return process.Interrupted(told or "SIGTERM; run it again to continue")
+    if code < 0:
+        name = signal.Signals(-code).name
+        return UserError(f"process {rank} of {processes} was ended by {name}, the others were stopped; run it again to continue")
+    kind = ConfigError if code == 2 else UserError
+    return kind(told or f"process {rank} of {processes} failed with status {code}, the others were stopped")

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 143  # status of a process that SIGTERM ended
+LOST = 75  # status of a process that ended because another one of its job did
 
 
 def die_with_parent() -> None:
@@ -26,6 +27,10 @@ def die_with_parent() -> None:
 
 class Interrupted(UserError):
     """SIGTERM came; what was done so far is saved."""
+
+
+class Lost(UserError):
+    """Another process of the job has ended or does not answer."""
 
 
 @contextlib.contextmanager

@@ -5,10 +5,10 @@ signal). The small fields of a block are read together and kept. Python's lock i
 read ahead of a model that computes.
 """
 
-import hashlib
 import os
 import resource
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from pathlib import Path
@@ -16,17 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.buffers import Buffers
 from pipeline.errors import DataError
-from pipeline.files import json_bytes, read_json, sha256
-from pipeline.shards import FORMAT, INDEX, ROWS, TAR_UNIT, TOKEN_FIELDS, ShardError, damaged, layout
+from pipeline.files import sha256
+from pipeline.shardindex import STATES, read_index, read_table
+from pipeline.shards import SCALE, TAR_UNIT, TOKEN_FIELDS, ShardError, damaged, layout, wrong
 
-STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
-NAMES = {"F32": "float32", "BF16": "bfloat16", "I8": "int8", "F8_E4M3": "float8_e4m3fn"}
+NAMES = {"float32": "F32", "bfloat16": "BF16", "int8": "I8", "float8_e4m3fn": "F8_E4M3"}
 NUMPY = {"I32": "<i4", "F32": "<f4", "BOOL": "?"}
 KEPT = 256 << 20  # bytes of small fields that are kept
 
@@ -46,11 +44,9 @@ class Shards:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.index = _index(self.folder)
+        self.index = read_index(self.folder)
         self.fingerprint: str = self.index["fingerprint"]
-        arrays = _arrays(self.folder, self.index)
-        self.channel = arrays.pop("channel", None)
-        table = {name: value.numpy() for name, value in arrays.items()}
+        table, self.channel = read_table(self.folder, self.index)
         self._shards: list[dict[str, Any]] = self.index["shards"]
         self._fields: list[str] = self.index["fields"]
         self._offset, self._bytes, self._crc = table["block/offset"], table["block/bytes"], table["block/crc"]
@@ -64,17 +60,17 @@ class Shards:
         self._start = ends - self.length - np.concatenate([[0], ends])[first[self.block]]  # token of its block where a row begins
         self._width = int(self.index["dim"]) * STATES[self.index["dtype"]].itemsize  # bytes of one token's states
         self._hidden = self._starts[:, self._fields.index("hidden")]
-        small = {**TOKEN_FIELDS, **({"scale": "F32"} if "scale" in self._fields else {})}
+        small = {**TOKEN_FIELDS, **(SCALE if "scale" in self._fields else {})}
         self._packed = np.dtype([(name, NUMPY[kind]) for name, kind in small.items()])
         self._padding = np.zeros((), self._packed)
         self._padding["tokens"] = self._padding["targets"] = self.index["pad_id"]
         self._files: dict[int, int] = {}
-        self._columns: OrderedDict[int, np.ndarray] = OrderedDict()
+        weakref.finalize(self, _close, self._files)
+        self._columns: OrderedDict[int, memoryview] = OrderedDict()
         self._held = 0
         self._block_checked, self._row_checked = np.zeros(len(self._rows), bool), np.zeros(len(self.uid), bool)
         self._lock, self._buffers = threading.Lock(), Buffers()
         _allow_files(len(self._shards))
-        self._check_files()
 
     def rows(self, split: str, draw: int) -> Tensor:
         """Stored positions of one draw of a split, by ascending uid.
@@ -102,23 +98,26 @@ class Shards:
         blocks, lengths, starts = self.block[at], self.length[at], self._start[at]
         offsets = self._hidden[blocks] + starts * self._width
         states = self._buffers.take(len(at) * padded * self._width)
-        view, packed = memoryview(states.numpy().data), np.empty((len(at), padded), self._packed)
-        places = zip(at.tolist(), blocks.tolist(), lengths.tolist(), starts.tolist(), offsets.tolist(), strict=True)
-        line = padded * self._width
-        for i, (row, block, length, start, offset) in enumerate(places):
-            size, begin = length * self._width, i * line
+        packed = np.empty((len(at), padded), self._packed)
+        bytes_, view, small = states.numpy(), memoryview(states.numpy()), memoryview(packed.reshape(-1).view(np.uint8))
+        line, token = padded * self._width, self._packed.itemsize
+        columns = (at, blocks, self._shard_of[blocks], self._row_checked[at], lengths, starts, offsets)
+        for i, (row, block, number, checked, length, start, offset) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            size, begin, beside = length * self._width, i * line, i * padded * token
             piece = view[begin : begin + size]
-            if os.preadv(self._file(block), (piece,), offset) != size:
+            opened = self._files.get(number)
+            if os.preadv(self._open(number) if opened is None else opened, (piece,), offset) != size:
                 raise self._damaged("the file ends here", block, "hidden")
-            if not self._row_checked[row]:
+            if not checked:
                 self._check_row(row, block, piece)
-            columns = self._columns.get(block)
-            packed[i, :length] = (self._small(block) if columns is None else columns)[start : start + length]
+            held = self._columns.get(block)
+            held = self._small(block) if held is None else held
+            small[beside : beside + length * token] = held[start * token : (start + length) * token]
             if length < padded:
                 packed[i, length:] = self._padding
-                states[begin + size : begin + line] = 0
+                bytes_[begin + size : begin + line] = 0
         kind = STATES[self.index["dtype"]]
-        found = {name: torch.from_numpy(np.ascontiguousarray(packed[name])) for name in self._packed.names or ()}
+        found = {name: torch.from_numpy(packed[name].copy()) for name in self._packed.names or ()}
         hidden = states.view(kind).unflatten(0, (len(at), padded, -1))
         return {**found, "hidden": hidden, "length": torch.from_numpy(lengths)}
 
@@ -134,15 +133,6 @@ class Shards:
                 raise damaged(what, self.folder / shard["file"])
         return int(sum(shard["bytes"] for shard in self._shards))
 
-    def _check_files(self) -> None:
-        """What is cheap to see at once: files that are missing, cut, or of another size."""
-        for shard in self._shards:
-            path = self.folder / shard["file"]
-            if not path.is_file():
-                raise damaged("the index lists it, it does not exist", path)
-            if (size := path.stat().st_size) != shard["bytes"]:
-                raise damaged(f"{size} bytes, the index says {shard['bytes']}", path)
-
     def _file(self, block: int) -> int:
         number = int(self._shard_of[block])
         opened = self._files.get(number)
@@ -154,7 +144,10 @@ class Shards:
         path = self.folder / shard["file"]
         with self._lock:
             if number not in self._files:
-                opened = os.open(path, os.O_RDONLY)
+                try:
+                    opened = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise wrong(f"it cannot be read any more ({error.strerror})", path) from None
                 last = int(np.searchsorted(self._shard_of, number, side="right")) - 1
                 end = int(self._offset[last] + self._bytes[last])
                 if os.pread(opened, shard["bytes"] - end + 1, end) != bytes(shard["bytes"] - end):
@@ -168,8 +161,8 @@ class Shards:
             raise self._damaged(f"states of row {self.uid[row]} are not those that were written", block, "hidden")
         self._row_checked[row] = True
 
-    def _small(self, block: int) -> np.ndarray:
-        """The per-token fields of a block, one record a token."""
+    def _small(self, block: int) -> memoryview:
+        """The per-token fields of a block, one record a token, as bytes: numpy copies records field by field."""
         begin, end = int(self._offset[block]), int(self._offset[block] + self._bytes[block])
         hidden = int(self._hidden[block])
         after = hidden + int(self._tokens[block]) * self._width
@@ -180,15 +173,19 @@ class Shards:
         for name in self._packed.names or ():
             start = int(self._starts[block, self._fields.index(name)])
             part, at = (front, start - begin) if start < hidden else (back, start - after)
-            columns[name] = np.frombuffer(part, self._packed[name], len(columns), at)
+            try:
+                columns[name] = np.frombuffer(part, self._packed[name], len(columns), at)
+            except ValueError:
+                raise self._damaged("it does not lie within its block", block, name) from None
+        found = memoryview(columns.view(np.uint8))
         with self._lock:
             if block in self._columns:  # another thread was faster
-                return columns
-            self._columns[block] = columns
-            self._held += columns.nbytes
+                return found
+            self._columns[block] = found
+            self._held += found.nbytes
             while self._held > KEPT and len(self._columns) > 1:
                 self._held -= self._columns.popitem(last=False)[1].nbytes
-        return columns
+        return found
 
     def _bytes_at(self, block: int, begin: int, end: int) -> bytes:
         found = os.pread(self._file(block), end - begin, begin)
@@ -200,17 +197,20 @@ class Shards:
         """Tar header, fields and filling are those that were written, and the fields are those that the index speaks of."""
         if zlib.crc32(front[:TAR_UNIT], zlib.crc32(back, zlib.crc32(front[TAR_UNIT:]))) != self._crc[block]:
             raise self._damaged("what stands beside the states is not what was written", block)
-        found = layout(front[TAR_UNIT:])[0]
+        try:
+            found, base = layout(front[TAR_UNIT:])
+        except ValueError as error:
+            raise self._damaged(str(error), block) from None
         tokens, rows, dim = int(self._tokens[block]), int(self._rows[block]), int(self.index["dim"])
-        wanted = {name: [kind, [tokens]] for name, kind in TOKEN_FIELDS.items()}
-        wanted |= {"uid": ["I64", [rows]], "cu_seqlens": ["I64", [rows + 1]]}
-        wanted |= {"scale": ["F32", [tokens]]} if "scale" in self._fields else {}
-        for name in self._fields:
-            entry = found.get(name, {"dtype": "nothing", "shape": []})
-            kind, shape = entry["dtype"], entry["shape"]
-            expected = wanted.get(name, [kind if NAMES.get(kind) == self.index["dtype"] else self.index["dtype"], [tokens, dim]])
-            if [kind, shape] != expected:
-                raise self._damaged(f"{kind} {shape}, the index speaks of {expected[0]} {expected[1]}", block, name)
+        wanted = {name: (kind, [tokens]) for name, kind in {**TOKEN_FIELDS, **SCALE}.items()}
+        wanted |= {"uid": ("I64", [rows]), "cu_seqlens": ("I64", [rows + 1]), "hidden": (NAMES[self.index["dtype"]], [tokens, dim])}
+        origin = int(self._offset[block]) + TAR_UNIT + base
+        for name, start in zip(self._fields, self._starts[block].tolist(), strict=True):
+            kind, shape, offsets = (found.get(name, {}).get(key) for key in ("dtype", "shape", "data_offsets"))
+            if (kind, shape) != wanted[name]:
+                raise self._damaged(f"{kind} {shape}, the index speaks of {wanted[name][0]} {wanted[name][1]}", block, name)
+            if not isinstance(offsets, list) or offsets[:1] != [start - origin]:
+                raise self._damaged(f"it lies at {offsets}, the index says {start - origin}", block, name)
         self._block_checked[block] = True
 
     def _damaged(self, what: str, block: int, field: str = "") -> ShardError:
@@ -219,29 +219,9 @@ class Shards:
         return damaged(what, self.folder / self._shards[number]["file"], f"{member:06d}.safetensors", field)
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    index = read_json(folder / INDEX, "extract")
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        known = index.get("format") if isinstance(index, dict) else None
-        raise DataError(f"{folder / INDEX} is of format {known}, this version reads {FORMAT}; run dvc repro extract")
-    content = {key: value for key, value in index.items() if key != "fingerprint"}
-    whole = hashlib.sha256(json_bytes(content)).hexdigest() == index.get("fingerprint")
-    if not whole or json_bytes(index) != (folder / INDEX).read_bytes():
-        raise damaged("it is not what was written", folder / INDEX)
-    return index
-
-
-def _arrays(folder: Path, index: dict[str, Any]) -> dict[str, Tensor]:
-    path = folder / ROWS
-    if not path.is_file():
-        raise damaged(f"{INDEX} speaks of it, it does not exist", path)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != index["rows"]:
-        raise damaged("it is not what was written", path)
-    try:
-        return load(data)
-    except SafetensorError as error:  # forged together with its hash
-        raise damaged(f"no safetensors ({error})", path) from None
+def _close(files: dict[int, int]) -> None:
+    for opened in files.values():
+        os.close(opened)
 
 
 def _allow_files(count: int) -> None:

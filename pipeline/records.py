@@ -274,7 +274,8 @@ def _start_sender(record: Record, track_config: str) -> subprocess.Popen[bytes]:
     """A process of its own session: it outlives the run if it must, and holds none of its pipes."""
     command = [sys.executable, "-m", "stages", "track", "--follow", str(record.folder.resolve())]
     command += ["--config", track_config] if track_config and Path(track_config).is_file() else []
-    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    of_the_job = ("DVC_STAGE", "RANK", "WORLD_SIZE", "SLOTLOOP_ERRORS", "TORCHELASTIC_ERROR_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in of_the_job}
     code = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH", ""))))
     with (record.folder / "log").open("ab") as log:

@@ -29,8 +29,10 @@ Layout = dict[str, dict[str, Any]]  # field -> dtype, shape, data_offsets, as a 
 FORMAT = 2
 INDEX, ROWS = "index.json", "index.safetensors"
 TAR_UNIT = 512
+DTYPES = {"I32": torch.int32, "I64": torch.int64, "F32": torch.float32, "BOOL": torch.bool}
 TOKEN_FIELDS = {"tokens": "I32", "targets": "I32", "masked": "BOOL", "weights": "F32"}  # beside the states
-ROW_FIELDS = {"uid": "I64"}
+ROW_FIELDS = {"uid": "I64", "cu_seqlens": "I64"}
+SCALE = {"scale": "F32"}  # of states in eight bits, a token's
 
 
 class ShardError(DataError):
@@ -90,12 +92,12 @@ def committed(path: Path, identity: str) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
         return record if record["identity"] == identity and path.stat().st_size == record["bytes"] else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def write_index(folder: Path, plan: dict[str, Any], records: list[dict[str, Any]], channel: Tensor | None = None) -> None:
-    """Write ``index.safetensors`` (a line per block and per row) and, last of all, ``index.json``; commit records are removed.
+    """Write ``index.safetensors`` (a line per block and per row) and, last of all, ``index.json``.
 
     Args:
         folder: of the shards.
@@ -114,6 +116,9 @@ def write_index(folder: Path, plan: dict[str, Any], records: list[dict[str, Any]
         known |= set(record["uid"])
     blocks = [block for record in records for block in record["blocks"]]
     fields = sorted(blocks[0]["fields"])
+    for record in records:
+        if any(sorted(block["fields"]) != fields for block in record["blocks"]):
+            raise wrong(f"other fields than in {records[0]['file']}: {', '.join(fields)}", folder / record["file"])
     columns = {
         "block/offset": [b["offset"] for b in blocks],
         "block/bytes": [b["bytes"] for b in blocks],
@@ -134,8 +139,6 @@ def write_index(folder: Path, plan: dict[str, Any], records: list[dict[str, Any]
     index = {**plan, "format": FORMAT, "fields": fields, "rows": hashlib.sha256(data).hexdigest(), "shards": shards}
     index["fingerprint"] = hashlib.sha256(json_bytes(index)).hexdigest()
     write_durably(folder / INDEX, json_bytes(index))
-    for record in records:
-        (folder / record["file"]).with_suffix(".json").unlink(missing_ok=True)
 
 
 def layout(data: bytes | memoryview) -> tuple[Layout, int]:
@@ -147,7 +150,12 @@ def layout(data: bytes | memoryview) -> tuple[Layout, int]:
     size = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if not 0 < size <= len(data) - 8:
         raise ValueError("no safetensors header")
-    found = json.loads(bytes(data[8 : 8 + size]))
+    try:
+        found = json.loads(bytes(data[8 : 8 + size]))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise ValueError("no safetensors header")
     found.pop("__metadata__", None)
     return found, 8 + size
 
@@ -176,15 +184,18 @@ def _finish(record: dict[str, Any], temporary: Path, hashed: _Hashed) -> None:
 
 def _check(block: Block, path: Path, member: str) -> None:
     """Fields of a block fit each other, and its states are numbers."""
-    wanted = {"hidden", "cu_seqlens", *TOKEN_FIELDS, *ROW_FIELDS}
-    if amiss := wanted ^ (set(block) - {"scale"}):
+    wanted = {"hidden", *TOKEN_FIELDS, *ROW_FIELDS}
+    if amiss := wanted ^ (set(block) - set(SCALE)):
         raise wrong(f"a block has {', '.join(sorted(wanted))}, these are amiss: {', '.join(sorted(amiss))}", path, member)
     rows, tokens = len(block["uid"]), len(block["hidden"])
-    lengths = block["cu_seqlens"].diff()
-    if len(lengths) != rows or int(block["cu_seqlens"][-1]) != tokens or not bool((lengths > 0).all()):
+    cuts, lengths = block["cu_seqlens"], block["cu_seqlens"].diff()
+    if len(cuts) != rows + 1 or (int(cuts[0]), int(cuts[-1])) != (0, tokens) or not bool((lengths > 0).all()):
         raise wrong(f"{len(lengths)} lengths of {tokens} tokens do not cut {rows} rows", path, member, "cu_seqlens")
+    kinds = {**TOKEN_FIELDS, **ROW_FIELDS, **SCALE}
     for name, tensor in block.items():
-        if name not in ("cu_seqlens", "uid") and len(tensor) != tokens:
+        if name in kinds and tensor.dtype != DTYPES[kinds[name]]:
+            raise wrong(f"{tensor.dtype} instead of {DTYPES[kinds[name]]}", path, member, name)
+        if name not in ROW_FIELDS and len(tensor) != tokens:
             raise wrong(f"{len(tensor)} tokens, hidden has {tokens}", path, member, name)
         if tensor.dtype.itemsize > 1 and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise wrong("non-finite numbers; check the backbone", path, member, name)

@@ -19,20 +19,23 @@ STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "cont
 SECTIONS = (*STAGES, "track")  # what params.yaml configures
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
 SWITCHES, VALUES = ("check", "print-config", "help", "ship", "verify"), ("config", "out", "device", "follow")
+STATUS = {ConfigError: 2, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # of the process, by its error
 OWN = {"ship": "track", "follow": "track", "verify": "extract"}  # flags of one stage alone
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 and 143 ended by a signal."""
     try:
         fire.Fire(command, command=normalised(arguments), name="python -m stages")
     except UserError as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends where it called
-        who = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"error: {who}{message}", file=sys.stderr)
-        return process.INTERRUPTED if isinstance(error, process.Interrupted) else 2 if isinstance(error, ConfigError) else 1
+        if not launch.told_elsewhere(message):
+            who = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+            print(f"error: {who}{message}", file=sys.stderr)
+        return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not launch.told_elsewhere("interrupted"):
+            print("interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -107,6 +110,8 @@ def command(
             raise ConfigError(f"configure has no settings; name a stage: {', '.join(SECTIONS)}")
         configure.run(out="" if check else out or "build/config", stages=SECTIONS)
         return
+    if stage != "track" and ("DVC_STAGE" in os.environ or "RANK" in os.environ):
+        process.die_with_parent()
     text = _text(stage, config, overrides)
     if usage:
         print(describe.help_text(stage), end="")
@@ -141,8 +146,6 @@ def _call(stage: str, text: str, out: str, track_config: str) -> None:
     """Run the stage; outside DVC its output goes to ``runs/``, never over what DVC tracks."""
     from pipeline import distributed, records, scratch  # these bring torch, which checks and help do without
 
-    if "DVC_STAGE" in os.environ or "RANK" in os.environ:
-        process.die_with_parent()
     root = f"stages.{stage}.run"
     identity = scratch.key(stage, text, Path(__file__).resolve().parent.parent)
     run = _load(stage, text)

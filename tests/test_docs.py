@@ -19,8 +19,9 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """What the page on settings lets a user type."""
-    lines = [line for block in blocks("docs/configuration.md", "sh") for line in block.splitlines()]
+    """What the pages on settings and data let a user type."""
+    pages = ("docs/configuration.md", "docs/data.md")
+    lines = [line for page in pages for block in blocks(page, "sh") for line in block.splitlines()]
     return [line.partition("  #")[0].strip() for line in lines]
 
 
@@ -54,7 +55,7 @@ def clone(tmp_path_factory):
 @pytest.mark.slow
 def test_every_command_runs(clone):
     typed = commands()
-    assert len(typed) >= 22
+    assert len(typed) >= 24
     for command in typed:
         log = clone.with_name("log")  # a file: workers that a command leaves behind would hold a pipe open
         with log.open("wb") as out:

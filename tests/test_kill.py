@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT, workspace
+from pipeline.process import INTERRUPTED
+from tests.conftest import workspace
 from tests.dvc import (
     LONG,
     LONG_WARMUP,
@@ -34,6 +34,7 @@ from tests.dvc import (
     steps_of,
     wait_until,
 )
+from tests.jobs import completed, start
 
 pytestmark = pytest.mark.slow
 KILLS = 10
@@ -41,24 +42,7 @@ STEPS = 40
 OVERRIDES = (f"loop.fit.steps={STEPS}", "loop.fit.save_every=1", "loop.fit.validate_every=7", "loop.fit.log_every=5")
 
 
-def start(folder: Path, stage: str, *overrides: str) -> subprocess.Popen[bytes]:
-    """A stage as DVC starts it: a process of its own, in the workspace, its outputs removed."""
-    shutil.rmtree(folder / "outputs" / stage, ignore_errors=True)
-    settings = {"DVC_STAGE": stage, "DVC_ROOT": str(folder), "SLOTLOOP_TRACKING": "off"}
-    env = {**os.environ, **settings, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stages", stage, *overrides]
-    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def completed(folder: Path, stage: str, *overrides: str) -> dict[str, bytes]:
-    """What a stage writes if nothing stops it."""
-    process = start(folder, stage, *overrides)
-    error = process.communicate()[1]
-    assert process.returncode == 0, error.decode()
-    return content(folder / "outputs" / stage)
-
-
-def stopped(process: subprocess.Popen[bytes], number: signal.Signals, moment: Callable[[], object], delay: float = 0.0) -> bool:
+def stopped(process: subprocess.Popen[str], number: signal.Signals, moment: Callable[[], object], delay: float = 0.0) -> bool:
     """Poll for a moment without a pause, freeze the process, and if it still is that moment send the signal.
 
     Returns:
@@ -76,10 +60,10 @@ def stopped(process: subprocess.Popen[bytes], number: signal.Signals, moment: Ca
                 process.send_signal(number)
             process.send_signal(signal.SIGCONT)
     process.communicate()
-    return process.returncode == -number
+    return process.returncode == (INTERRUPTED if number == signal.SIGTERM else -number)
 
 
-def is_frozen(process: subprocess.Popen[bytes]) -> bool:
+def is_frozen(process: subprocess.Popen[str]) -> bool:
     return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
 
 
@@ -126,6 +110,34 @@ def test_a_stage_that_is_asked_to_end_continues_too(copy_of, uninterrupted):
         interrupted += stopped(start(copy_of, "warmup", *OVERRIDES), signal.SIGTERM, moment, rng.uniform(0, 0.05))
     assert interrupted >= 3 and snapshot(copy_of, "warmup") > 0
     assert completed(copy_of, "warmup", *OVERRIDES) == uninterrupted
+
+
+def test_a_stage_that_is_asked_to_end_loses_no_step(copy_of):
+    seldom = (f"loop.fit.steps={STEPS}", "loop.fit.save_every=1000", "loop.fit.validate_every=1000", "loop.fit.log_every=1")
+    with start(copy_of, "warmup", *seldom) as process:
+        told = "".join(itertools.takewhile(lambda line: not line.startswith("warmup: step 5/"), process.stdout))
+        process.terminate()
+        rest, error = process.stdout.read(), process.stderr.read()
+    told = [*steps_of(told, "warmup"), 5, *steps_of(rest, "warmup")]
+    assert process.returncode == INTERRUPTED and told == list(range(1, len(told) + 1)) and len(told) < STEPS
+    assert error == f"error: warmup: SIGTERM after step {len(told)} of {STEPS}; run it again to continue from there\n"
+    assert snapshot(copy_of, "warmup") == len(told)
+    process = start(copy_of, "warmup", *seldom)
+    rest, _ = process.communicate()
+    assert process.returncode == 0 and steps_of(rest, "warmup") == list(range(len(told) + 1, STEPS + 1))
+    continued = content(copy_of / "outputs/warmup")
+    assert completed(copy_of, "warmup", *seldom) == continued
+
+
+def test_a_training_run_resumed_ten_times_under_changing_reader_threads_gives_the_uninterrupted_runs_curves(copy_of, uninterrupted):
+    for readers in itertools.islice(itertools.cycle("0124"), KILLS):
+        before = snapshot(copy_of, "warmup")
+        process = start(copy_of, "warmup", *OVERRIDES, SLOTLOOP_READERS=readers)
+        assert stopped(process, signal.SIGKILL, partial(reached, copy_of, before + 2))
+        assert before + 2 <= snapshot(copy_of, "warmup") < STEPS
+    finished = completed(copy_of, "warmup", *OVERRIDES, SLOTLOOP_READERS="4")
+    assert finished["curves.csv"].count(b"\n") == STEPS + 1
+    assert finished == uninterrupted
 
 
 def test_a_kill_while_a_snapshot_is_written(copy_of, uninterrupted):

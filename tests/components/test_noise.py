@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.noise import permutation, uniform
+from components.noise import key, permutation, uniform
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -56,6 +56,16 @@ def test_a_sequence_gets_the_same_noise_in_any_batch(seed, stream, uids, data):
         assert torch.equal(place, whole[row])
 
 
+@hypothesis_settings
+@given(KEYS, st.lists(st.tuples(KEYS, INT64), min_size=1, max_size=6))
+def test_a_stream_of_each_sequence_gives_what_it_gives_alone(seed, keys):
+    streams, uids = torch.tensor([stream for stream, _ in keys]), torch.tensor([uid for _, uid in keys])
+    together = uniform(seed, streams, uids, 3)
+    for row, (stream, uid) in zip(together, keys, strict=True):
+        assert torch.equal(row, uniform(seed, stream, torch.tensor([uid]), 3)[0])
+        assert row.tolist() == reference(seed, stream, uid, 3)
+
+
 def test_fewer_numbers_are_a_prefix_of_more():
     uid = torch.arange(5)
     assert torch.equal(uniform(0, 1, uid, 3), uniform(0, 1, uid, 8)[:, :3])
@@ -102,3 +112,23 @@ def test_permutation_puts_every_number_in_every_place_equally_often():
     for number in range(4):
         shares = (places == number).double().mean(0)
         assert (shares - 0.25).abs().max() < 4 * math.sqrt(0.25 * 0.75 / 2000)
+
+
+@hypothesis_settings
+@given(st.lists(INT64, max_size=4))
+def test_key_mixes_its_numbers_one_after_the_other(numbers):
+    mixed = 0
+    for number in numbers:
+        mixed = SplitMix64.mix(mixed + number + 1)
+    assert key(*numbers) == mixed % 2**63
+
+
+def test_keys_of_neighbouring_numbers_all_differ_and_seed_a_generator():
+    keys = {key(seed, step, part) for seed in range(10) for step in range(50) for part in range(10)}
+    assert len(keys) == 5000
+    draws = torch.tensor([torch.rand((), generator=torch.Generator().manual_seed(k)) for k in sorted(keys)])
+    assert abs(draws.double().mean().item() - 0.5) < 4 / math.sqrt(12 * 5000)
+
+
+def test_key_tells_order_and_number_of_its_numbers_apart():
+    assert len({key(*numbers) for numbers in ((0,), (0, 0), (0, 1), (1, 0), (1,), (0, 0, 0), (0, 1, 0), (0, 0, 1))}) == 8

@@ -1,13 +1,18 @@
 """Fixtures of the pipeline's tests: a machine to compute on, and handmade data small enough to read."""
 
+import hashlib
+import zlib
+
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from components.masking import exact_count
+from pipeline.files import json_bytes, read_json, sha256
 from pipeline.prepared import Split, Vocabulary
-from pipeline.runtime import Runtime
 from pipeline.reader import Shards
-from pipeline.shards import write_index, write_shard
+from pipeline.runtime import Runtime
+from pipeline.shards import TAR_UNIT, frame_crc, write_index, write_shard
 
 
 @pytest.fixture
@@ -57,6 +62,45 @@ def write_shards(folder, split, draws=2, channel=None, **plan):
     kind = {"backbone": "b" * 64, "draws": draws, "dtype": "float32", "padded": split.valid is not None}
     write_index(folder, {**sizes, **kind, **plan}, records, channel)
     return folder
+
+
+def put(path, content):
+    """Write a file anew: to write over one takes a hundred times as long, for ext4 then waits for the disk."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def forge(folder, in_index=lambda index: None, in_table=lambda table: None):
+    """Change what the index and its table hold, and make all hashes agree again: what an accident never does."""
+    table = load_file(folder / "index.safetensors")
+    in_table(table)
+    put(folder / "index.safetensors", save({name: value.contiguous() for name, value in table.items()}))
+    index = read_json(folder / "index.json", "extract")
+    index["rows"] = sha256(folder / "index.safetensors")
+    in_index(index)
+    content = json_bytes({key: value for key, value in index.items() if key != "fingerprint"})
+    index["fingerprint"] = hashlib.sha256(content).hexdigest()
+    put(folder / "index.json", json_bytes(index))
+
+
+def forge_block(folder, number, change, in_table=lambda table: None):
+    """Replace a block, of all blocks the given one, by as many other bytes, and make all checksums agree again."""
+    index, table = read_json(folder / "index.json", "extract"), load_file(folder / "index.safetensors")
+    files = [shard["file"] for shard in index["shards"] for _ in range(shard["blocks"])]
+    begin, size = int(table["block/offset"][number]), int(table["block/bytes"][number])
+    content = (folder / files[number]).read_bytes()
+    forged = change(content[begin : begin + size])
+    assert len(forged) == size
+    put(folder / files[number], content[:begin] + forged + content[begin + size :])
+    states = int(table["block/fields"][number, index["fields"].index("hidden")]) - begin - TAR_UNIT
+    lengths = table["row/length"].split(table["block/rows"].tolist())[number]
+    end = states + int(lengths.sum()) * index["dim"] * getattr(torch, index["dtype"]).itemsize
+
+    def sealed(table):
+        table["block/crc"][number] = zlib.crc32(forged[:TAR_UNIT], frame_crc(forged[TAR_UNIT:], states, end))
+        in_table(table)
+
+    forge(folder, in_table=sealed)
 
 
 def block(split, offset=0.0):

@@ -32,5 +32,7 @@ def test_files_without_influence_on_numbers_are_left_out(code):
 
 
 def test_gin_text_names_files(code):
-    text = "from __gin__ import dynamic_registration\nfrom components import d\nfrom pipeline.inner import e\nfrom torch import nn\n"
+    text = (
+        "from __gin__ import dynamic_registration\nfrom components import d\nfrom pipeline.inner import e\nfrom torch import nn\n"
+    )
     assert gin_imports(text, code) == {"components/d.py", "pipeline/inner/e.py"}

@@ -44,6 +44,14 @@ def test_nothing_is_written_before_a_flush(tmp_path):
     assert not (tmp_path / "c.csv").exists()
 
 
+def test_of_several_processes_the_first_alone_writes(tmp_path):
+    curves = Curves(tmp_path / "deep/c.csv", writes=False)
+    for step in (0, 1):
+        curves.record(step, {"loss": torch.tensor(0.5 + step)})
+        assert curves.flush() == [{"step": step, "loss": 0.5 + step}]
+    assert curves.flush() == [] and not (tmp_path / "deep").exists()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-30, 123456789.0])
 def test_extreme_values_come_back(tmp_path, value):
     curves = Curves(tmp_path / "c.csv")

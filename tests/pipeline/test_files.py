@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+from pipeline.files import put_durably, read_json, sha256, verify, write_atomic, write_durably, write_json
 
 
 @settings(max_examples=25, deadline=None)
@@ -36,19 +36,49 @@ def test_writing_makes_folders_and_leaves_nothing_beside(tmp_path):
     assert [p.name for p in (tmp_path / "a/b").iterdir()] == ["c.bin"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+WRITERS = pytest.mark.parametrize("write", [write_atomic, write_durably])
+
+
+@pytest.mark.parametrize(("write", "failing"), [(write_atomic, "replace"), (write_durably, "replace"), (write_durably, "fsync")])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, write, failing):
     write_atomic(tmp_path / "f", b"old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, failing, lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_atomic(tmp_path / "f", b"new")
+        write(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old"
 
 
+@pytest.fixture
+def recorded(monkeypatch):
+    """What reached the disk, as inodes, and names that were given, in their order."""
+    steps, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: steps.append(os.fstat(fd).st_ino) or sync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: steps.append((a.name, b.name)) or replace(a, b))
+    return steps
+
+
+def test_what_is_put_durably_reaches_the_disk_before_its_name_does(tmp_path, recorded):
+    """Content, name, folder: a power cut leaves the file whole or absent."""
+    (tmp_path / "f.part").write_bytes(b"data")
+    put_durably(tmp_path / "f.part", tmp_path / "f")
+    assert recorded == [(tmp_path / "f").stat().st_ino, ("f.part", "f"), tmp_path.stat().st_ino]
+    assert (tmp_path / "f").read_bytes() == b"data" and not (tmp_path / "f.part").exists()
+
+
+def test_writing_durably_goes_the_same_way(tmp_path, recorded):
+    write_durably(tmp_path / "a/f", b"old")
+    write_durably(tmp_path / "a/f", b"new")
+    file, folder = (tmp_path / "a/f").stat().st_ino, (tmp_path / "a").stat().st_ino
+    assert recorded[3:] == [file, ("f.tmp", "f"), folder] and recorded[1:3] == recorded[4:]
+    assert (tmp_path / "a/f").read_bytes() == b"new" and [p.name for p in (tmp_path / "a").iterdir()] == ["f"]
+
+
+@WRITERS
 @pytest.mark.parametrize("link", [os.symlink, os.link])
-def test_a_link_into_a_cache_is_replaced_not_written_through(tmp_path, link):
+def test_a_link_into_a_cache_is_replaced_not_written_through(tmp_path, link, write):
     (tmp_path / "cache").write_bytes(b"cached")
     link(tmp_path / "cache", tmp_path / "f")
-    write_atomic(tmp_path / "f", b"new")
+    write(tmp_path / "f", b"new")
     assert (tmp_path / "cache").read_bytes() == b"cached" and (tmp_path / "f").read_bytes() == b"new"
 
 

@@ -2,11 +2,13 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
 from components.ema import EMA
 from components.optim import adamw
+from pipeline.errors import DataError
 from pipeline.fitstate import Fit, progress_of, resume
 from pipeline.scratch import Scratch
 
@@ -19,6 +21,20 @@ class Half(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.frozen = nn.Parameter(torch.randn(3, generator=generator), requires_grad=False)
         self.trained = nn.Parameter(torch.randn(3, generator=generator))
+
+
+class Order:
+    """As much of the microbatches as a snapshot knows."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+
+    def state(self, step, accumulation):
+        return {"step": step, "accumulation": accumulation, "seed": self.seed}
+
+    def check(self, state, accumulation):
+        if state != self.state(state["step"], accumulation):
+            raise DataError("another order")
 
 
 def state(seed, steps=0):
@@ -40,10 +56,10 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
     model, optimizer, average = state(seed=0, steps=3)
     result = Fit(steps=3, flops_per_step=7, best_step=2, best_loss=0.5, validation=[{"step": 2, "loss": 0.5}])
     (tmp_path / "out").mkdir()
-    Scratch(tmp_path / "scratch").save(3, *progress_of(model, optimizer, average, result), tmp_path / "out")
+    Scratch(tmp_path / "scratch").save(3, *progress_of(model, optimizer, average, result, Order(), 2), tmp_path / "out")
     other, its_optimizer, its_average = state(seed=1)
     other.frozen.data.copy_(model.frozen)
-    found = resume(Scratch(tmp_path / "scratch"), tmp_path / "out", other, its_optimizer, its_average)
+    found = resume(Scratch(tmp_path / "scratch"), tmp_path / "out", other, its_optimizer, its_average, Order(), 2)
     assert found == result
     for _ in range(2):
         step(model, optimizer, average)
@@ -53,14 +69,38 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
 
 
 def test_frozen_weights_are_not_part_of_it():
-    tensors, _ = progress_of(*state(seed=0, steps=1), Fit())
+    tensors, _ = progress_of(*state(seed=0, steps=1), Fit(), Order(), 1)
     assert "model/trained" in tensors and "model/frozen" not in tensors
 
 
 def test_without_a_snapshot_a_run_begins_anew(tmp_path):
     (tmp_path / "curves.csv").write_text("step,loss\n0,1\n")
-    assert resume(Scratch(tmp_path / "none"), tmp_path, *state(seed=0)) == Fit()
+    assert resume(Scratch(tmp_path / "none"), tmp_path, *state(seed=0), Order(), 1) == Fit()
     assert not (tmp_path / "curves.csv").exists()
+
+
+@pytest.mark.parametrize(("order", "accumulation"), [(Order(seed=1), 2), (Order(), 3)])
+def test_a_snapshot_of_another_order_of_examples_is_refused(tmp_path, order, accumulation):
+    snapshot = progress_of(*state(seed=0, steps=3), Fit(steps=3), Order(), 2)
+    assert snapshot[1]["order"] == {"step": 3, "accumulation": 2, "seed": 0}
+    (tmp_path / "out").mkdir()
+    Scratch(tmp_path / "scratch").save(3, *snapshot, tmp_path / "out")
+    with pytest.raises(DataError, match="another order"):
+        resume(Scratch(tmp_path / "scratch"), tmp_path / "out", *state(seed=0), order, accumulation)
+
+
+def test_other_processes_resume_without_touching_files(tmp_path, monkeypatch):
+    trained = state(seed=0, steps=3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/curves.csv").write_text("saved")
+    Scratch(tmp_path / "scratch").save(3, *progress_of(*trained, Fit(steps=3), Order(), 2), tmp_path / "out")
+    (tmp_path / "out/curves.csv").write_text("later")
+    monkeypatch.setenv("RANK", "1")
+    model, *rest = state(seed=0)
+    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", model, *rest, Order(), 2) == Fit(steps=3)
+    assert torch.equal(model.trained, trained[0].trained)
+    assert resume(Scratch(tmp_path / "none"), tmp_path / "out", *state(seed=0), Order(), 2) == Fit()
+    assert (tmp_path / "out/curves.csv").read_text() == "later"
 
 
 def test_patience_counts_validations_since_the_best():

@@ -1,8 +1,11 @@
-"""The training loop on a model of a few hundred weights: accumulation, non-finite losses, validation, what is saved, compute."""
+"""The training loop on a model of a few hundred weights: accumulation, losses, validation, what is saved, going on, compute."""
 
-from dataclasses import replace
+import os
+import shutil
+import signal
+from dataclasses import asdict, replace
 from functools import partial
-from itertools import pairwise
+from itertools import count, cycle, islice, pairwise
 
 import pytest
 import torch
@@ -11,29 +14,39 @@ from components.masking import exact_count
 from components.optim import adamw
 from components.supervision import last_only
 from components.tiny_lm import TinyLM
+from pipeline import scratch
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.curves import read
-from pipeline.data import assemble, loader
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.data import assemble
+from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.loop import fit, validation_losses
 from pipeline.prepared import Vocabulary
+from pipeline.process import Interrupted
 
 VOCABULARY = Vocabulary(size=9, mask_id=8, pad_id=8, sequence=6, rendering="text")
 
 
 class Fixed:
-    """The given batches, epoch after epoch."""
+    """The given microbatches, over and over."""
 
-    layer = 0
+    seed = 0
 
     def __init__(self, *batches):
         self.batches = batches
 
-    def epoch(self, epoch, batch_size, shuffle):
-        yield from self.batches
+    def steps(self, first, accumulation):
+        for step in count(first):
+            yield [self.batches[i % len(self.batches)] for i in range(step * accumulation, (step + 1) * accumulation)]
 
-    def __len__(self):
-        return sum(map(len, self.batches))
+    def sequences(self, accumulation):
+        return sum(map(len, islice(cycle(self.batches), accumulation)))
+
+    def state(self, step, accumulation):
+        return {"step": step, "batches": len(self.batches)}
+
+    def check(self, state, accumulation):
+        if state != self.state(state["step"], accumulation):
+            raise DataError("another order")
 
 
 def batch(n=8, seed=0):
@@ -69,15 +82,13 @@ def model():
 
 @pytest.fixture
 def train(model, runtime, tmp_path):
-    """``train(batches, ...)``: fit over the given batches, validating on one other, saving into ``tmp_path / "model"``."""
+    """``train(batches, ...)``: fit over the given batches, validating on one other; the model into ``out`` or "model"."""
 
-    def train(*batches, validation=None, **settings):
-        held_out = loader(Fixed(validation or batch(seed=9)), 8, epochs=1)
-        save = partial(save_backbone, tmp_path / "model", model, VOCABULARY)
+    def train(*batches, validation=None, out=None, **settings):
+        save = partial(save_backbone, out or tmp_path / "model", model, VOCABULARY)
         settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": constant, "supervision": last_only, **settings}
-        return fit(
-            "test", model, lambda start: loader(Fixed(*batches), 8, start=start), held_out, tmp_path, save, runtime, **settings
-        )
+        held_out = [validation or batch(seed=9)]
+        return fit("test", model, Fixed(*batches), lambda: enumerate(held_out), out or tmp_path, save, runtime, **settings)
 
     return train
 
@@ -206,10 +217,17 @@ def test_the_rows_up_to_the_bad_step_are_on_disk(train, tmp_path):
 def test_validation_averages_over_sequences(model, runtime):
     """Two batches of different sizes give what one batch of all rows gives."""
     whole = batch(8)
-    parts = Fixed(part(whole, slice(0, 3)), part(whole, slice(3, 8)))
-    (one,) = validation_losses(model, loader(Fixed(whole), 8, epochs=1), runtime)
-    (two,) = validation_losses(model, loader(parts, 8, epochs=1), runtime)
+    (one,) = validation_losses(model, enumerate([whole]), runtime)
+    (two,) = validation_losses(model, enumerate([part(whole, slice(0, 3)), part(whole, slice(3, 8))]), runtime)
     assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_validation_adds_up_by_number(model, runtime):
+    """The same bits in whatever order batches come: their losses are of sizes that make the order matter."""
+    several = [batch(seed=seed) for seed in range(9)]
+    numbered = [(n, replace(one, weights=one.weights * 10.0 ** (2 * n))) for n, one in enumerate(several)]
+    assert validation_losses(model, iter(numbered), runtime) == validation_losses(model, reversed(numbered), runtime)
+    assert model.training
 
 
 def test_it_validates_every_so_often_and_at_the_end(train):
@@ -241,7 +259,7 @@ def test_the_best_weights_are_saved_not_the_last(train, model, runtime, tmp_path
     losses = {entry["step"]: entry["loss"] for entry in result.validation}
     assert result.best_step < 16 and result.best_loss == min(losses.values()) < losses[16]
     assert result.best_loss == losses[result.best_step]
-    (saved,) = validation_losses(Backbone(tmp_path / "model").model(), loader(Fixed(same), 8, epochs=1), runtime)
+    (saved,) = validation_losses(Backbone(tmp_path / "model").model(), enumerate([same]), runtime)
     assert saved == result.best_loss
 
 
@@ -252,6 +270,97 @@ def test_the_average_is_saved_while_training_goes_on_from_the_weights_themselves
     model.load_state_dict(start)
     train(batch(), steps=5, validate_every=1, ema=0.0)
     assert torch.equal(weights(model), ended) and not torch.equal(averaged, ended)
+
+
+# Going on
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """``work()``: the block's snapshots are kept unless it ends well."""
+    monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
+    return lambda: scratch.kept("test", "k" * 64)
+
+
+@pytest.fixture
+def content(tmp_path):
+    """``content(name)``: every file of a folder."""
+    return lambda name: {str(f.relative_to(tmp_path / name)): f.read_bytes() for f in (tmp_path / name).rglob("*") if f.is_file()}
+
+
+BATCHES = [batch(seed=seed) for seed in range(5)]
+LONG = {"steps": 12, "validate_every": 4, "log_every": 3, "save_every": 100, "accumulation": 2, "ema": 0.9}
+
+
+def falling(step, steps):
+    return 1.0 - 0.05 * step
+
+
+def ended_at(step, how):
+    """A schedule within which something happens before the optimizer step of that number, from 0."""
+    return lambda now, steps: (how() if now == step else None) or falling(now, steps)
+
+
+def watched(seen):
+    """A schedule that notes the steps that were taken."""
+    return lambda now, steps: seen.append(now) or falling(now, steps)
+
+
+def asked_to_end():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def failing():
+    raise RuntimeError("power")
+
+
+@pytest.mark.parametrize("last", [0, 2, 3, 8, 10])
+def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, last):
+    """In the first step, between validations, with one, and in the last step but one."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = train(*BATCHES, out=tmp_path / "whole", schedule=falling, **LONG)
+    ended = weights(model).clone()
+    model.load_state_dict(start)
+    before = signal.getsignal(signal.SIGTERM)
+    message = rf"test: SIGTERM after step {last + 1} of 12; run it again"
+    with pytest.raises(Interrupted, match=message), work():
+        train(*BATCHES, out=tmp_path / "parts", schedule=ended_at(last, asked_to_end), **LONG)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert len(read(tmp_path / "parts/curves.csv")["step"]) == last + 1
+    shutil.rmtree(tmp_path / "parts")  # DVC removes what a stage wrote before it runs it again
+    model.load_state_dict(start)
+    seen = []
+    with work():
+        result = train(*BATCHES, out=tmp_path / "parts", schedule=watched(seen), **LONG)
+    assert seen == list(range(last + 1, 12)) and asdict(result) == asdict(expected)
+    assert torch.equal(weights(model), ended) and content("parts") == content("whole")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_sigterm_in_the_last_step_changes_nothing(train, work):
+    with work():
+        assert train(*BATCHES, schedule=ended_at(11, asked_to_end), **LONG).steps == 12
+
+
+def test_a_run_that_failed_goes_on_from_its_last_snapshot(train, model, work, content, tmp_path):
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {**LONG, "save_every": 5}
+    train(*BATCHES, out=tmp_path / "whole", schedule=falling, **settings)
+    ended, seen = weights(model).clone(), []
+    model.load_state_dict(start)
+    with pytest.raises(RuntimeError, match="power"), work():
+        train(*BATCHES, out=tmp_path / "parts", schedule=ended_at(7, failing), **settings)
+    model.load_state_dict(start)
+    with work():
+        train(*BATCHES, out=tmp_path / "parts", schedule=watched(seen), **settings)
+    assert seen == list(range(5, 12)) and torch.equal(weights(model), ended) and content("parts") == content("whole")
+
+
+def test_a_snapshot_of_another_order_is_refused(train, work):
+    with pytest.raises(Interrupted), work():
+        train(*BATCHES, schedule=ended_at(3, asked_to_end), **LONG)
+    with pytest.raises(DataError, match="another order"), work():
+        train(*BATCHES[:3], **LONG)
 
 
 # Compute

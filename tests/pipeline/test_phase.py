@@ -62,7 +62,7 @@ def test_a_pattern_that_matches_nothing_is_refused_before_training(run):
 
 
 def test_a_batch_larger_than_the_data_is_refused(run):
-    with pytest.raises(ConfigError, match=r"warmup: a batch of 21 needs at least as many training examples, there are 20"):
+    with pytest.raises(ConfigError, match=r"a step of 21 rows needs at least as many training examples, there are 20"):
         run(batch_size=21)
 
 
@@ -95,15 +95,23 @@ def test_compute_of_a_phase_that_never_ran_names_the_stage(tmp_path):
 
 
 def test_a_skipped_phase_took_no_step(tmp_path):
-    phase.skipped(tmp_path / "finetune")
+    saved = []
+    phase.skipped(tmp_path / "finetune", lambda: saved.append(1))
+    assert saved == [1]
     assert phase.spent(tmp_path / "finetune", "finetune") == 0
     assert json.loads((tmp_path / "finetune/metrics.json").read_text())["steps"] == 0
     assert (tmp_path / "finetune/curves.csv").read_text() == "step,loss\n"
 
 
+def test_of_several_processes_the_first_alone_writes_a_skipped_phase(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    phase.skipped(tmp_path / "finetune", lambda: pytest.fail("saved"))
+    assert not (tmp_path / "finetune").exists()
+
+
 def test_a_refiner_of_another_width_is_refused_by_warmup(copy_of, runtime, monkeypatch):
     monkeypatch.chdir(copy_of)
-    states = partial(sources.cached, shards="data/shards", window=100)
+    states = partial(sources.cached, shards="data/shards")
     settings = {"states": states, "recursion": full_gradient, "fit": fit, "unfreeze": ["refiner"], "layer_norms": False}
     with pytest.raises(ConfigError, match=r"warmup: the refiner refines states of width 32, the backbone's are 16 wide"):
         warmup.run(
@@ -130,7 +138,7 @@ def test_hidden_rms_is_over_tokens_and_not_over_padding(model, vocabulary, rows,
     if padded:
         split = type(split)(**{**vars(split), "valid": torch.arange(6).expand(5, 6) < 4})
     source = Examples(split, vocabulary, exact_count, 0)
-    batch = next(source.epoch(0, 5, None))
+    batch = source.batch(torch.arange(5), torch.zeros(5, dtype=torch.long))
     states = model.states(batch).detach()
     kept = states[:, :4] if padded else states
     assert phase.hidden_rms(model, source, 5, runtime) == pytest.approx(float(kept.square().mean().sqrt()), rel=1e-5)

@@ -1,14 +1,17 @@
-"""A child that asked for it ends with its parent, however that ends; one that did not ask goes on."""
+"""A child that asked for it ends with its parent, however that ends; SIGTERM is noted where work has to be saved first."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
 import pytest
 
+from pipeline.errors import UserError
+from pipeline.process import Interrupted, termination_noted
 from tests.conftest import ROOT
 
 PARENT = """
@@ -39,3 +42,70 @@ def test_a_child_ends_with_its_parent_if_it_asked(ending, asked):
             time.sleep(0.3)
             assert found.is_running()
             found.kill()
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def noticed():
+    """Signals that reach what handles SIGTERM outside."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("outside"))
+    yield seen
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_is_noted_within_the_block_and_goes_its_way_outside(noticed):
+    with termination_noted() as came:
+        assert not came()
+        terminate()
+        assert came() and not noticed
+        terminate()
+        assert came() and not noticed
+    terminate()
+    assert noticed == ["outside"]
+
+
+def test_what_was_noted_is_forgotten_in_the_next_block(noticed):
+    with termination_noted():
+        terminate()
+    with termination_noted() as came:
+        assert not came()
+
+
+def test_after_an_error_sigterm_goes_its_way_again(noticed):
+    with pytest.raises(RuntimeError), termination_noted():
+        raise RuntimeError
+    terminate()
+    assert noticed == ["outside"]
+
+
+def test_blocks_within_each_other_note_for_the_inner_one(noticed):
+    with termination_noted() as outer:
+        with termination_noted() as inner:
+            terminate()
+        assert inner() and not outer()
+        terminate()
+        assert outer()
+    assert not noticed
+
+
+def test_in_a_thread_signals_are_left_alone(noticed):
+    """Python lets the main thread alone change them."""
+    told = []
+
+    def work():
+        with termination_noted() as came:
+            told.append(came())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    terminate()
+    assert told == [False] and noticed == ["outside"]
+
+
+def test_an_interruption_is_no_programmers_error():
+    assert issubclass(Interrupted, UserError)

@@ -10,13 +10,18 @@ from components.tiny_lm import TinyLM
 from pipeline import sources
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import read_json, write_json
 from pipeline.prepared import Prepared, write
 from pipeline.runtime import Runtime
 from stages import extract
 from stages.__main__ import main
+from tests.pipeline.conftest import forge
 
 DATA = {"masking": exact_count, "seed": 0}
+
+
+def first(source, n, epoch=0):
+    """The first n rows as they are in an epoch."""
+    return source.batch(torch.arange(n), torch.full((n,), epoch))
 
 
 @pytest.fixture
@@ -45,10 +50,10 @@ def backbone(finished):
 @pytest.fixture
 def other(finished, tmp_path):
     """Another backbone of the same sizes."""
-    first = Backbone(finished / "data/backbone")
-    model = TinyLM(**first.architecture)
+    known = Backbone(finished / "data/backbone")
+    model = TinyLM(**known.architecture)
     model.init_weights(torch.Generator().manual_seed(5))
-    save_backbone(tmp_path / "other", model, first.vocabulary)
+    save_backbone(tmp_path / "other", model, known.vocabulary)
     return Backbone(tmp_path / "other")
 
 
@@ -62,14 +67,16 @@ def resized(finished, tmp_path):
 
 
 def test_shards_of_this_backbone_are_opened(finished, backbone):
-    source = sources.cached("train", backbone=backbone, shards=str(finished / "data/shards"), window=100)
-    assert len(source) == 300 and source.layer == 1 and source.draws == 2
+    source = sources.cached("train", backbone=backbone, shards=str(finished / "data/shards"))
+    assert len(source) == 300 and source.layer == 1 and source.near == 0
+    assert not torch.equal(first(source, 5).masked, first(source, 5, epoch=1).masked)
+    assert torch.equal(first(source, 5).masked, first(source, 5, epoch=2).masked)  # two draws
 
 
 def test_shards_of_another_backbone_are_refused(finished, backbone, other):
     message = rf"belongs to backbone {backbone.fingerprint[:12]}, but .*other holds {other.fingerprint[:12]}; run dvc repro extract"
     with pytest.raises(DataError, match=message):
-        sources.cached("train", backbone=other, shards=str(finished / "data/shards"), window=100)
+        sources.cached("train", backbone=other, shards=str(finished / "data/shards"))
 
 
 def test_data_with_other_token_ids_is_refused_with_both_values(backbone, resized, live):
@@ -84,7 +91,8 @@ def test_extract_refuses_data_with_other_token_ids(copy_of, resized, runtime):
     with pytest.raises(DataError, match=r"size 7 instead of 5, mask_id 6 instead of 4 than the backbone"):
         extract.run(
             out=str(copy_of / "elsewhere"), prepared=resized, backbone=str(copy_of / "data/backbone"), masking=exact_count,
-            tail_layers=1, draws=1, dtype="fp32", batch_size=50, shard_examples=100, seed=0, runtime=runtime,
+            tail_layers=1, draws=1, dtype="fp32", batch_size=50, buckets=(), shard_bytes=10_000,
+            block_bytes=1000, seed=0, runtime=runtime,
         )  # fmt: skip
     assert not (copy_of / "elsewhere").exists()
 
@@ -93,7 +101,7 @@ def test_extract_refuses_data_with_other_token_ids(copy_of, resized, runtime):
 def test_tokens_come_without_states_and_with_the_masks_of_the_live_source(finished, backbone, live, split):
     tokens = sources.tokens(split, backbone=backbone, prepared=str(finished / "data/prepared"), **DATA)
     for epoch in (0, 1):
-        a, b = next(tokens.epoch(epoch, 20, None)), next(live(split=split).epoch(epoch, 20, None))
+        a, b = first(tokens, 20, epoch), first(live(split=split), 20, epoch)
         assert a.hidden is None and b.hidden is not None
         assert torch.equal(a.masked, b.masked) and torch.equal(a.tokens, b.tokens)
 
@@ -102,15 +110,14 @@ def test_training_masks_change_with_the_epoch_and_validation_masks_do_not(finish
     changed = {}
     for split in ("train", "validation"):
         source = sources.tokens(split, backbone=backbone, prepared=str(finished / "data/prepared"), **DATA)
-        first, second = (next(source.epoch(epoch, 20, None)) for epoch in (0, 1))
-        changed[split] = not torch.equal(first.masked, second.masked)
+        changed[split] = not torch.equal(first(source, 20, epoch=0).masked, first(source, 20, epoch=1).masked)
     assert changed == {"train": True, "validation": False}
 
 
 @pytest.mark.parametrize("tail", [0, 1, 2])
 def test_live_states_enter_the_layer_below_the_tail(backbone, live, tail):
     source = live(tail_layers=tail)
-    batch = next(source.epoch(0, 10, None))
+    batch = first(source, 10)
     assert source.layer == 2 - tail
     assert torch.equal(batch.hidden, backbone.model().eval().trunk(batch.tokens, None, 2 - tail))
     assert not batch.hidden.requires_grad
@@ -121,10 +128,11 @@ def test_live_states_are_computed_and_rounded_as_stored_ones(finished, backbone,
     runtime = Runtime(precision=precision, threads=1)
     extract.run(
         out=str(tmp_path / "shards"), prepared=str(finished / "data/prepared"), backbone=str(backbone.folder), masking=exact_count,
-        tail_layers=1, draws=1, dtype=dtype, batch_size=30, shard_examples=300, seed=0, runtime=runtime,
+        tail_layers=1, draws=1, dtype=dtype, batch_size=30, buckets=(), shard_bytes=10_000_000, block_bytes=100_000, seed=0,
+        runtime=runtime,
     )  # fmt: skip
-    cached = sources.cached("train", backbone=backbone, shards=str(tmp_path / "shards"), window=30)
-    stored, fresh = (next(source.epoch(0, 30, None)).hidden for source in (cached, live(dtype=dtype, runtime=runtime)))
+    cached = sources.cached("train", backbone=backbone, shards=str(tmp_path / "shards"))
+    stored, fresh = (first(source, 30).hidden for source in (cached, live(dtype=dtype, runtime=runtime)))
     assert stored.dtype == fresh.dtype == sources.DTYPES[dtype] and torch.equal(stored, fresh)
 
 
@@ -134,8 +142,7 @@ def test_a_live_tail_longer_than_the_backbone_is_refused(live):
 
 
 def test_an_index_of_another_backbone_stops_warmup(copy_of, monkeypatch, capsys):
-    index = read_json(copy_of / "data/shards/index.json", "extract")
-    write_json(copy_of / "data/shards/index.json", {**index, "backbone": "a" * 64})
+    forge(copy_of / "data/shards", lambda index: index.update(backbone="a" * 64))
     monkeypatch.chdir(copy_of)
     assert main(["warmup"]) == 1
     torch.use_deterministic_algorithms(False)

@@ -1,0 +1,115 @@
+"""What loading costs warmup (`python -m bench.data --loader`): the real training loop on preset sudoku4 (--quick: smoke), its steps
+alternately with batches that are loaded and with batches that lie in memory, in blocks of `BLOCK` steps. The first block of each
+kind is left out.
+"""
+
+import contextlib
+import io
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from bench.overhead import ROOT, seconds
+from components.batch import Batch
+from pipeline import config, params, phase
+from pipeline.fitstate import Fit
+from pipeline.loading import Training
+from stages.__main__ import SECTIONS
+
+BLOCK = 50  # steps; the loop reports as often
+HELD = 8  # batches in memory
+COUNTED = 4  # steps before the first block: over them the loop counts operations
+SETTLING = 5  # steps of a block that are not timed: threads have read ahead when a block begins
+
+
+class Alternating:
+    """Stands for the training data: notes when the loop asks for a batch.
+
+    Attributes:
+        taken: kind of block -> seconds a step, a list for every block.
+    """
+
+    def __init__(self, training: Training, pairs: int) -> None:
+        self.training, self.pairs, self.seed = training, pairs, training.seed
+        self.taken: dict[str, list[float]] = {"loaded": [], "in memory": []}
+
+    def sequences(self, accumulation: int) -> int:
+        """Of an optimizer step."""
+        return self.training.sequences(accumulation)
+
+    def state(self, step: int, accumulation: int) -> dict[str, Any]:
+        """Where training stands."""
+        return self.training.state(step, accumulation)
+
+    def steps(self, first: int, accumulation: int) -> Iterator[list[Batch]]:
+        """Blocks of steps in turn, one pair more than is timed."""
+        loaded = self.training.steps(first, accumulation)
+        held = list(islice(loaded, HELD))
+        yield from held[:COUNTED]
+        for _ in range(self.pairs + 1):
+            for kind in self.taken:
+                moments = []
+                for step in range(BLOCK):
+                    moments.append(time.perf_counter())
+                    yield next(loaded) if kind == "loaded" else held[step % HELD]
+                self.taken[kind].append((time.perf_counter() - moments[SETTLING]) / (BLOCK - SETTLING))
+        yield from iter(lambda: held[0], None)
+
+
+def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | float]]:
+    """A row for every number of reader threads: seconds a step, and the share of a step that loading takes."""
+    space = workspace(folder / preset, preset)
+    rows: list[dict[str, str | float]] = []
+    with contextlib.chdir(space):
+        text = config.resolve("warmup", params.read(Path("params.yaml"), SECTIONS), ()).text
+        config.load_text(text, "warmup")
+        for threads in (0, 1, 2):
+            os.environ["SLOTLOOP_READERS"] = str(threads)
+            taken = _trained(pairs)
+            both = list(zip(taken["loaded"], taken["in memory"], strict=True))[1:]
+            ratios = [a / b for a, b in both]
+            rows.append({
+                "what": f"warmup step of {preset}, {threads} reader thread{'s' * (threads != 1)}",
+                "seconds": statistics.median(a for a, _ in both), "seconds_in_memory": statistics.median(b for _, b in both),
+                "seconds_vs_in_memory": statistics.median(ratios), "seconds_vs_in_memory_best": min(ratios),
+                "loading_vs_step": statistics.median(1 - 1 / ratio for ratio in ratios),
+            })  # fmt: skip
+    return rows
+
+
+def workspace(folder: Path, preset: str) -> Path:
+    """A folder with everything that warmup needs; the backbone is trained for one step, which changes no time of warmup."""
+    folder.mkdir()
+    (folder / "gin").symlink_to(ROOT / "gin")
+    (folder / "params.yaml").write_text(f"preset: {preset}\n")
+    for stage, *overrides in (("prepare",), ("backbone", "loop.fit.steps=1"), ("extract",)):
+        seconds(folder, "python", "-m", "stages", stage, *overrides, DVC_STAGE=stage)
+    return folder
+
+
+def _trained(pairs: int) -> dict[str, list[float]]:
+    """Run the stage with its settings, its loop over alternating data."""
+    found: list[Alternating] = []
+    train = phase.train
+
+    def alternating(*of_phase: Any, fit: Any, **settings: Any) -> None:
+        def over_alternating(name: str, model: Any, training: Training, *rest: Any, **others: Any) -> Fit:
+            found.append(Alternating(training, pairs))
+            steps = COUNTED + (pairs + 1) * 2 * BLOCK + 1
+            every = {"validate_every": steps + 1, "save_every": steps + 1, "log_every": BLOCK}
+            return fit(name, model, found[0], *rest, steps=steps, **every, **others)
+
+        train(*of_phase, fit=over_alternating, **settings)
+
+    with (
+        mock.patch.object(phase, "train", alternating),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        config.stage_function("warmup")()
+    return found[0].taken
