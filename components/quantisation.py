@@ -19,8 +19,8 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 def calibrated(hidden: Float[Tensor, "tokens dim"], format: Format) -> Float[Tensor, "dim"]:
     """Size of each channel: its rms over tokens of equal size for int8, 1 for fp8, whose steps grow with the value.
 
-    A channel that is nearly dead in the calibration batch counts as a tenth of the median: should it wake up later, it must not take
-    up the scale of its tokens.
+    A channel that is nearly dead in the calibration batch counts as a tenth of the median: should it wake up later, it must not
+    take up the scale of its tokens.
     """
     if format == "fp8":
         return torch.ones(hidden.shape[-1])

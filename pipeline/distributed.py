@@ -42,9 +42,9 @@ def _together() -> Iterator[None]:
     """What fails within the block because another process is not there is ``Lost``; also a decorator."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what the libraries below raise for it
         reason = str(error).partition("] ")[2] or str(error)
         raise Lost(f"lost the other processes ({reason.partition('. ')[0]}); run it again to continue") from None
 

@@ -168,4 +168,4 @@ def _call(stage: str, text: str, out: str, track_config: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.leave(main(sys.argv[1:]))

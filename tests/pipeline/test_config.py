@@ -93,7 +93,7 @@ def test_a_reference_brings_what_it_needs_and_drops_what_it_replaces(root):
     assert text["loop.fit.supervision"] == "@supervision.constant"
     assert text["supervision.constant.weight"] == "0.3"
     swapped = bound(resolve("warmup", in_section("warmup.run.states: '@sources.live'")))
-    assert "sources.live.prepared" in swapped and "sources.cached.window" not in swapped and "WINDOW" not in swapped
+    assert "sources.live.prepared" in swapped and "sources.cached.shards" not in swapped
 
 
 def test_a_scope_binds_one_use_alone(root):
@@ -366,22 +366,27 @@ def resolve_in(folder, stage):
 # What is said to several stages at once
 
 CLAIM = "params.yaml:2 common.bindings.{}"
-COMMON = SMOKE + "common: {bindings: {JOINT_LR: 0.5, WINDOW: 9}}\n"
+COMMON = SMOKE + "common: {bindings: {JOINT_LR: 0.5, ACCUMULATION: 9}}\n"
 
 
 @pytest.mark.parametrize(
     ("stage", "kept"),
-    [("warmup", {"WINDOW"}), ("joint", {"JOINT_LR", "WINDOW"}), ("controls", {"JOINT_LR", "WINDOW"}), ("report", set())],
+    [
+        ("warmup", {"ACCUMULATION"}),
+        ("joint", {"JOINT_LR", "ACCUMULATION"}),
+        ("controls", {"JOINT_LR", "ACCUMULATION"}),
+        ("report", set()),
+    ],
 )
 def test_a_claim_of_common_is_kept_where_it_has_its_effect(root, stage, kept):
     Path("params.yaml").write_text(COMMON)
     claims = config.resolve(stage, params.read(Path("params.yaml"), SECTIONS)).claims
-    assert {name for name in ("JOINT_LR", "WINDOW") if claims[CLAIM.format(name)][0]} == kept
-    assert claims[CLAIM.format("WINDOW")][1] == config.UNUSED
+    assert {name for name in ("JOINT_LR", "ACCUMULATION") if claims[CLAIM.format(name)][0]} == kept
+    assert claims[CLAIM.format("ACCUMULATION")][1] == config.UNUSED
 
 
 def test_a_claim_of_a_gin_file_in_common_is_named_with_its_line(root):
-    append(root / "gin/mine.gin", "from pipeline import sources", "sources.cached.window = 9")
+    append(root / "gin/mine.gin", "from pipeline import sources", "sources.cached.near = 9")
     Path("params.yaml").write_text(SMOKE + "common: {gin: [gin/mine.gin]}\n")
     read = params.read(Path("params.yaml"), SECTIONS)
     kept = {stage for stage in SECTIONS if config.resolve(stage, read).claims["gin/mine.gin:3"][0]}
@@ -451,10 +456,10 @@ def test_configure_writes_every_text(root, capsys):
 
 
 def test_common_reaches_the_stages_that_can_use_it(root):
-    Path("params.yaml").write_text(SMOKE + "common: {bindings: {sources: {cached: {window: 50}}, SEED: 9}}\n")
+    Path("params.yaml").write_text(SMOKE + "common: {bindings: {sources: {cached: {near: 50}}, SEED: 9}}\n")
     configure.run(out="build", stages=SECTIONS)
     texts = {stage: bound(Path(f"build/{stage}.gin").read_text()) for stage in STAGES}
-    assert {s for s, text in texts.items() if text.get("sources.cached.window") == "50"} == {"warmup", "joint", "controls"}
+    assert {s for s, text in texts.items() if text.get("sources.cached.near") == "50"} == {"warmup", "joint", "controls"}
     assert {s for s, text in texts.items() if text.get("SEED") == "9"} == set(STAGES) - {"prepare", "report"}
 
 

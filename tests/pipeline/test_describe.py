@@ -31,7 +31,7 @@ def test_a_setting_shows_type_value_and_meaning(help_of):
 
 def test_defaults_that_nobody_bound_are_shown(help_of):
     text = help_of("warmup")
-    assert "  .accumulation = 1  (int)  microbatches per optimizer step." in text
+    assert "  .clip = 1.0  (float)  largest gradient norm." in text
     assert "  .model = (given by the stage)  (Model)" in text
 
 

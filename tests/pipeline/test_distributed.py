@@ -7,7 +7,7 @@ import torch
 
 from components.summation import pairwise
 from pipeline import distributed
-from pipeline.process import Lost
+from pipeline.process import LOST, Lost
 from tests.jobs import together
 
 GROUP = """
@@ -105,7 +105,7 @@ def test_one_process_alone_needs_nothing_of_a_group():
 LEFT = """
 import os, signal
 from pipeline.distributed import barrier, gathered, joined, rank
-from pipeline.process import Lost
+from pipeline.process import LOST, Lost, leave
 
 try:
     with joined():
@@ -115,18 +115,20 @@ try:
         gathered(1)
 except Lost as error:
     print("lost:", error)
+    leave(LOST)
 """
 
 
 def test_a_process_whose_partner_is_gone_says_so_in_one_line(tmp_path):
     left, gone = together(LEFT, 2, tmp_path)
-    assert gone.returncode == -9 and left.returncode == 0, left.stderr
+    assert gone.returncode == -9 and left.returncode == LOST, left.stderr
     assert re.fullmatch(r"lost: lost the other processes \(.+\); run it again to continue\n", left.stdout)
 
 
 def test_an_error_of_ones_own_is_not_taken_for_a_lost_partner():
-    with pytest.raises(RuntimeError, match="mine"), distributed._together():
-        raise RuntimeError("mine")
+    for kind in (ValueError, torch.OutOfMemoryError):
+        with pytest.raises(kind, match="mine"), distributed._together():
+            raise kind("mine")
     message = r"lost the other processes \(Connection closed\); run it again"
     with pytest.raises(Lost, match=message), distributed._together():
         raise RuntimeError("[/there/gloo/tcp/pair.cc:1] Connection closed. See elsewhere.")
