@@ -50,7 +50,8 @@ def test_an_error_of_all_processes_is_told_once_as_one_process_tells_it(tmp_path
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
     message = "error: data/backbone/model.json does not exist; it is written by stage backbone: run dvc repro backbone\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
-    assert {path.name for path in folder.iterdir()} == {"gin", "params.yaml"}
+    # The first process may be stopped before it has removed its empty folder of unfinished work.
+    assert {path.name for path in folder.iterdir()} - {".scratch"} == {"gin", "params.yaml"}
     assert not [path for path in temporary.iterdir() if path.name.startswith(("slotloop", "torchelastic"))]
 
 
