@@ -44,10 +44,11 @@ class Order:
 
     def step(self, number: int) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
         """Rows of a step (from 0), and the epoch that each of them belongs to."""
-        positions = torch.arange(number * self.size, (number + 1) * self.size)
-        epochs = positions // len(self.lengths)
-        parts = [self.epoch(int(e))[positions[epochs == e] % len(self.lengths)] for e in epochs.unique()]
-        return torch.cat(parts), epochs
+        count, begin, end = len(self.lengths), number * self.size, (number + 1) * self.size
+        epochs = range(begin // count, (end - 1) // count + 1)
+        parts = [self.epoch(e)[max(begin - e * count, 0) : end - e * count] for e in epochs]
+        seen = [torch.full((len(part),), e) for e, part in zip(epochs, parts, strict=True)]
+        return (parts[0], seen[0]) if len(parts) == 1 else (torch.cat(parts), torch.cat(seen))
 
     def epoch(self, number: int) -> Int[Tensor, "rows"]:
         """All rows in the order of one epoch."""

@@ -82,9 +82,10 @@ class Training:
             raise ConfigError(str(error)) from None
 
     def _microbatches(self, order: Order, step: int, share: int) -> Iterator[Rows]:
+        first = rank() * share
         while True:
             rows, epochs = order.step(step)
-            for part in range(rank() * share, (rank() + 1) * share):
+            for part in range(first, first + share):
                 chosen = slice(part * self.batch_size, (part + 1) * self.batch_size)
                 yield rows[chosen], epochs[chosen]
             step += 1

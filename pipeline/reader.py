@@ -66,7 +66,7 @@ class Shards:
         self._padding["tokens"] = self._padding["targets"] = self.index["pad_id"]
         self._files: dict[int, int] = {}
         weakref.finalize(self, _close, self._files)
-        self._columns: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._columns: OrderedDict[int, memoryview] = OrderedDict()
         self._held = 0
         self._block_checked, self._row_checked = np.zeros(len(self._rows), bool), np.zeros(len(self.uid), bool)
         self._lock, self._buffers = threading.Lock(), Buffers()
@@ -98,21 +98,24 @@ class Shards:
         blocks, lengths, starts = self.block[at], self.length[at], self._start[at]
         offsets = self._hidden[blocks] + starts * self._width
         states = self._buffers.take(len(at) * padded * self._width)
-        view, packed = memoryview(states.numpy().data), np.empty((len(at), padded), self._packed)
-        places = zip(at.tolist(), blocks.tolist(), lengths.tolist(), starts.tolist(), offsets.tolist(), strict=True)
-        line = padded * self._width
-        for i, (row, block, length, start, offset) in enumerate(places):
-            size, begin = length * self._width, i * line
+        packed = np.empty((len(at), padded), self._packed)
+        flat, view, small = states.numpy(), states.numpy().data, packed.reshape(-1).view(np.uint8).data
+        line, token = padded * self._width, self._packed.itemsize
+        columns = (at, blocks, self._shard_of[blocks], self._row_checked[at], lengths, starts, offsets)
+        for i, (row, block, number, checked, length, start, offset) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            size, begin, beside = length * self._width, i * line, i * padded * token
             piece = view[begin : begin + size]
-            if os.preadv(self._file(block), (piece,), offset) != size:
+            opened = self._files.get(number)
+            if os.preadv(self._open(number) if opened is None else opened, (piece,), offset) != size:
                 raise self._damaged("the file ends here", block, "hidden")
-            if not self._row_checked[row]:
+            if not checked:
                 self._check_row(row, block, piece)
-            columns = self._columns.get(block)
-            packed[i, :length] = (self._small(block) if columns is None else columns)[start : start + length]
+            held = self._columns.get(block)
+            held = self._small(block) if held is None else held
+            small[beside : beside + length * token] = held[start * token : (start + length) * token]
             if length < padded:
                 packed[i, length:] = self._padding
-                states[begin + size : begin + line] = 0
+                flat[begin + size : begin + line] = 0
         kind = STATES[self.index["dtype"]]
         found = {name: torch.from_numpy(packed[name].copy()) for name in self._packed.names or ()}
         hidden = states.view(kind).unflatten(0, (len(at), padded, -1))
@@ -158,8 +161,8 @@ class Shards:
             raise self._damaged(f"states of row {self.uid[row]} are not those that were written", block, "hidden")
         self._row_checked[row] = True
 
-    def _small(self, block: int) -> np.ndarray:
-        """The per-token fields of a block, one record a token."""
+    def _small(self, block: int) -> memoryview:
+        """The per-token fields of a block, one record a token, as bytes: numpy copies records field by field."""
         begin, end = int(self._offset[block]), int(self._offset[block] + self._bytes[block])
         hidden = int(self._hidden[block])
         after = hidden + int(self._tokens[block]) * self._width
@@ -174,14 +177,15 @@ class Shards:
                 columns[name] = np.frombuffer(part, self._packed[name], len(columns), at)
             except ValueError:
                 raise self._damaged("it does not lie within its block", block, name) from None
+        found = columns.view(np.uint8).data
         with self._lock:
             if block in self._columns:  # another thread was faster
-                return columns
-            self._columns[block] = columns
-            self._held += columns.nbytes
+                return found
+            self._columns[block] = found
+            self._held += found.nbytes
             while self._held > KEPT and len(self._columns) > 1:
                 self._held -= self._columns.popitem(last=False)[1].nbytes
-        return columns
+        return found
 
     def _bytes_at(self, block: int, begin: int, end: int) -> bytes:
         found = os.pread(self._file(block), end - begin, begin)
