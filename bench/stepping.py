@@ -68,7 +68,7 @@ def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | f
     with contextlib.chdir(space):
         text = config.resolve("warmup", params.read(Path("params.yaml"), SECTIONS), ()).text
         config.load_text(text, "warmup")
-        for threads in (0, 1, 2):
+        for threads in (0, 1):
             os.environ["SLOTLOOP_READERS"] = str(threads)
             taken = _trained(pairs)
             both = list(zip(taken["loaded"], taken["in memory"], strict=True))[1:]

@@ -5,6 +5,7 @@ share of a step's microbatches: neither threads nor processes change what is lea
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -97,16 +98,18 @@ class Training:
 
 def in_order(source: Source, batch_size: int) -> Iterator[tuple[int, Batch]]:
     """Every row once, shortest first, with a last, smaller batch; this process's share of the batches, with their numbers."""
-    batches = source.padded.argsort(stable=True).split(batch_size)
-    numbers = range(rank(), len(batches), world())
-    chosen = [batches[n] for n in numbers]
-    batches = _read(((rows, torch.zeros_like(rows)) for rows in chosen), lambda pair: source.batch(*pair))
-    return zip(numbers, batches, strict=True)
+    rows = source.padded.argsort(stable=True).split(batch_size)
+    numbers = range(rank(), len(rows), world())
+    chosen = ((rows[number], torch.zeros_like(rows[number])) for number in numbers)
+    return zip(numbers, _read(chosen, lambda pair: source.batch(*pair)), strict=True)
 
 
 def _read(chosen: Iterator[Rows], batch: Callable[[Rows], Batch]) -> Iterator[Batch]:
     """Batches of the chosen rows in order, read ahead by threads."""
-    threads = int(os.environ.get(THREADS, "1"))
+    text = os.environ.get(THREADS, "1")
+    if not re.fullmatch(r"\d{1,2}", text):
+        raise ConfigError(f"{THREADS} is '{text}'; expected how many threads read ahead, 0 to 99")
+    threads = int(text)
     if threads == 0:
         yield from map(batch, chosen)
         return

@@ -260,3 +260,10 @@ def test_in_order_processes_share_the_batches(source_of, as_process, reading, re
         assert abs(len(mine) - 6 / world) < 1 and not shared.keys() & mine
         shared |= mine
     assert shared.keys() == alone.keys() and all(same(shared[number], alone[number]) for number in alone)
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "1.5", "", "100"])
+def test_a_number_of_threads_that_is_none_is_refused(source_of, reading, text):
+    reading(text)
+    with pytest.raises(ConfigError, match=rf"SLOTLOOP_READERS is '{text}'; expected how many threads read ahead, 0 to 99"):
+        next(in_order(source_of(8), 4))
