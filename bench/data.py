@@ -34,12 +34,12 @@ Rates = dict[str, float]  # method -> bytes a second
 
 
 def main(runs: int = 5, mib: int = 1024, quick: bool = False, loader: bool = False, json: str = "") -> None:
-    """Print a table; --quick: 64 MiB a size and one round, or a smaller preset; --mib: of each size; --runs: rounds, or pairs of blocks."""
+    """Print a table; --quick: 64 MiB a size, one round, a small preset; --mib: of each size; --runs: rounds."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     with tempfile.TemporaryDirectory() as folder:
         if loader:
-            rows = loader_rows(Path(folder), *((2, "smoke") if quick else (runs, "sudoku4")))
+            rows = loader_rows(Path(folder), *((4, "smoke") if quick else (4 * runs, "sudoku4")))
         else:
             sizes = [measured(Path(folder), samples, 1 if quick else runs) for samples in sized(64 if quick else mib)]
             rows = [row for found in sizes for row in found]

@@ -21,22 +21,24 @@ from pipeline.fitstate import Fit
 from pipeline.loading import Training
 from stages.__main__ import SECTIONS
 
-BLOCK = 50  # steps; the loop reports as often
+BLOCK = 10  # steps, few: what else runs on a machine changes; the loop reports as often
 HELD = 8  # batches in memory
 COUNTED = 4  # steps before the first block: over them the loop counts operations
-SETTLING = 5  # steps of a block that are not timed: threads have read ahead when a block begins
+SETTLING = 3  # steps of a block that are not timed: threads have read ahead when a block begins
 
 
 class Alternating:
     """Stands for the training data: notes when the loop asks for a batch.
 
     Attributes:
-        taken: kind of block -> seconds a step, a list for every block.
+        taken: kind of block -> seconds a step, of every block.
+        waited: likewise, seconds a step until its batch was there.
     """
 
     def __init__(self, training: Training, pairs: int) -> None:
         self.training, self.pairs, self.seed = training, pairs, training.seed
         self.taken: dict[str, list[float]] = {"loaded": [], "in memory": []}
+        self.waited: dict[str, list[float]] = {"loaded": [], "in memory": []}
 
     def sequences(self, accumulation: int) -> int:
         """Of an optimizer step."""
@@ -53,16 +55,21 @@ class Alternating:
         yield from held[:COUNTED]
         for _ in range(self.pairs + 1):
             for kind in self.taken:
-                moments = []
+                moments, waited = [], []
                 for step in range(BLOCK):
                     moments.append(time.perf_counter())
-                    yield next(loaded) if kind == "loaded" else held[step % HELD]
+                    batches = next(loaded) if kind == "loaded" else held[step % HELD]
+                    waited.append(time.perf_counter() - moments[-1])
+                    yield batches
                 self.taken[kind].append((time.perf_counter() - moments[SETTLING]) / (BLOCK - SETTLING))
+                self.waited[kind].append(sum(waited[SETTLING:]) / (BLOCK - SETTLING))
         yield from iter(lambda: held[0], None)
 
 
 def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | float]]:
-    """A row for every number of reader threads: seconds a step, and the share of a step that loading takes."""
+    """A row for every number of reader threads: seconds a step, beside those of steps whose batch is in memory,
+    and the share of a step that is spent waiting for its batch.
+    """
     space = workspace(folder / preset, preset)
     rows: list[dict[str, str | float]] = []
     with contextlib.chdir(space):
@@ -70,14 +77,15 @@ def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | f
         config.load_text(text, "warmup")
         for threads in (0, 1):
             os.environ["SLOTLOOP_READERS"] = str(threads)
-            taken = _trained(pairs)
-            both = list(zip(taken["loaded"], taken["in memory"], strict=True))[1:]
+            data = _trained(pairs)
+            both = list(zip(data.taken["loaded"], data.taken["in memory"], strict=True))[1:]
+            waits = zip(data.waited["loaded"], data.taken["loaded"], strict=True)
             ratios = [a / b for a, b in both]
             rows.append({
                 "what": f"warmup step of {preset}, {threads} reader thread{'s' * (threads != 1)}",
                 "seconds": statistics.median(a for a, _ in both), "seconds_in_memory": statistics.median(b for _, b in both),
                 "seconds_vs_in_memory": statistics.median(ratios), "seconds_vs_in_memory_best": min(ratios),
-                "loading_vs_step": statistics.median(1 - 1 / ratio for ratio in ratios),
+                "waiting_vs_step": statistics.median([waited / step for waited, step in waits][1:]),
             })  # fmt: skip
     return rows
 
@@ -92,8 +100,8 @@ def workspace(folder: Path, preset: str) -> Path:
     return folder
 
 
-def _trained(pairs: int) -> dict[str, list[float]]:
-    """Run the stage with its settings, its loop over alternating data."""
+def _trained(pairs: int) -> Alternating:
+    """Run the stage with its settings, its loop over alternating data; returns what was noted."""
     found: list[Alternating] = []
     train = phase.train
 
@@ -112,4 +120,4 @@ def _trained(pairs: int) -> dict[str, list[float]]:
         contextlib.redirect_stderr(io.StringIO()),
     ):
         config.stage_function("warmup")()
-    return found[0].taken
+    return found[0]

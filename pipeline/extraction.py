@@ -1,11 +1,12 @@
 """Run the frozen trunk once over every example and mask draw, and write the states at the split as shards.
 
 A shard is a pure function of its place in the plan: processes write disjoint shards, a batch never crosses one, and what was killed
-goes on with the first shard that is not committed. Shards are made in ``.scratch`` and moved to the output when all are there, so
-an output folder is whole or absent.
+goes on with the first shard that is not committed. Shards are made in ``.scratch`` and linked to the output when all are there, the
+index last.
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -227,12 +228,22 @@ def _finish(extraction: Extraction, parts: list[Part], building: Path, out: Path
         errors, tokens = (sum(record[name] for record in records) for name in ("error", "tokens"))
         metrics |= {"relative_error": errors / tokens, "relative_error_largest": max(r["error_largest"] for r in records)}
     write_json(building / "metrics.json", metrics)
-    if building != out:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in (*(part.file for part in parts), ROWS, "metrics.json", INDEX):
-            shutil.move(building / name, out / name)
-    for part in parts:  # not before all is in its place: a kill on the way loses no more than what was moved
-        (building / part.file).with_suffix(".json").unlink()
+    if building == out:
+        for part in parts:
+            (out / part.file).with_suffix(".json").unlink()
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*(part.file for part in parts), ROWS, "metrics.json", INDEX):
+        _linked(building / name, out / name)
+
+
+def _linked(file: Path, target: Path) -> None:
+    """The same file at another place, so that a kill loses neither; a copy where that lies on another disk."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _error(errors: list[Tensor]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Extraction: every example and draw once, whoever computes it and however it is cut; what was killed goes on."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -305,7 +306,7 @@ def test_what_was_killed_goes_on_and_leaves_finished_shards_alone(planned, tmp_p
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_in_a_stage_shards_are_made_in_scratch_and_moved_when_all_are_there(planned, tmp_path, monkeypatch):
+def test_in_a_stage_shards_are_made_in_scratch_and_linked_when_all_are_there(planned, tmp_path, monkeypatch):
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
     out = tmp_path / "out/shards"
     with pytest.raises(Killed), scratch.kept("extract", "key"):
@@ -321,27 +322,38 @@ def test_in_a_stage_shards_are_made_in_scratch_and_moved_when_all_are_there(plan
     assert content(out) == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("moved", [0, 3, 10])
-def test_a_kill_while_shards_are_moved_loses_no_more_than_those(planned, tmp_path, monkeypatch, moved):
+@pytest.mark.parametrize("linked", [0, 3, 10])
+def test_a_kill_while_shards_are_linked_loses_none(planned, tmp_path, monkeypatch, linked):
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
-    out, move, places = tmp_path / "out/shards", shutil.move, []
+    out, link, places = tmp_path / "out/shards", os.link, []
 
-    def moving(source, target):
-        if len(places) == moved:
+    def linking(source, target):
+        if len(places) == linked:
             raise Killed
         places.append(target)
-        move(source, target)
+        link(source, target)
 
     with monkeypatch.context() as patched, pytest.raises(Killed), scratch.kept("extract", "key"):
-        patched.setattr(shutil, "move", moving)
+        patched.setattr(os, "link", linking)
         extract(planned(), out)
-    kept = SHARDS[moved:]
-    before = times(tmp_path / "scratch/extract/key/shards", kept)
+    before = times(tmp_path / "scratch/extract/key/shards", SHARDS)
     shutil.rmtree(out)  # as DVC does
     with scratch.kept("extract", "key"):
         extract(planned(), out)
-    assert times(out, kept) == before and not (tmp_path / "scratch").exists()
+    assert times(out, SHARDS) == before and not (tmp_path / "scratch").exists()
     assert Shards(out).verify()
+
+
+def test_where_nothing_can_be_linked_shards_are_copied(planned, tmp_path, monkeypatch):
+    def elsewhere(source, target):
+        raise OSError("another disk")
+
+    monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(os, "link", elsewhere)
+    with scratch.kept("extract", "key"):
+        extract(planned(), tmp_path / "out")
+    extract(planned(), tmp_path / "whole")
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_another_plan_takes_over_no_shard(planned, tmp_path, monkeypatch):
