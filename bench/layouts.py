@@ -216,6 +216,7 @@ OTHERS = {
 
 
 def _numpy(sample: Sample) -> dict[str, np.ndarray]:
+    """Fields as numpy has them."""
     return {name: (value.view(torch.int16) if name == "hidden" else value).numpy() for name, value in sample.items()}
 
 
@@ -227,10 +228,12 @@ def _block(samples: Samples, rows: Tensor) -> dict[str, Tensor]:
 
 
 def _stacked(rows: list[tuple[Any, ...]]) -> Sample:
+    """A batch of WebDataset's tuples."""
     return {name: _batch(list(values)) for name, values in zip((*BESIDE, "hidden"), zip(*rows, strict=True), strict=True)}
 
 
 def _stacked_fields(rows: list[dict[str, Any]]) -> Sample:
+    """A batch of samples with named fields."""
     return {name: _batch([row[name] for row in rows]) for name in (*BESIDE, "hidden")}
 
 

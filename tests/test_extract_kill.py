@@ -74,11 +74,12 @@ def test_a_killed_extraction_makes_no_finished_shard_again(finished, tmp_path, u
     shards = sum(name.endswith(".tar") for name in expected)
     assert shards > 100
     rng, interrupted, folder = random.Random(0), 0, workspace_of(finished, tmp_path / "run")
-    for _ in range(KILLS):
+    while interrupted < KILLS:
         before = committed(folder)
         process = started(folder)
         try:
             process.communicate(timeout=rng.uniform(0.9 * first, first + 1.5 * (whole - first) / KILLS))
+            first, whole = 0.8 * first, 0.8 * whole  # the machine has become faster
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -90,17 +91,18 @@ def test_a_killed_extraction_makes_no_finished_shard_again(finished, tmp_path, u
     before = committed(folder)
     assert completed(folder) == expected
     assert {name: written(folder)[name] for name in before} == before
-    assert interrupted >= KILLS // 2 and not (folder / ".scratch").exists()
+    assert not (folder / ".scratch").exists()
 
 
 def test_a_kill_at_any_moment_ends_with_the_same_bytes(finished, tmp_path, uninterrupted):
     """Each time from the beginning, up to its very end."""
     expected, first, whole = uninterrupted
     rng, interrupted, folder = random.Random(1), 0, workspace_of(finished, tmp_path / "run")
-    for _ in range(KILLS // 2):
+    while interrupted < KILLS // 2:
         process = started(folder)
         try:
             process.communicate(timeout=rng.uniform(first, whole))
+            first, whole = 0.8 * first, 0.8 * whole
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
@@ -109,4 +111,3 @@ def test_a_kill_at_any_moment_ends_with_the_same_bytes(finished, tmp_path, unint
         assert completed(folder) == expected
         assert {name: written(folder)[name] for name in before} == before
         shutil.rmtree(folder / ".scratch", ignore_errors=True)
-    assert interrupted >= KILLS // 4
