@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.records import TrackingError
+from pipeline.records import TrackingError, lock, root
 from pipeline.shipping import Row, Unreachable
 from pipeline.trackers import values
 
@@ -103,9 +103,12 @@ class ClearML:
         self._call(f"tasks.{ENDED[facts['status']]}", task=self._task, force=True, status_reason=facts["status"])
 
     def _project(self) -> str:
-        found = self._call("projects.get_all", name=f"^{re.escape(self.project)}$", only_fields=["id", "name"])["projects"]
-        exact = [entry["id"] for entry in found if entry["name"] == self.project]
-        return str(exact[0] if exact else self._call("projects.create", name=self.project, description="")["id"])
+        """The project; of senders that find none at the same time one makes it."""
+        root().mkdir(parents=True, exist_ok=True)
+        with lock(root() / "project", patience=2 * TIMEOUT):
+            found = self._call("projects.get_all", name=f"^{re.escape(self.project)}$", only_fields=["id", "name"])["projects"]
+            exact = [entry["id"] for entry in found if entry["name"] == self.project]
+            return str(exact[0] if exact else self._call("projects.create", name=self.project, description="")["id"])
 
     def _scalar(self, metric: str, variant: str, step: int, value: float) -> dict[str, Any]:
         event = {"type": "training_stats_scalar", "task": self._task, "iter": step, "timestamp": _now()}
