@@ -1,18 +1,23 @@
-"""The microbatches of a training run, read ahead by threads. The only door to ``torchdata``.
+"""The microbatches of a training run, read ahead by threads.
 
 The rows of a step are a pure function of its number, those of a microbatch are fixed by the settings, and a process takes its
 share of a step's microbatches: neither threads nor processes change what is learned from, and any step can be the first.
+
+Plain threads: those of ``torchdata.nodes`` (0.11) call ``torch.set_num_threads(1)``, which holds for the whole process and makes a
+step of the model on a CPU twice as long.
 """
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchdata.nodes import IterableWrapper, ParallelMapper
 
 from components.batch import Batch
 from components.order import Order
@@ -21,6 +26,7 @@ from pipeline.distributed import rank, world
 from pipeline.errors import ConfigError, DataError
 
 THREADS = "SLOTLOOP_READERS"  # threads that read ahead of the model; 0 = none. Changes no result and so no setting
+AHEAD = 2  # microbatches that wait for each thread
 
 Rows = tuple[Tensor, Tensor]  # rows, and the epoch of each
 
@@ -114,18 +120,16 @@ def _read(chosen: Iterator[Rows], batch: Callable[[Rows], Batch]) -> Iterator[Ba
         yield from map(batch, chosen)
         return
 
-    def attempt(rows: Rows) -> Batch | Exception:
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = deque(pool.submit(batch, rows) for rows in islice(chosen, AHEAD * threads))
         try:
-            return batch(rows)
-        except Exception as error:  # raised where it is waited for: the library would wrap it and lose what it is
-            return error
-
-    node = ParallelMapper(IterableWrapper(chosen), attempt, num_workers=threads, in_order=True, snapshot_frequency=1 << 30)
-    node.reset()
-    while (found := next(node, None)) is not None:
-        if isinstance(found, Exception):
-            raise found
-        yield found
+            while ahead:
+                found = ahead.popleft().result()
+                ahead.extend(pool.submit(batch, rows) for rows in islice(chosen, 1))
+                yield found
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
 
 
 def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

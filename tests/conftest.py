@@ -15,7 +15,7 @@ TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "co
 
 @pytest.fixture(scope="module", autouse=True)
 def _garbage_is_collected_by_this_thread():
-    """An abandoned endless loader that is collected within its own prefetching thread cannot join it (torchdata)."""
+    """An abandoned endless loader that is collected within its own reading thread cannot join it."""
     gc.freeze()
     gc.disable()
     yield

@@ -31,7 +31,6 @@ DOORS = {  # outside library -> the only files that may import it
     "fire": {"stages/__main__.py"},
     "tokenizers": {"pipeline/tokenizer.py", "pipeline/jsonl.py"},
     "webdataset": {"pipeline/shards.py"},
-    "torchdata": {"pipeline/loading.py"},
     "matplotlib": {"pipeline/figures.py"},
     "clearml": {"pipeline/trackers/clearml.py"},
     "tensorboard": {"pipeline/trackers/tensorboard.py"},
