@@ -153,7 +153,7 @@ class Extraction:
         """One batch through the trunk: its tokens without padding, uid and length of its rows."""
         source = self.sources[part.split]
         batch, hidden = self._states(source, rows, part.draw)
-        lengths = source.split.lengths()[rows]
+        lengths = source.split.take(rows).lengths()
         kept = torch.arange(hidden.shape[1]) < lengths[:, None]
         states = hidden[kept.to(hidden.device)]
         uid = source.split.uid
@@ -197,7 +197,7 @@ def extract(extraction: Extraction, out: Path) -> None:
 
 
 def _tokens(extraction: Extraction, part: Part) -> int:
-    return int(extraction.sources[part.split].split.lengths()[part.rows].sum())
+    return int(extraction.sources[part.split].split.take(part.rows).lengths().sum())
 
 
 def _check_room(extraction: Extraction, folder: Path, there: int) -> None:

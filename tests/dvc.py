@@ -161,11 +161,15 @@ def snapshot(folder: Path, stage: str) -> int:
 
 def processes(folder: Path) -> list[psutil.Process]:
     """Everything alive that was started, by whomever, for DVC in a folder."""
+    return marked("DVC_SITE_CACHE_DIR", str(_site(folder)))
+
+
+def marked(variable: str, value: str) -> list[psutil.Process]:
+    """Everything alive whose environment holds a mark."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            mine = process.environ().get("DVC_SITE_CACHE_DIR") == str(_site(folder))
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import ROOT
-from tests.dvc import content
+from tests.dvc import content, marked
 
 MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
 PYTHON = (sys.executable, "-m", "stages")
@@ -49,12 +49,7 @@ def completed(folder: Path, stage: str, *overrides: str, out: str = "", **how: s
 
 def running(folder: Path) -> list[psutil.Process]:
     """Everything alive that was started for a workspace."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+    return marked(MARK, str(folder))
 
 
 def member(folder: Path, rank: int) -> psutil.Process:
