@@ -4,7 +4,7 @@ what the refiner's context slot is made from; ``Block`` adds the projection and 
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,23 +43,31 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        attention: Bool[Tensor, "batch seq"] | None,
+        places: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads).unbind(0)
         if self.rotary:
-            q, k = rotate(q), rotate(k)
+            q, k = rotate(q, places), rotate(k, places)
         keys = None if attention is None else rearrange(attention, "b s -> b 1 1 s")
         return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h s d -> b s (h d)")
 
 
-def rotate(x: Float[Tensor, "batch heads seq head"], base: float = 1000.0) -> Float[Tensor, "batch heads seq head"]:
+def rotate(
+    x: Float[Tensor, "batch heads seq head"], places: Int[Tensor, "batch seq"] | None = None, base: float = 1000.0
+) -> Float[Tensor, "batch heads seq head"]:
     """Turn pair (i, i + head/2) at position p by p * base^(-2i/head): products of queries and keys then know distances.
+
+    ``places`` says where each token stands; None = 0, 1, 2 ...
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.
     """
     half = x.shape[-1] // 2
     frequency = base ** -(torch.arange(half, device=x.device) / half)
-    angle = torch.arange(x.shape[-2], device=x.device)[:, None] * frequency
+    position = torch.arange(x.shape[-2], device=x.device) if places is None else rearrange(places, "b s -> b 1 s")
+    angle = position[..., None] * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -84,7 +92,20 @@ class Block(nn.Module):
             nn.init.normal_(linear.weight, std=std, generator=generator)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        attention: Bool[Tensor, "batch seq"] | None,
+        places: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        x = x + self.out(self.attention(self.attention_norm(x), attention))
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))
+        return self.with_heads(x, attention, places)[0]
+
+    def with_heads(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        attention: Bool[Tensor, "batch seq"] | None,
+        places: Int[Tensor, "batch seq"] | None = None,
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq dim"]]:
+        """The block's output, and its concatenated head output."""
+        heads = self.attention(self.attention_norm(x), attention, places)
+        x = x + self.out(heads)
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x)))), heads

@@ -29,6 +29,7 @@ class Batch:
             ``sum(weights * cross_entropy) / sequences`` (see ``components.masking``).
         attention: True where a position holds a token, False for padding; None when no sequence is padded.
         hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
+        rows: indices of the masked positions, sequence after sequence; ``to`` finds them on the host, so that no device waits.
         scale, channel: of hidden states in eight bits, which ``to`` expands on the device (``components.quantisation``); else None.
     """
 
@@ -38,19 +39,29 @@ class Batch:
     weights: Float[Tensor, "batch seq"]
     attention: Bool[Tensor, "batch seq"] | None = None
     hidden: Float[Tensor, "batch seq dim"] | Int8[Tensor, "batch seq dim"] | None = None
+    rows: Int[Tensor, "rows"] | None = None
     scale: Float[Tensor, "batch seq"] | None = None
     channel: Float[Tensor, "dim"] | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, its states expanded if they are stored in eight bits."""
-        moved = self._each(lambda value: value.to(device, non_blocking=True))
+        moved = replace(self, rows=self.supervised)._each(lambda value: value.to(device, non_blocking=True))
         if moved.hidden is None or moved.scale is None or moved.channel is None:
             return moved
         return replace(moved, hidden=expanded(moved.hidden, moved.scale, moved.channel), scale=None, channel=None)
 
+    @property
+    def supervised(self) -> Int[Tensor, "rows"]:
+        """Indices of the masked positions among all positions of the batch."""
+        return self.masked.flatten().nonzero()[:, 0] if self.rows is None else self.rows
+
     def cut(self, length: int) -> "Batch":
-        """Its first ``length`` positions. Only before states are expanded."""
+        """Its first ``length`` positions. Only before ``to``."""
         return self._each(lambda value: value[:, :length] if value.ndim > 1 else value)
+
+    def take(self, rows: Int[Tensor, "some"]) -> "Batch":
+        """These sequences. Only after ``to``: the states' scales are not taken along."""
+        return replace(self, rows=None)._each(lambda value: value[rows])
 
     def pinned(self) -> "Batch":
         """The same batch in page-locked memory, from which a GPU copies while it computes."""

@@ -4,27 +4,44 @@ Rows are gathered *before* the final norm and head: with 20 % of positions maske
 logits and masking the loss.
 """
 
-from collections.abc import Callable
-
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from components.batch import Batch
+from components.linear_cross_entropy import linear_cross_entropy
+from components.model import Model
+
+HALTING = 0.5  # weight of the halting loss beside the cross-entropy of a sequence
 
 
 def masked_cross_entropy(
-    readout: Callable[[Tensor], Tensor], state: Float[Tensor, "batch seq dim"], batch: Batch
-) -> Float[Tensor, ""]:
-    """sum over supervised positions of weight * -log p(target), in float32. Divide by the sequences of the *optimizer step*.
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool = True
+) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
+    """sum over supervised positions of weight * -log p(target), in float32; and which of them are right.
 
     A sum, not a mean: microbatches and processes can then be added up in any grouping, and the result is the same objective.
+    Divide by the sequences of the *optimizer step*.
 
     Args:
-        readout: maps states to logits (the backbone's frozen norm and head).
-        state: one recursion step's states.
+        model: norms and reads out states.
+        hidden: one step's states.
         batch: targets, masked positions and weights.
+        compute: see ``linear_cross_entropy``.
     """
-    logits = readout(state[batch.masked])
-    nll = F.cross_entropy(logits.float(), batch.targets[batch.masked].long(), reduction="none")
-    return (nll * batch.weights[batch.masked]).sum()
+    rows = batch.supervised
+    states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
+    targets, weights = batch.targets.flatten()[rows].long(), batch.weights.flatten()[rows]
+    return linear_cross_entropy(states, model.head.weight, targets, weights, compute=compute)
+
+
+def halting_loss(halt: Float[Tensor, "batch"], right: Bool[Tensor, "rows"], batch: Batch) -> Float[Tensor, ""]:
+    """Sum over sequences of the binary cross-entropy between "halt here" and "every supervised token is right".
+
+    Source: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny Networks" (2025), section 4.6, without its
+    continue loss.
+    """
+    sequences = batch.supervised // batch.masked.shape[1]
+    wrong = torch.zeros_like(halt, dtype=torch.float32).index_add(0, sequences, (~right).float())
+    return F.binary_cross_entropy_with_logits(halt.float(), (wrong == 0).float(), reduction="sum")

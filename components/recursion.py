@@ -1,51 +1,100 @@
-"""The recursion: one step function applied K times, one state out per supervised step.
+"""The recursion's words: what one supervised step leaves, and how far back a loss may send its gradient.
 
-What differs between the choices is where the gradient flows, never the values.
+A recursion of K steps is cut into *stretches*: within one, the gradient of a late step flows through all earlier ones; between two,
+the states are detached. Where the cuts lie never changes a value, only the gradient, and with it what must be kept in memory: the
+graph of one stretch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+Tree = Mapping[str, Any]  # tensors by name, or trees of them; every tensor has the batch as its first dimension
+
 
 @dataclass(frozen=True)
 class State:
-    """What one recursion step hands to the next.
+    """What one supervised step leaves.
 
     Attributes:
         hidden: the refined hidden states; the readout maps them to logits.
-        context: the attention context of the step that made it; None before the first step.
+        carry: what the next step starts from, nothing else is handed on.
         statistics: 0-d tensors on the device of the step (slot norms, gates, ...); empty unless asked for.
         penalty: 0-d tensor to add to this step's loss; None unless the model has one.
+        halt: logit of "this sequence is right, stop here"; None unless the model learns when to halt.
     """
 
     hidden: Float[Tensor, "batch seq dim"]
-    context: Float[Tensor, "batch seq dim"] | None = None
+    carry: Tree = field(default_factory=dict)
     statistics: dict[str, Tensor] = field(default_factory=dict)
     penalty: Float[Tensor, ""] | None = None
+    halt: Float[Tensor, "batch"] | None = None
 
 
-Step = Callable[[State], State]
-Recursion = Callable[[Step, State, int], Iterator[State]]
+Stretches = Callable[[int], list[int]]
 
 
-def full_gradient(step: Step, state: State, steps: int) -> Iterator[State]:
-    """Yield the state after each of ``steps`` steps; the gradient of a late step flows through all earlier ones."""
-    for _ in range(steps):
-        state = step(state)
-        yield state
+def full_gradient(steps: int) -> list[int]:
+    """One stretch: every loss reaches back to the first step.
+
+    >>> full_gradient(4)
+    [4]
+    """
+    return [steps]
 
 
-def one_step_gradient(step: Step, state: State, steps: int) -> Iterator[State]:
-    """As ``full_gradient``, with the state detached between steps: each step learns from its own loss alone.
+def truncated_gradient(steps: int, last: int = 2) -> list[int]:
+    """Stretches of ``last`` steps, counted from the end: the final loss reaches back through the last ``last`` steps.
 
-    Source: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny Networks" (2025), detached latents between
+    >>> truncated_gradient(5, 2)
+    [1, 2, 2]
+
+    Source: truncated backpropagation through time, Williams and Peng (1990), in its stretch-by-stretch form.
+
+    Raises:
+        ValueError: a stretch of no steps.
+    """
+    if last < 1:
+        raise ValueError(f"the gradient must flow through at least 1 step, got last {last}")
+    first = steps % last
+    return [*([first] if first else []), *([last] * (steps // last))]
+
+
+def one_step_gradient(steps: int) -> list[int]:
+    """Every step learns from its own loss alone.
+
+    >>> one_step_gradient(3)
+    [1, 1, 1]
+
+    Source: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny Networks" (2025), latents detached between
     supervision steps.
     """
-    for _ in range(steps):
-        state = step(state)
-        yield state
-        context = None if state.context is None else state.context.detach()
-        state = State(state.hidden.detach(), context)
+    return [1] * steps
+
+
+def stretched(steps: int, stretches: Stretches) -> list[range]:
+    """The numbers of the steps, stretch by stretch.
+
+    >>> stretched(5, truncated_gradient)
+    [range(0, 1), range(1, 3), range(3, 5)]
+    """
+    ends = list(accumulate(stretches(steps)))
+    return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
+
+
+def mapped(change: Callable[[Tensor], Tensor], tree: Tree) -> dict[str, Any]:
+    """The same tree of changed tensors."""
+    return {name: change(part) if isinstance(part, Tensor) else mapped(change, part) for name, part in tree.items()}
+
+
+def tensors(tree: Tree) -> Iterator[Tensor]:
+    """Its tensors, in order."""
+    for part in tree.values():
+        if isinstance(part, Tensor):
+            yield part
+        else:
+            yield from tensors(part)

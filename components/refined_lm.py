@@ -1,47 +1,68 @@
 """RefinedLM: backbone tail + refiner + readout as one module; what warmup and joint train and evaluate runs."""
 
-from collections.abc import Iterator
-
+import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from components.backbone import BackboneModel
 from components.batch import Batch
+from components.core import Core, Inputs, Layout
 from components.model import Model
-from components.recursion import Recursion, State, full_gradient
-from components.refiner import SlotRefiner
-from components.tiny_lm import TinyLM
+from components.recursion import State, Tree
 
 
 class RefinedLM(Model):
     """A backbone (whole, or its tail alone) whose last states are refined before the frozen norm and head read them.
 
     Raises:
-        ValueError: the refiner's width is not the backbone's.
+        ValueError: the refiner's width is not the backbone's, or it reads heads of layers that are not live.
     """
 
-    def __init__(self, backbone: TinyLM, refiner: SlotRefiner, recursion: Recursion = full_gradient) -> None:
+    def __init__(self, backbone: BackboneModel, refiner: Core) -> None:
         super().__init__()
-        widths = refiner.architecture["dim"], backbone.architecture["dim"]
+        widths = refiner.dim, backbone.architecture["dim"]
         if widths[0] != widths[1]:
             raise ValueError(f"the refiner refines states of width {widths[0]}, the backbone's are {widths[1]} wide")
-        self.backbone, self.refiner, self.recursion = backbone, refiner, recursion
+        live = range(backbone.first_layer, backbone.architecture["layers"])
+        if absent := [layer for layer in refiner.context_layers if layer not in live]:
+            held = f"layers {live[0]}..{live[-1]}" if live else "no layer"
+            raise ValueError(
+                f"the refiner reads the heads of backbone layer {absent[0]}, but {held} runs above the split; "
+                f"cut the backbone lower (extract.run.tail_layers) or choose another layer"
+            )
+        self.backbone, self.refiner = backbone, refiner
 
-    def steps(
-        self,
-        batch: Batch,
-        *,
-        steps: int | None = None,
-        positions: Bool[Tensor, "batch seq"] | None = None,
-        statistics: bool = False,
-    ) -> Iterator[State]:
-        """Yield the refined state after each step, from cached hidden states or from the tokens."""
-        x = self.backbone.states(batch)
-        embedding = self.backbone.embed(batch.tokens)
-        yield from self.refiner.refine(
-            x, embedding, batch.attention,
-            recursion=self.recursion, steps=steps, positions=positions, statistics=statistics,
-        )  # fmt: skip
+    @property
+    def n_steps(self) -> int:  # type: ignore[override]
+        """Supervised steps of the refiner."""
+        return self.refiner.n_steps
 
-    def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
-        """Logits through the backbone's own final norm and head."""
-        return self.backbone.readout(state)
+    @property
+    def head(self) -> nn.Linear:  # type: ignore[override]
+        """The backbone's own head."""
+        return self.backbone.head
+
+    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
+        """Run the tail (from cached hidden states or from the tokens), then what of the refiner is the same at every step."""
+        x, heads = self.backbone.states_and_heads(batch, self.refiner.context_layers)
+        confidence = self._confidence(x, batch) if self.refiner.routes else None
+        layout = Layout(batch.attention, positions)
+        inputs = Inputs(x, self.backbone.embed(batch.tokens), heads, confidence)
+        condition = self.refiner.condition(inputs, layout)
+        return condition, self.refiner.initial_carry(x, condition), layout
+
+    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """The refiner's."""
+        return self.refiner.step(number, carry, condition, layout, statistics)
+
+    def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """Through the backbone's own final norm."""
+        return self.backbone.normed(state)
+
+    @torch.no_grad()
+    def _confidence(self, x: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "batch seq"]:
+        """The backbone's largest probability where tokens are masked, 1 where they are known."""
+        logits = self.readout(x.flatten(0, 1)[batch.supervised]).float()
+        found = torch.ones(batch.masked.numel(), device=x.device)
+        found[batch.supervised] = (logits.amax(-1) - logits.logsumexp(-1)).exp()
+        return found.view(batch.masked.shape)

@@ -6,7 +6,7 @@ backbone's states and every gain is the refiner's; x (the backbone's states) and
 without which the recursion has nothing to check its guesses against.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,32 +17,13 @@ from torch.nn import functional as F
 
 from components import delta
 from components.attention import Attention, Block
+from components.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.orthogonality import mean, mean_square, overlap
-from components.recursion import Recursion, State, full_gradient
+from components.recursion import State
 from components.slots import NAMES, Slots
 
 
-class Injection(nn.Module):
-    """What every step sees besides its own state: x and the token embeddings, each normed and projected."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.state_norm, self.x_norm = nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim, bias=False)
-        self.project_x, self.project_embedding = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
-
-    def prepare(
-        self, x: Float[Tensor, "batch seq dim"], embedding: Float[Tensor, "batch seq dim"]
-    ) -> Float[Tensor, "batch seq dim"]:
-        """The part that is the same at every step."""
-        return self.project_x(self.x_norm(x)) + self.project_embedding(F.rms_norm(embedding, embedding.shape[-1:]))
-
-    def forward(
-        self, hidden: Float[Tensor, "batch seq dim"], prepared: Float[Tensor, "batch seq dim"]
-    ) -> Float[Tensor, "batch seq dim"]:
-        return self.state_norm(hidden) + prepared
-
-
-class SlotRefiner(nn.Module):
+class SlotRefiner(Core):
     """Slot-based recursive refiner on hidden states of width ``dim``.
 
     Args:
@@ -59,6 +40,8 @@ class SlotRefiner(nn.Module):
             0.1 tanh(delta) clamped to +-0.5.
         rotary: attention also sees distances (``components.attention.rotate``); what the backbone has is a good choice.
         orthogonality: weight of the slots' overlap in each step's loss (``components.orthogonality``).
+        context_layers: backbone layers whose concatenated head outputs are the context slot's source, instead of the refiner's own
+            attention; they must be live, that is, not below the split of the shards.
 
     Raises:
         ValueError: widths or heads do not fit ``dim`` (the message names the numbers).
@@ -76,6 +59,7 @@ class SlotRefiner(nn.Module):
         design: Literal["residual", "literal"] = "residual",
         orthogonality: float = 0.0,
         rotary: bool = False,
+        context_layers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if steps < 1 or blocks < 1:
@@ -83,18 +67,21 @@ class SlotRefiner(nn.Module):
         if design not in ("residual", "literal"):
             raise ValueError(f"design must be 'residual' or 'literal', got '{design}'")
         self.architecture = {
-            "dim": dim, "heads": heads, "steps": steps, "blocks": blocks, "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
+            "core": "SlotRefiner", "dim": dim, "heads": heads, "steps": steps, "blocks": blocks,
+            "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
             "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
-            "rotary": rotary,
+            "rotary": rotary, "context_layers": list(context_layers),
         }  # fmt: skip
         self.dim, self.n_steps, self.orthogonality = dim, steps, orthogonality
         residual = design == "residual"
         self.entry = nn.Identity() if residual else nn.LayerNorm(dim)
+        self.state_norm = nn.LayerNorm(dim, bias=False) if residual else None
         self.injection = Injection(dim) if residual else None
+        self.context_layers = tuple(context_layers)
         self.bound = delta.rms_scaled if residual else delta.clamped
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, rotary) for _ in range(blocks - 1))
         self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads, rotary)
-        self.slots = Slots(dim, widths)
+        self.slots = Slots(dim, widths, dim * len(context_layers) or dim)
         self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
         self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)
         self.delta_out = nn.Linear(delta_ratio * dim, dim)
@@ -108,95 +95,67 @@ class SlotRefiner(nn.Module):
             hidden_rms: root mean square of the backbone's hidden states: the unit of an update.
             generator: the only source of randomness.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                bound = module.in_features**-0.5
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                if module.bias is not None:
-                    nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+        uniform_(self, generator)
         for block in self.blocks:
             assert isinstance(block, Block)
             block.init_weights(0.3 * self.dim**-0.5, generator)
         nn.init.normal_(self.attention.qkv.weight, std=0.7 * self.dim**-0.5, generator=generator)
         if self.injection is not None:  # with LayerNorm entry the states have rms 1, and the literal design starts anywhere
             self.hidden_rms.fill_(hidden_rms)
-            nn.init.zeros_(self.delta_out.weight)
-            nn.init.zeros_(self.delta_out.bias)
+            zeros_(self.delta_out)
 
-    def refine(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        embedding: Float[Tensor, "batch seq dim"],
-        attention: Bool[Tensor, "batch seq"] | None = None,
-        *,
-        positions: Bool[Tensor, "batch seq"] | None = None,
-        recursion: Recursion = full_gradient,
-        steps: int | None = None,
-        statistics: bool = False,
-    ) -> Iterator[State]:
-        """Yield the state after each step.
+    def condition(self, inputs: Inputs, layout: Layout) -> dict[str, Tensor]:
+        """x itself, what of it every step sees, and the backbone's heads if they are the context."""
+        injected = {} if self.injection is None else {"injected": self.injection(inputs.x, inputs.embedding)}
+        if not self.context_layers:
+            return {"x": inputs.x, **injected}
+        if inputs.heads is None:
+            raise ValueError(f"the refiner reads the heads of backbone layers {list(self.context_layers)}, and was given none")
+        return {"x": inputs.x, **injected, "heads": inputs.heads}
 
-        Args:
-            x: hidden states to refine.
-            embedding: the frozen token embeddings (with positions) of the same tokens.
-            attention: False at padding.
-            positions: True where states may change; elsewhere they come out bit-identical to ``x``. None = everywhere.
-            recursion: how the gradient flows (``components.recursion``).
-            steps: another number of steps than the refiner's own.
-            statistics: also measure slots, gates, confidence and update (no host sync).
+    def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The states; no context yet."""
+        return {"hidden": self.entry(hidden)}
 
-        Raises:
-            ValueError: fewer than one step.
-        """
-        n_steps = self.n_steps if steps is None else steps
-        if n_steps < 1:
-            raise ValueError(f"the recursion needs at least 1 step, got {n_steps}")
-        injected = None if self.injection is None else self.injection.prepare(x, embedding)
-
-        def kept(new: Tensor) -> Tensor:
-            return new if positions is None else torch.where(positions[..., None], new, x)
-
-        def step(state: State) -> State:
-            update, context, slots, confidence = self._update(state, injected, attention)
-            return State(
-                hidden=kept(state.hidden + update),
-                context=context,
-                statistics=self._measure(slots, confidence, update, attention) if statistics else {},
-                penalty=self.orthogonality * overlap(slots, attention) if self.orthogonality else None,
-            )
-
-        yield from recursion(step, State(kept(self.entry(x))), n_steps)
-
-    def _update(
-        self, state: State, injected: Tensor | None, attention: Tensor | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """One step: the update, and the context, slots and confidence it came from."""
-        u = state.hidden if self.injection is None or injected is None else self.injection(state.hidden, injected)
+    def forward(
+        self, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool = False
+    ) -> State:
+        """One step: attention -> slots -> delta network -> confidence-weighted update."""
+        hidden = layout.kept(carry["hidden"], condition["x"])
+        u = hidden if self.state_norm is None else self.state_norm(hidden) + condition["injected"]
         for block in self.blocks:
-            u = block(u, attention)
-        context = self.attention(self.attention_norm(u), attention)
-        slots = self.slots(context, state.context, self._variance(state.hidden))
+            u = block(u, layout.attention, layout.places)
+        context = self.attention(self.attention_norm(u), layout.attention, layout.places)
+        slots = self.slots(context, carry.get("context"), self._variance(hidden), condition.get("heads", context))
         gated = self.slots.gated(slots)
         confidence = torch.sigmoid(self.confidence(gated["confidence"]))
         proposed = self.delta_out(F.gelu(self.delta_in(torch.cat([gated[name] for name in NAMES], -1))))
-        return confidence * self.bound(proposed, self.hidden_rms), context, slots, confidence
+        update = confidence * self.bound(proposed, self.hidden_rms)
+        refined = layout.kept(hidden + update, condition["x"])
+        return State(
+            refined,
+            {"hidden": refined, "context": context},
+            self._measure(slots, confidence, update, layout.attention) if statistics else {},
+            self.orthogonality * overlap(slots, layout.attention) if self.orthogonality else None,
+        )
 
     def _variance(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """log(1 + squared deviation of each channel from the token's mean), in units of ``hidden_rms``."""
         scaled = hidden / self.hidden_rms
         return torch.log1p((scaled - scaled.mean(-1, keepdim=True)).square())
 
+    @torch.no_grad()
     def _measure(
         self, slots: Mapping[str, Tensor], confidence: Tensor, update: Tensor, attention: Tensor | None
     ) -> dict[str, Tensor]:
         """0-d tensors over unpadded positions, still on the device: reading them is left to whoever logs."""
-        gates = self.slots.gates().detach()
+        gates = self.slots.gates()
         return {
             **{f"slot/{name}": mean_square(slots[name], attention).sqrt() for name in NAMES},
             **{f"gate/{name}": gates[i] for i, name in enumerate(NAMES)},
-            "confidence": mean(confidence.detach(), attention),
+            "confidence": mean(confidence, attention),
             "delta": mean_square(update, attention).sqrt(),
-            "overlap": overlap({name: slot.detach() for name, slot in slots.items()}, attention),
+            "overlap": overlap(slots, attention),
         }
 
 

@@ -48,10 +48,11 @@ class Slots(nn.Module):
     settles, and a norm that blows it up again unsettles it (measured on 4x4 puzzles, one seed, RMSNorm: .41 exact against .84).
     """
 
-    def __init__(self, dim: int, widths: Mapping[str, int] | None = None) -> None:
+    def __init__(self, dim: int, widths: Mapping[str, int] | None = None, context_dim: int | None = None) -> None:
         super().__init__()
         self.widths = slot_widths(dim, widths)
-        self.project = nn.ModuleDict({name: nn.Linear(dim, width) for name, width in self.widths.items()})
+        sources = {"context": dim if context_dim is None else context_dim}
+        self.project = nn.ModuleDict({name: nn.Linear(sources.get(name, dim), width) for name, width in self.widths.items()})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(width, eps=1.0, bias=False) for name, width in self.widths.items()})
         self.gate_logits = nn.Parameter(torch.zeros(len(NAMES)))
 
@@ -69,6 +70,7 @@ class Slots(nn.Module):
         context: Float[Tensor, "batch seq dim"],
         previous: Float[Tensor, "batch seq dim"] | None,
         variance: Float[Tensor, "batch seq dim"],
+        source: Float[Tensor, "batch seq context"] | None = None,
     ) -> dict[str, Float[Tensor, "batch seq _"]]:
         """The slots before norm and gate.
 
@@ -76,11 +78,12 @@ class Slots(nn.Module):
             context: concatenated head output of this step.
             previous: that of the previous step; None at the first step, where nothing has changed yet (slot = 0).
             variance: per-channel variance estimate of the embedding.
+            source: of the context slot; None = ``context``.
         """
         reasoning, refinement = self.project["reasoning"], self.project["refinement"]
         change = refinement(context) - refinement(context if previous is None else previous)
         return {
-            "context": self.project["context"](context),
+            "context": self.project["context"](context if source is None else source),
             "reasoning": reasoning(context),
             "refinement": change,
             "confidence": self.project["confidence"](variance),

@@ -3,7 +3,8 @@
 States entering the tail are all that training needs of the trunk; with k = 0 they are the final states.
 """
 
-from components.tiny_lm import TinyLM
+from components.architectures import build_backbone
+from components.backbone import BackboneModel
 
 
 def split_layer(layers: int, tail: int) -> int:
@@ -20,7 +21,7 @@ def split_layer(layers: int, tail: int) -> int:
     return layers - tail
 
 
-def tail_of(backbone: TinyLM, split: int) -> TinyLM:
+def tail_of(backbone: BackboneModel, split: int) -> BackboneModel:
     """A model that holds the layers from ``split`` on, the embedding table, norm and head; weights are copied.
 
     Raises:
@@ -28,7 +29,7 @@ def tail_of(backbone: TinyLM, split: int) -> TinyLM:
     """
     if 0 <= split < backbone.first_layer:
         raise ValueError(f"the backbone holds layers {backbone.first_layer}.. only, a tail cannot begin at layer {split}")
-    tail = TinyLM(**backbone.architecture, first_layer=split)
+    tail = build_backbone(backbone.architecture, split)
     kept = set(tail.state_dict())
     tail.load_state_dict({name: value for name, value in backbone.state_dict().items() if name in kept})
     return tail

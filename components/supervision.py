@@ -1,7 +1,37 @@
-"""Deep supervision: the weight of each recursion step's loss. The last step always weighs 1 before normalisation.
+"""Deep supervision: the weight of each recursion step's loss; the loss is sum_k weight_k * loss_k. The last step weighs 1.
 
 ``weight`` is what the project's founding note on deep supervision calls ``deep_supervision_weight`` (0.3 to 0.7 there).
 """
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class LearnedWeights(nn.Module):
+    """Weight exp(-s_k) of step k, where s_k is trained: sum_k exp(-s_k) loss_k + s_k. Noisy steps come to weigh less.
+
+    Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses" (2018), equation 10 up to a factor.
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.zeros(steps))
+
+    def weights(self) -> list[Tensor]:
+        """exp(-s_k), without gradient."""
+        return list(torch.exp(-self.log_variance.detach()).unbind())
+
+    def backward(self, losses: Sequence[Tensor], share: float) -> None:
+        """Add the gradient of s, given a microbatch's part of each step's loss and its share of the optimizer step."""
+        measured = torch.stack(list(losses)).detach().to(self.log_variance)
+        total = (torch.exp(-self.log_variance) * measured + share * self.log_variance).sum()
+        total.backward()
+
+
+Weights = list[float] | LearnedWeights
+Supervision = Callable[[int], Weights]
 
 
 def constant(steps: int, weight: float = 0.5) -> list[float]:
@@ -31,6 +61,29 @@ def exponential_decay(steps: int, weight: float = 0.5) -> list[float]:
     return [*(weight * 2.0 ** (k - steps) for k in range(1, steps)), 1.0]
 
 
+def u_shaped(steps: int, weight: float = 0.5) -> list[float]:
+    """First and last steps matter, those between less: step k of K (from 1) weighs ``weight * (2 (k - 1) / (K - 1) - 1)^2``.
+
+    >>> u_shaped(5)
+    [0.5, 0.125, 0.0, 0.125, 1.0]
+    """
+    return [*(weight * (2 * (k - 1) / (steps - 1) - 1) ** 2 for k in range(1, steps)), 1.0]
+
+
+def custom(steps: int, weights: Sequence[float]) -> list[float]:
+    """The weights as they are given, one a step.
+
+    >>> custom(3, (0.1, 0.4, 1.0))
+    [0.1, 0.4, 1.0]
+
+    Raises:
+        ValueError: another number of weights than steps, a negative one, or none for the last step.
+    """
+    if len(weights) != steps or min(weights) < 0 or weights[-1] == 0:
+        raise ValueError(f"supervision.custom needs {steps} weights, none negative, the last above 0, got {list(weights)}")
+    return [float(weight) for weight in weights]
+
+
 def last_only(steps: int) -> list[float]:
     """No deep supervision: the last step alone.
 
@@ -40,11 +93,24 @@ def last_only(steps: int) -> list[float]:
     return [*([0.0] * (steps - 1)), 1.0]
 
 
-def normalised(weights: list[float]) -> list[float]:
-    """Weights divided by their sum, so that the loss keeps its scale whatever the number of steps.
+def learned(steps: int) -> LearnedWeights:
+    """Weights that are trained along, by each step's uncertainty."""
+    return LearnedWeights(steps)
 
-    >>> normalised([0.5, 0.5, 1.0])
-    [0.25, 0.25, 0.5]
+
+def deepened(supervision: Supervision, steps: int, progress: float) -> Weights:
+    """A curriculum: ``supervision`` of the first steps only, of one more with each K-th part of ``progress``, of all from there on.
+
+    Steps beyond weigh 0: the recursion first learns to take one good step, then a second ...
+
+    >>> [deepened(constant, 3, p) for p in (0.0, 0.4, 0.9, 1.0)]
+    [[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.5, 1.0], [0.5, 0.5, 1.0]]
+
+    Args:
+        supervision: makes the weights of a number of steps.
+        steps: K.
+        progress: of the curriculum, from 0 on; 1 = all steps are supervised.
     """
-    total = sum(weights)
-    return [w / total for w in weights]
+    depth = min(steps, 1 + int(progress * steps))
+    weights = supervision(depth)
+    return weights if depth == steps or isinstance(weights, LearnedWeights) else [*weights, *([0.0] * (steps - depth))]

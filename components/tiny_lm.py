@@ -5,7 +5,7 @@ and head are the *tail*. A model built with ``first_layer > 0`` holds the tail a
 reads), which is what training from cached states needs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.attention import Block, RMSNorm
+from components.backbone import BackboneModel
 from components.batch import Batch
-from components.model import Model
-from components.recursion import State
+from components.core import Layout
+from components.recursion import State, Tree
 
 
-class TinyLM(Model):
+class TinyLM(BackboneModel):
     """Masked-diffusion language model: learned positions, pre-norm blocks, final norm, untied head.
 
     Args:
@@ -39,6 +40,7 @@ class TinyLM(Model):
         if not 0 <= first_layer <= layers:
             raise ValueError(f"the split must lie within 0..{layers} (the backbone's layers), got {first_layer}")
         self.architecture: dict[str, Any] = {
+            "model": "TinyLM",
             "vocab": vocab,
             "seq": seq,
             "dim": dim,
@@ -46,7 +48,7 @@ class TinyLM(Model):
             "heads": heads,
             "rotary": rotary,
         }
-        self.first_layer = first_layer
+        self.first_layer, self.n_steps = first_layer, 1
         self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))
         self.blocks = nn.ModuleDict({str(i): Block(dim, heads, rotary=rotary) for i in range(first_layer, layers)})
@@ -67,9 +69,14 @@ class TinyLM(Model):
         return self.embedding(tokens) + self.positions[: tokens.shape[1]]
 
     def layers(
-        self, x: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None, start: int, stop: int
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Run blocks ``start..stop-1``.
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        attention: Bool[Tensor, "batch seq"] | None,
+        start: int,
+        stop: int,
+        heads_of: Sequence[int] = (),
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
+        """Run blocks ``start..stop-1``; also returns the concatenated head outputs of the chosen ones, None if none is chosen.
 
         Raises:
             ValueError: this model does not hold them.
@@ -77,32 +84,38 @@ class TinyLM(Model):
         if start < stop and not self.first_layer <= start <= stop <= self.architecture["layers"]:
             held = f"{self.first_layer}..{self.architecture['layers'] - 1}"
             raise ValueError(f"this model holds layers {held}; it cannot run layers {start}..{stop - 1}")
+        heads = {}
         for i in range(start, stop):
-            x = self.blocks[str(i)](x, attention)
-        return x
+            block = self.blocks[str(i)]
+            assert isinstance(block, Block)
+            x, heads[i] = block.with_heads(x, attention)
+        return x, torch.cat([heads[i] for i in heads_of], -1) if heads_of else None
 
     def trunk(
         self, tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None, split: int
     ) -> Float[Tensor, "batch seq dim"]:
         """States entering layer ``split``: what extract stores."""
-        return self.layers(self.embed(tokens), attention, 0, split)
+        return self.layers(self.embed(tokens), attention, 0, split)[0]
 
-    def tail(
-        self, hidden: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"] | None, split: int
-    ) -> Float[Tensor, "batch seq dim"]:
-        """States after the last layer (before the final norm) from the states entering layer ``split``."""
-        return self.layers(hidden, attention, split, self.architecture["layers"])
-
-    def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
-        """Logits of states: the head after the final norm. Gather the rows you need first; the head is the cost."""
-        return self.head(self.norm(state))
-
-    def steps(self, batch: Batch, *, statistics: bool = False) -> Iterator[State]:
-        """One state: a backbone alone is a recursion of one step, so every phase shares one training loop."""
-        yield State(self.states(batch))
-
-    def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
-        """Last states of a batch: from its cached hidden states if it has any, else from its tokens."""
+    def states_and_heads(
+        self, batch: Batch, layers: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
+        """Last states, before the final norm, and what chosen layers' heads said."""
+        last = self.architecture["layers"]
         if batch.hidden is None:
-            return self.trunk(batch.tokens, batch.attention, self.architecture["layers"])
-        return self.tail(batch.hidden.to(self.norm.weight.dtype), batch.attention, self.first_layer)
+            return self.layers(self.embed(batch.tokens), batch.attention, 0, last, layers)
+        hidden = batch.hidden.to(self.norm.weight.dtype)
+        return self.layers(hidden, batch.attention, self.first_layer, last, layers)
+
+    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
+        """Everything: a backbone alone is a recursion of one step, so every phase shares one training loop."""
+        return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
+
+    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """Nothing is left to do."""
+        return State(carry["hidden"], carry)
+
+    def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """States through the final norm."""
+        normed: Tensor = self.norm(state)
+        return normed

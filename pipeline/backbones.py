@@ -7,7 +7,8 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from components.tiny_lm import TinyLM
+from components.architectures import build_backbone
+from components.backbone import BackboneModel
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
 from pipeline.prepared import Vocabulary
@@ -34,9 +35,9 @@ class Backbone:
         """All weights by name."""
         return load_file(self.folder / WEIGHTS)
 
-    def model(self, first_layer: int = 0) -> TinyLM:
+    def model(self, first_layer: int = 0) -> BackboneModel:
         """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
-        model = TinyLM(**self.architecture, first_layer=first_layer)
+        model = build_backbone(self.architecture, first_layer)
         kept = set(model.state_dict())
         model.load_state_dict({name: value for name, value in self.state().items() if name in kept})
         return model
@@ -58,7 +59,7 @@ class Backbone:
             )
 
 
-def save_backbone(folder: Path, model: TinyLM, vocabulary: Vocabulary) -> None:
+def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) -> None:
     """Write a whole backbone."""
     write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
     description = {
@@ -71,8 +72,8 @@ def save_backbone(folder: Path, model: TinyLM, vocabulary: Vocabulary) -> None:
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as safetensors wants them: on the host, contiguous."""
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    """Weights as safetensors wants them: on the host, contiguous. Trained step weights belong to the training, not to the model."""
+    return {n: value.detach().cpu().contiguous() for n, value in state.items() if not n.startswith("step_weights.")}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:

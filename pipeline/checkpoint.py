@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from components.architectures import build_core
 from components.model import Model
-from components.recursion import Recursion
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
 from pipeline.backbones import DESCRIPTION, WEIGHTS, Backbone, contiguous
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
@@ -23,13 +22,13 @@ def save_model(folder: Path, model: Model, backbone: Backbone) -> None:
     """Write what differs from ``backbone``."""
     refined = isinstance(model, RefinedLM)
     base = backbone.state()
-    weights = {name if refined else f"backbone.{name}": value for name, value in model.state_dict().items()}
+    weights = {name if refined else f"backbone.{name}": value for name, value in contiguous(model.state_dict()).items()}
     kept = {
         name: value
         for name, value in weights.items()
-        if not name.startswith("backbone.") or not torch.equal(value.cpu(), base[name.removeprefix("backbone.")])
+        if not name.startswith("backbone.") or not torch.equal(value, base[name.removeprefix("backbone.")])
     }
-    write_atomic(folder / WEIGHTS, save(contiguous(kept)))
+    write_atomic(folder / WEIGHTS, save(kept))
     description: dict[str, Any] = {
         "kind": "refined" if refined else "backbone_trained_on",
         "backbone": backbone.fingerprint,
@@ -59,7 +58,7 @@ def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: 
     base, weights = backbone.model(first_layer), load_file(folder / WEIGHTS)
     model: Model = base
     if "refiner" in description:
-        model = RefinedLM(base, SlotRefiner(**description["refiner"]))
+        model = RefinedLM(base, build_core(description["refiner"]))
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
     unexpected = sorted(set(weights) - set(model.state_dict()))
@@ -69,7 +68,7 @@ def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: 
     return model
 
 
-def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer: int, recursion: Recursion) -> RefinedLM:
+def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer: int) -> RefinedLM:
     """``load_model`` of a model to be trained on.
 
     Raises:
@@ -78,5 +77,4 @@ def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer
     model = load_model(folder, backbone, stage, first_layer)
     if not isinstance(model, RefinedLM):
         raise DataError(f"{folder} holds a backbone without a refiner; expected the model of stage {stage}")
-    model.recursion = recursion
     return model

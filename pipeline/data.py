@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from components import noise
+from components.backbone import BackboneModel
 from components.batch import Batch
-from components.tiny_lm import TinyLM
 from pipeline.errors import DataError
 from pipeline.prepared import Split, Vocabulary
 from pipeline.reader import Shards
@@ -85,7 +85,7 @@ class Examples:
         buckets: Sequence[int] = (),
         draws: int | None = None,
         stream: int | None = None,
-        trunk: TinyLM | None = None,
+        trunk: BackboneModel | None = None,
         layer: int = 0,
         dtype: torch.dtype = torch.float32,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -113,7 +113,7 @@ class Examples:
     @torch.no_grad()
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
-        moved = batch.to(self.trunk.norm.weight.device)
+        moved = batch.to(self.trunk.head.weight.device)
         with self.autocast():
             hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
         return replace(moved, hidden=hidden.to(self.dtype))

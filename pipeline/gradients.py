@@ -3,18 +3,19 @@
 The loss is a sum divided by the sequences of the whole step, whatever the microbatches and processes are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from components import noise
 from components.batch import Batch
-from components.losses import masked_cross_entropy
+from components.deep_supervision import Supervised, backward
+from components.memory import Memory, store
 from components.model import Model
-from components.recursion import State
+from components.recursion import Stretches, full_gradient
 from components.summation import PairwiseSum
-from components.supervision import normalised
+from components.supervision import LearnedWeights, Weights
 from pipeline.distributed import rank, summed, world
 from pipeline.runtime import Runtime
 
@@ -27,9 +28,11 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 def accumulate(
     model: Model,
     micro: Sequence[Batch],
-    supervision: Callable[[int], list[float]],
+    weights: Weights,
     runtime: Runtime,
     *,
+    stretches: Stretches = full_gradient,
+    memory: Memory = store,
     sequences: int,
     seed: int,
     step: int,
@@ -40,8 +43,10 @@ def accumulate(
     Args:
         model: frozen as wanted.
         micro: this process's share of the step's microbatches.
-        supervision: number of recursion steps -> weight of each.
+        weights: of each recursion step's loss.
         runtime: device and precision.
+        stretches: how far back a loss reaches (``components.recursion``).
+        memory: what is kept of a step (``components.memory``).
         sequences: of the step, over all processes.
         seed: of what the model draws (dropout), with the step and the microbatch's number.
         step: number of the step.
@@ -53,7 +58,15 @@ def accumulate(
     total, names = PairwiseSum(), list[str]()
     for number, batch in enumerate(micro, rank() * len(micro)):
         torch.manual_seed(noise.key(seed, step, number))
-        values = _backward(model, batch, supervision, runtime, sequences, statistics)
+        values = _values(
+            backward(
+                model, batch, weights.weights() if isinstance(weights, LearnedWeights) else weights,
+                sequences=sequences, stretches=stretches, memory=memory, statistics=statistics, autocast=runtime.autocast,
+            ),
+            share=len(batch) / sequences,
+        )  # fmt: skip
+        if isinstance(weights, LearnedWeights):
+            weights.backward([values[f"loss/step_{k}"] for k in range(model.n_steps)], len(batch) / sequences)
         if len(micro) == world() == 1:
             for parameter in parameters:
                 parameter.grad = _taken(parameter)
@@ -72,27 +85,9 @@ def _taken(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if gradient is None else gradient
 
 
-def _backward(
-    model: Model,
-    batch: Batch,
-    supervision: Callable[[int], list[float]],
-    runtime: Runtime,
-    sequences: int,
-    statistics: bool,
-) -> dict[str, Tensor]:
-    """Forward and backward of one microbatch; returns its part of each number."""
-    with runtime.autocast():
-        states = list(model.steps(batch, statistics=statistics))
-        losses = [masked_cross_entropy(model.readout, state.hidden, batch) / sequences for state in states]
-    weights = normalised(supervision(len(losses)))
-    share = len(batch) / sequences
-    penalties = [state.penalty * share if state.penalty is not None else 0.0 for state in states]
-    loss = torch.stack([w * (x + penalty) for w, x, penalty in zip(weights, losses, penalties, strict=True)]).sum()
-    loss.backward()
-    parts = {"loss": loss, **{f"loss/step_{k}": x for k, x in enumerate(losses)}, **_mean_statistics(states, share)}
-    return {name: value.detach() for name, value in parts.items()}
-
-
-def _mean_statistics(states: list[State], share: float) -> dict[str, Tensor]:
-    """Mean over recursion steps of each statistic, times the microbatch's share of the optimizer step."""
-    return {name: share * torch.stack([state.statistics[name] for state in states]).mean() for name in states[0].statistics}
+def _values(found: Supervised, share: float) -> dict[str, Tensor]:
+    """A microbatch's part of each number; of each statistic the mean over the recursion steps that have it."""
+    parts = {"loss": found.total, **{f"loss/step_{k}": loss for k, loss in enumerate(found.losses)}}
+    for name in dict.fromkeys(name for step in found.statistics for name in step):
+        parts[name] = share * torch.stack([step[name] for step in found.statistics if name in step]).mean()
+    return parts

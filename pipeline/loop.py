@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from components.batch import Batch
 from components.ema import EMA
 from components.losses import masked_cross_entropy
+from components.memory import Memory, store
 from components.model import Model
 from components.optim import adamw, set_lr, warmup_cosine
-from components.supervision import linear_decay
+from components.recursion import Stretches, full_gradient
+from components.supervision import LearnedWeights, Supervision, deepened, linear_decay
 from pipeline import flops
 from pipeline import scratch as snapshots
 from pipeline.curves import Curves
@@ -52,7 +54,10 @@ def fit(
     steps: int = 1000,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
     schedule: Callable[[int, int], float] = warmup_cosine,
-    supervision: Callable[[int], list[float]] = linear_decay,
+    supervision: Supervision = linear_decay,
+    deepen: float = 0.0,
+    recursion: Stretches = full_gradient,
+    memory: Memory = store,
     accumulation: int = 1,
     clip: float = 1.0,
     ema: float = 0.0,
@@ -75,7 +80,10 @@ def fit(
         steps: optimizer steps at most.
         optimizer: makes the optimizer from the model.
         schedule: (step, steps) -> multiplier of the peak learning rate.
-        supervision: number of recursion steps -> weight of each.
+        supervision: number of recursion steps -> weight of each (``components.supervision``).
+        deepen: share of the steps over which supervision grows from the first recursion step to all; 0 = all from the start.
+        recursion: how the gradient flows through the recursion steps (``components.recursion``).
+        memory: what is kept of a recursion step until its backward pass (``components.memory``).
         accumulation: microbatches per optimizer step, of all processes together.
         clip: largest gradient norm.
         ema: decay of the weight average; 0 = no average.
@@ -88,15 +96,20 @@ def fit(
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
+    every = supervision(model.n_steps)
+    if isinstance(every, LearnedWeights):
+        if deepen:
+            raise ConfigError("loop.fit.deepen grows given weights; supervision.learned finds its own: use one of the two")
+        model.step_weights = every
     model.to(runtime.device).train()
     optimise, average = optimizer(model), EMA(model, ema)
     curves, scratch = Curves(out / "curves.csv", writes=rank() == 0), snapshots.of(name)
     result = resume(scratch, out, model, optimise, average, train, accumulation)
     batches, sequences = train.steps(result.steps, accumulation), train.sequences(accumulation)
-    gradient = partial(accumulate, model, supervision=supervision, runtime=runtime, sequences=sequences, seed=train.seed)
+    gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory, sequences=sequences, seed=train.seed)
     if not result.flops_per_step:
         first = list(islice(batches, COUNTED))
-        batches, result.flops_per_step = chain(first, batches), _operations(gradient, first, runtime)
+        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=every), first, runtime)
     steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
     if steps < 1:
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
@@ -104,7 +117,8 @@ def fit(
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in next(batches)]
             set_lr(optimise, schedule(step, steps))
-            values = gradient(micro=micro, step=step, statistics=True)
+            weights = deepened(supervision, model.n_steps, step / (deepen * steps)) if deepen else every
+            values = gradient(micro=micro, weights=weights, step=step, statistics=True)
             curves.record(step, {**values, **_update(model, optimise, average, clip)})
             result.steps = step + 1
             bar.advance()
@@ -188,7 +202,7 @@ def validation_losses(model: Model, batches: Iterator[tuple[int, Batch]], runtim
     for number, batch in batches:
         batch = batch.to(runtime.device)
         with runtime.autocast():
-            sums = [masked_cross_entropy(model.readout, state.hidden, batch) for state in model.steps(batch)]
+            sums = [masked_cross_entropy(model, state.hidden, batch)[0] for state in model.steps(batch)]
         mine.append((number, len(batch), torch.stack(sums).double()))
     model.train()
     parts = sorted((number, n, sums.tolist()) for share in gathered(mine) for number, n, sums in share)

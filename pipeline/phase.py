@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from components.backbone import BackboneModel
 from components.freezing import freeze_except
 from components.model import Model
-from components.tiny_lm import TinyLM
 from pipeline.data import Source
 from pipeline.distributed import rank
 from pipeline.errors import ConfigError
@@ -74,7 +74,7 @@ def spent(folder: str | Path, stage: str) -> int:
 
 
 @torch.no_grad()
-def hidden_rms(model: TinyLM, source: Source, batch_size: int, runtime: Runtime) -> float:
+def hidden_rms(model: BackboneModel, source: Source, batch_size: int, runtime: Runtime) -> float:
     """Root mean square of the states that a refiner will see, over the first rows."""
     rows = torch.arange(min(batch_size, len(source.padded)))
     batch = source.batch(rows, torch.zeros_like(rows)).to(runtime.device)

@@ -78,7 +78,8 @@ def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
         return True
     result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
     if not evaluated:
-        parts = [(typing.get_args(part) or [..., Any])[-1] for part in parts if _is_callable(part)]
+        results = [(typing.get_args(part) or [..., Any])[-1] for part in parts if _is_callable(part)]
+        parts = [part for wanted in results for part in _alternatives(wanted)]
     return result is not Any and any(_provides(result, part) for part in parts)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from components.tiny_lm import TinyLM
+from components.backbone import BackboneModel
 from pipeline import backbones, phase
 from pipeline.data import VALIDATION, Examples, Masking
 from pipeline.fitstate import Fit
@@ -18,7 +18,7 @@ def run(
     *,
     out: str,
     prepared: str,
-    model: Callable[..., TinyLM],
+    model: Callable[..., BackboneModel],
     masking: Masking,
     fit: Callable[..., Fit],
     batch_size: int,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.recursion import Recursion
 from pipeline import checkpoint, phase
 from pipeline.backbones import Backbone
 from pipeline.data import Source
@@ -20,7 +19,6 @@ def run(
     joint: str,
     states: Callable[..., Source],
     examples: Callable[..., Source],
-    recursion: Recursion,
     fit: Callable[..., Fit],
     fit_backbone: Callable[..., Fit],
     unfreeze: Sequence[str],
@@ -38,7 +36,6 @@ def run(
         joint: folder of joint, whose compute is matched.
         states: hidden states of a split, for the warmup control.
         examples: token ids of a split, for the backbone control.
-        recursion: how the gradient flows through the steps.
         fit: joint's training loop.
         fit_backbone: the backbone's training loop.
         unfreeze: module paths that warmup trains.
@@ -57,7 +54,7 @@ def run(
         budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
     )  # fmt: skip
     sources = partial(states, backbone=base)
-    refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer, recursion)
+    refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
     folder = Path(out) / "warmup"
     phase.train(
         "controls/warmup", refined, sources, folder,

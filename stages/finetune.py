@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.recursion import Recursion
 from pipeline import checkpoint, phase
 from pipeline.backbones import Backbone
 from pipeline.data import Source
@@ -18,7 +17,6 @@ def run(
     backbone: str,
     joint: str,
     examples: Callable[..., Source],
-    recursion: Recursion,
     fit: Callable[..., Fit],
     unfreeze: Sequence[str],
     batch_size: int,
@@ -33,7 +31,6 @@ def run(
         backbone: folder of the backbone.
         joint: folder of the model to start from.
         examples: token ids of a split (``pipeline.sources.tokens``).
-        recursion: how the gradient flows through the steps.
         fit: the training loop.
         unfreeze: module paths to train; "" is everything.
         batch_size: sequences of a microbatch.
@@ -42,7 +39,7 @@ def run(
         runtime: where it computes.
     """
     base = Backbone(backbone)
-    model = checkpoint.load_refined(joint, base, "joint", 0, recursion)
+    model = checkpoint.load_refined(joint, base, "joint", 0)
     save = partial(checkpoint.save_model, Path(out), model, base)
     if steps == 0:
         phase.skipped(out, save)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from components.recursion import Recursion
 from pipeline import checkpoint, phase
 from pipeline.backbones import Backbone
 from pipeline.data import Source
@@ -18,7 +17,6 @@ def run(
     backbone: str,
     warmup: str,
     states: Callable[..., Source],
-    recursion: Recursion,
     fit: Callable[..., Fit],
     unfreeze: Sequence[str],
     layer_norms: bool,
@@ -33,7 +31,6 @@ def run(
         backbone: folder of the backbone.
         warmup: folder of the model to start from.
         states: hidden states of a split (``pipeline.sources``).
-        recursion: how the gradient flows through the steps.
         fit: the training loop.
         unfreeze: module paths to train; ``backbone.blocks.*`` is the tail.
         layer_norms: train every norm too.
@@ -43,7 +40,7 @@ def run(
     """
     base = Backbone(backbone)
     sources = partial(states, backbone=base)
-    model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer, recursion)
+    model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
     save = partial(checkpoint.save_model, Path(out), model, base)
     phase.train(
         "joint", model, sources, out, save, runtime,

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 
-from components.recursion import Recursion
+from components.core import Core
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
 from pipeline import checkpoint, phase
 from pipeline.backbones import Backbone
 from pipeline.data import Source
@@ -22,8 +21,7 @@ def run(
     out: str,
     backbone: str,
     states: Callable[..., Source],
-    refiner: Callable[..., SlotRefiner],
-    recursion: Recursion,
+    refiner: Callable[..., Core],
     fit: Callable[..., Fit],
     unfreeze: Sequence[str],
     layer_norms: bool,
@@ -38,7 +36,6 @@ def run(
         backbone: folder of the frozen backbone.
         states: hidden states of a split (``pipeline.sources``).
         refiner: takes dim; its other sizes are bound.
-        recursion: how the gradient flows through the steps.
         fit: the training loop.
         unfreeze: module paths to train.
         layer_norms: train every norm too.
@@ -50,7 +47,7 @@ def run(
     sources = partial(states, backbone=frozen)
     tail = frozen.model(sources("train").layer)
     try:
-        model = RefinedLM(tail, refiner(dim=frozen.architecture["dim"]), recursion)
+        model = RefinedLM(tail, refiner(dim=frozen.architecture["dim"]))
     except ValueError as error:
         raise ConfigError(f"warmup: {error}") from None
     model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size, runtime), torch.Generator().manual_seed(seed))

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.supervision import constant, exponential_decay, last_only, linear_decay, normalised
+from components.supervision import constant, exponential_decay, last_only, linear_decay
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 STEPS = st.integers(1, 16)

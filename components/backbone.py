@@ -1,0 +1,46 @@
+"""BackboneModel: the interface of what is refined. A model of its own whose layers can be cut in two: frozen trunk, live tail."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.batch import Batch
+from components.model import Model
+
+
+class BackboneModel(Model):
+    """Token ids -> hidden states -> logits.
+
+    Attributes:
+        architecture: arguments that build the same model again, with the class's name as ``model``; ``dim`` and ``layers`` are
+            among them.
+        first_layer: lowest layer held here; 0 = the whole model, ``layers`` = norm, head and embeddings alone.
+    """
+
+    architecture: dict[str, Any]
+    first_layer: int
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fill every weight; ``generator`` is the only source of randomness."""
+        raise NotImplementedError
+
+    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+        """Token embedding plus position: a table look-up, no layer runs."""
+        raise NotImplementedError
+
+    def trunk(
+        self, tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None, split: int
+    ) -> Float[Tensor, "batch seq dim"]:
+        """States entering layer ``split``: what extract stores."""
+        raise NotImplementedError
+
+    def states_and_heads(
+        self, batch: Batch, layers: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
+        """Last states of a batch, from its cached hidden states if it has any, else from its tokens; and the concatenated head
+        outputs of ``layers``, None if there are none.
+        """
+        raise NotImplementedError

@@ -1,0 +1,79 @@
+"""Halting: at inference a sequence leaves the recursion as soon as a rule says that it is done; the others go on without it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.batch import Batch
+from components.core import Layout
+from components.model import Model
+from components.recursion import State, mapped
+
+Rule = Callable[[Model, Batch, State, State | None], Bool[Tensor, "batch"]]  # model, sequences, this step's state, the last's
+
+
+def by_probability(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.95) -> Bool[Tensor, "batch"]:
+    """Done where every masked token's largest probability exceeds ``threshold``. Costs a readout each step."""
+    logits = model.readout(state.hidden.flatten(0, 1)[batch.supervised]).float()
+    unsure = torch.exp(logits.amax(-1) - logits.logsumexp(-1)) <= threshold
+    sequences = batch.supervised // batch.masked.shape[1]
+    return torch.zeros(len(batch), device=unsure.device).index_add(0, sequences, unsure.float()) == 0
+
+
+def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: float = 0.01) -> Bool[Tensor, "batch"]:
+    """Done where the states have converged: the step changed them by less than ``tolerance`` of their size (root mean square)."""
+    if last is None:
+        return torch.zeros(len(batch), dtype=torch.bool, device=state.hidden.device)
+    change = (state.hidden - last.hidden).square().mean((1, 2))
+    return change < tolerance**2 * state.hidden.square().mean((1, 2))
+
+
+def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.5) -> Bool[Tensor, "batch"]:
+    """Done where the model says so (``RecursiveCore(halting=True)``).
+
+    Raises:
+        ValueError: the model has not learned to halt.
+    """
+    if state.halt is None:
+        raise ValueError("halting.by_learning needs a core that learns to halt (recursive_core.RecursiveCore.halting = True)")
+    return torch.sigmoid(state.halt.float()) > threshold
+
+
+@torch.no_grad()
+def halted(
+    model: Model, batch: Batch, rule: Rule, steps: int | None = None
+) -> tuple[Float[Tensor, "batch seq dim"], Int[Tensor, "batch"]]:
+    """Each sequence's states where it left the recursion, and after how many steps that was.
+
+    Args:
+        model: any.
+        batch: on its device.
+        rule: which of the sequences are done.
+        steps: at most; None = the model's own number.
+    """
+    condition, carry, layout = model.begin(batch)
+    rows = torch.arange(len(batch), device=batch.tokens.device)
+    taken = torch.zeros_like(rows)
+    result, last = torch.empty(0), None
+    for number in range(model.n_steps if steps is None else steps):
+        state = model.step(number, carry, condition, layout)
+        result = state.hidden.clone() if number == 0 else result.index_copy(0, rows, state.hidden)
+        taken[rows] = number + 1
+        going = (~rule(model, batch, state, last)).nonzero()[:, 0]
+        if not len(going):
+            break
+
+        def of_those(tensor: Tensor, going: Tensor = going) -> Tensor:
+            return tensor[going]
+
+        rows, batch, layout = rows[going], batch.take(going), _layout(layout, going)
+        condition, carry = mapped(of_those, condition), mapped(of_those, state.carry)
+        last = replace(state, hidden=state.hidden[going])
+    return result, taken
+
+
+def _layout(layout: Layout, rows: Tensor) -> Layout:
+    return Layout(*(None if part is None else part[rows] for part in (layout.attention, layout.positions, layout.places)))

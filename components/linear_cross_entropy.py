@@ -1,0 +1,93 @@
+"""Cross-entropy of a linear head without its logits: they exist for some rows at a time, and the gradient is made with them.
+
+Two matrix products a row for a frozen head (logits, gradient of the rows), three for a trained one: the floor. Only tensors of
+the rows' size survive until the backward pass.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+CHUNK_ROWS = 512  # rows whose logits exist at once; fewer would read a large head from memory for too little work
+
+
+def linear_cross_entropy(
+    rows: Float[Tensor, "rows dim"],
+    head: Float[Tensor, "vocab dim"],
+    targets: Int[Tensor, "rows"],
+    weights: Float[Tensor, "rows"],
+    *,
+    chunk: int = CHUNK_ROWS,
+    compute: bool = True,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
+    """sum_i weights_i * -log softmax(head rows_i)[targets_i], in at least float32; and whether the target has the largest logit.
+
+    Under autocast both products run in its precision; softmax, loss and the head's gradient stay in float32. The result is a pure
+    function of the arguments: ``chunk`` never follows the memory that happens to be free.
+
+    Args:
+        rows: normed states of supervised positions: gather first.
+        head: weight of the head, frozen or trained.
+        targets: token ids.
+        weights: of the loss; 0 leaves a row out.
+        chunk: rows whose logits exist at once.
+        compute: False leaves a zero of the same graph, for a forward pass that is made again (``components.memory``).
+    """
+    if torch.is_autocast_enabled(rows.device.type):
+        dtype = torch.get_autocast_dtype(rows.device.type)
+        rows, head = rows.to(dtype), head.to(dtype)
+    loss, right = _LinearCrossEntropy.apply(rows, head, targets, weights, chunk, compute)
+    return loss, right
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradient for a loss of weight 1 is made in the forward pass and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, head: Tensor, targets: Tensor, weights: Tensor, chunk: int, compute: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(torch.float32, rows.dtype)
+        to_rows, to_head = ctx.needs_input_grad[:2]
+        gradient = torch.empty_like(rows) if to_rows else None
+        head_gradient = torch.zeros_like(head, dtype=wide) if to_head else None
+        loss, right = rows.new_zeros((), dtype=wide), torch.zeros_like(targets, dtype=torch.bool)
+        for first in range(0, len(rows) if compute else 0, chunk):
+            part = slice(first, first + chunk)
+            weight = weights[part].to(wide)
+            p, total, nll, right[part] = _softmax((rows[part] @ head.T).to(wide), targets[part])
+            loss += nll @ weight
+            if not (to_rows or to_head):
+                continue
+            p *= (weight / total)[:, None]
+            p[torch.arange(len(p), device=p.device), targets[part]] -= weight
+            by_logits = p.to(rows.dtype)
+            if gradient is not None:
+                torch.mm(by_logits, head, out=gradient[part])
+            if head_gradient is not None:
+                head_gradient += by_logits.T @ rows[part]
+        ctx.save_for_backward(gradient, head_gradient)
+        ctx.mark_non_differentiable(right)
+        ctx.dtype = head.dtype
+        return loss, right
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, head_gradient = ctx.saved_tensors
+        return (
+            None if gradient is None else gradient * scale.to(gradient.dtype),
+            None if head_gradient is None else (head_gradient * scale).to(ctx.dtype),
+            None, None, None, None,
+        )  # fmt: skip
+
+
+def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """exp(logits - largest), written over the logits; their sum; -log p(target); whether the target has the largest logit."""
+    largest = logits.amax(1, keepdim=True)
+    target = logits.gather(1, targets[:, None])
+    right = (target == largest)[:, 0]
+    exponential = logits.sub_(largest).exp_()
+    total = exponential.sum(1)
+    return exponential, total, total.log() - (target - largest)[:, 0], right
