@@ -5,9 +5,7 @@ interval over seeds (Student's t) of every model and of the paired differences.
 """
 
 import json
-import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,10 +14,10 @@ from pathlib import Path
 import fire
 from ruamel.yaml import YAML
 
+from components.metrics import over_seeds
 from pipeline.reporting import cell, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, n - 1 degrees
 PAIRS = (("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("joint", "control_warmup"), ("joint", "control_backbone"))
 
 
@@ -38,13 +36,6 @@ def evaluate(seed: int, preset: str, folder: Path, commit: str) -> dict:
     command = [sys.executable, "-m", "dvc", "repro", "--quiet", "evaluate"]
     subprocess.run(command, cwd=clone, env={**os.environ, "PATH": path}, check=True, stdout=sys.stderr)
     return json.loads((clone / "outputs/evaluate/metrics.json").read_text())
-
-
-def over_seeds(values: list[float]) -> dict[str, float]:
-    """Mean and 95 % interval over seeds."""
-    mean = statistics.fmean(values)
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
 
 
 def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, json: str = "") -> None:

@@ -12,10 +12,11 @@ from components.core import Layout
 from components.model import Model
 from components.recursion import State, mapped
 
-Rule = Callable[[Model, Batch, State, State | None], Bool[Tensor, "batch"]]  # model, sequences, this step's state, the last's
+Done = Bool[Tensor, "batch"]
+Rule = Callable[[Model, Batch, State, State | None], Done]  # model, sequences, this step's state, the last's
 
 
-def by_probability(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.95) -> Bool[Tensor, "batch"]:
+def by_probability(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.95) -> Done:
     """Done where every masked token's largest probability exceeds ``threshold``. Costs a readout each step."""
     logits = model.readout(state.hidden.flatten(0, 1)[batch.supervised]).float()
     unsure = torch.exp(logits.amax(-1) - logits.logsumexp(-1)) <= threshold
@@ -23,7 +24,7 @@ def by_probability(model: Model, batch: Batch, state: State, last: State | None,
     return torch.zeros(len(batch), device=unsure.device).index_add(0, sequences, unsure.float()) == 0
 
 
-def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: float = 0.01) -> Bool[Tensor, "batch"]:
+def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: float = 0.01) -> Done:
     """Done where the states have converged: the step changed them by less than ``tolerance`` of their size (root mean square)."""
     if last is None:
         return torch.zeros(len(batch), dtype=torch.bool, device=state.hidden.device)
@@ -31,7 +32,7 @@ def by_change(model: Model, batch: Batch, state: State, last: State | None, tole
     return change < tolerance**2 * state.hidden.square().mean((1, 2))
 
 
-def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.5) -> Bool[Tensor, "batch"]:
+def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.5) -> Done:
     """Done where the model says so (``RecursiveCore(halting=True)``).
 
     Raises:

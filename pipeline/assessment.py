@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from components.halting import Rule
 from components.metrics import Counts
 from components.model import Model
 from pipeline import evaluator
@@ -33,6 +35,7 @@ def assess(
     *,
     measures: Mapping[str, tuple[str, float]],
     decodes: Mapping[str, tuple[str, int, int, int]],
+    halts: Mapping[str, Rule],
     headline: str,
     samples: int,
     batch_size: int,
@@ -73,11 +76,19 @@ def assess(
             bar.line(f"{measure}: decoded in {passes} passes")
     split_name, ratio = measures[headline]
     split = prepared.split(split_name)
+    masked = partial(evaluator.batches, evaluator.by_length(split), prepared.vocabulary, ratio, seed, batch_size)
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][headline].items() if not k.startswith("decode_")}
-        first = evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size)
+        first = masked()
         if statistics := evaluator.statistics_by_step(model, first, runtime):
             metrics[name]["statistics_by_step"] = statistics
+        if model.n_steps > 1:
+            metrics[name]["halting"] = {
+                rule: evaluator.halting_summary(
+                    *evaluator.halted(model, masked(), halts[rule], runtime), evaluator.by_length(split).group
+                )
+                for rule in halts
+            }
     groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
     metrics["differences"] = {
         f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}

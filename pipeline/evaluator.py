@@ -8,12 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from components import masking, noise, sampling
+from components import halting, masking, noise, sampling
 from components.batch import Batch
+from components.halting import Rule
 from components.metrics import Counts, count, difference, interval, intervals
 from components.model import Model
 from pipeline.data import assemble
 from pipeline.distributed import gathered, rank, world
+from pipeline.errors import ConfigError
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
@@ -60,6 +62,34 @@ def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> l
         Counts(**{f.name: torch.cat([getattr(c, f.name) for c in step]) for f in fields(Counts)})
         for step in zip(*batches, strict=True)
     ]
+
+
+@torch.no_grad()
+def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) -> tuple[Counts, Tensor]:
+    """Counts of every example where it left the recursion by ``rule``, and after how many steps that was.
+
+    Raises:
+        ConfigError: the rule needs what the model has not learned.
+    """
+    mine: list[tuple[Counts, Tensor]] = []
+    for batch in islice(masked, rank(), None, world()):
+        batch = trimmed(batch).to(runtime.device)
+        with runtime.autocast():
+            try:
+                hidden, steps = halting.halted(model, batch, rule)
+            except ValueError as error:
+                raise ConfigError(f"evaluate.run.halts: {error}") from None
+            counts = count(model.readout(hidden[batch.masked]), batch.targets, batch.masked)
+        mine.append((Counts(**{f.name: getattr(counts, f.name).cpu() for f in fields(Counts)}), steps.cpu().double()))
+    found = _interleaved(gathered(mine))
+    together = Counts(**{f.name: torch.cat([getattr(c, f.name) for c, _ in found]) for f in fields(Counts)})
+    return together, torch.cat([steps for _, steps in found])
+
+
+def halting_summary(counts: Counts, steps: Tensor, group: Tensor) -> dict[str, dict[str, float]]:
+    """nll, token_accuracy, exact, and the mean number of recursion steps, with intervals."""
+    last = {name: value for name, value in summary([counts], group).items() if not name.endswith("_by_step")}
+    return {**last, "steps": _interval(steps, torch.ones_like(steps), group)}  # type: ignore[dict-item]
 
 
 def _interleaved(shares: list[list[T]]) -> list[T]:

@@ -53,6 +53,26 @@ def losses(curves: Mapping[str, Curves], path: Path) -> None:
         _save(figure, path)
 
 
+def ablations(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The headline of every variant with its interval over seeds, each seed a dot; the default's mean as a line."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 0.28 * len(rows) + 1))
+        colours = {"helps": MODELS["joint"], "hurts": "#c0504d", "noise": MODELS["frozen"], "": "#222222"}
+        for place, row in enumerate(reversed(rows)):
+            colour, test = colours[row["verdict"]], row["test"]
+            axis.plot([test["low"], test["high"]], [place, place], color=colour, lw=1.2, alpha=0.6)
+            axis.plot(row["test_values"], [place] * len(row["test_values"]), "o", color=colour, ms=2.5, alpha=0.6)
+            axis.plot([test["mean"]], [place], "|", color=colour, ms=9, mew=2)
+        default = next(row for row in rows if not row["verdict"])
+        axis.axvline(default["test"]["mean"], color="#222222", lw=0.7, ls=":")
+        axis.set_yticks(range(len(rows)), [row["variant"] for row in reversed(rows)])
+        values = [value for row in rows for value in (*row["test_values"], row["test"]["mean"])]
+        margin = 0.08 * (max(values) - min(values) + 1e-3)
+        axis.set(xlim=(min(values) - margin, max(values) + margin), xlabel=f"test {rows[0]['metric']}")
+        axis.set_title("what each choice is worth (best validation loss on top)")
+        _save(figure, path)
+
+
 def by_step(metrics: Mapping[str, Any], models: Sequence[str], metric: str, label: str, path: Path) -> None:
     """A metric with its interval after each recursion step, refined models; backbones as horizontal lines."""
     with plt.rc_context(STYLE):

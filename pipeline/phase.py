@@ -61,7 +61,8 @@ def train(
     print(f"{name}: training\n{table}", flush=True)
     training = Training(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
     validation = partial(in_order, sources("validation"), max(batch_size, 256))
-    result = fit(name, model, training, validation, out, save, runtime, budget=budget)
+    limit = {} if budget is None else {"budget": budget}
+    result = fit(name, model, training, validation, out, save, runtime, **limit)
     if rank():
         return
     parameters = {"total": table.total, "trainable": table.trainable}

@@ -51,6 +51,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
         "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(metrics, measures)}",
         "Whole answers, decoded in several passes": decodes_table(metrics, models),
         "After each recursion step": steps_table(metrics, models),
+        "Halting": halting_table(metrics, models),
         "Findings": "".join(f"- {line}\n" for line in findings(metrics, curve, models)),
         "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
     }
@@ -126,6 +127,19 @@ def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> st
         values = [by_measure[m][k] for m in measures for k in ("exact", "nll")]
         rows.append([pair, *(f"**{cell(v)}**" if v["low"] > 0 or v["high"] < 0 else cell(v) for v in values)])
     return markdown(rows)
+
+
+def halting_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """The headline measure when every example leaves the recursion as soon as a rule says so, beside all steps."""
+    rows = [["model", "rule", "mean steps", "exact", "nll"]]
+    for name in models:
+        if not metrics[name].get("halting"):
+            continue
+        steps = str(len(metrics[name]["nll_by_step"]))
+        rows.append([name, "all steps", steps, cell(metrics[name]["exact"]), cell(metrics[name]["nll"])])
+        for rule, value in metrics[name]["halting"].items():
+            rows.append([name, rule, cell(value["steps"]), cell(value["exact"]), cell(value["nll"])])
+    return markdown(rows) if len(rows) > 1 else "No model takes several steps, or no rule was asked for.\n"
 
 
 def steps_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:

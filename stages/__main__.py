@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
-SECTIONS = (*STAGES, "track")  # what params.yaml configures
+SECTIONS = (*STAGES, "ablate", "track")  # what params.yaml configures
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
 SWITCHES, VALUES = ("check", "print-config", "help", "ship", "verify"), ("config", "out", "device", "follow")
 STATUS = {ConfigError: 2, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # of the process, by its error
@@ -86,7 +86,7 @@ def command(
     """Run STAGE with OVERRIDES (name.param=value) over params.yaml.
 
     Args:
-        stage: configure, prepare, backbone, extract, warmup, joint, finetune, controls, evaluate, report or track.
+        stage: configure, prepare, backbone, extract, warmup, joint, finetune, controls, evaluate, report, ablate or track.
         overrides: bindings for this run; strongest of all.
         config: a file that configure wrote, used instead of params.yaml (what dvc.yaml does).
         out: folder to write to. Default: the configured one under DVC, else ``runs/<stage>/<id>`` (id: digest of the settings).
@@ -119,7 +119,7 @@ def command(
         print(text, end="")
     elif check:
         return
-    elif stage == "track" or own:
+    elif stage not in STAGES or own:
         _load(stage, text, out)(**own)
     elif stage in SHARED and (processes := launch.wanted()) > 1:
         launch.launch(sys.argv[1:], processes)

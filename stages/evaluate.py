@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from components.halting import Rule
 from pipeline import assessment
 from pipeline.backbones import Backbone
 from pipeline.prepared import Prepared
@@ -17,6 +18,7 @@ def run(
     models: Mapping[str, str],
     measures: Mapping[str, tuple[str, float]],
     decodes: Mapping[str, tuple[str, int, int, int]],
+    halts: Mapping[str, Rule],
     headline: str,
     samples: int,
     batch_size: int,
@@ -32,6 +34,7 @@ def run(
         models: folder of each trained model.
         measures: name -> (split, fraction of the answer that is masked); one parallel decode each.
         decodes: name -> (split, passes, blocks, examples): decoding whole answers in several passes.
+        halts: name -> rule by which sequences leave the recursion (``components.halting``); on the headline measure.
         headline: the measure whose metrics stand at the top.
         samples: examples written as text and traced through the steps.
         batch_size: sequences evaluated together.
@@ -40,5 +43,5 @@ def run(
     """
     assessment.assess(
         Prepared(prepared), Backbone(backbone), models, Path(out), runtime,
-        measures=measures, decodes=decodes, headline=headline, samples=samples, batch_size=batch_size, seed=seed,
+        measures=measures, decodes=decodes, halts=halts, headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip

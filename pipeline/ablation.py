@@ -1,0 +1,191 @@
+"""Ablations: one phase trained in many variants over several seeds, each for the same compute, side by side.
+
+Every seed has its own workspace with its own data, backbone and shards; a variant is a warmup there with bindings over the user's
+settings, as one would type them. Jobs run side by side, one thread each, each a process of its own; a job that is finished is
+never run again, one that was interrupted continues.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from components.metrics import over_seeds
+from pipeline.errors import ConfigError, UserError
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.progress import Progress
+from pipeline.reporting import cell, markdown
+
+BASE = "default"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ablate(
+    out: Path, variants: Mapping[str, Sequence[str]], scratch: Mapping[str, Sequence[str]], seeds: Sequence[int], processes: int
+) -> str:
+    """Run what is missing and write metrics.json, table.md and ablations.png into ``out``; returns the table.
+
+    Args:
+        out: of results and workspaces.
+        variants: name -> bindings over warmup's settings. "default" (none) is always there, and what others are compared with.
+        scratch: name -> bindings over the backbone's settings: models of their own, trained for backbone's and warmup's compute.
+        seeds: at least two.
+        processes: jobs at a time.
+
+    Raises:
+        ConfigError: fewer than two seeds, or a name is given twice.
+        UserError: a job failed; the message is the job's.
+    """
+    if len(set(seeds)) < 2:
+        raise ConfigError(f"ablate.run.seeds needs at least two different seeds for an interval, got {list(seeds)}")
+    if twice := set(variants) & {*scratch, BASE}:
+        raise ConfigError(f"ablate names a variant twice: {', '.join(sorted(twice))}")
+    places = [_workspace(out, seed) for seed in seeds]
+    jobs = len(places) * (2 + len(variants) + len(scratch))
+    with Progress("ablate", jobs, "runs") as bar, ThreadPoolExecutor(processes) as pool:
+
+        def together(*work: Any) -> None:
+            for finished in [pool.submit(job) for job in work]:
+                bar.line(finished.result())
+                bar.advance()
+
+        together(*(partial(_prepared, place) for place in places))
+        together(*(partial(_variant, place, BASE, ()) for place in places))
+        together(
+            *(partial(_variant, place, name, bindings) for name, bindings in variants.items() for place in places),
+            *(partial(_from_scratch, place, name, bindings) for name, bindings in scratch.items() for place in places),
+        )
+    rows = _rows(places, [BASE, *variants, *scratch])
+    table = _table(rows, len(seeds))
+    write_json(out / "metrics.json", {"seeds": list(seeds), "rows": rows})
+    write_atomic(out / "table.md", table.encode())
+    from pipeline import figures  # brings matplotlib, half a second that only the end should pay
+
+    figures.ablations(rows, out / "ablations.png")
+    return table
+
+
+def _workspace(out: Path, seed: int) -> Path:
+    """A folder with the user's settings, but for the seed and the threads of a job."""
+    place = out / f"seed-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    yaml = YAML()
+    document = yaml.load(Path("params.yaml").read_text())
+    common = document.setdefault("common", {})
+    bindings = common.get("bindings") or {}
+    common["bindings"] = {**bindings, "SEED": seed, "THREADS": 1}
+    with (place / "params.yaml").open("w") as file:
+        yaml.dump(document, file)
+    if not (place / "gin").exists():
+        (place / "gin").symlink_to(Path("gin").resolve())
+    return place
+
+
+def _stage(place: Path, stage: str, *arguments: str) -> None:
+    """Run a stage in a workspace, if its result of the very same settings is not there."""
+    command = [sys.executable, "-m", "stages", stage, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_PROCESSES": "1"}
+    environment.setdefault("SLOTLOOP_RAW", str(Path("data/raw").resolve()))
+    settings = subprocess.run([*command, "--print-config"], cwd=place, env=environment, capture_output=True, text=True)
+    folder = place / arguments[-1].removeprefix("--out=")
+    done = folder / "done.gin"
+    if settings.returncode == 0 and done.is_file() and done.read_text() == settings.stdout:
+        return
+    found = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    if found.returncode:
+        told = found.stderr.strip().splitlines() or [f"status {found.returncode}"]
+        raise UserError(f"ablate: {stage} in {place} failed: {told[-1].removeprefix('error: ')}")
+    write_atomic(done, settings.stdout.encode())
+
+
+def _prepared(place: Path) -> str:
+    for stage, folder in (("prepare", "data/prepared"), ("backbone", "data/backbone"), ("extract", "data/shards")):
+        _stage(place, stage, f"--out={folder}")
+    return f"{place.name}: data, backbone and shards"
+
+
+def _variant(place: Path, name: str, bindings: Sequence[str]) -> str:
+    budget = [] if name == BASE else [f"loop.fit.budget={_flops(place / 'outputs' / BASE)}"]
+    _stage(place, "warmup", *bindings, *budget, f"--out=outputs/{_slug(name)}")
+    models = f"evaluate.run.models={{'{_slug(name)}': 'outputs/{_slug(name)}'}}"
+    _stage(place, "evaluate", models, "evaluate.run.decodes={}", "evaluate.run.halts={}", f"--out=outputs/{_slug(name)}-evaluated")
+    return f"{place.name}: {name}"
+
+
+def _from_scratch(place: Path, name: str, bindings: Sequence[str]) -> str:
+    budget = _flops(place / "data/backbone") + _flops(place / "outputs" / BASE)
+    _stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out=outputs/{_slug(name)}")
+    of_it = f"evaluate.run.backbone='outputs/{_slug(name)}'"
+    nothing = ("evaluate.run.models={}", "evaluate.run.decodes={}", "evaluate.run.halts={}")
+    _stage(place, "evaluate", of_it, *nothing, f"--out=outputs/{_slug(name)}-evaluated")
+    return f"{place.name}: {name}"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _flops(folder: Path) -> int:
+    return int(read_json(folder / "metrics.json", "ablate")["flops"])
+
+
+def _rows(places: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Validation loss, headline and its difference to the default's, over seeds, in the order of the validation loss."""
+    found = {name: [_reading(place, name) for place in places] for name in names}
+    best = max(reading["exact"] for readings in found.values() for reading in readings)
+    metric = "exact" if best >= 0.05 else "nll"
+    rows = []
+    for name, readings in found.items():
+        paired = [own[metric] - base[metric] for own, base in zip(readings, found[BASE], strict=True)]
+        difference = over_seeds(paired)
+        rows.append({
+            "variant": name, "metric": metric, "parameters": readings[0]["parameters"], "steps": readings[0]["steps"],
+            "validation": over_seeds([reading["validation"] for reading in readings]),
+            "test": over_seeds([reading[metric] for reading in readings]), "test_values": [reading[metric] for reading in readings],
+            "difference": difference, "verdict": _verdict(name, metric, difference),
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: row["validation"]["mean"])
+
+
+def _reading(place: Path, name: str) -> dict[str, Any]:
+    folder = place / "outputs" / _slug(name)
+    training, evaluated = (
+        read_json(folder / "metrics.json", "ablate"),
+        read_json(Path(f"{folder}-evaluated/metrics.json"), "ablate"),
+    )
+    of_model = evaluated.get(_slug(name), evaluated["frozen"])
+    return {
+        "parameters": training["parameters"]["trainable"], "steps": training["steps"], "validation": training["best_loss"],
+        **{metric: of_model[metric]["mean"] for metric in ("exact", "nll")},
+    }  # fmt: skip
+
+
+def _verdict(name: str, metric: str, difference: Mapping[str, float]) -> str:
+    """Of a difference over seeds: its interval is clear of zero, or it is noise."""
+    if name == BASE:
+        return ""
+    if difference["low"] <= 0 <= difference["high"]:
+        return "noise"
+    return "helps" if (difference["mean"] > 0) == (metric == "exact") else "hurts"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
+    metric = rows[0]["metric"]
+    header = ["variant", "trained parameters", "steps", "validation nll", f"test {metric}", "test - default", "verdict"]
+    lines = [
+        [
+            row["variant"], f"{row['parameters']:,}", f"{row['steps']:,}", cell(row["validation"]), cell(row["test"]),
+            "" if row["variant"] == BASE else cell(row["difference"]), row["verdict"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    note = (
+        f"Means with 95 % intervals over {seeds} seeds (Student's t), same compute each, in the order of the validation loss.\n\n"
+    )
+    return note + markdown([header, *lines])
