@@ -94,7 +94,7 @@ class Hybrid(Core):
         for name, core in self._cores().items():
             part = condition[name]
             state = core.step(number, carry[name], part["inner"], _layout(part, layout), statistics)
-            old = taken(condition["x"], part["places"])
+            old = taken(hidden, part["places"])  # of tokens that stand in for none, perhaps refined by the other
             new = torch.where(part["valid"][..., None], state.hidden, old)
             hidden = hidden.scatter(1, repeat(part["places"], "b m -> b m d", d=self.dim), new.to(hidden.dtype))
             carries[name] = state.carry
