@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.core import Core, Inputs, Layout
+from components.core import Core, Inputs, Layout, shared_layers
 from components.recursion import State, Tree
 
 
@@ -30,10 +30,9 @@ class Hybrid(Core):
         route: "chunks" = by confidence; "doubtful" or "confident" = everything to that one, for a whole run.
 
     Raises:
-        ValueError: the two have different numbers of steps, there is none for the route, or a chunk holds no token.
+        ValueError: the two have different numbers of steps or read different backbone layers, there is none for the route, or a
+            chunk holds no token.
     """
-
-    routes = True
 
     def __init__(
         self,
@@ -54,7 +53,8 @@ class Hybrid(Core):
         if route not in ("chunks", "doubtful", "confident") or (route == "confident" and self.confident is None):
             raise ValueError(f"route must be 'chunks', 'doubtful' or (with a refiner for them) 'confident', got '{route}'")
         self.chunk, self.threshold, self.route = chunk, threshold, route
-        self.context_layers = self.doubtful.context_layers
+        self.context_layers = shared_layers(*self._cores().values())
+        self.routes = route == "chunks"
         self.architecture: dict[str, Any] = {
             "core": "Hybrid", "dim": dim, "doubtful": self.doubtful.architecture,
             "confident": None if self.confident is None else self.confident.architecture,
