@@ -62,9 +62,10 @@ class Hybrid(Core):
         }  # fmt: skip
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
-        """Those of each."""
-        for core in self._cores().values():
-            core.init_weights(hidden_rms, generator)
+        """Those of each, of one that no token is sent to as well."""
+        self.doubtful.init_weights(hidden_rms, generator)
+        if self.confident is not None:
+            self.confident.init_weights(hidden_rms, generator)
 
     def condition(self, inputs: Inputs, layout: Layout) -> Tree:
         """Where each refiner's tokens stand, and its condition on them."""
