@@ -5,12 +5,16 @@ from functools import partial
 import torch
 
 from components.adapter import Adapter
+from components.batch import Batch
 from components.cascade import Cascade
 from components.core import Inputs, Layout
 from components.hybrid import Hybrid
 from components.mlp_refiner import MLPRefiner
 from components.recursive_core import RecursiveCore
+from components.recursive_lm import RecursiveLM
+from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
+from components.tiny_lm import TinyLM
 
 DIM, HEADS, SEQ, RMS = 16, 2, 6, 1.7
 ATTENTION = torch.arange(SEQ) < torch.tensor([6, 3, 5])[:, None]
@@ -86,3 +90,35 @@ def begun(core, given, layout=None):
     given = dict(given)
     condition = core.condition(Inputs(given["x"], given["embedding"], given.get("heads"), given.get("confidence")), layout)
     return condition, core.initial_carry(given["x"], condition), layout
+
+
+# Whole models
+
+VOCAB, LAYERS = 11, 3
+
+
+def batch(seed=0, masked=0.6, sequences=3):
+    """Padded sequences of which some tokens are supervised, each with a weight of its own."""
+    g = torch.Generator().manual_seed(seed)
+    tokens, targets = (torch.randint(VOCAB, (sequences, SEQ), generator=g) for _ in range(2))
+    attention = ATTENTION[torch.arange(sequences) % 3]
+    masked = (torch.rand(sequences, SEQ, generator=g) < masked) & attention
+    return Batch(tokens, targets, masked, torch.rand(sequences, SEQ, generator=g) * masked, attention)
+
+
+def model_of(name, seed=0, joint=False, std=0.4, dtype=torch.float64):
+    """The core of this name over a backbone, which is frozen unless ``joint``; a standalone one as a model of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    if name in STANDALONE:
+        model = RecursiveLM(VOCAB, SEQ, DIM, CORES[name])
+        model.init_weights(generator)
+        return model.to(dtype)
+    backbone = TinyLM(VOCAB, SEQ, DIM, LAYERS, HEADS)
+    backbone.init_weights(generator)
+    for parameter in backbone.blocks.parameters():
+        parameter.data.mul_(3)  # large enough that every block matters
+    model = RefinedLM(backbone.requires_grad_(joint), made(CORES[name], seed, std=std)).to(dtype)
+    if model.refiner.routes:
+        confidence = model._confidence(backbone.states(batch()), batch())[batch().masked].sort().values
+        model.refiner.threshold = confidence[len(confidence) // 3 :][:2].mean().item()  # some chunks are below, some are not
+    return model
