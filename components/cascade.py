@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from components.core import Core, Inputs, Layout
+from components.core import Core, Inputs, Layout, shared_layers
 from components.recursion import State, Tree
 
 
@@ -18,13 +18,16 @@ class Cascade(Core):
         dim: width of the states.
         coarse: takes dim.
         fine: takes dim.
+
+    Raises:
+        ValueError: they read the heads of different backbone layers.
     """
 
     def __init__(self, dim: int, coarse: Callable[..., Core], fine: Callable[..., Core]) -> None:
         super().__init__()
         self.coarse, self.fine = coarse(dim=dim), fine(dim=dim)
         self.dim, self.n_steps = dim, self.coarse.n_steps + self.fine.n_steps
-        self.context_layers = self.fine.context_layers or self.coarse.context_layers
+        self.context_layers = shared_layers(self.coarse, self.fine)
         self.routes = self.coarse.routes or self.fine.routes
         self.architecture = {
             "core": "Cascade", "dim": dim, "coarse": self.coarse.architecture, "fine": self.fine.architecture

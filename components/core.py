@@ -123,6 +123,18 @@ class Core(nn.Module):
             carry = state.carry
 
 
+def shared_layers(*cores: Core) -> tuple[int, ...]:
+    """The backbone layers whose heads these cores read; a model hands out one set of heads.
+
+    Raises:
+        ValueError: two of them read different ones.
+    """
+    first, *others = dict.fromkeys(core.context_layers for core in cores if core.context_layers) or [()]
+    if others:
+        raise ValueError(f"refiners of one model must read the heads of the same layers, got {list(first)} and {list(others[0])}")
+    return first
+
+
 def at_least_one_step(steps: int) -> int:
     """``steps``, if the recursion can run that many; ValueError if not."""
     if steps < 1:

@@ -97,10 +97,11 @@ class _Supervision:
         """Step ``number`` from ``carry`` with its part of the loss, as ``components.memory`` runs it."""
 
         def run(compute: bool) -> tuple[Tensor, State]:
-            state = self.model.step(number, carry, self.condition, self.layout, self.statistics and compute)
-            if compute:
+            measure = compute or not self._supervised(number)  # nothing need ever run such a step again
+            state = self.model.step(number, carry, self.condition, self.layout, self.statistics and measure)
+            if measure:
                 self.measured[number] = state.statistics
-            if isinstance(self.weights[number], float) and not self.weights[number]:
+            if not self._supervised(number):
                 return self.nothing, state
             loss, right = masked_cross_entropy(self.model, state.hidden, self.batch, compute=compute)
             loss = loss / self.sequences
@@ -114,8 +115,12 @@ class _Supervision:
     @torch.no_grad()
     def report(self, number: int, state: State) -> None:
         """The loss of a step that is not supervised."""
-        if isinstance(self.weights[number], float) and not self.weights[number]:
+        if not self._supervised(number):
             self.losses[number] = masked_cross_entropy(self.model, state.hidden, self.batch)[0] / self.sequences
+
+    def _supervised(self, number: int) -> bool:
+        weight = self.weights[number]
+        return isinstance(weight, Tensor) or weight != 0
 
     def _penalties(self, state: State, right: Tensor) -> Tensor | float:
         share = len(self.batch) / self.sequences

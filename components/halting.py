@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.batch import Batch
-from components.core import Layout
+from components.core import Layout, at_least_one_step
 from components.model import Model
 from components.recursion import State, mapped
 
@@ -25,11 +25,15 @@ def by_probability(model: Model, batch: Batch, state: State, last: State | None,
 
 
 def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: float = 0.01) -> Done:
-    """Done where the states have converged: the step changed them by less than ``tolerance`` of their size (root mean square)."""
+    """Done where the states have converged: the step changed them by less than ``tolerance`` of their size (root mean square).
+
+    Padding counts for nothing: how far a batch happens to be padded must not decide.
+    """
     if last is None:
         return torch.zeros(len(batch), dtype=torch.bool, device=state.hidden.device)
-    change = (state.hidden - last.hidden).square().mean((1, 2))
-    return change < tolerance**2 * state.hidden.square().mean((1, 2))
+    kept = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
+    change, size = ((x.float().square().sum(-1) * kept).sum(1) for x in (state.hidden - last.hidden, state.hidden))
+    return change < tolerance**2 * size
 
 
 def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.5) -> Done:
@@ -54,12 +58,16 @@ def halted(
         batch: on its device.
         rule: which of the sequences are done.
         steps: at most; None = the model's own number.
+
+    Raises:
+        ValueError: fewer than one step.
     """
+    n_steps = at_least_one_step(model.n_steps if steps is None else steps)
     condition, carry, layout = model.begin(batch)
     rows = torch.arange(len(batch), device=batch.tokens.device)
     taken = torch.zeros_like(rows)
     result, last = torch.empty(0), None
-    for number in range(model.n_steps if steps is None else steps):
+    for number in range(n_steps):
         state = model.step(number, carry, condition, layout)
         result = state.hidden.clone() if number == 0 else result.index_copy(0, rows, state.hidden)
         taken[rows] = number + 1

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.core import Core, Inputs, Layout
+from components.core import Core, Inputs, Layout, shared_layers
 from components.recursion import State, Tree
 
 
@@ -30,10 +30,9 @@ class Hybrid(Core):
         route: "chunks" = by confidence; "doubtful" or "confident" = everything to that one, for a whole run.
 
     Raises:
-        ValueError: the two have different numbers of steps, there is none for the route, or a chunk holds no token.
+        ValueError: the two have different numbers of steps or read different backbone layers, there is none for the route, or a
+            chunk holds no token.
     """
-
-    routes = True
 
     def __init__(
         self,
@@ -54,7 +53,8 @@ class Hybrid(Core):
         if route not in ("chunks", "doubtful", "confident") or (route == "confident" and self.confident is None):
             raise ValueError(f"route must be 'chunks', 'doubtful' or (with a refiner for them) 'confident', got '{route}'")
         self.chunk, self.threshold, self.route = chunk, threshold, route
-        self.context_layers = self.doubtful.context_layers
+        self.context_layers = shared_layers(*self._cores().values())
+        self.routes = route == "chunks"
         self.architecture: dict[str, Any] = {
             "core": "Hybrid", "dim": dim, "doubtful": self.doubtful.architecture,
             "confident": None if self.confident is None else self.confident.architecture,
@@ -62,9 +62,10 @@ class Hybrid(Core):
         }  # fmt: skip
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
-        """Those of each."""
-        for core in self._cores().values():
-            core.init_weights(hidden_rms, generator)
+        """Those of each, of one that no token is sent to as well."""
+        self.doubtful.init_weights(hidden_rms, generator)
+        if self.confident is not None:
+            self.confident.init_weights(hidden_rms, generator)
 
     def condition(self, inputs: Inputs, layout: Layout) -> Tree:
         """Where each refiner's tokens stand, and its condition on them."""
@@ -94,7 +95,7 @@ class Hybrid(Core):
         for name, core in self._cores().items():
             part = condition[name]
             state = core.step(number, carry[name], part["inner"], _layout(part, layout), statistics)
-            old = taken(condition["x"], part["places"])
+            old = taken(hidden, part["places"])  # of tokens that stand in for none, perhaps refined by the other
             new = torch.where(part["valid"][..., None], state.hidden, old)
             hidden = hidden.scatter(1, repeat(part["places"], "b m -> b m d", d=self.dim), new.to(hidden.dtype))
             carries[name] = state.carry

@@ -38,6 +38,8 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, head = rows.to(dtype), head.to(dtype)
+    if not torch.is_grad_enabled():
+        rows, head = rows.detach(), head.detach()
     loss, right = _LinearCrossEntropy.apply(rows, head, targets, weights, chunk, compute)
     return loss, right
 
@@ -58,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(first, first + chunk)
             weight = weights[part].to(wide)
             p, total, nll, right[part] = _softmax((rows[part] @ head.T).to(wide), targets[part])
-            loss += nll @ weight
+            loss += (nll * weight).sum()  # a product would be one of autocast's
             if not (to_rows or to_head):
                 continue
             p *= (weight / total)[:, None]

@@ -37,11 +37,13 @@ def masked_cross_entropy(
 
 
 def halting_loss(halt: Float[Tensor, "batch"], right: Bool[Tensor, "rows"], batch: Batch) -> Float[Tensor, ""]:
-    """Sum over sequences of the binary cross-entropy between "halt here" and "every supervised token is right".
+    """Sum over sequences of the binary cross-entropy between "halt here" and "every supervised token is right", in at
+    least float32.
 
     Source: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny Networks" (2025), section 4.6, without its
     continue loss.
     """
     sequences = batch.supervised // batch.masked.shape[1]
-    wrong = torch.zeros_like(halt, dtype=torch.float32).index_add(0, sequences, (~right).float())
-    return F.binary_cross_entropy_with_logits(halt.float(), (wrong == 0).float(), reduction="sum")
+    halt = halt.to(torch.promote_types(torch.float32, halt.dtype))
+    wrong = torch.zeros_like(halt).index_add(0, sequences, (~right).to(halt))
+    return F.binary_cross_entropy_with_logits(halt, (wrong == 0).to(halt), reduction="sum")

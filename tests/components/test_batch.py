@@ -19,7 +19,7 @@ def test_length_is_the_number_of_sequences():
 def test_to_moves_every_tensor():
     batch = make(attention=torch.ones(3, 4, dtype=torch.bool), hidden=torch.ones(3, 4, 5)).to(torch.device("meta"))
     moved = [value for f in dataclasses.fields(batch) if (value := getattr(batch, f.name)) is not None]
-    assert [value.device.type for value in moved] == ["meta"] * 6
+    assert [value.device.type for value in moved] == ["meta"] * 7  # with the rows, which were found on the way
 
 
 def test_to_keeps_absent_tensors_absent():
@@ -31,7 +31,10 @@ def test_to_keeps_absent_tensors_absent():
 def test_to_the_same_device_keeps_every_value_and_dtype():
     batch = make(attention=torch.ones(3, 4, dtype=torch.bool), hidden=torch.ones(3, 4, 5, dtype=torch.float16))
     moved = batch.to(torch.device("cpu"))
+    assert torch.equal(moved.rows, batch.supervised)
     for f in dataclasses.fields(batch):
+        if f.name == "rows":
+            continue
         value = getattr(batch, f.name)
         assert value is getattr(moved, f.name) is None or torch.equal(getattr(moved, f.name), value)
         assert value is None or getattr(moved, f.name).dtype == value.dtype
@@ -80,3 +83,27 @@ def test_cut_keeps_absent_tensors_absent():
 def test_a_batch_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().tokens = torch.zeros(3, 4, dtype=torch.long)
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 0], [1, 1, 2], []])
+def test_take_keeps_these_sequences_with_all_that_belongs_to_them(rows):
+    whole = make(attention=torch.arange(4).expand(3, 4) < 3, hidden=torch.randn(3, 4, 5)).to(torch.device("cpu"))
+    some = whole.take(torch.tensor(rows, dtype=torch.long))
+    assert len(some) == len(rows)
+    for name in ("tokens", "targets", "masked", "weights", "attention", "hidden"):
+        assert torch.equal(getattr(some, name), getattr(whole, name)[rows]), name
+    assert some.scale is None and some.channel is None
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 0], [1, 2]])
+def test_what_is_supervised_is_found_anew_among_those_taken(rows):
+    whole = dataclasses.replace(make(), masked=torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) < 0.6)
+    some = whole.to(torch.device("cpu")).take(torch.tensor(rows))
+    assert torch.equal(some.targets.flatten()[some.supervised], whole.targets[rows][whole.masked[rows]])
+
+
+def test_supervised_positions_come_sequence_after_sequence_and_survive_to():
+    batch = make()
+    expected = [i for i in range(12) if batch.masked.flatten()[i]]
+    assert batch.supervised.tolist() == batch.to(torch.device("cpu")).supervised.tolist() == expected
+    assert batch.rows is None and batch.to(torch.device("cpu")).rows.tolist() == expected

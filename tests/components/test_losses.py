@@ -1,8 +1,25 @@
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from components.batch import Batch
-from components.losses import masked_cross_entropy
+from components.losses import halting_loss, masked_cross_entropy
+from components.model import Model
+
+
+class Halves(Model):
+    """Half the states, and a head; notes what it norms."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.seen = nn.Linear(*head.T.shape, bias=False), []
+        self.head.weight = nn.Parameter(head)
+
+    def normed(self, state):
+        self.seen.append(state)
+        return state / 2
 
 
 def make(seed=0, batch=6, seq=5, vocab=7, dim=4):
@@ -11,54 +28,109 @@ def make(seed=0, batch=6, seq=5, vocab=7, dim=4):
     weights = torch.where(masked, torch.rand(batch, seq, generator=g), 0.0)
     targets = torch.randint(vocab, (batch, seq), generator=g)
     state = torch.randn(batch, seq, dim, generator=g, requires_grad=True)
-    head = torch.randn(vocab, dim, generator=g)
-    return (lambda rows: rows @ head.T), state, Batch(targets, targets, masked, weights)
+    return Halves(torch.randn(vocab, dim, generator=g)), state, Batch(targets, targets, masked, weights)
 
 
 def part(batch, rows):
     return Batch(batch.tokens[rows], batch.targets[rows], batch.masked[rows], batch.weights[rows])
 
 
+def plain(model, state, batch):
+    log_p = (state / 2 @ model.head.weight.T).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+    return -(log_p * batch.weights).sum()
+
+
 def test_loss_equals_weighted_log_softmax_over_all_positions():
-    readout, state, batch = make()
-    log_p = readout(state).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-    torch.testing.assert_close(masked_cross_entropy(readout, state, batch), -(log_p * batch.weights).sum())
+    model, state, batch = make()
+    torch.testing.assert_close(masked_cross_entropy(model, state, batch)[0], plain(model, state, batch))
 
 
 def test_gradient_equals_that_of_the_full_computation_and_is_zero_elsewhere():
-    readout, state, batch = make()
-    log_p = readout(state).log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-    (expected,) = torch.autograd.grad(-(log_p * batch.weights).sum(), state)
-    (gradient,) = torch.autograd.grad(masked_cross_entropy(readout, state, batch), state)
-    torch.testing.assert_close(gradient, expected)
-    assert gradient[~batch.masked].abs().max() == 0
+    model, state, batch = make()
+    expected = torch.autograd.grad(plain(model, state, batch), (state, model.head.weight))
+    found = torch.autograd.grad(masked_cross_entropy(model, state, batch)[0], (state, model.head.weight))
+    for ours, full in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, full)
+    assert found[0][~batch.masked].abs().max() == 0
+
+
+def test_what_is_right_is_what_has_the_largest_logit():
+    model, state, batch = make()
+    _, right = masked_cross_entropy(model, state, batch)
+    expected = (model.readout(state).argmax(-1) == batch.targets)[batch.masked]
+    assert torch.equal(right, expected) and expected.any() and not expected.all()
 
 
 @pytest.mark.parametrize("sizes", [[6], [3, 3], [1, 2, 3], [1] * 6])
 def test_loss_is_the_same_however_the_batch_is_cut(sizes):
-    readout, state, batch = make()
+    model, state, batch = make()
     parts = zip(state.split(sizes), torch.arange(6).split(sizes), strict=True)
-    total = sum(masked_cross_entropy(readout, s, part(batch, rows)) for s, rows in parts)
-    torch.testing.assert_close(total, masked_cross_entropy(readout, state, batch))
+    total = sum(masked_cross_entropy(model, s, part(batch, rows))[0] for s, rows in parts)
+    torch.testing.assert_close(total, masked_cross_entropy(model, state, batch)[0])
 
 
-def test_only_supervised_rows_reach_the_readout():
-    readout, state, batch = make()
-    seen = []
-    masked_cross_entropy(lambda rows: seen.append(rows) or readout(rows), state, batch)
-    assert len(seen) == 1
-    assert torch.equal(seen[0], state[batch.masked])
+def test_only_supervised_rows_are_normed_and_read():
+    model, state, batch = make()
+    masked_cross_entropy(model, state, batch)
+    assert len(model.seen) == 1
+    assert torch.equal(model.seen[0], state[batch.masked])
 
 
 def test_a_batch_without_supervised_positions_costs_nothing():
-    readout, state, batch = make()
+    model, state, batch = make()
     empty = Batch(batch.tokens, batch.targets, torch.zeros_like(batch.masked), torch.zeros_like(batch.weights))
-    assert masked_cross_entropy(readout, state, empty).item() == 0.0
+    loss, right = masked_cross_entropy(model, state, empty)
+    assert loss.item() == 0.0 and right.shape == (0,)
+    loss.backward()
+    assert not state.grad.any() and not model.head.weight.grad.any()
 
 
 def test_half_precision_logits_are_summed_in_float32():
-    readout, state, batch = make()
-    loss = masked_cross_entropy(lambda rows: readout(rows).bfloat16(), state, batch)
-    rounded = readout(state).bfloat16().float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-    assert loss.dtype == torch.float32
+    model, state, batch = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = masked_cross_entropy(model, state, batch)
+        logits = model.readout(state)
+    assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    rounded = logits.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
     torch.testing.assert_close(loss, -(rounded * batch.weights).sum())
+
+
+def test_what_is_not_computed_is_zero_in_the_same_graph():
+    model, state, batch = make()
+    loss, right = masked_cross_entropy(model, state, batch, compute=False)
+    assert loss.item() == 0.0 and loss.requires_grad and not right.any() and len(right) == int(batch.masked.sum())
+
+
+# Halting
+
+
+def plain_halting(halt, readout, batch):
+    """One sequence and one position at a time."""
+    total = 0.0
+    for b, logit in enumerate(halt.tolist()):
+        done = all(readout[b, s].item() for s in range(batch.masked.shape[1]) if batch.masked[b, s])
+        total += math.log1p(math.exp(-logit)) if done else math.log1p(math.exp(logit))
+    return total
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+def test_halting_loss_equals_a_plain_loop(share):
+    _, _, batch = make()
+    g = torch.Generator().manual_seed(3)
+    right, halt = torch.rand(6, 5, generator=g) < share, torch.randn(6, generator=g)
+    found = halting_loss(halt, right[batch.masked], batch)
+    assert found.item() == pytest.approx(plain_halting(halt, right, batch), rel=1e-5)
+
+
+def test_halting_loss_pulls_towards_halting_where_everything_is_right_and_away_elsewhere():
+    tokens = torch.zeros(3, 2, dtype=torch.long)
+    masked = torch.tensor([[True, True], [True, True], [False, False]])
+    halt = torch.zeros(3, requires_grad=True)
+    halting_loss(halt, torch.tensor([True, True, True, False]), Batch(tokens, tokens, masked, masked.float())).backward()
+    assert halt.grad.tolist() == [-0.5, 0.5, -0.5]  # a sequence in which nothing is asked is right
+
+
+def test_halting_loss_of_a_half_precision_logit_is_a_float32_number():
+    _, _, batch = make()
+    right = torch.ones(int(batch.masked.sum()), dtype=torch.bool)
+    assert halting_loss(torch.zeros(6, dtype=torch.bfloat16), right, batch).item() == pytest.approx(6 * math.log(2))

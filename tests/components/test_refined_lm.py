@@ -1,10 +1,12 @@
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
 from components.batch import Batch
-from components.recursion import one_step_gradient
+from components.hybrid import Hybrid
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
 from components.split import tail_of
@@ -13,13 +15,13 @@ from components.tiny_lm import TinyLM
 LAYERS = 3
 
 
-def make(seed=0, **options):
+def make(seed=0, core=SlotRefiner, **options):
     g = torch.Generator().manual_seed(seed)
     backbone = TinyLM(vocab=11, seq=6, dim=16, layers=LAYERS, heads=2)
     backbone.init_weights(g)
-    refiner = SlotRefiner(16, heads=2, steps=3)
+    refiner = core(16, **{"heads": 2, "steps": 3, **options})
     refiner.init_weights(1.5, g)
-    return RefinedLM(backbone, refiner, **options)
+    return RefinedLM(backbone, refiner)
 
 
 def awake(model):
@@ -88,15 +90,6 @@ def test_statistics_are_measured_only_on_request(batch, asked):
     assert all(bool(state.statistics) == asked for state in make().steps(batch, statistics=asked))
 
 
-def test_the_recursion_given_decides_where_the_gradient_flows(batch):
-    full, detached = awake(make()), awake(make(recursion=one_step_gradient))
-    gradients = [
-        torch.autograd.grad(model.states(batch).square().sum(), model.refiner.delta_out.weight)[0] for model in (full, detached)
-    ]
-    assert torch.equal(full.states(batch), detached.states(batch))
-    assert not torch.allclose(*gradients)
-
-
 @pytest.mark.parametrize("split", range(1, LAYERS + 1))
 def test_a_tail_fed_by_the_trunk_gives_the_full_models_logits_bit_for_bit(batch, split):
     full = awake(make())
@@ -104,6 +97,53 @@ def test_a_tail_fed_by_the_trunk_gives_the_full_models_logits_bit_for_bit(batch,
     hidden = full.backbone.trunk(batch.tokens, batch.attention, split)
     cached = Batch(batch.tokens, batch.targets, batch.masked, batch.weights, batch.attention, hidden)
     assert torch.equal(tail.readout(tail.states(cached)), full.readout(full.states(batch)))
+
+
+def test_heads_of_the_backbone_reach_a_refiner_that_reads_them(batch):
+    model = awake(make(context_layers=(2, 1)))
+    x, heads = model.backbone.states_and_heads(batch, (2, 1))
+    expected = model.refiner.refine(x, model.backbone.embed(batch.tokens), batch.attention, heads=heads)
+    for ours, plain in zip(model.steps(batch), expected, strict=True):
+        assert torch.equal(ours.hidden, plain.hidden)
+
+
+@pytest.mark.parametrize(("split", "held"), [(2, r"layers 2\.\.2"), (LAYERS, "no layer")])
+def test_layers_below_the_split_cannot_be_read_and_are_named(split, held):
+    whole = make(context_layers=(2, 1))
+    with pytest.raises(ValueError, match=rf"backbone layer [12], but {held} runs above the split; .*extract.run.tail_layers"):
+        RefinedLM(tail_of(whole.backbone, split), whole.refiner)
+
+
+def test_layers_that_the_backbone_does_not_have_are_named():
+    with pytest.raises(ValueError, match=r"backbone layer 3, but layers 0\.\.2 runs"):
+        make(context_layers=(0, 3))
+
+
+def test_a_refiner_that_routes_is_told_the_backbones_confidence(batch):
+    model = awake_hybrid()
+    masked = replace(batch, masked=batch.masked & (torch.arange(6) % 2 == 0))
+    x = model.backbone.states(masked)
+    confidence = model.backbone.readout(x).softmax(-1).amax(-1).masked_fill(~masked.masked, 1.0)
+    ordered = confidence[masked.masked].sort().values
+    model.refiner.threshold = ordered[len(ordered) // 2 - 1 :][:2].mean().item()  # some chunks are below, some are not
+    expected = model.refiner.refine(x, model.backbone.embed(masked.tokens), masked.attention, confidence=confidence)
+    for ours, plain in zip(model.steps(masked), expected, strict=True):
+        assert torch.equal(ours.hidden, plain.hidden)
+        changed = (ours.hidden != x).any(-1)[masked.attention]
+        assert changed.any() and not changed.all()
+
+
+def awake_hybrid():
+    model = make(core=lambda dim, **_: Hybrid(dim, partial(SlotRefiner, heads=2, steps=3), chunk=2))
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.refiner.doubtful.delta_out.weight)
+    return model
+
+
+def test_the_head_and_the_steps_are_those_of_its_parts():
+    model = make(steps=5)
+    assert model.head is model.backbone.head and model.n_steps == 5
+    assert {name.split(".")[0] for name in model.state_dict()} == {"backbone", "refiner"}
 
 
 def test_widths_that_differ_are_an_error_naming_both():

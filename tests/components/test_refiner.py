@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from components.recursion import full_gradient, one_step_gradient
+from components.core import Inputs, Layout
 from components.refiner import SlotRefiner, chunk_positions
+from tests.components import plain
+from tests.components.cores import begun
 
 DIM, HEADS, RMS = 16, 2, 1.7
 NAMES = ("context", "reasoning", "refinement", "confidence")
@@ -30,6 +32,10 @@ def inputs(seed=0):
     return torch.randn(3, 5, DIM, generator=g), 0.1 * torch.randn(3, 5, DIM, generator=g)
 
 
+def whole(x, embedding, **given):
+    return Inputs(x, embedding, **given), Layout()
+
+
 def hidden(refiner, *args, **options):
     return [state.hidden for state in refiner.refine(*args, **options)]
 
@@ -37,65 +43,44 @@ def hidden(refiner, *args, **options):
 # One step once more, from the bare weights.
 
 
-def plain_rms_norm(x, weight=1.0, eps=1e-6):
-    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+def plain_step(w, h, previous, x, embedding, attention, design, blocks, heads=None, places=None, rotary=False):
+    def attend(u, qkv):
+        return plain.attention(u, qkv, HEADS, attention, places, rotary)
 
-
-def plain_layer_norm(x, weight, eps=1e-5):
-    return plain_rms_norm(x - x.mean(-1, keepdim=True), weight, eps)
-
-
-def plain_attention(x, qkv, attention):
-    q, k, v = (F.linear(x, part).unflatten(-1, (HEADS, -1)) for part in qkv.chunk(3))
-    scores = torch.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(DIM / HEADS)
-    if attention is not None:
-        scores = scores.masked_fill(~attention[:, None, None, :], -torch.inf)
-    return torch.einsum("bhqk,bkhc->bqhc", scores.softmax(-1), v).flatten(2)
-
-
-def plain_gelu(x):
-    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-
-
-def plain_step(w, h, previous, x, embedding, attention, design, blocks):
     u = h
     if design == "residual":
-        injected_x = F.linear(plain_layer_norm(x, w["injection.x_norm.weight"]), w["injection.project_x.weight"])
-        injected_embedding = F.linear(
-            plain_rms_norm(embedding, eps=torch.finfo(torch.float32).eps), w["injection.project_embedding.weight"]
-        )
-        u = plain_layer_norm(h, w["injection.state_norm.weight"]) + injected_x + injected_embedding
+        u = plain.layer_norm(h, w["state_norm.weight"]) + plain.injection(plain.below(w, "injection."), x, embedding)
     for i in range(blocks - 1):
-        b = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
-        heads = plain_attention(plain_rms_norm(u, b["attention_norm.weight"]), b["attention.qkv.weight"], attention)
-        u = u + F.linear(heads, b["out.weight"])
-        u = u + F.linear(plain_gelu(F.linear(plain_rms_norm(u, b["mlp_norm.weight"]), b["up.weight"])), b["down.weight"])
-    context = plain_attention(plain_layer_norm(u, w["attention_norm.weight"]), w["attention.qkv.weight"], attention)
+        b = plain.below(w, f"blocks.{i}.")
+        u = u + F.linear(attend(plain.rms_norm(u, b["attention_norm.weight"]), b["attention.qkv.weight"]), b["out.weight"])
+        u = u + F.linear(plain.gelu(F.linear(plain.rms_norm(u, b["mlp_norm.weight"]), b["up.weight"])), b["down.weight"])
+    context = attend(plain.layer_norm(u, w["attention_norm.weight"]), w["attention.qkv.weight"])
     channel = h / RMS if design == "residual" else h
     variance = torch.log(1 + (channel - channel.mean(-1, keepdim=True)) ** 2)
     previous = context if previous is None else previous
-    sources = {"context": context, "reasoning": context, "refinement": context - previous, "confidence": variance}
+    source = context if heads is None else heads
+    sources = {"context": source, "reasoning": context, "refinement": context - previous, "confidence": variance}
     slots = {name: F.linear(value, w[f"slots.project.{name}.weight"]) for name, value in sources.items()}
     for name in ("context", "reasoning", "confidence"):  # the bias of the refinement cancels
         slots[name] = slots[name] + w[f"slots.project.{name}.bias"]
     gates = 1 / (1 + torch.exp(-w["slots.gate_logits"]))
-    gated = {n: gates[i] * plain_layer_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(NAMES)}
+    gated = {n: gates[i] * plain.layer_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(NAMES)}
     confidence = torch.sigmoid(F.linear(gated["confidence"], w["confidence.weight"], w["confidence.bias"]))
-    wide = plain_gelu(F.linear(torch.cat([gated[n] for n in NAMES], -1), w["delta_in.weight"], w["delta_in.bias"]))
+    wide = plain.gelu(F.linear(torch.cat([gated[n] for n in NAMES], -1), w["delta_in.weight"], w["delta_in.bias"]))
     delta = F.linear(wide, w["delta_out.weight"], w["delta_out.bias"])
     update = confidence * (delta * RMS if design == "residual" else (0.1 * delta.tanh()).clamp(-0.5, 0.5))
     return {"hidden": h + update, "context": context, "slots": slots, "gates": gates, "confidence": confidence, "update": update}
 
 
-def plain_steps(refiner, x, embedding, attention, design, blocks=1, positions=None):
-    w = {name: value.detach() for name, value in refiner.state_dict().items()}
+def plain_steps(refiner, x, embedding, attention, design, blocks=1, positions=None, **given):
+    w = plain.bare(refiner)
     entry = x
     if design == "literal":
-        entry = plain_layer_norm(x, w["entry.weight"]) + w["entry.bias"]
+        entry = plain.layer_norm(x, w["entry.weight"]) + w["entry.bias"]
     change = torch.ones(3, 5, 1) if positions is None else positions[..., None].float()
     results, h, context = [], entry * change + x * (1 - change), None
     for _ in range(3):
-        results.append(plain_step(w, h, context, x, embedding, attention, design, blocks))
+        results.append(plain_step(w, h, context, x, embedding, attention, design, blocks, **given))
         results[-1]["hidden"] = results[-1]["hidden"] * change + x * (1 - change)
         h, context = results[-1]["hidden"], results[-1]["context"]
     return results
@@ -119,9 +104,41 @@ def test_every_step_equals_a_plain_recomputation_from_the_weights(design, blocks
     expected = plain_steps(refiner, x, embedding, attention, design, blocks)
     states = list(refiner.refine(x, embedding, attention))
     assert len(states) == 3
-    for state, plain in zip(states, expected, strict=True):
-        torch.testing.assert_close(state.hidden, plain["hidden"], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(state.context, plain["context"], rtol=1e-3, atol=1e-4)
+    for state, by_hand in zip(states, expected, strict=True):
+        torch.testing.assert_close(state.hidden, by_hand["hidden"], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(state.carry["context"], by_hand["context"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", [None, ATTENTION], ids=["no_mask", "padding"])
+@pytest.mark.parametrize("layers", [(0,), (2, 1)])
+def test_heads_of_the_backbone_are_the_context_slots_source(layers, attention):
+    refiner, (x, embedding) = make(context_layers=layers), inputs()
+    heads = torch.randn(3, 5, DIM * len(layers), generator=torch.Generator().manual_seed(5))
+    assert refiner.context_layers == layers and refiner.slots.project["context"].in_features == DIM * len(layers)
+    expected = plain_steps(refiner, x, embedding, attention, "residual", heads=heads)
+    for state, by_hand in zip(refiner.refine(x, embedding, attention, heads=heads), expected, strict=True):
+        torch.testing.assert_close(state.hidden, by_hand["hidden"], rtol=1e-3, atol=1e-4)
+
+
+def test_heads_that_are_missing_are_an_error_naming_the_layers():
+    refiner, (x, embedding) = make(context_layers=(2, 1)), inputs()
+    with pytest.raises(ValueError, match=r"heads of backbone layers \[2, 1\], and was given none"):
+        hidden(refiner, x, embedding)
+
+
+@pytest.mark.parametrize("places", [None, [[0, 1, 2, 3, 4], [1, 2, 7, 9, 30], [5, 4, 3, 2, 0]]], ids=["in_order", "given"])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_rotary_attention_equals_the_plain_recomputation(blocks, places):
+    refiner, (x, embedding) = make(blocks=blocks, rotary=True), inputs()
+    places = None if places is None else torch.tensor(places)
+    expected = plain_steps(refiner, x, embedding, ATTENTION, "residual", blocks, rotary=True, places=places)
+    condition, carry, layout = begun(refiner, {"x": x, "embedding": embedding}, Layout(ATTENTION, places=places))
+    for number, by_hand in enumerate(expected):
+        state = refiner.step(number, carry, condition, layout)
+        torch.testing.assert_close(state.hidden, by_hand["hidden"], rtol=1e-3, atol=1e-4)
+        carry = state.carry
+    without = plain_steps(refiner, x, embedding, ATTENTION, "residual", blocks)
+    assert not torch.allclose(without[-1]["hidden"], state.hidden, rtol=1e-2)
 
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
@@ -198,8 +215,8 @@ def test_custom_widths_equal_the_plain_recomputation(design):
     x, embedding = inputs()
     expected = plain_steps(refiner, x, embedding, None, design)
     assert refiner.delta_in.in_features == 17
-    for h, plain in zip(hidden(refiner, x, embedding), expected, strict=True):
-        torch.testing.assert_close(h, plain["hidden"], rtol=1e-3, atol=1e-4)
+    for h, by_hand in zip(hidden(refiner, x, embedding), expected, strict=True):
+        torch.testing.assert_close(h, by_hand["hidden"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_width_not_divisible_by_eight_works_with_custom_widths():
@@ -223,8 +240,8 @@ def test_positions_that_change_read_the_others_as_they_are(design):
     refiner, (x, embedding) = make(design=design), inputs()
     positions = torch.arange(15).view(3, 5) % 3 == 0
     expected = plain_steps(refiner, x, embedding, ATTENTION, design, positions=positions)
-    for h, plain in zip(hidden(refiner, x, embedding, ATTENTION, positions=positions), expected, strict=True):
-        torch.testing.assert_close(h, plain["hidden"], rtol=1e-3, atol=1e-4)
+    for h, by_hand in zip(hidden(refiner, x, embedding, ATTENTION, positions=positions), expected, strict=True):
+        torch.testing.assert_close(h, by_hand["hidden"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_mask_that_lets_everything_change_is_no_mask():
@@ -249,13 +266,13 @@ def test_chunks_that_do_not_divide_the_sequence_are_named():
 def test_statistics_equal_a_plain_computation(design):
     refiner, (x, embedding) = make(design=design), inputs()
     expected = plain_steps(refiner, x, embedding, ATTENTION, design)
-    for state, plain in zip(refiner.refine(x, embedding, ATTENTION, statistics=True), expected, strict=True):
-        slots = {name: value[ATTENTION][None] for name, value in plain["slots"].items()}  # padding is left out
+    for state, by_hand in zip(refiner.refine(x, embedding, ATTENTION, statistics=True), expected, strict=True):
+        slots = {name: value[ATTENTION][None] for name, value in by_hand["slots"].items()}  # padding is left out
         measured = {
             **{f"slot/{name}": value.square().mean().sqrt().item() for name, value in slots.items()},
-            **{f"gate/{name}": plain["gates"][i].item() for i, name in enumerate(NAMES)},
-            "confidence": plain["confidence"][ATTENTION].mean().item(),
-            "delta": plain["update"][ATTENTION].square().mean().sqrt().item(),
+            **{f"gate/{name}": by_hand["gates"][i].item() for i, name in enumerate(NAMES)},
+            "confidence": by_hand["confidence"][ATTENTION].mean().item(),
+            "delta": by_hand["update"][ATTENTION].square().mean().sqrt().item(),
             "overlap": plain_overlap(slots).item(),
         }
         assert {name: value.item() for name, value in state.statistics.items()} == pytest.approx(measured, rel=1e-3, abs=1e-5)
@@ -286,8 +303,8 @@ def test_the_refinement_slot_is_zero_at_the_first_step_and_only_there():
 def test_penalty_is_the_weighted_overlap_of_the_slots(weight):
     refiner, (x, embedding) = make(orthogonality=weight), inputs()
     expected = plain_steps(refiner, x, embedding, None, "residual")
-    for state, plain in zip(refiner.refine(x, embedding), expected, strict=True):
-        assert state.penalty.item() == pytest.approx(weight * plain_overlap(plain["slots"]).item(), rel=1e-3)
+    for state, by_hand in zip(refiner.refine(x, embedding), expected, strict=True):
+        assert state.penalty.item() == pytest.approx(weight * plain_overlap(by_hand["slots"]).item(), rel=1e-3)
 
 
 def test_penalty_has_a_finite_gradient_to_the_slots_at_every_step():
@@ -303,26 +320,24 @@ def test_without_orthogonality_there_is_no_penalty():
 
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
-def test_one_step_gradient_equals_a_step_taken_from_detached_inputs(design):
+def test_a_step_from_detached_carries_learns_from_its_own_loss_alone(design):
     refiner, (x, embedding) = make(design=design), inputs()
-
-    def last_step_alone(step, state, steps):
-        """All steps but the last leave no graph."""
-        with torch.no_grad():
-            for _ in range(steps - 1):
-                state = step(state)
-        yield step(state)
-
-    losses = [
-        list(refiner.refine(x, embedding, recursion=recursion))[-1].hidden.square().sum()
-        for recursion in (one_step_gradient, last_step_alone, full_gradient)
-    ]
-    assert losses[0] == losses[1] == losses[2]
     matrices = [p for p in refiner.parameters() if p.ndim == 2]
-    one_step, by_hand, full = (torch.autograd.grad(loss, matrices) for loss in losses)
-    for ours, plain, other in zip(one_step, by_hand, full, strict=True):
-        torch.testing.assert_close(ours, plain)
-        assert not torch.allclose(ours, other, rtol=1e-2)
+    condition, carry, layout = begun(refiner, {"x": x, "embedding": embedding})
+    for _ in range(2):
+        carry = {name: value.detach() for name, value in refiner(carry, condition, layout).carry.items()}
+    detached = refiner(carry, condition, layout).hidden.square().sum()
+    with torch.no_grad():
+        for number, state in enumerate(refiner.refine(x, embedding)):
+            if number == 1:
+                before = state.carry
+    alone = refiner(before, refiner.condition(*whole(x, embedding)), layout).hidden.square().sum()
+    full = hidden(refiner, x, embedding)[-1].square().sum()
+    assert detached == alone == full
+    one_step, by_hand, other = (torch.autograd.grad(loss, matrices) for loss in (detached, alone, full))
+    for ours, expected, through in zip(one_step, by_hand, other, strict=True):
+        torch.testing.assert_close(ours, expected)
+        assert not torch.allclose(ours, through, rtol=1e-2)
 
 
 def test_initial_weights_follow_the_generator_alone():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from components.batch import Batch
 from components.split import split_layer, tail_of
 from components.tiny_lm import TinyLM
 
@@ -28,11 +29,11 @@ def test_a_tail_that_cannot_be_cut_is_an_error_naming_the_numbers(layers, tail):
 @pytest.mark.parametrize("split", range(LAYERS + 1))
 def test_a_tail_computes_what_the_backbone_computes_above_the_split(backbone, split):
     tail = tail_of(backbone, split)
-    hidden = torch.randn(2, 6, 16)
-    ours, full = tail.tail(hidden, None, split), backbone.tail(hidden, None, split)
+    hidden, tokens = torch.randn(2, 6, 16), torch.randint(11, (2, 6))
+    ours = tail.states(Batch(tokens, tokens, tokens == 0, tokens.float(), hidden=hidden))
+    full, _ = backbone.layers(hidden, None, split, LAYERS)
     assert torch.equal(ours, full)
     assert torch.equal(tail.readout(ours), backbone.readout(full))
-    tokens = torch.randint(11, (2, 6))
     assert torch.equal(tail.embed(tokens), backbone.embed(tokens))
 
 

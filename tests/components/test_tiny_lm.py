@@ -6,6 +6,7 @@ import torch
 
 from components.batch import Batch
 from components.tiny_lm import TinyLM
+from tests.components.plain import attention
 
 LAYERS = 3
 ATTENTION = torch.arange(6) < torch.tensor([6, 4, 1])[:, None]
@@ -47,7 +48,31 @@ def test_states_equal_the_blocks_run_in_order(model, batch):
 @pytest.mark.parametrize("split", range(LAYERS + 1))
 def test_trunk_then_tail_equals_the_full_forward_bit_for_bit(model, batch, split):
     hidden = model.trunk(batch.tokens, batch.attention, split)
-    assert torch.equal(model.tail(hidden, batch.attention, split), model.states(batch))
+    assert torch.equal(model.layers(hidden, batch.attention, split, LAYERS)[0], model.states(batch))
+
+
+@pytest.mark.parametrize("chosen", [(), (0,), (2,), (2, 0), (0, 1, 2)])
+def test_heads_of_chosen_layers_come_side_by_side_as_their_attention_made_them(model, batch, chosen):
+    x, expected = model.embed(batch.tokens), {}
+    for i in range(LAYERS):
+        block = model.blocks[str(i)]
+        expected[i] = attention(block.attention_norm(x), block.attention.qkv.weight, 2, ATTENTION)
+        x = block(x, ATTENTION)
+    states, heads = model.states_and_heads(batch, chosen)
+    assert torch.equal(states, x)
+    if not chosen:
+        assert heads is None
+    else:
+        assert heads.shape == (3, 6, 16 * len(chosen))
+        torch.testing.assert_close(heads, torch.cat([expected[i] for i in chosen], -1), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_from_cached_states_are_those_from_tokens(model, batch):
+    cached = from_hidden(batch, model.trunk(batch.tokens, ATTENTION, 1))
+    lm = TinyLM(vocab=11, seq=8, dim=16, layers=LAYERS, heads=2, first_layer=1)
+    lm.load_state_dict(model.state_dict(), strict=False)
+    for one, other in zip(lm.states_and_heads(cached, (2, 1)), model.states_and_heads(batch, (2, 1)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_trunk_of_no_layers_is_the_embedding(model, batch):
@@ -108,7 +133,7 @@ def test_a_tail_model_runs_from_cached_states_of_any_precision(model, batch, fir
     lm.load_state_dict(model.state_dict(), strict=False)
     hidden = model.trunk(batch.tokens, batch.attention, first_layer)
     assert torch.equal(lm.states(from_hidden(batch, hidden)), model.states(batch))
-    rounded = model.tail(hidden.half().float(), batch.attention, first_layer)
+    rounded, _ = model.layers(hidden.half().float(), batch.attention, first_layer, LAYERS)
     assert torch.equal(lm.states(from_hidden(batch, hidden.half())), rounded)
 
 

@@ -4,13 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.recursion import full_gradient, one_step_gradient
+from components.batch import Batch
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
+from components.supervision import learned
 from components.tiny_lm import TinyLM
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.checkpoint import load_model, load_refined, save_model
 from pipeline.errors import DataError
+from tests.components.cores import RESIDUAL, made
 
 
 def lm(seed):
@@ -136,10 +138,28 @@ def test_a_model_trained_below_the_first_layer_is_refused(refined, backbone, tmp
 def test_a_model_to_train_on_needs_a_refiner(trained_on, backbone, tmp_path):
     save_model(tmp_path / "m", trained_on, backbone)
     with pytest.raises(DataError, match=r"m holds a backbone without a refiner; expected the model of stage warmup"):
-        load_refined(tmp_path / "m", backbone, "warmup", 0, full_gradient)
+        load_refined(tmp_path / "m", backbone, "warmup", 0)
 
 
-def test_a_model_to_train_on_takes_the_recursion_it_is_given(refined, backbone, tmp_path):
+def test_a_model_to_train_on_holds_the_tail_alone(refined, backbone, tmp_path):
     save_model(tmp_path / "m", refined, backbone)
-    model = load_refined(tmp_path / "m", backbone, "warmup", 1, one_step_gradient)
-    assert model.recursion is one_step_gradient and model.backbone.first_layer == 1
+    model = load_refined(tmp_path / "m", backbone, "warmup", 1)
+    assert isinstance(model, RefinedLM) and model.backbone.first_layer == 1 and equal(model.state_dict(), refined.state_dict())
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_every_core_comes_back_exactly(name, backbone, tmp_path):
+    model = RefinedLM(backbone.model(), made(RESIDUAL[name]))
+    save_model(tmp_path / "m", model, backbone)
+    loaded = load_model(tmp_path / "m", backbone, "warmup")
+    assert loaded.refiner.architecture == model.refiner.architecture and equal(loaded.state_dict(), model.state_dict())
+    tokens = torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tokens, tokens, tokens > 50, (tokens > 50).float())
+    assert torch.equal(loaded.states(batch), model.states(batch))
+
+
+def test_trained_step_weights_stay_with_the_training(refined, backbone, tmp_path):
+    refined.step_weights = learned(3)
+    save_model(tmp_path / "m", refined, backbone)
+    assert not any("step_weights" in name for name in load_file(tmp_path / "m/model.safetensors"))
+    assert equal(load_model(tmp_path / "m", backbone, "joint", 1).refiner.state_dict(), refined.refiner.state_dict())
