@@ -1,6 +1,6 @@
 """What the benches of training steps measure: a core with a frozen random head, a batch for it, the plain-torch ways to train it.
 
-``naive`` and ``plain`` are written as one writes them without a library: every graph and every step's logits live until the backward
+``naive`` and ``plain`` are written as one writes them without a library: every graph and all logits live until the backward
 pass. They gather supervised rows before the head, as ours do; computing all logits and masking the loss would only flatter us.
 """
 
