@@ -93,20 +93,22 @@ def main(
     rounds: int = 3,
     quick: bool = False,
     threads: int = 1,
+    patience: float = 30.0,
     limit_gb: float = 12.0,
     chunk: int | None = None,
     vocab: int | None = None,
+    steps: int | None = None,
     json: str = "",
 ) -> None:
     """Print tables.
 
     Args:
-        rounds: of timing.
+        rounds, patience: of timing each case; no round but the first begun after ``patience`` seconds.
         quick: 8 steps at 32k, one round.
         threads: of the processor.
         limit_gb: naive methods that would need more are left out.
         chunk: rows whose logits exist at once; None = ``CHUNKS``, else the default.
-        vocab: this vocabulary only.
+        vocab, steps: these only.
         json: file for the rows.
     """
     torch.set_num_threads(threads)
@@ -117,11 +119,13 @@ def main(
         for share in SHARES:
             batch = batch_of(SEQUENCES, LENGTH, DIM, size, share).to(device())
             at_once = CHUNKS.get(size, CHUNK_ROWS) if chunk is None else chunk
-            cases = [Case(model, batch, steps, size, share, at_once) for steps in ((8,) if quick else STEPS)]
+            numbers = (steps,) if steps else STEPS[3:4] if quick else STEPS
+            cases = [Case(model, batch, number, size, share, at_once) for number in numbers]
             for case in cases:
-                rows += measured(case, 1 if quick else rounds, limit_gb * 1e9)
+                rows += measured(case, 1 if quick else rounds, patience, limit_gb * 1e9)
                 print(f"{case.title}: done", flush=True)
-            growing += [growth(cases[-1], mode) for mode in OURS if not quick or share < 1]
+            modes = ("recompute",) if quick else tuple(OURS)  # growth is the same for any share
+            growing += [growth(cases[-1], mode) for mode in modes if share < 1]
             if json:
                 Path(json).write_text(js.dumps([*rows, *growing], indent=1) + "\n")
     for table in (rows, growing):
@@ -133,12 +137,15 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measured(case: Case, rounds: int, limit: float) -> list[Row]:
+def measured(case: Case, rounds: int, patience: float, limit: float) -> list[Row]:
     """A row for every mode of one case."""
     modes = case.modes(limit)
     memory = {name: peak(case.model, run) for name, run in modes.items()}  # and the warm-up of every mode
     taken: dict[str, list[float]] = {name: [] for name in modes}
-    for _ in range(rounds):
+    began = time.monotonic()
+    for number in range(rounds):
+        if number and time.monotonic() - began > patience:
+            break
         for name, run in modes.items():
             taken[name].append(seconds(case.model, run))
     carry = carry_bytes(case.model, case.batch)
@@ -147,6 +154,7 @@ def measured(case: Case, rounds: int, limit: float) -> list[Row]:
         row: Row = {
             "mode": name, "steps": case.steps, "vocab": case.vocab, "supervised": case.share, "chunk": case.chunk,
             "memory_mb": memory[name] / MB, "carry_mb": carry / MB, "seconds": statistics.median(times),
+            "rounds": len(times),
         }  # fmt: skip
         for other in ("naive", "plain"):
             ratios = [a / b for a, b in zip(times, taken[other], strict=True)] if other in taken else None

@@ -61,12 +61,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             weight = weights[part].to(wide)
             by_logits, nll, right[part] = _softmax_gradient(logits.to(wide), targets[part], weight)
             loss += nll @ weight
+            if not (to_rows or to_head):
+                continue
             by_logits = logits.copy_(by_logits)  # nothing is copied unless it is wider
             if gradient is not None:
                 torch.mm(by_logits, head, out=gradient[part])
             if head_gradient is not None:
                 head_gradient += by_logits.T @ rows[part]
-        del buffer
         ctx.save_for_backward(gradient, head_gradient)
         ctx.mark_non_differentiable(right)
         ctx.dtype = head.dtype
@@ -74,6 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what the forward pass made."""
         gradient, head_gradient = ctx.saved_tensors
         return (
             None if gradient is None else gradient * scale.to(gradient.dtype),

@@ -54,7 +54,7 @@ def test_deep_supervision(tmp_path):
     for ratio in ("memory_vs_naive", "time_vs_naive", "memory_vs_plain", "time_vs_plain", "flops_vs_floor", "memory_vs_floor"):
         assert all(row[ratio] > 0 for row in timed)
     growing = [row for row in rows if "memory_per_step_vs_carry" in row]
-    assert {row["mode"] for row in growing} == {"store", "recompute", "detach"}
+    assert [row["mode"] for row in growing] == ["recompute"]
 
 
 @pytest.mark.slow
