@@ -103,7 +103,7 @@ def main(
     """Print tables.
 
     Args:
-        rounds, patience: of timing each case; no round but the first begun after ``patience`` seconds.
+        rounds, patience: of timing each case; after ``patience`` seconds no further round begins.
         quick: 8 steps at 32k, one round.
         threads: of the processor.
         limit_gb: naive methods that would need more are left out.
