@@ -4,12 +4,16 @@ One training step (forward and backward of every supervised step, B 4, L 256, d 
 naive deep supervision (every graph and all logits are kept) and beside none (``plain``: the loss of the last step alone). All
 train the very same model. Memory is the allocator's exact peak over what was there before, from a pass of its own; time is of
 interleaved rounds, processor time on CPU, and ratios are medians of those within a round (``..._best``: the smallest).
+On CPU a great part of naive training can be the system's, which hands out fresh pages for gigabytes of logits; how great differs
+from machine to machine. ``user_time_vs_...`` leaves it out: arithmetic beside arithmetic, the cautious number.
 
 ``flops_vs_floor`` is reckoned, against the least that exact deep supervision needs (3 forward passes of the core, 2 products with
 the frozen head); ``memory_vs_floor`` is against carries, the graph of one step, one chunk of logits and the gradients.
 """
 
 import json as js
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -31,7 +35,7 @@ from pipeline.reporting import markdown
 
 SEQUENCES, LENGTH, DIM = 4, 256, 256
 STEPS, VOCABULARIES, SHARES = (1, 2, 4, 8, 16), (1000, 32000, 126464), (1.0, 0.2)
-GROWTH = (4, 16)
+GROWTH, QUICK_GROWTH = (4, 16), (2, 4)  # steps between which memory per step is measured
 CHUNKS = {126464: 128}  # rows whose logits exist at once, where the default would be most of the memory
 OURS = {"store": (store, full_gradient), "recompute": (recompute, full_gradient), "detach": (store, one_step_gradient)}
 MB = 1e6
@@ -125,7 +129,7 @@ def main(
                 rows += measured(case, 1 if quick else rounds, patience, limit_gb * 1e9)
                 print(f"{case.title}: done", flush=True)
             modes = ("recompute",) if quick else tuple(OURS)  # growth is the same for any share
-            growing += [growth(cases[-1], mode) for mode in modes if share < 1]
+            growing += [growth(cases[-1], mode, *(QUICK_GROWTH if quick else GROWTH)) for mode in modes if share < 1]
             if json:
                 Path(json).write_text(js.dumps([*rows, *growing], indent=1) + "\n")
     for table in (rows, growing):
@@ -140,8 +144,12 @@ def device() -> torch.device:
 def measured(case: Case, rounds: int, patience: float, limit: float) -> list[Row]:
     """A row for every mode of one case."""
     modes = case.modes(limit)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # of memory the number of threads changes nothing
     memory = {name: peak(case.model, run) for name, run in modes.items()}  # and the warm-up of every mode
-    taken: dict[str, list[float]] = {name: [] for name in modes}
+    torch.set_num_threads(threads)
+    time.sleep(0.5)  # idle threads wait busily for a while
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
     began = time.monotonic()
     for number in range(rounds):
         if number and time.monotonic() - began > patience:
@@ -153,14 +161,16 @@ def measured(case: Case, rounds: int, patience: float, limit: float) -> list[Row
     for name, times in taken.items():
         row: Row = {
             "mode": name, "steps": case.steps, "vocab": case.vocab, "supervised": case.share, "chunk": case.chunk,
-            "memory_mb": memory[name] / MB, "carry_mb": carry / MB, "seconds": statistics.median(times),
+            "memory_mb": memory[name] / MB, "carry_mb": carry / MB, "seconds": statistics.median(total for total, _ in times),
             "rounds": len(times),
         }  # fmt: skip
         for other in ("naive", "plain"):
-            ratios = [a / b for a, b in zip(times, taken[other], strict=True)] if other in taken else None
+            pairs = list(zip(times, taken.get(other, []), strict=other in taken))
+            ratios = [its[0] / theirs[0] for its, theirs in pairs]
             row[f"memory_vs_{other}"] = memory[name] / memory[other] if ratios else None
             row[f"time_vs_{other}"] = statistics.median(ratios) if ratios else None
             row[f"time_vs_{other}_best"] = min(ratios) if ratios else None
+            row[f"user_time_vs_{other}"] = statistics.median(its[1] / theirs[1] for its, theirs in pairs) if pairs else None
         rows.append({
             **row,
             "flops_vs_floor": case.flops(name) / case.flops("store"), "memory_vs_floor": memory[name] / case.floor(),
@@ -187,29 +197,28 @@ def peak(model: Model, run: Callable[[], None]) -> int:
     return most
 
 
-def seconds(model: Model, run: Callable[[], None]) -> float:
-    """Processor time of one training step; wall time where a GPU works."""
+def seconds(model: Model, run: Callable[[], None]) -> tuple[float, float]:
+    """Processor time of one training step, and the part of it that is not the system's; wall time twice where a GPU works."""
     model.zero_grad(set_to_none=True)
     if not torch.cuda.is_available():
-        began = time.process_time()
+        before = resource.getrusage(resource.RUSAGE_SELF)
         run()
-        return time.process_time() - began
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        user = after.ru_utime - before.ru_utime
+        return user + after.ru_stime - before.ru_stime, user
     torch.cuda.synchronize()
     began = time.perf_counter()
     run()
     torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return (time.perf_counter() - began,) * 2
 
 
-def growth(case: Case, mode: str) -> Row:
-    """Bytes that a further step costs, over the bytes of its carry, from ``GROWTH[0]`` steps to ``GROWTH[1]``."""
-    first, last = (
-        peak(case.model, partial(ours, mode, case.model, case.batch, steps, case.chunk)) / (GROWTH[1] - GROWTH[0])
-        for steps in GROWTH
-    )
+def growth(case: Case, mode: str, few: int, many: int) -> Row:
+    """Bytes that a further step costs, over the bytes of its carry, from ``few`` steps to ``many``."""
+    first, last = (peak(case.model, partial(ours, mode, case.model, case.batch, n, case.chunk)) for n in (few, many))
     return {
-        "mode": mode, "vocab": case.vocab, "supervised": case.share, "steps_from": GROWTH[0], "steps_to": GROWTH[1],
-        "memory_per_step_vs_carry": (last - first) / carry_bytes(case.model, case.batch),
+        "mode": mode, "vocab": case.vocab, "supervised": case.share, "steps_from": few, "steps_to": many,
+        "memory_per_step_vs_carry": (last - first) / (many - few) / carry_bytes(case.model, case.batch),
     }  # fmt: skip
 
 
