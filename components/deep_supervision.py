@@ -14,6 +14,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.core import Layout
+from components.linear_cross_entropy import CHUNK_ROWS
 from components.losses import HALTING, halting_loss, masked_cross_entropy
 from components.memory import Memory, store
 from components.model import Model
@@ -43,6 +44,7 @@ def backward(
     sequences: int,
     stretches: Stretches = full_gradient,
     memory: Memory = store,
+    chunk: int = CHUNK_ROWS,
     statistics: bool = False,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Supervised:
@@ -57,10 +59,11 @@ def backward(
         sequences: of the optimizer step, over all microbatches and processes: what losses are divided by.
         stretches: how far back a loss reaches.
         memory: what is kept of a step.
+        chunk: rows whose logits exist at once.
         statistics: also measure slots where there are any.
         autocast: the precision of the forward pass.
     """
-    supervision = _Supervision(model, batch, weights, sequences, statistics)
+    supervision = _Supervision(model, batch, weights, sequences, statistics, chunk)
     with autocast():
         condition, carry, supervision.layout = model.begin(batch)
     outer: Tree = {"condition": condition, "carry": carry}
@@ -87,8 +90,11 @@ class _Supervision:
     condition: Tree
     layout: Layout
 
-    def __init__(self, model: Model, batch: Batch, weights: Sequence[float | Tensor], sequences: int, statistics: bool) -> None:
-        self.model, self.batch, self.weights, self.sequences, self.statistics = model, batch, weights, sequences, statistics
+    def __init__(
+        self, model: Model, batch: Batch, weights: Sequence[float | Tensor], sequences: int, statistics: bool, chunk: int
+    ) -> None:
+        self.model, self.batch, self.weights, self.sequences = model, batch, weights, sequences
+        self.statistics, self.chunk = statistics, chunk
         self.nothing = torch.zeros((), device=batch.tokens.device)
         self.terms, self.losses = [self.nothing] * len(weights), [self.nothing] * len(weights)
         self.measured: list[dict[str, Tensor]] = [{} for _ in weights]
@@ -103,7 +109,7 @@ class _Supervision:
                 self.measured[number] = state.statistics
             if not self._supervised(number):
                 return self.nothing, state
-            loss, right = masked_cross_entropy(self.model, state.hidden, self.batch, compute=compute)
+            loss, right = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk, compute=compute)
             loss = loss / self.sequences
             term = self.weights[number] * (loss + self._penalties(state, right))
             if compute:
@@ -115,8 +121,13 @@ class _Supervision:
     @torch.no_grad()
     def report(self, number: int, state: State) -> None:
         """The loss of a step that is not supervised."""
+<<<<<<< HEAD
         if not self._supervised(number):
             self.losses[number] = masked_cross_entropy(self.model, state.hidden, self.batch)[0] / self.sequences
+=======
+        if isinstance(self.weights[number], float) and not self.weights[number]:
+            self.losses[number] = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk)[0] / self.sequences
+>>>>>>> h_bench
 
     def _supervised(self, number: int) -> bool:
         weight = self.weights[number]

@@ -56,16 +56,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradient = torch.empty_like(rows) if to_rows else None
         head_gradient = torch.zeros_like(head, dtype=wide) if to_head else None
         loss, right = rows.new_zeros((), dtype=wide), torch.zeros_like(targets, dtype=torch.bool)
+        buffer = rows.new_empty(min(chunk, len(rows)) if compute else 0, len(head))  # one for all chunks: a new one costs time
         for first in range(0, len(rows) if compute else 0, chunk):
             part = slice(first, first + chunk)
+            logits = torch.mm(rows[part], head.T, out=buffer[: len(rows[part])])
             weight = weights[part].to(wide)
+<<<<<<< HEAD
             p, total, nll, right[part] = _softmax((rows[part] @ head.T).to(wide), targets[part])
             loss += (nll * weight).sum()  # a product would be one of autocast's
+=======
+            by_logits, nll, right[part] = _softmax_gradient(logits.to(wide), targets[part], weight)
+            loss += nll @ weight
+>>>>>>> h_bench
             if not (to_rows or to_head):
                 continue
-            p *= (weight / total)[:, None]
-            p[torch.arange(len(p), device=p.device), targets[part]] -= weight
-            by_logits = p.to(rows.dtype)
+            by_logits = logits.copy_(by_logits)  # nothing is copied unless it is wider
             if gradient is not None:
                 torch.mm(by_logits, head, out=gradient[part])
             if head_gradient is not None:
@@ -77,6 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what the forward pass made."""
         gradient, head_gradient = ctx.saved_tensors
         return (
             None if gradient is None else gradient * scale.to(gradient.dtype),
@@ -85,11 +91,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """exp(logits - largest), written over the logits; their sum; -log p(target); whether the target has the largest logit."""
+def _softmax_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """weights * (softmax - one-hot target), written over the logits; -log p(target); whether the target has the largest logit."""
     largest = logits.amax(1, keepdim=True)
     target = logits.gather(1, targets[:, None])
     right = (target == largest)[:, 0]
     exponential = logits.sub_(largest).exp_()
     total = exponential.sum(1)
-    return exponential, total, total.log() - (target - largest)[:, 0], right
+    gradient = exponential.mul_((weights / total)[:, None])
+    gradient[torch.arange(len(gradient), device=gradient.device), targets] -= weights
+    return gradient, total.log() - (target - largest)[:, 0], right

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components.batch import Batch
-from components.linear_cross_entropy import linear_cross_entropy
+from components.linear_cross_entropy import CHUNK_ROWS, linear_cross_entropy
 from components.model import Model
 
 HALTING = 0.5  # weight of the halting loss beside the cross-entropy of a sequence
 
 
 def masked_cross_entropy(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool = True
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, chunk: int = CHUNK_ROWS, compute: bool = True
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * -log p(target), in float32; and which of them are right.
 
@@ -28,12 +28,12 @@ def masked_cross_entropy(
         model: norms and reads out states.
         hidden: one step's states.
         batch: targets, masked positions and weights.
-        compute: see ``linear_cross_entropy``.
+        chunk, compute: see ``linear_cross_entropy``.
     """
     rows = batch.supervised
     states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
     targets, weights = batch.targets.flatten()[rows].long(), batch.weights.flatten()[rows]
-    return linear_cross_entropy(states, model.head.weight, targets, weights, compute=compute)
+    return linear_cross_entropy(states, model.head.weight, targets, weights, chunk=chunk, compute=compute)
 
 
 def halting_loss(halt: Float[Tensor, "batch"], right: Bool[Tensor, "rows"], batch: Batch) -> Float[Tensor, ""]:
