@@ -1,0 +1,153 @@
+"""Deep supervision: what a loss at every recursion step changes, and what it costs.
+
+Look at (1) the weights of the founding document; (2) the gradient that reaches each step: none in the early ones without deep
+supervision where steps are detached, some where they are not, more with it; (3) the losses after a short training on 4x4 puzzles:
+last_only leaves the early steps unreadable, linear_decay makes each a prediction; (4) peak memory and operations of one
+gradient: naive keeps the logits and the graph of every step, store the graphs only, recompute one step's graph at a time for one
+forward pass more. Two pictures go to ``--out``.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from components.batch import Batch
+from components.deep_supervision import backward
+from components.losses import masked_cross_entropy
+from components.memory import recompute, store
+from components.recursion import full_gradient, mapped, one_step_gradient, stretched
+from components.recursive_core import RecursiveCore
+from components.recursive_lm import RecursiveLM
+from components.supervision import constant, exponential_decay, last_only, linear_decay
+from pipeline.flops import count
+from pipeline.sudoku import Sudoku
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STEPS, UPDATES, ROWS = 3, 150, 32
+
+
+def recursive(vocab: int, seq: int, dim: int, steps: int) -> RecursiveLM:
+    """The same small model at every call; every H cycle is a supervised step."""
+    model = RecursiveLM(vocab, seq, dim, partial(RecursiveCore, heads=4, steps=steps, blocks=1, h_cycles=1, l_cycles=2))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+def puzzles() -> list[Batch]:
+    """4x4 puzzles with one solution, empty cells masked."""
+    _, splits, _ = Sudoku(train=512, clues=(6, 8), validation=8, test=8, test_clues=(7,)).prepare(0, Path())
+    tokens, masked = splits["train"].tokens.long(), splits["train"].response
+    whole = Batch(tokens.masked_fill(masked, 4), tokens, masked, masked / masked.sum(1, keepdim=True))
+    return [whole.take(rows) for rows in torch.arange(512).split(ROWS)]
+
+
+def gradients(batch: Batch, weights: list[float], stretches=full_gradient) -> list[float]:
+    """Norm of d loss / d z_H after each step."""
+    model = recursive(5, 16, 32, STEPS)
+    condition, carry, layout = model.begin(batch)
+    states, total = [], 0.0
+    for numbers in stretched(STEPS, stretches):
+        for k in numbers:
+            state = model.step(k, carry, condition, layout)
+            state.hidden.retain_grad()
+            states.append(state.hidden)
+            total += weights[k] * masked_cross_entropy(model, state.hidden, batch)[0] / len(batch)
+            carry = state.carry
+        carry = mapped(torch.Tensor.detach, carry)
+    total.backward()
+    return [0.0 if h.grad is None else h.grad.norm().item() for h in states]
+
+
+def train(batches: list[Batch], weights: list[float]) -> list[list[float]]:
+    """Loss of every step at every update."""
+    model = recursive(5, 16, 32, STEPS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    curve = []
+    for update in range(UPDATES):
+        optimizer.zero_grad()
+        curve.append([loss.item() for loss in backward(model, batches[update % len(batches)], weights, sequences=ROWS).losses])
+        optimizer.step()
+    return curve
+
+
+def naive(model: RecursiveLM, batch: Batch, weights: list[float]) -> None:
+    """Logits and graph of every step at once."""
+    logits = [model.readout(state.hidden.flatten(0, 1)[batch.supervised]) for state in model.steps(batch)]
+    targets = batch.targets.flatten()[batch.supervised]
+    sum(w * F.cross_entropy(each, targets) for w, each in zip(weights, logits, strict=True)).backward()
+
+
+def peak(work) -> float:
+    """Most memory held above the start, in MiB, by the profiler's record of every allocation and release."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).cumsum(0)
+    return held.max().item() / 2**20
+
+
+def costs(steps: int) -> dict[str, tuple[float, float]]:
+    """Peak MiB and GFLOPs of one gradient, vocabulary 4096."""
+    tokens = torch.randint(4096, (8, 64), generator=torch.Generator().manual_seed(0))
+    everywhere = torch.ones(8, 64, dtype=torch.bool)
+    batch, weights, found = Batch(tokens, tokens, everywhere, everywhere / 64), linear_decay(steps), {}
+    for name in ("naive", "store", "recompute"):
+        model = recursive(4096, 64, 64, steps)
+        supervised = partial(backward, model, batch, weights, sequences=8, memory=recompute if name == "recompute" else store)
+        work = partial(naive, model, batch, weights) if name == "naive" else supervised
+        flops = count(work)  # and makes the parameters' gradients, which the peak then leaves out
+        found[name] = peak(work), flops / 1e9
+    return found
+
+
+def draw(curves: dict[str, list[list[float]]], table: dict[int, dict[str, tuple[float, float]]], out: Path) -> None:
+    """supervision.png: losses over training; memory.png: peak and operations over the number of steps."""
+    plt.rcParams.update({"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    for axis, (name, curve) in zip(axes, curves.items(), strict=True):
+        for k in range(STEPS):
+            smooth = [sum(row[k] for row in curve[max(0, i - 9) : i + 1]) / min(i + 1, 10) for i in range(UPDATES)]
+            axis.plot(smooth, color=plt.get_cmap("viridis")(0.8 - 0.35 * k), label=f"step {k + 1}")
+        axis.set(title=name, xlabel="update")
+    axes[0].set_ylabel("loss (nats per cell)")
+    axes[1].legend(frameon=False)
+    figure.savefig(out / "supervision.png", bbox_inches="tight", metadata={"Software": None})
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    for i, (axis, label) in enumerate(zip(axes, ("peak memory (MiB)", "operations (GFLOPs)"), strict=True)):
+        for name, style in (("naive", "o-"), ("store", "s-"), ("recompute", "^--")):
+            axis.plot(list(table), [row[name][i] for row in table.values()], style, label=name)
+        axis.set(title=label, xlabel="H cycles", xticks=list(table), ylim=(0, None))
+    axes[0].legend(frameon=False)
+    figure.savefig(out / "memory.png", bbox_inches="tight", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path("build/examples"))
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    schedules = {s.__name__: s(STEPS) for s in (constant, linear_decay, exponential_decay, last_only)}
+    for name, weights in schedules.items():
+        print(f"weights {name:<18}{[round(w, 3 if name == 'exponential_decay' else 2) for w in weights]}")
+    batches = puzzles()
+    for name, stretches in (("last_only", one_step_gradient), ("last_only", full_gradient), ("linear_decay", full_gradient)):
+        sizes = "".join(f"{size:>9.5f}" for size in gradients(batches[0], schedules[name], stretches))
+        print(f"gradient at steps 1..3: {name:<13} {stretches.__name__:<18}{sizes}")
+    curves = {name: train(batches, schedules[name]) for name in ("last_only", "linear_decay")}
+    for name, curve in curves.items():
+        late = [sum(row[k] for row in curve[-20:]) / 20 for k in range(STEPS)]
+        print(f"loss of steps 1..3 after {UPDATES} updates: {name:<13}" + "".join(f"{loss:>8.3f}" for loss in late))
+    table = {steps: costs(steps) for steps in (2, 4, 8)}
+    print("H cycles     peak MiB: naive    store  recompute    GFLOPs: naive    store  recompute")
+    for steps, row in table.items():
+        mib, flops = zip(*row.values(), strict=True)
+        print(f"{steps:>8}{mib[0]:>20.1f}{mib[1]:>9.1f}{mib[2]:>11.1f}{flops[0]:>17.2f}{flops[1]:>9.2f}{flops[2]:>11.2f}")
+    draw(curves, table, out)
+    print(f"pictures: {out / 'supervision.png'}, {out / 'memory.png'}")
