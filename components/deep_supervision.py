@@ -121,13 +121,8 @@ class _Supervision:
     @torch.no_grad()
     def report(self, number: int, state: State) -> None:
         """The loss of a step that is not supervised."""
-<<<<<<< HEAD
         if not self._supervised(number):
-            self.losses[number] = masked_cross_entropy(self.model, state.hidden, self.batch)[0] / self.sequences
-=======
-        if isinstance(self.weights[number], float) and not self.weights[number]:
             self.losses[number] = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk)[0] / self.sequences
->>>>>>> h_bench
 
     def _supervised(self, number: int) -> bool:
         weight = self.weights[number]

@@ -61,13 +61,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(first, first + chunk)
             logits = torch.mm(rows[part], head.T, out=buffer[: len(rows[part])])
             weight = weights[part].to(wide)
-<<<<<<< HEAD
-            p, total, nll, right[part] = _softmax((rows[part] @ head.T).to(wide), targets[part])
-            loss += (nll * weight).sum()  # a product would be one of autocast's
-=======
             by_logits, nll, right[part] = _softmax_gradient(logits.to(wide), targets[part], weight)
-            loss += nll @ weight
->>>>>>> h_bench
+            loss += (nll * weight).sum()  # a product would be one of autocast's
             if not (to_rows or to_head):
                 continue
             by_logits = logits.copy_(by_logits)  # nothing is copied unless it is wider
