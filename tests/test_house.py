@@ -23,7 +23,10 @@ def package(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
-PURE = {"torch", "einops", "jaxtyping", "math", "dataclasses", "collections", "typing", "fnmatch", "difflib", "contextlib"}
+PURE = {
+    "torch", "einops", "jaxtyping", "math", "dataclasses", "collections", "typing", "fnmatch", "difflib", "contextlib",
+    "functools", "itertools", "statistics",
+}  # fmt: skip
 DOORS = {  # outside library -> the only files that may import it
     "gin": {"pipeline/config.py", "pipeline/ginfiles.py", "pipeline/ginstate.py"},
     "beartype": {"pipeline/typecheck.py"},
