@@ -13,7 +13,7 @@ from components.batch import Batch
 from components.losses import masked_cross_entropy
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
-from components.supervision import linear_decay, normalised
+from components.supervision import linear_decay
 from components.tiny_lm import TinyLM
 from tests.conftest import run_stages
 from tests.dvc import content, snapshot, wait_until
@@ -231,7 +231,7 @@ def test_the_gradient_of_two_processes_is_that_of_one_graph_over_the_whole_step(
     loss = torch.zeros(())
     for batch in microbatches():
         states = list(model.steps(batch))
-        for weight, state in zip(normalised(linear_decay(len(states))), states, strict=True):
+        for weight, state in zip(linear_decay(len(states)), states, strict=True):
             loss = loss + weight * (masked_cross_entropy(model.readout, state.hidden, batch) / sum(SIZES))
             if state.penalty is not None:
                 loss = loss + weight * state.penalty * (len(batch) / sum(SIZES))
