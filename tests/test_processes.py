@@ -195,7 +195,7 @@ from components.supervision import linear_decay
 with joined():
     model, runtime = a_model(), Runtime(threads=1)
     mine = microbatches()[2 * rank() : 2 * rank() + 2]
-    told = accumulate(model, mine, linear_decay, runtime, sequences=sum(SIZES), seed=0, step=0, statistics=False)
+    told = accumulate(model, mine, linear_decay(3), runtime, sequences=sum(SIZES), seed=0, step=0, statistics=False)
     torch.save({"loss": told["loss"], "gradients": [p.grad for p in trainable(model)]}, f"found-{rank()}")
 """
 SIZES = (4, 1, 3, 2)  # sequences of each microbatch; the masked positions differ too

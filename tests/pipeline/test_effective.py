@@ -147,7 +147,7 @@ def test_the_digest_stays_if_every_value_stays(values_of, overrides):
 
 @pytest.mark.parametrize(
     "override", ["loop.fit.clip=1.5", "WARMUP_STEPS=7", "SEED=1", "refiner.SlotRefiner.steps=5", "warmup.run.out=elsewhere",
-                 "warmup.run.recursion=@recursion.one_step_gradient", "optim.adamw.betas=(0.9, 0.96)",
+                 "loop.fit.recursion=@recursion.one_step_gradient", "optim.adamw.betas=(0.9, 0.96)",
                  "optim.warmup_cosine.floor=0.1"]
 )  # fmt: skip
 def test_the_digest_changes_with_a_value(values_of, override):
