@@ -3,8 +3,8 @@
 States entering the tail are all that training needs of the trunk; with k = 0 they are the final states.
 """
 
-from components.architectures import build_backbone
 from components.backbone import BackboneModel
+from components.backbones import build_backbone
 
 
 def split_layer(layers: int, tail: int) -> int:

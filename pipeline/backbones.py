@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from components.architectures import build_backbone
 from components.backbone import BackboneModel
+from components.backbones import build_backbone
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
 from pipeline.prepared import Vocabulary

@@ -109,7 +109,9 @@ def costs(steps: int) -> dict[str, tuple[float, float]]:
 
 def draw(curves: dict[str, list[list[float]]], table: dict[int, dict[str, tuple[float, float]]], out: Path) -> None:
     """supervision.png: losses over training; memory.png: peak and operations over the number of steps."""
-    plt.rcParams.update({"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
+    plt.rcParams.update(
+        {"figure.dpi": 120, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+    )
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
     for axis, (name, curve) in zip(axes, curves.items(), strict=True):
         for k in range(STEPS):

@@ -23,7 +23,6 @@ def mirrored(rows: int, generator: torch.Generator) -> Batch:
     return Batch(tokens.masked_fill(masked, 8), tokens, masked, masked / 8)
 
 
-
 def train(orthogonality: float) -> list[tuple[float, float]]:
     """Loss and overlap, at the last step, of every 40th update."""
     generator = torch.Generator().manual_seed(0)

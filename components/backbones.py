@@ -1,0 +1,30 @@
+"""Backbones by name: a model's file says what it holds, and no code comes with it. Knows no refiner: an edit of one must not run
+the extraction again.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from components.backbone import BackboneModel
+from components.recursive_core import RecursiveCore
+from components.recursive_lm import RecursiveLM
+from components.tiny_lm import TinyLM
+
+BACKBONES: dict[str, Callable[..., BackboneModel]] = {model.__name__: model for model in (TinyLM, RecursiveLM)}
+
+
+def build_backbone(architecture: Mapping[str, Any], first_layer: int = 0) -> BackboneModel:
+    """The backbone that ``architecture`` describes, from ``first_layer`` on; its weights are not set.
+
+    Raises:
+        ValueError: a backbone of that name is not known here, or it has no such layer.
+    """
+    settings = dict(architecture)
+    name = settings.pop("model", None)
+    if name not in BACKBONES:
+        raise ValueError(f"no backbone is called '{name}'; there are {', '.join(BACKBONES)}")
+    if "core" in settings:
+        given = {key: value for key, value in settings["core"].items() if key not in ("core", "dim", "standalone")}
+        settings["core"] = partial(RecursiveCore, **given)
+    return BACKBONES[name](**settings, first_layer=first_layer)
