@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from components.metrics import over_seeds
+from pipeline import params
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.progress import Progress
@@ -75,13 +74,7 @@ def _workspace(out: Path, seed: int) -> Path:
     """A folder with the user's settings, but for the seed and the threads of a job."""
     place = out / f"seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    yaml = YAML()
-    document = yaml.load(Path("params.yaml").read_text())
-    common = document.setdefault("common", {})
-    bindings = common.get("bindings") or {}
-    common["bindings"] = {**bindings, "SEED": seed, "THREADS": 1}
-    with (place / "params.yaml").open("w") as file:
-        yaml.dump(document, file)
+    params.with_common(Path("params.yaml"), place / "params.yaml", {"SEED": seed, "THREADS": 1})
     if not (place / "gin").exists():
         (place / "gin").symlink_to(Path("gin").resolve())
     return place

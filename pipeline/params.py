@@ -184,3 +184,14 @@ def _line(file: Path, tree: Any, key: Any) -> str:
     """``file:line`` of a key."""
     places = getattr(getattr(tree, "lc", None), "data", None) or {}
     return f"{file}:{places[key][0] + 1}" if key in places else str(file)
+
+
+def with_common(file: Path, out: Path, bindings: Mapping[str, Any]) -> None:
+    """Write the settings of ``file`` to ``out`` with further common bindings over them."""
+    yaml = YAML()
+    document = yaml.load(file.read_text())
+    common = document.setdefault("common", {})
+    common["bindings"] = {**(common.get("bindings") or {}), **bindings}
+    stream = StringIO()
+    yaml.dump(document, stream)
+    out.write_text(stream.getvalue())

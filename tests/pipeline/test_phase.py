@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from components.masking import exact_count
-from components.recursion import full_gradient
 from components.refiner import SlotRefiner
 from components.tiny_lm import TinyLM
 from pipeline import phase, sources
@@ -112,7 +111,7 @@ def test_of_several_processes_the_first_alone_writes_a_skipped_phase(tmp_path, m
 def test_a_refiner_of_another_width_is_refused_by_warmup(copy_of, runtime, monkeypatch):
     monkeypatch.chdir(copy_of)
     states = partial(sources.cached, shards="data/shards")
-    settings = {"states": states, "recursion": full_gradient, "fit": fit, "unfreeze": ["refiner"], "layer_norms": False}
+    settings = {"states": states, "fit": fit, "unfreeze": ["refiner"], "layer_norms": False}
     with pytest.raises(ConfigError, match=r"warmup: the refiner refines states of width 32, the backbone's are 16 wide"):
         warmup.run(
             out="elsewhere",
