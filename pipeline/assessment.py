@@ -1,11 +1,14 @@
 """The evaluation as a whole: which models, on which measures, compared with which; written as metrics, samples and a trace."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from components.batch import Batch
 from components.halting import Rule
 from components.metrics import Counts
 from components.model import Model
@@ -75,20 +78,11 @@ def assess(
                 bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")
     split_name, ratio = measures[headline]
-    split = prepared.split(split_name)
-    masked = partial(evaluator.batches, evaluator.by_length(split), prepared.vocabulary, ratio, seed, batch_size)
+    split = evaluator.by_length(prepared.split(split_name))
+    masked = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, batch_size)
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][headline].items() if not k.startswith("decode_")}
-        first = masked()
-        if statistics := evaluator.statistics_by_step(model, first, runtime):
-            metrics[name]["statistics_by_step"] = statistics
-        if model.n_steps > 1:
-            metrics[name]["halting"] = {
-                rule: evaluator.halting_summary(
-                    *evaluator.halted(model, masked(), halts[rule], runtime), evaluator.by_length(split).group
-                )
-                for rule in halts
-            }
+        metrics[name] |= _of_the_recursion(model, masked, halts, split.group, runtime)
     groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
     metrics["differences"] = {
         f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
@@ -99,6 +93,19 @@ def assess(
         return
     write_json(out / "metrics.json", {"headline": headline, **metrics})
     _write_samples(prepared, loaded, split_name, samples, out, runtime)
+
+
+def _of_the_recursion(
+    model: Model, masked: Callable[[], Iterator[Batch]], halts: Mapping[str, Rule], group: Tensor, runtime: Runtime
+) -> dict[str, Any]:
+    """What only a model of several steps, or one that measures itself, can tell on the headline measure."""
+    found: dict[str, Any] = {}
+    if statistics := evaluator.statistics_by_step(model, masked(), runtime):
+        found["statistics_by_step"] = statistics
+    if model.n_steps > 1:
+        readings = {name: evaluator.halted(model, masked(), rule, runtime) for name, rule in halts.items()}
+        found["halting"] = {name: evaluator.halting_summary(*reading, group) for name, reading in readings.items()}
+    return found
 
 
 def _models(backbone: Backbone, folders: Mapping[str, str]) -> dict[str, Model]:

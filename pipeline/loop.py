@@ -22,7 +22,7 @@ from components.memory import Memory, store
 from components.model import Model
 from components.optim import adamw, set_lr, warmup_cosine
 from components.recursion import Stretches, full_gradient
-from components.supervision import LearnedWeights, Supervision, deepened, linear_decay
+from components.supervision import LearnedWeights, Supervision, Weights, deepened, linear_decay
 from pipeline import flops
 from pipeline import scratch as snapshots
 from pipeline.curves import Curves
@@ -96,11 +96,7 @@ def fit(
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
-    every = supervision(model.n_steps)
-    if isinstance(every, LearnedWeights):
-        if deepen:
-            raise ConfigError("loop.fit.deepen grows given weights; supervision.learned finds its own: use one of the two")
-        model.step_weights = every
+    weights = _weights(model, supervision, deepen)
     model.to(runtime.device).train()
     optimise, average = optimizer(model), EMA(model, ema)
     curves, scratch = Curves(out / "curves.csv", writes=rank() == 0), snapshots.of(name)
@@ -109,16 +105,17 @@ def fit(
     gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory, sequences=sequences, seed=train.seed)
     if not result.flops_per_step:
         first = list(islice(batches, COUNTED))
-        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=every), first, runtime)
+        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=weights(1.0)), first, runtime)
     steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
     if steps < 1:
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
-        for step in range(result.steps, 0 if result.stopped else steps):
+        for step in range(result.steps, steps):
+            if result.stopped:
+                break
             micro = [batch.to(runtime.device) for batch in next(batches)]
             set_lr(optimise, schedule(step, steps))
-            weights = deepened(supervision, model.n_steps, step / (deepen * steps)) if deepen else every
-            values = gradient(micro=micro, weights=weights, step=step, statistics=True)
+            values = gradient(micro=micro, weights=weights(step / steps), step=step, statistics=True)
             curves.record(step, {**values, **_update(model, optimise, average, clip)})
             result.steps = step + 1
             bar.advance()
@@ -132,11 +129,25 @@ def fit(
                 result.stopped = 0 < patience <= result.worse()
             if keep and rank() == 0:
                 scratch.save(result.steps, *progress_of(model, optimise, average, result, train, accumulation), out)
-            if result.stopped:
-                break
-            if ending:
+            if ending and not result.stopped:
                 raise Interrupted(f"{name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
     return result
+
+
+def _weights(model: Model, supervision: Supervision, deepen: float) -> Callable[[float], Weights]:
+    """Share of the training that is done -> weight of each recursion step; learned weights become part of the model.
+
+    Raises:
+        ConfigError: learned weights cannot be deepened.
+    """
+    if deepen:
+        if isinstance(supervision(1), LearnedWeights):
+            raise ConfigError("loop.fit.deepen grows given weights; supervision.learned finds its own: use one of the two")
+        return lambda done: deepened(supervision, model.n_steps, done / deepen)
+    weights = supervision(model.n_steps)
+    if isinstance(weights, LearnedWeights):
+        model.step_weights = weights
+    return lambda done: weights
 
 
 def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: float) -> dict[str, Tensor | float]:
