@@ -105,14 +105,11 @@ def fit(
     gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory, sequences=sequences, seed=train.seed)
     if not result.flops_per_step:
         first = list(islice(batches, COUNTED))
-        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=weights(1.0)), first, runtime)
-    steps = steps if budget is None else max(1, round(budget / result.flops_per_step))
-    if steps < 1:
-        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
+        batches, counting = chain(first, batches), partial(gradient, weights=weights(1.0))
+        result.flops_per_step = _operations(counting, first, runtime)
+    steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
-        for step in range(result.steps, steps):
-            if result.stopped:
-                break
+        for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in next(batches)]
             set_lr(optimise, schedule(step, steps))
             values = gradient(micro=micro, weights=weights(step / steps), step=step, statistics=True)
@@ -129,9 +126,17 @@ def fit(
                 result.stopped = 0 < patience <= result.worse()
             if keep and rank() == 0:
                 scratch.save(result.steps, *progress_of(model, optimise, average, result, train, accumulation), out)
-            if ending and not result.stopped:
+            if result.stopped:
+                break
+            if ending:
                 raise Interrupted(f"{name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
     return result
+
+
+def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
+    if steps < 1:
+        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
+    return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
 def _weights(model: Model, supervision: Supervision, deepen: float) -> Callable[[float], Weights]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from components.halting import by_probability
 from pipeline.assessment import assess
 from pipeline.backbones import Backbone
 from pipeline.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ def evaluate(finished, runtime, tmp_path):
         settings = {
             "measures": MEASURES,
             "decodes": {},
+            "halts": {"probability": by_probability},
             "headline": "test_5",
             "samples": 2,
             "batch_size": 20,
