@@ -59,7 +59,7 @@ class SlotRefiner(Core):
         design: Literal["residual", "literal"] = "residual",
         orthogonality: float = 0.0,
         rotary: bool = False,
-        context_layers: Sequence[int] = (),
+        context_layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if steps < 1 or blocks < 1:
@@ -70,18 +70,18 @@ class SlotRefiner(Core):
             "core": "SlotRefiner", "dim": dim, "heads": heads, "steps": steps, "blocks": blocks,
             "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
             "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
-            "rotary": rotary, "context_layers": list(context_layers),
+            "rotary": rotary, "context_layers": None if context_layers is None else list(context_layers),
         }  # fmt: skip
         self.dim, self.n_steps, self.orthogonality = dim, steps, orthogonality
         residual = design == "residual"
         self.entry = nn.Identity() if residual else nn.LayerNorm(dim)
         self.state_norm = nn.LayerNorm(dim, bias=False) if residual else None
         self.injection = Injection(dim) if residual else None
-        self.context_layers = tuple(context_layers)
+        self.context_layers = tuple(context_layers or ())
         self.bound = delta.rms_scaled if residual else delta.clamped
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, rotary) for _ in range(blocks - 1))
         self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads, rotary)
-        self.slots = Slots(dim, widths, dim * len(context_layers) or dim)
+        self.slots = Slots(dim, widths, dim * len(self.context_layers) or dim)
         self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
         self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)
         self.delta_out = nn.Linear(delta_ratio * dim, dim)

@@ -98,15 +98,15 @@ def fit(
     """
     weights = _weights(model, supervision, deepen)
     model.to(runtime.device).train()
-    optimise, average = optimizer(model), EMA(model, ema)
-    curves, scratch = Curves(out / "curves.csv", writes=rank() == 0), snapshots.of(name)
+    optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
+    curves = Curves(out / "curves.csv", writes=rank() == 0)
     result = resume(scratch, out, model, optimise, average, train, accumulation)
-    batches, sequences = train.steps(result.steps, accumulation), train.sequences(accumulation)
-    gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory, sequences=sequences, seed=train.seed)
+    batches = train.steps(result.steps, accumulation)
+    gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory)
+    gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
     if not result.flops_per_step:
         first = list(islice(batches, COUNTED))
-        batches, counting = chain(first, batches), partial(gradient, weights=weights(1.0))
-        result.flops_per_step = _operations(counting, first, runtime)
+        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=weights(1.0)), first, runtime)
     steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
         for step in range(result.steps, 0 if result.stopped else steps):
@@ -116,8 +116,7 @@ def fit(
             curves.record(step, {**values, **_update(model, optimise, average, clip)})
             result.steps = step + 1
             bar.advance()
-            due = result.steps == steps or result.steps % validate_every == 0
-            ending = any_of(asked_to_end()) and result.steps < steps
+            due, ending = result.steps == steps or result.steps % validate_every == 0, any_of(asked_to_end()) and step + 1 < steps
             keep = due or ending or result.steps % save_every == 0
             if keep or result.steps % log_every == 0:
                 _report(curves.flush(), bar, result)
@@ -127,7 +126,7 @@ def fit(
             if keep and rank() == 0:
                 scratch.save(result.steps, *progress_of(model, optimise, average, result, train, accumulation), out)
             if result.stopped:
-                break
+                return result
             if ending:
                 raise Interrupted(f"{name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
     return result

@@ -102,7 +102,6 @@ def test_a_call_within_a_scope_has_values_of_its_own(values_of):
     values = values_of("controls")
     assert values["optim.adamw"]["lr"] == 2e-3 and values["trained_on/optim.adamw"]["lr"] == 3e-3
     assert values["loop.fit"]["supervision"] == "@supervision.linear_decay"
-    assert values["trained_on/loop.fit"]["supervision"] == "@supervision.last_only"
     assert values["controls.run"]["fit"] == "@loop.fit" and values["controls.run"]["fit_backbone"] == "@trained_on/loop.fit"
     both = ("ema", "validate_every", "clip", "optimizer")
     assert [values["loop.fit"][key] for key in both] == [values["trained_on/loop.fit"][key] for key in both]

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from components.backbones import build_backbone
 from components.masking import exact_count
-from components.tiny_lm import TinyLM
 from pipeline import sources
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.errors import ConfigError, DataError
@@ -51,7 +51,7 @@ def backbone(finished):
 def other(finished, tmp_path):
     """Another backbone of the same sizes."""
     known = Backbone(finished / "data/backbone")
-    model = TinyLM(**known.architecture)
+    model = build_backbone(known.architecture)
     model.init_weights(torch.Generator().manual_seed(5))
     save_backbone(tmp_path / "other", model, known.vocabulary)
     return Backbone(tmp_path / "other")
