@@ -3,7 +3,8 @@
 Look at (1) the weights of the founding document; (2) the gradient that reaches each step: none in the early ones without deep
 supervision where steps are detached, some where they are not, more with it; (3) the losses after a short training on 4x4 puzzles
 (so short that they say little: guessing costs ln 4 = 1.386); (4) peak memory and operations of one gradient: naive keeps the
-logits and the graph of every step, store the graphs only, recompute one step's graph at a time for one forward pass more. Two pictures go to ``--out``.
+logits and the graph of every step, store the graphs only, recompute one step's graph at a time for one forward pass more.
+Two pictures go to ``--out``.
 """
 
 import argparse
