@@ -31,6 +31,7 @@ from components.linear_cross_entropy import CHUNK_ROWS
 from components.memory import recompute, store
 from components.model import Model
 from components.recursion import full_gradient, one_step_gradient
+from pipeline import allocation
 from pipeline.reporting import markdown
 
 SEQUENCES, LENGTH, DIM = 4, 256, 256
@@ -181,20 +182,7 @@ def measured(case: Case, rounds: int, patience: float, limit: float) -> list[Row
 def peak(model: Model, run: Callable[[], None]) -> int:
     """Most bytes that were allocated at once while it ran, beyond those that were there before."""
     model.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    assert profile.profiler is not None and profile.profiler.kineto_results is not None
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
+    return allocation.peak(run)
 
 
 def seconds(model: Model, run: Callable[[], None]) -> tuple[float, float]:

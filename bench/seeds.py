@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import fire
-from ruamel.yaml import YAML
 
 from components.metrics import over_seeds
+from pipeline import params
 from pipeline.reporting import cell, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,12 +26,7 @@ def evaluate(seed: int, preset: str, folder: Path, commit: str) -> dict:
     clone = folder / f"seed-{seed}"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
-    yaml, params = YAML(), clone / "params.yaml"
-    document = yaml.load(params.read_text())
-    document["preset"] = preset
-    document["common"]["bindings"] = {"SEED": seed}
-    with params.open("w") as file:
-        yaml.dump(document, file)
+    params.with_common(clone / "params.yaml", clone / "params.yaml", {"SEED": seed}, preset)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "dvc", "repro", "--quiet", "evaluate"]
     subprocess.run(command, cwd=clone, env={**os.environ, "PATH": path}, check=True, stdout=sys.stderr)

@@ -24,22 +24,12 @@ def build_core(architecture: Mapping[str, Any]) -> Core:
         ValueError: a core of that name is not known here.
     """
     settings = dict(architecture)
-    return _known(CORES, settings.pop("core", None))(**_with_cores(settings))
+    name = settings.pop("core", None)
+    if name not in CORES:
+        raise ValueError(f"no core is called '{name}'; there are {', '.join(CORES)}")
+    inner = {key: partial(_core_of_width, part) for key, part in settings.items() if isinstance(part, Mapping) and "core" in part}
+    return CORES[name](**settings | inner)
 
 
-def _known(table: Mapping[str, Any], name: Any) -> Any:
-    if name not in table:
-        raise ValueError(f"nothing is called '{name}'; there are {', '.join(table)}")
-    return table[name]
-
-
-def _with_cores(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which descriptions of cores have become what makes them."""
-    return {
-        name: partial(_core_of_width, value) if isinstance(value, Mapping) and "core" in value else value
-        for name, value in settings.items()
-    }
-
-
-def _core_of_width(architecture: Mapping[str, Any], dim: int, **given: Any) -> Core:
-    return build_core({**architecture, "dim": dim, **given})
+def _core_of_width(architecture: Mapping[str, Any], dim: int) -> Core:
+    return build_core({**architecture, "dim": dim})

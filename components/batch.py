@@ -55,6 +55,10 @@ class Batch:
         """Indices of the masked positions among all positions of the batch."""
         return self.masked.flatten().nonzero()[:, 0] if self.rows is None else self.rows
 
+    def per_sequence(self, rows: Float[Tensor, "rows"]) -> Float[Tensor, "batch"]:
+        """Sum of a value of each masked position over its sequence."""
+        return rows.new_zeros(len(self)).index_add(0, self.supervised // self.masked.shape[1], rows)
+
     def cut(self, length: int) -> "Batch":
         """Its first ``length`` positions. Only before ``to``."""
         return self._each(lambda value: value[:, :length] if value.ndim > 1 else value)

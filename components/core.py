@@ -4,7 +4,7 @@ What is the same at every step is computed once (``condition``); what a step han
 That is what lets training keep a step's graph or make it again, cut the gradient anywhere, and drop sequences that are done.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,11 +116,22 @@ class Core(nn.Module):
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         layout = Layout(attention, positions)
         condition = self.condition(Inputs(x, embedding, heads, confidence), layout)
-        carry = self.initial_carry(x, condition)
-        for number in range(n_steps):
-            state = self.step(number, carry, condition, layout, statistics)
-            yield state
-            carry = state.carry
+        yield from recur(self.step, n_steps, self.initial_carry(x, condition), condition, layout, statistics)
+
+
+def recur(
+    step: Callable[[int, Tree, Tree, Layout, bool], State],
+    steps: int,
+    carry: Tree,
+    condition: Tree,
+    layout: Layout,
+    statistics: bool,
+) -> Iterator[State]:
+    """Yield the state after each of ``steps`` steps, everything in one graph."""
+    for number in range(steps):
+        state = step(number, carry, condition, layout, statistics)
+        yield state
+        carry = state.carry
 
 
 def shared_layers(*cores: Core) -> tuple[int, ...]:

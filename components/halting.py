@@ -18,10 +18,8 @@ Rule = Callable[[Model, Batch, State, State | None], Done]  # model, sequences, 
 
 def by_probability(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.95) -> Done:
     """Done where every masked token's largest probability exceeds ``threshold``. Costs a readout each step."""
-    logits = model.readout(state.hidden.flatten(0, 1)[batch.supervised]).float()
-    unsure = torch.exp(logits.amax(-1) - logits.logsumexp(-1)) <= threshold
-    sequences = batch.supervised // batch.masked.shape[1]
-    return torch.zeros(len(batch), device=unsure.device).index_add(0, sequences, unsure.float()) == 0
+    unsure = model.confidence(state.hidden, batch) <= threshold
+    return batch.per_sequence(unsure.float()) == 0
 
 
 def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: float = 0.01) -> Done:

@@ -43,7 +43,6 @@ def halting_loss(halt: Float[Tensor, "batch"], right: Bool[Tensor, "rows"], batc
     Source: Jolicoeur-Martineau, "Less is More: Recursive Reasoning with Tiny Networks" (2025), section 4.6, without its
     continue loss.
     """
-    sequences = batch.supervised // batch.masked.shape[1]
     halt = halt.to(torch.promote_types(torch.float32, halt.dtype))
-    wrong = torch.zeros_like(halt).index_add(0, sequences, (~right).to(halt))
+    wrong = batch.per_sequence((~right).to(halt))
     return F.binary_cross_entropy_with_logits(halt, (wrong == 0).to(halt), reduction="sum")

@@ -1,19 +1,16 @@
 """MLPRefiner: the founding baseline. A small MLP changes each token by what it and its chunk hold; no attention, no slots."""
 
-from collections.abc import Mapping
-
 import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.core import Core, Injection, Inputs, Layout, uniform_, zeros_
-from components.orthogonality import mean_square
-from components.recursion import State
+from components.core import Layout
+from components.residual import Residual
 
 
-class MLPRefiner(Core):
+class MLPRefiner(Residual):
     """Recursive refinement head: hidden += rms * MLP(token, mean of its chunk), x and embeddings injected at every step.
 
     Args:
@@ -27,41 +24,16 @@ class MLPRefiner(Core):
     """
 
     def __init__(self, dim: int, steps: int = 4, chunk: int = 16, ratio: int = 4) -> None:
-        super().__init__()
+        super().__init__(dim, steps)
         if steps < 1 or chunk < 1:
             raise ValueError(f"the MLP refiner needs at least 1 step and chunks of 1 token, got steps {steps}, chunk {chunk}")
         self.architecture = {"core": "MLPRefiner", "dim": dim, "steps": steps, "chunk": chunk, "ratio": ratio}
-        self.dim, self.n_steps, self.chunk = dim, steps, chunk
-        self.state_norm, self.injection = nn.LayerNorm(dim, bias=False), Injection(dim)
+        self.chunk = chunk
         self.up, self.down = nn.Linear(2 * dim, ratio * dim), nn.Linear(ratio * dim, dim)
-        self.hidden_rms: Tensor
-        self.register_buffer("hidden_rms", torch.ones(()))
 
-    def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
-        """U(+-1/sqrt(fan-in)); the output layer 0: no change at first."""
-        self.hidden_rms.fill_(hidden_rms)
-        uniform_(self, generator)
-        zeros_(self.down)
-
-    def condition(self, inputs: Inputs, layout: Layout) -> dict[str, Tensor]:
-        """x, and what every step sees of it."""
-        return {"x": inputs.x, "injected": self.injection(inputs.x, inputs.embedding)}
-
-    def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The states."""
-        return {"hidden": hidden}
-
-    def forward(
-        self, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool = False
-    ) -> State:
-        """One step."""
-        hidden = carry["hidden"]
-        u = self.state_norm(hidden) + condition["injected"]
-        around = chunk_means(u, self.chunk, layout.attention)
-        update = self.hidden_rms * self.down(F.gelu(self.up(torch.cat([u, around], -1))))
-        refined = layout.kept(hidden + update, condition["x"])
-        measured = {"delta": mean_square(update, layout.attention).sqrt()} if statistics else {}
-        return State(refined, {"hidden": refined}, measured)
+    def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
+        """Of a token and the mean of its chunk."""
+        return F.gelu(self.up(torch.cat([u, chunk_means(u, self.chunk, layout.attention)], -1)))
 
 
 def chunk_means(

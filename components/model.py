@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from components.batch import Batch
-from components.core import Layout, at_least_one_step
+from components.core import Layout, at_least_one_step, recur
 from components.recursion import State, Tree
 
 
@@ -39,6 +39,11 @@ class Model(nn.Module):
         logits: Tensor = self.head(self.normed(state))
         return logits
 
+    def confidence(self, hidden: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "rows"]:
+        """The largest probability at each masked position; costs a readout of them."""
+        logits = self.readout(hidden.flatten(0, 1)[batch.supervised]).float()
+        return (logits.amax(-1) - logits.logsumexp(-1)).exp()
+
     def steps(
         self,
         batch: Batch,
@@ -57,10 +62,7 @@ class Model(nn.Module):
         """
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         condition, carry, layout = self.begin(batch, positions)
-        for number in range(n_steps):
-            state = self.step(number, carry, condition, layout, statistics)
-            yield state
-            carry = state.carry
+        yield from recur(self.step, n_steps, carry, condition, layout, statistics)
 
     def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
         """The last state only: earlier ones are dropped as soon as the next is made."""

@@ -62,7 +62,6 @@ class RefinedLM(Model):
     @torch.no_grad()
     def _confidence(self, x: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "batch seq"]:
         """The backbone's largest probability where tokens are masked, 1 where they are known."""
-        logits = self.readout(x.flatten(0, 1)[batch.supervised]).float()
         found = torch.ones(batch.masked.numel(), device=x.device)
-        found[batch.supervised] = (logits.amax(-1) - logits.logsumexp(-1)).exp()
+        found[batch.supervised] = self.confidence(x, batch)
         return found.view(batch.masked.shape)

@@ -116,7 +116,7 @@ class Examples:
         moved = batch.to(self.trunk.head.weight.device)
         with self.autocast():
             hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
-        return replace(moved, hidden=hidden.to(self.dtype), rows=None)  # found again when the batch moves
+        return replace(batch, hidden=hidden.to(self.dtype))  # the rest moves with it, its masked positions found on the host
 
 
 class Cached:

@@ -1,6 +1,6 @@
 """Evaluation: every model on the same test examples under the same masks, at every recursion step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from itertools import islice
 from typing import TypeVar
@@ -56,12 +56,9 @@ def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> l
         with runtime.autocast():
             states = [state.hidden[batch.masked] for state in model.steps(batch)]
             counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
-        mine.append([Counts(**{f.name: getattr(c, f.name).cpu() for f in fields(Counts)}) for c in counts])
+        mine.append([_on_host(c) for c in counts])
     batches = _interleaved(gathered(mine))
-    return [
-        Counts(**{f.name: torch.cat([getattr(c, f.name) for c in step]) for f in fields(Counts)})
-        for step in zip(*batches, strict=True)
-    ]
+    return [_joined(step) for step in zip(*batches, strict=True)]
 
 
 @torch.no_grad()
@@ -80,16 +77,24 @@ def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) 
             except ValueError as error:
                 raise ConfigError(f"evaluate.run.halts: {error}") from None
             counts = count(model.readout(hidden[batch.masked]), batch.targets, batch.masked)
-        mine.append((Counts(**{f.name: getattr(counts, f.name).cpu() for f in fields(Counts)}), steps.cpu().double()))
+        mine.append((_on_host(counts), steps.cpu().double()))
     found = _interleaved(gathered(mine))
-    together = Counts(**{f.name: torch.cat([getattr(c, f.name) for c, _ in found]) for f in fields(Counts)})
-    return together, torch.cat([steps for _, steps in found])
+    return _joined([counts for counts, _ in found]), torch.cat([steps for _, steps in found])
 
 
 def halting_summary(counts: Counts, steps: Tensor, group: Tensor) -> dict[str, dict[str, float]]:
     """nll, token_accuracy, exact, and the mean number of recursion steps, with intervals."""
     last = {name: value for name, value in summary([counts], group).items() if not name.endswith("_by_step")}
     return {**last, "steps": _interval(steps, torch.ones_like(steps), group)}  # type: ignore[dict-item]
+
+
+def _on_host(counts: Counts) -> Counts:
+    return Counts(**{f.name: getattr(counts, f.name).cpu() for f in fields(Counts)})
+
+
+def _joined(parts: Sequence[Counts]) -> Counts:
+    """Counts of the examples of all parts."""
+    return Counts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Counts)})
 
 
 def _interleaved(shares: list[list[T]]) -> list[T]:

@@ -186,10 +186,11 @@ def _line(file: Path, tree: Any, key: Any) -> str:
     return f"{file}:{places[key][0] + 1}" if key in places else str(file)
 
 
-def with_common(file: Path, out: Path, bindings: Mapping[str, Any]) -> None:
-    """Write the settings of ``file`` to ``out`` with further common bindings over them."""
+def with_common(file: Path, out: Path, bindings: Mapping[str, Any], preset: str = "") -> None:
+    """Write the settings of ``file`` to ``out`` with further common bindings over them, and another preset if one is given."""
     yaml = YAML()
     document = yaml.load(file.read_text())
+    document["preset"] = preset or document["preset"]
     common = document.setdefault("common", {})
     common["bindings"] = {**(common.get("bindings") or {}), **bindings}
     stream = StringIO()

@@ -14,7 +14,6 @@ from pathlib import Path
 import matplotlib
 import torch
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from components.batch import Batch
 from components.deep_supervision import backward
@@ -24,6 +23,7 @@ from components.recursion import full_gradient, mapped, one_step_gradient, stret
 from components.recursive_core import RecursiveCore
 from components.recursive_lm import RecursiveLM
 from components.supervision import constant, exponential_decay, last_only, linear_decay
+from pipeline.allocation import peak
 from pipeline.flops import count
 from pipeline.sudoku import Sudoku
 
@@ -84,15 +84,6 @@ def naive(model: RecursiveLM, batch: Batch, weights: list[float]) -> None:
     sum(w * F.cross_entropy(each, targets) for w, each in zip(weights, logits, strict=True)).backward()
 
 
-def peak(work) -> float:
-    """Most memory held above the start, in MiB, by the profiler's record of every allocation and release."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = torch.tensor([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).cumsum(0)
-    return held.max().item() / 2**20
-
-
 def costs(steps: int) -> dict[str, tuple[float, float]]:
     """Peak MiB and GFLOPs of one gradient, vocabulary 4096."""
     tokens = torch.randint(4096, (8, 64), generator=torch.Generator().manual_seed(0))
@@ -103,7 +94,7 @@ def costs(steps: int) -> dict[str, tuple[float, float]]:
         supervised = partial(backward, model, batch, weights, sequences=8, memory=recompute if name == "recompute" else store)
         work = partial(naive, model, batch, weights) if name == "naive" else supervised
         flops = count(work)  # and makes the parameters' gradients, which the peak then leaves out
-        found[name] = peak(work), flops / 1e9
+        found[name] = peak(work) / 2**20, flops / 1e9
     return found
 
 
