@@ -33,6 +33,24 @@ def exact_count(
     return _lowest(response, noise[:, 1:], torch.minimum(count, length))
 
 
+def often_full(
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], full: float = 0.5
+) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
+    """Mask the whole answer with probability ``full``, else as ``exact_count`` does.
+
+    Not LLaDA's objective: it favours what one parallel decode of a whole answer needs. A control must train on the same masks.
+
+    Args:
+        response: True where a token may be masked.
+        noise: uniform [0, 1), one column for l and one per position (``seq + 1`` columns).
+        full: probability, 0 to 1.
+    """
+    length = response.sum(1, keepdim=True)
+    share = (noise[:, :1] - full) / max(1 - full, 1e-6)  # uniform [0, 1) where it is not negative
+    count = torch.where(share < 0, length, (share * length).floor().long() + 1)
+    return _lowest(response, noise[:, 1:], torch.minimum(count, length))
+
+
 def fixed_ratio(
     response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], ratio: float
 ) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:

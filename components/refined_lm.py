@@ -23,8 +23,10 @@ class RefinedLM(Model):
         widths = refiner.dim, backbone.architecture["dim"]
         if widths[0] != widths[1]:
             raise ValueError(f"the refiner refines states of width {widths[0]}, the backbone's are {widths[1]} wide")
-        live = range(backbone.first_layer, backbone.architecture["layers"])
-        if absent := [layer for layer in refiner.context_layers if layer not in live]:
+        layers = backbone.architecture["layers"]
+        live = range(backbone.first_layer, layers)
+        self.context_layers = tuple(layer + layers if layer < 0 else layer for layer in refiner.context_layers)
+        if absent := [layer for layer in self.context_layers if layer not in live]:
             held = f"layers {live[0]}..{live[-1]}" if live else "no layer"
             raise ValueError(
                 f"the refiner reads the heads of backbone layer {absent[0]}, but {held} runs above the split; "
@@ -44,7 +46,7 @@ class RefinedLM(Model):
 
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
         """Run the tail (from cached hidden states or from the tokens), then what of the refiner is the same at every step."""
-        x, heads = self.backbone.states_and_heads(batch, self.refiner.context_layers)
+        x, heads = self.backbone.states_and_heads(batch, self.context_layers)
         confidence = self._confidence(x, batch) if self.refiner.routes else None
         layout = Layout(batch.attention, positions)
         inputs = Inputs(x, self.backbone.embed(batch.tokens), heads, confidence)

@@ -40,8 +40,8 @@ class SlotRefiner(Core):
             0.1 tanh(delta) clamped to +-0.5.
         rotary: attention also sees distances (``components.attention.rotate``); what the backbone has is a good choice.
         orthogonality: weight of the slots' overlap in each step's loss (``components.orthogonality``).
-        context_layers: backbone layers whose concatenated head outputs are the context slot's source, instead of the refiner's own
-            attention; they must be live, that is, not below the split of the shards.
+        context_layers: backbone layers (-1 = the last) whose concatenated head outputs are the context slot's source, instead of
+            the refiner's own attention; they must be live, that is, not below the split of the shards.
 
     Raises:
         ValueError: widths or heads do not fit ``dim`` (the message names the numbers).

@@ -14,7 +14,11 @@ from tests.conftest import ROOT
 FOLDER = ROOT / "gin" / "presets"
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem != "defaults")
 SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
-FULL = ("gsm8k", "literal", "sudoku4")  # those whose numbers mean something
+REFINERS = {
+    "adapter": "Adapter", "attention_context": "SlotRefiner", "cascade": "Cascade", "hybrid": "Hybrid", "mlp": "MLPRefiner",
+    "recursive_core": "RecursiveCore", "selective": "Hybrid",
+}  # fmt: skip
+FULL = ("gsm8k", "literal", "sudoku4", "sudoku6")  # those whose numbers mean something
 REFINED = ("warmup", "joint", "finetune", "controls")
 
 
@@ -47,7 +51,8 @@ def rehearsed(resolved):
 
 
 def test_presets_and_sizes_are_found():
-    assert PRESETS == ["gsm8k", "gsm8k_smoke", "literal", "smoke", "sudoku4"]
+    assert PRESETS == ["gsm8k", "gsm8k_smoke", "literal", "recursive4", "recursive6", "smoke", "sudoku4", "sudoku6"]
+    assert {path.stem for path in (ROOT / "gin" / "refiners").glob("*.gin")} == set(REFINERS)
     assert SIZES == ["base", "large", "tiny"] and set(FULL) <= set(PRESETS)
 
 
@@ -88,18 +93,19 @@ def test_the_models_of_a_preset_run_on_shapes(rehearsed, preset, stage):
     model = rehearsed(preset)[stage]
     backbone = getattr(model, "backbone", model)
     sizes = backbone.architecture
-    steps = model.refiner.n_steps if stage in REFINED else 1
+    steps = model.n_steps
     rows, seq, dim = 3, sizes["seq"], sizes["dim"]
     with torch.device("meta"), torch.no_grad():
         tokens = torch.zeros(rows, seq, dtype=torch.int32)
         masked = torch.zeros(rows, seq, dtype=torch.bool)
         hidden = None if stage in ("backbone", "finetune") else torch.zeros(rows, seq, dim)
-        attention = torch.ones(rows, seq, dtype=torch.bool) if sizes["rotary"] else None  # text is padded, puzzles are not
+        attention = torch.ones(rows, seq, dtype=torch.bool) if preset.startswith("gsm8k") else None  # puzzles are not padded
         batch = Batch(tokens, tokens, masked, torch.zeros(rows, seq), attention, hidden)
         states = list(model.steps(batch))
         logits = [model.readout(state.hidden) for state in states]
         gathered = model.readout(states[-1].hidden[:, 0])
-    assert len(states) == steps == (4 if stage in REFINED else 1)
+    recursive = stage in REFINED or preset.startswith("recursive")
+    assert len(states) == steps == ((6 if preset[-1] == "6" or preset.startswith("recursive") else 4) if recursive else 1)
     assert all(state.hidden.shape == (rows, seq, dim) and state.hidden.device.type == "meta" for state in states)
     assert all(each.shape == (rows, seq, sizes["vocab"]) for each in logits) and gathered.shape == (rows, sizes["vocab"])
 
@@ -114,6 +120,15 @@ def test_every_size_fits_every_preset(resolved, rehearsed, preset, size):
     assert models["warmup"].refiner.architecture["blocks"] == blocks
     plain = sum(p.numel() for p in rehearsed(preset)["warmup"].refiner.parameters())
     assert (sum(p.numel() for p in models["warmup"].refiner.parameters()) > plain) == (blocks > 1)
+
+
+@pytest.mark.parametrize("preset", FULL)
+@pytest.mark.parametrize("refiner", sorted(REFINERS))
+def test_every_refiner_fits_every_preset(resolved, refiner, preset):
+    read = params.Params(ROOT / "params.yaml", preset, {"preset": preset, "warmup": {"gin": [f"gin/refiners/{refiner}.gin"]}})
+    models = rehearsal.rehearse(resolved(preset) | {"warmup": config.resolve("warmup", read, root=ROOT).text})
+    assert all(models[stage].refiner.architecture["core"] == REFINERS[refiner] for stage in REFINED)
+    assert models["warmup"].context_layers == ((models["backbone"].architecture["layers"] - 1,) if "context" in refiner else ())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -137,5 +152,6 @@ def test_every_macro_of_the_defaults_is_used():
 def test_every_gin_file_is_reached():
     files = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "gin").rglob("*.gin")}
     included = set(re.findall(r"^include '(.+)'", "".join(files.values()), re.MULTILINE))
+    named = {f"gin/sizes/{size}.gin" for size in SIZES} | {f"gin/refiners/{refiner}.gin" for refiner in REFINERS}
     direct = {f"gin/{stage}.gin" for stage in SECTIONS} | {f"gin/presets/{preset}.gin" for preset in PRESETS}
-    assert set(files) == included | direct | {f"gin/sizes/{size}.gin" for size in SIZES} and len(files) >= 20
+    assert set(files) == included | direct | named and len(files) >= 30

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.masking import bernoulli, exact_count, fixed_ratio
+from components.masking import bernoulli, exact_count, fixed_ratio, often_full
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**31)
@@ -28,7 +28,12 @@ def noise_for(response, seed):
     return torch.rand(batch, seq + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-PROCESSES = {"exact_count": exact_count, "bernoulli": bernoulli, "fixed_ratio": lambda r, n: fixed_ratio(r, n, 0.5)}
+PROCESSES = {
+    "exact_count": exact_count,
+    "bernoulli": bernoulli,
+    "fixed_ratio": lambda r, n: fixed_ratio(r, n, 0.5),
+    "often_full": often_full,
+}
 
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
@@ -40,7 +45,7 @@ def test_prompt_is_never_masked_and_only_masked_positions_weigh(process, respons
     assert torch.equal(weights > 0, masked)
 
 
-@pytest.mark.parametrize("process", ["exact_count", "fixed_ratio"])
+@pytest.mark.parametrize("process", ["exact_count", "fixed_ratio", "often_full"])
 @hypothesis_settings
 @given(responses(), SEEDS)
 def test_each_answer_has_a_masked_token_and_its_weights_sum_to_one(process, response, seed):
@@ -60,6 +65,18 @@ def test_exact_count_masks_the_lowest_noise_of_the_response(response, seed):
         number = int(noise[row, 0].item() * len(answer)) + 1
         lowest = sorted(answer, key=lambda i: noise[row, i + 1].item())[:number]
         assert masked[row].nonzero().flatten().tolist() == sorted(lowest)
+
+
+@hypothesis_settings
+@given(responses(), SEEDS, RATIOS)
+def test_often_full_masks_whole_answers_below_full_and_else_as_exact_count(response, seed, full):
+    noise = noise_for(response, seed)
+    masked, _ = often_full(response, noise, full)
+    whole = noise[:, 0] < full
+    assert torch.equal(masked[whole], response[whole])
+    rescaled = noise.clone()
+    rescaled[:, 0] = (noise[:, 0] - full) / max(1 - full, 1e-6)
+    assert torch.equal(masked[~whole], exact_count(response[~whole], rescaled[~whole])[0])
 
 
 @hypothesis_settings

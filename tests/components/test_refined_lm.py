@@ -107,6 +107,12 @@ def test_heads_of_the_backbone_reach_a_refiner_that_reads_them(batch):
         assert torch.equal(ours.hidden, plain.hidden)
 
 
+def test_layers_may_be_counted_from_the_last(batch):
+    model, other = make(context_layers=(2, 1)), make(context_layers=(-1, -2))
+    other.load_state_dict(awake(model).state_dict())
+    assert torch.equal(other.states(batch), model.states(batch))
+
+
 @pytest.mark.parametrize(("split", "held"), [(2, r"layers 2\.\.2"), (LAYERS, "no layer")])
 def test_layers_below_the_split_cannot_be_read_and_are_named(split, held):
     whole = make(context_layers=(2, 1))
@@ -117,6 +123,8 @@ def test_layers_below_the_split_cannot_be_read_and_are_named(split, held):
 def test_layers_that_the_backbone_does_not_have_are_named():
     with pytest.raises(ValueError, match=r"backbone layer 3, but layers 0\.\.2 runs"):
         make(context_layers=(0, 3))
+    with pytest.raises(ValueError, match=r"backbone layer -1, but"):
+        make(context_layers=(-4,))
 
 
 def test_a_refiner_that_routes_is_told_the_backbones_confidence(batch):
