@@ -58,6 +58,13 @@ def test_deep_supervision(tmp_path):
 
 
 @pytest.mark.slow
+def test_selective(tmp_path):
+    rows, _ = run(tmp_path, "selective")
+    assert {(row["pass"], row["refined"]) for row in rows} == {(p, s) for p in ("training", "evaluation") for s in (1, 0.5, 0.25)}
+    assert all(row["saved"] == 1 - row["time_vs_all"] for row in rows)
+
+
+@pytest.mark.slow
 def test_gpu(tmp_path):
     rows, out = run(tmp_path, "gpu", "--reference", str(tmp_path))
     assert {row["section"] for row in rows} >= {"ceilings", "heads", "steps", "cache"}
