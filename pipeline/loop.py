@@ -7,7 +7,8 @@ whole state goes to scratch: nothing random has to be in it, order and masks are
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -96,6 +97,8 @@ def fit(
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
+    if steps < 1:
+        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     weights = _weights(model, supervision, deepen)
     model.to(runtime.device).train()
     optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
@@ -105,8 +108,8 @@ def fit(
     gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory)
     gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
     if not result.flops_per_step:
-        first = list(islice(batches, COUNTED))
-        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=weights(1.0)), first, runtime)
+        first, schedules = list(islice(batches, COUNTED)), [weights(step / steps) for step in range(steps)]
+        batches, result.flops_per_step = chain(first, batches), _operations(gradient, schedules, first, runtime)
     steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
         for step in range(result.steps, 0 if result.stopped else steps):
@@ -133,8 +136,6 @@ def fit(
 
 
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
-    if steps < 1:
-        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
@@ -162,15 +163,19 @@ def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: f
     return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
 
 
-def _operations(gradient: Callable[..., object], steps: list[list[Batch]], runtime: Runtime) -> int:
-    """Floating-point operations of an optimizer step, over all processes: the mean of the given ones."""
+def _operations(gradient: Callable[..., object], schedules: Sequence[Weights], steps: list[list[Batch]], runtime: Runtime) -> int:
+    """Floating-point operations of an optimizer step, over all processes: the mean over the given microbatches and over a run
+    with these weights, step by step. A step that supervises fewer recursion steps takes fewer.
+    """
     moved = [[batch.to(runtime.device) for batch in micro] for micro in steps]
 
-    def work() -> None:
+    def work(weights: Weights) -> None:
         for step, micro in enumerate(moved):
-            gradient(micro=micro, step=step, statistics=False)
+            gradient(micro=micro, weights=weights, step=step, statistics=False)
 
-    return sum(gathered(flops.count(work))) // len(moved)
+    kinds = Counter(weights if isinstance(weights, LearnedWeights) else tuple(weights) for weights in schedules)
+    taken = {kind: flops.count(partial(work, list(kind) if isinstance(kind, tuple) else kind)) for kind in kinds}
+    return sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(moved) * len(schedules))
 
 
 def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:
