@@ -25,9 +25,15 @@ class RefinedLM(Model):
             raise ValueError(f"the refiner refines states of width {widths[0]}, the backbone's are {widths[1]} wide")
         live = range(backbone.first_layer, backbone.architecture["layers"])
         if absent := [layer for layer in refiner.context_layers if layer not in live]:
-            held = f"layers {live[0]}..{live[-1]}" if live else "no layer"
+            held = (
+                f"only layers {live[0]}..{live[-1]} run"
+                if len(live) > 1
+                else f"only layer {live[0]} runs"
+                if live
+                else "no layer runs"
+            )
             raise ValueError(
-                f"the refiner reads the heads of backbone layer {absent[0]}, but {held} runs above the split; "
+                f"the refiner reads the heads of backbone layer {absent[0]}, but {held} above the split; "
                 f"cut the backbone lower (extract.run.tail_layers) or choose another layer"
             )
         self.backbone, self.refiner = backbone, refiner
