@@ -8,7 +8,7 @@ whole state goes to scratch: nothing random has to be in it, order and masks are
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -97,8 +97,6 @@ def fit(
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
-    if steps < 1:
-        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     weights = _weights(model, supervision, deepen)
     model.to(runtime.device).train()
     optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
@@ -108,8 +106,8 @@ def fit(
     gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory)
     gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
     if not result.flops_per_step:
-        first, schedules = list(islice(batches, COUNTED)), [weights(step / steps) for step in range(steps)]
-        batches, result.flops_per_step = chain(first, batches), _operations(gradient, schedules, first, runtime)
+        first = list(islice(batches, COUNTED))
+        batches, result.flops_per_step = chain(first, batches), _operations(gradient, weights, steps, first, runtime)
     steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
         for step in range(result.steps, 0 if result.stopped else steps):
@@ -163,19 +161,24 @@ def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: f
     return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
 
 
-def _operations(gradient: Callable[..., object], schedules: Sequence[Weights], steps: list[list[Batch]], runtime: Runtime) -> int:
-    """Floating-point operations of an optimizer step, over all processes: the mean over the given microbatches and over a run
-    with these weights, step by step. A step that supervises fewer recursion steps takes fewer.
+def _operations(
+    gradient: Callable[..., object], weights: Callable[[float], Weights], steps: int, first: list[list[Batch]], runtime: Runtime
+) -> int:
+    """Floating-point operations of an optimizer step, over all processes: the mean over the first ones' microbatches and over the
+    weights of a whole run. A step that supervises fewer recursion steps takes fewer.
     """
-    moved = [[batch.to(runtime.device) for batch in micro] for micro in steps]
+    if steps < 1:
+        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
+    moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
 
     def work(weights: Weights) -> None:
         for step, micro in enumerate(moved):
             gradient(micro=micro, weights=weights, step=step, statistics=False)
 
-    kinds = Counter(weights if isinstance(weights, LearnedWeights) else tuple(weights) for weights in schedules)
+    schedules = [weights(step / steps) for step in range(steps)]
+    kinds = Counter(schedule if isinstance(schedule, LearnedWeights) else tuple(schedule) for schedule in schedules)
     taken = {kind: flops.count(partial(work, list(kind) if isinstance(kind, tuple) else kind)) for kind in kinds}
-    return sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(moved) * len(schedules))
+    return sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(moved) * steps)
 
 
 def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:

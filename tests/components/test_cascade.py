@@ -17,6 +17,7 @@ PAIRS = {
     "slots_slots": (partial(slots, steps=1, orthogonality=0.5), partial(slots, steps=2, orthogonality=0.25)),
     "adapter_recursive": (partial(Adapter, heads=2), partial(recursive, steps=2, halting=True)),
     "recursive_updates_slots": (partial(recursive, steps=1, supervise="updates"), partial(slots, steps=2)),
+    "mlp_recursive_updates": (partial(mlp, steps=2), partial(recursive, steps=1, supervise="updates")),
     "heads": (partial(mlp, steps=2), partial(slots, steps=2, context_layers=(0, 2))),
     "selective_mlp": (partial(Hybrid, doubtful=partial(slots, steps=2), chunk=2), partial(mlp, steps=2)),
 }

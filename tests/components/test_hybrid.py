@@ -70,6 +70,8 @@ def skipped(core, given, mask=None):
 def test_each_chunk_is_what_its_refiner_makes_of_its_tokens_alone(kind, mask):
     core = made(kind).double()
     given = inputs(core, dtype=torch.float64)
+    if core.routes:
+        given["confidence"][1] = torch.tensor([0.2, 1, 1, 1, 0.3, 1])  # with a gap, which distances must know of
     found, expected = states(core, mask, **given), by_hand(core, given, mask)
     assert len(found) == 2
     for state, hidden in zip(found, expected, strict=True):
