@@ -78,7 +78,8 @@ def halted(
 
         rows, batch, layout = rows[going], batch.take(going), _layout(layout, going)
         condition, carry = mapped(of_those, condition), mapped(of_those, state.carry)
-        last = replace(state, hidden=state.hidden[going])
+        halt = None if state.halt is None else state.halt[going]
+        last = replace(state, hidden=state.hidden[going], carry=carry, halt=halt)
     return result, taken
 
 

@@ -89,19 +89,21 @@ class Hybrid(Core):
         }
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """A step of each refiner on its tokens."""
+        """A step of each refiner on its tokens; of two, statistics bear the refiner's name: ``delta/doubtful``."""
         hidden, carries, penalty = condition["x"], {}, None
         measured: dict[str, Tensor] = {}
-        for name, core in self._cores().items():
+        cores = self._cores()
+        for name, core in cores.items():
             part = condition[name]
             state = core.step(number, carry[name], part["inner"], _layout(part, layout), statistics)
             old = taken(hidden, part["places"])  # of tokens that stand in for none, perhaps refined by the other
             new = torch.where(part["valid"][..., None], state.hidden, old)
             hidden = hidden.scatter(1, repeat(part["places"], "b m -> b m d", d=self.dim), new.to(hidden.dtype))
             carries[name] = state.carry
-            measured |= state.statistics
+            measured |= {key if len(cores) == 1 else f"{key}/{name}": value for key, value in state.statistics.items()}
             if statistics:
-                measured[f"share/{name}"] = part["valid"].sum() / hidden.shape[:2].numel()
+                tokens = hidden.shape[:2].numel() if layout.attention is None else layout.attention.sum()
+                measured[f"share/{name}"] = part["valid"].sum() / tokens
             if state.penalty is not None:
                 penalty = state.penalty if penalty is None else penalty + state.penalty
         return State(hidden, carries, measured, penalty)

@@ -85,7 +85,15 @@ class RecursiveLM(BackboneModel):
     def trunk(
         self, tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None, split: int
     ) -> Float[Tensor, "batch seq dim"]:
-        """States after the last step, the only split."""
+        """States after the last step, the only split.
+
+        Raises:
+            ValueError: another split, or the recursion is not held here.
+        """
+        if self.core is None:
+            raise ValueError("this recursive model was cut after its last step: what lies below is not held here")
+        if split != self.n_steps:
+            raise ValueError(f"a recursive model has states to split at after its last step ({self.n_steps}) only, got {split}")
         nothing = torch.zeros_like(tokens, dtype=torch.bool)
         return self.states(Batch(tokens, tokens, nothing, nothing.float(), attention))
 

@@ -27,10 +27,9 @@ class RefinedLM(Model):
         live = range(backbone.first_layer, layers)
         self.context_layers = tuple(layer + layers if layer < 0 else layer for layer in refiner.context_layers)
         if absent := [layer for layer in self.context_layers if layer not in live]:
-            held = f"layers {live[0]}..{live[-1]}" if live else "no layer"
             raise ValueError(
-                f"the refiner reads the heads of backbone layer {absent[0]}, but {held} runs above the split; "
-                f"cut the backbone lower (extract.run.tail_layers) or choose another layer"
+                f"the refiner reads the heads of backbone layer {absent[0]}, which does not run; above the split are layers "
+                f"{list(live)}: cut the backbone lower (extract.run.tail_layers) or choose another layer"
             )
         self.backbone, self.refiner = backbone, refiner
 

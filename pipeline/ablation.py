@@ -6,6 +6,7 @@ never run again, one that was interrupted continues.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,15 @@ from typing import Any
 
 from components.metrics import over_seeds
 from pipeline import params
+from pipeline import scratch as snapshots
 from pipeline.errors import ConfigError, UserError
-from pipeline.files import read_json, write_atomic, write_json
+from pipeline.files import read_json, sha256, write_atomic, write_json
+from pipeline.jsonl import RAW_VARIABLE, raw_folder
 from pipeline.progress import Progress
 from pipeline.reporting import cell, markdown
 
 BASE = "default"
+SEEDS = 10  # as many as components.metrics.over_seeds knows intervals of
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -34,17 +38,15 @@ def ablate(
         out: of results and workspaces.
         variants: name -> bindings over warmup's settings. "default" (none) is always there, and what others are compared with.
         scratch: name -> bindings over the backbone's settings: models of their own, trained for backbone's and warmup's compute.
-        seeds: at least two.
+        seeds: two to ten.
         processes: jobs at a time.
 
     Raises:
-        ConfigError: fewer than two seeds, or a name is given twice.
+        ConfigError: seeds that give no interval, or two names that give one folder.
         UserError: a job failed; the message is the job's.
     """
-    if len(set(seeds)) < 2:
-        raise ConfigError(f"ablate.run.seeds needs at least two different seeds for an interval, got {list(seeds)}")
-    if twice := set(variants) & {*scratch, BASE}:
-        raise ConfigError(f"ablate names a variant twice: {', '.join(sorted(twice))}")
+    names = [BASE, *variants, *scratch]
+    _check(names, seeds)
     places = [_workspace(out, seed) for seed in seeds]
     jobs = len(places) * (2 + len(variants) + len(scratch))
     with Progress("ablate", jobs, "runs") as bar, ThreadPoolExecutor(processes) as pool:
@@ -60,7 +62,7 @@ def ablate(
             *(partial(_variant, place, name, bindings) for name, bindings in variants.items() for place in places),
             *(partial(_from_scratch, place, name, bindings) for name, bindings in scratch.items() for place in places),
         )
-    rows = _rows(places, [BASE, *variants, *scratch])
+    rows = _rows(places, names)
     table = _table(rows, len(seeds))
     write_json(out / "metrics.json", {"seeds": list(seeds), "rows": rows})
     write_atomic(out / "table.md", table.encode())
@@ -68,6 +70,14 @@ def ablate(
 
     figures.ablations(rows, out / "ablations.png")
     return table
+
+
+def _check(names: Sequence[str], seeds: Sequence[int]) -> None:
+    if not 2 <= len(seeds) <= SEEDS or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"ablate.run.seeds needs two to {SEEDS} different seeds for an interval, got {list(seeds)}")
+    for place, name in enumerate(names):
+        if same := [other for other in names[:place] if _slug(other) == _slug(name)]:
+            raise ConfigError(f"ablate names a variant twice: '{same[0]}' and '{name}' would share the folder {_slug(name)}")
 
 
 def _workspace(out: Path, seed: int) -> Path:
@@ -81,20 +91,27 @@ def _workspace(out: Path, seed: int) -> Path:
 
 
 def _stage(place: Path, stage: str, *arguments: str) -> None:
-    """Run a stage in a workspace, if its result of the very same settings is not there."""
+    """Run a stage in a workspace, unless it was run with the very same settings, inputs and code, and its result is there."""
     command = [sys.executable, "-m", "stages", stage, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_PROCESSES": "1"}
-    environment.setdefault("SLOTLOOP_RAW", str(Path("data/raw").resolve()))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_PROCESSES": "1", RAW_VARIABLE: str(raw_folder().resolve())}
     settings = subprocess.run([*command, "--print-config"], cwd=place, env=environment, capture_output=True, text=True)
     folder = place / arguments[-1].removeprefix("--out=")
-    done = folder / "done.gin"
-    if settings.returncode == 0 and done.is_file() and done.read_text() == settings.stdout:
+    done = folder / "done"
+    if settings.returncode == 0 and done.is_file() and done.read_text() == _identity(stage, settings.stdout, place, folder):
         return
+    done.unlink(missing_ok=True)
     found = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if found.returncode:
         told = found.stderr.strip().splitlines() or [f"status {found.returncode}"]
         raise UserError(f"ablate: {stage} in {place} failed: {told[-1].removeprefix('error: ')}")
-    write_atomic(done, settings.stdout.encode())
+    write_atomic(done, _identity(stage, settings.stdout, place, folder).encode())
+
+
+def _identity(stage: str, text: str, place: Path, folder: Path) -> str:
+    """Of a finished job: its settings and code, and what it read and wrote."""
+    read = [raw_folder() / name for name in sorted(set(re.findall(r"'([\w./-]+)'", text)))]
+    files = [file for file in (*read, *sorted(folder.glob("*.json"))) if file.is_file()]
+    return "".join([snapshots.key(stage, text, ROOT, place), *(sha256(file) for file in files)])
 
 
 def _prepared(place: Path) -> str:

@@ -21,7 +21,7 @@ class Fit:
 
     Attributes:
         steps: optimizer steps taken (fewer than asked for after an early stop).
-        flops_per_step: floating-point operations of one.
+        flops_per_step: floating-point operations of one, on average over the run that was planned.
         best_step: step of the best validation loss, the one that was saved.
         best_loss: that loss (last recursion step, nats per answer token).
         stopped: patience ran out.

@@ -7,6 +7,7 @@ whole state goes to scratch: nothing random has to be in it, order and masks are
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice
@@ -106,7 +107,7 @@ def fit(
     gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
     if not result.flops_per_step:
         first = list(islice(batches, COUNTED))
-        batches, result.flops_per_step = chain(first, batches), _operations(partial(gradient, weights=weights(1.0)), first, runtime)
+        batches, result.flops_per_step = chain(first, batches), _operations(gradient, weights, steps, first, runtime)
     steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
         for step in range(result.steps, 0 if result.stopped else steps):
@@ -133,8 +134,6 @@ def fit(
 
 
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
-    if steps < 1:
-        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
@@ -162,15 +161,24 @@ def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: f
     return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
 
 
-def _operations(gradient: Callable[..., object], steps: list[list[Batch]], runtime: Runtime) -> int:
-    """Floating-point operations of an optimizer step, over all processes: the mean of the given ones."""
-    moved = [[batch.to(runtime.device) for batch in micro] for micro in steps]
+def _operations(
+    gradient: Callable[..., object], weights: Callable[[float], Weights], steps: int, first: list[list[Batch]], runtime: Runtime
+) -> int:
+    """Floating-point operations of an optimizer step, over all processes: the mean over the first ones' microbatches and over the
+    weights of a whole run. A step that supervises fewer recursion steps takes fewer.
+    """
+    if steps < 1:
+        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
+    moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
 
-    def work() -> None:
+    def work(weights: Weights) -> None:
         for step, micro in enumerate(moved):
-            gradient(micro=micro, step=step, statistics=False)
+            gradient(micro=micro, weights=weights, step=step, statistics=False)
 
-    return sum(gathered(flops.count(work))) // len(moved)
+    schedules = [weights(step / steps) for step in range(steps)]
+    kinds = Counter(schedule if isinstance(schedule, LearnedWeights) else tuple(schedule) for schedule in schedules)
+    taken = {kind: flops.count(partial(work, list(kind) if isinstance(kind, tuple) else kind)) for kind in kinds}
+    return sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(moved) * steps)
 
 
 def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:

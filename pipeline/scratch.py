@@ -32,25 +32,26 @@ KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
 _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
-def key(stage: str, text: str, code: Path) -> str:
+def key(stage: str, text: str, code: Path, place: Path = Path()) -> str:
     """Identity of a stage's work: its settings, the manifests of the folders they name, and the code that they reach.
 
     Args:
         stage: its name.
         text: resolved configuration.
         code: folder that holds the packages.
+        place: folder that names in the configuration are relative to.
     """
     digest = hashlib.sha256(text.encode())
-    manifests = [file for folder in folders_named_in(text) for file in sorted(folder.glob("*.json"))]
+    manifests = [file for folder in folders_named_in(text, place) for file in sorted((place / folder).glob("*.json"))]
     sources = closure({f"stages/{stage}.py", *gin_imports(text, code)}, code)
     for name, file in (*((file.name, file) for file in manifests), *((name, code / name) for name in sources)):
         digest.update(f"{name} {sha256(file)}".encode())
     return digest.hexdigest()
 
 
-def folders_named_in(text: str) -> list[Path]:
-    """The existing folders that a configuration names: a stage's inputs, and what it wrote before."""
-    return [Path(name) for name in sorted(set(re.findall(r"'([\w./-]+)'", text))) if Path(name).is_dir()]
+def folders_named_in(text: str, place: Path = Path()) -> list[Path]:
+    """The folders below ``place`` that a configuration names and that exist: a stage's inputs, and what it wrote before."""
+    return [Path(name) for name in sorted(set(re.findall(r"'([\w./-]+)'", text))) if (place / name).is_dir()]
 
 
 @contextlib.contextmanager

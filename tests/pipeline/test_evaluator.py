@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from components.core import Layout
+from components.halting import by_learning
 from components.model import Model
 from components.recursion import State
 from pipeline import evaluator
+from pipeline.errors import ConfigError
 
 
 class Known(Model):
@@ -188,3 +191,45 @@ def test_statistics_are_of_the_first_batch_at_every_step(split, vocabulary, runt
         {"delta": 2.0},
     ]
     assert evaluator.statistics_by_step(Known(vocabulary), first(), runtime) == []
+
+
+# Halting
+
+
+class Recurring(Known):
+    """Known, step by step: what halting runs."""
+
+    n_steps = 3
+
+    def begin(self, batch, positions=None):
+        return {"targets": batch.targets}, {}, Layout()
+
+    def step(self, number, carry, condition, layout, statistics=False):
+        ids = condition["targets"].clone()
+        at_fault = torch.isin(ids[:, 0], torch.tensor(self.wrong)) & (number < 2)
+        ids[at_fault, -1] = (ids[at_fault, -1] + 1) % 50
+        return State(F.one_hot(ids, self.vocabulary.size).float() * 50)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_examples_count_where_they_left_and_steps_are_averaged(split, vocabulary, runtime, size):
+    """Example i leaves after step 1 + i % 3; 4 and 5 are wrong before the last step, and only 5 waits for that."""
+    steps = {}
+
+    def rule(model, batch, state, last):
+        steps[id(model)] = 1 if last is None else steps[id(model)] + 1
+        return batch.tokens[:, 0] % 3 < steps[id(model)]
+
+    batches = evaluator.batches(split, vocabulary, 1.0, 0, size)
+    counts, taken = evaluator.halted(Recurring(vocabulary, wrong=(4, 5)), batches, rule, runtime)
+    assert taken.tolist() == [1, 2, 3, 1, 2, 3, 1, 2, 3, 1] and counts.exact.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1]
+    found = evaluator.halting_summary(counts, taken, split.group)
+    assert set(found) == {"nll", "token_accuracy", "exact", "steps"}
+    assert found["steps"]["mean"] == pytest.approx(1.9) and found["steps"]["n"] == 10 and found["exact"]["mean"] == 0.9
+    assert 1 < found["steps"]["low"] < 1.9 < found["steps"]["high"] < 3
+
+
+def test_a_rule_that_the_model_cannot_follow_names_the_setting(split, vocabulary, runtime):
+    batches = evaluator.batches(split, vocabulary, 1.0, 0, 4)
+    with pytest.raises(ConfigError, match=r"evaluate.run.halts: halting.by_learning needs a core that learns to halt"):
+        evaluator.halted(Recurring(vocabulary, wrong=(4,)), batches, by_learning, runtime)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,3 +204,19 @@ def test_the_key_changes_with_settings_inputs_and_the_code_that_they_reach(tmp_p
     assert len(set(seen)) == 5
     (code / "pipeline/report.py").write_text("2")
     assert now() == seen[-1]
+
+
+def test_folders_are_those_of_the_place(tmp_path):
+    (tmp_path / "place/data").mkdir(parents=True)
+    (tmp_path / "place/data/index.json").write_text("1")
+    (tmp_path / "code/stages").mkdir(parents=True)
+    (tmp_path / "code/stages/warmup.py").write_text("1")
+    text = "x.shards = 'data'\ny.other = 'none'\n"
+
+    def now(place):
+        return scratch.key("warmup", text, tmp_path / "code", place)
+
+    assert scratch.folders_named_in(text, tmp_path / "place") == [Path("data")] and not scratch.folders_named_in(text, tmp_path)
+    seen = [now(tmp_path), now(tmp_path / "place")]
+    (tmp_path / "place/data/index.json").write_text("2")
+    assert len({*seen, now(tmp_path / "place")}) == 3 and now(tmp_path) == seen[0]
