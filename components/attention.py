@@ -109,3 +109,9 @@ class Block(nn.Module):
         heads = self.attention(self.attention_norm(x), attention, places)
         x = x + self.out(heads)
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)))), heads
+
+def angles(head, seq, device, dtype, base=1000.0):
+    half = head // 2
+    frequency = base ** -(torch.arange(half, device=device) / half)
+    angle = torch.arange(seq, device=device)[:, None] * frequency
+    return angle.cos().to(dtype), angle.sin().to(dtype)

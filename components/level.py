@@ -1,15 +1,12 @@
 """Level: the network that both updates of a two-state recursion share. Post-norm blocks: states of rms 1 go in and come out."""
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from components.attention import Attention
+from components.attention import Attention, angles
 from components.core import Layout
-
-EPSILON = 1e-5
+from components.fused import heads_of, attended, gated, normed_sum, product
 
 
 class Level(nn.Module):
@@ -59,11 +56,8 @@ class PostNormBlock(nn.Module):
         self.gate_up, self.down = nn.Linear(dim, 2 * width, bias=False), nn.Linear(width, dim, bias=False)
 
     def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq dim"]:
-        z = normed(z + self.out(self.attention(z, layout.attention, layout.places)))
-        gate, up = rearrange(self.gate_up(z), "b s (two w) -> two b s w", two=2)
-        return normed(z + self.down(F.silu(gate) * up))
-
-
-def normed(x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-    """x / rms(x)."""
-    return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
+        a = self.attention
+        turn = angles(a.qkv.in_features // a.heads, z.shape[1], z.device, z.dtype) if a.rotary else None
+        heads = attended(*heads_of(product(z, a.qkv.weight), a.heads, turn), layout.attention)
+        z = normed_sum(z, product(heads, self.out.weight))
+        return normed_sum(z, product(gated(product(z, self.gate_up.weight)), self.down.weight))
