@@ -1,34 +1,35 @@
-"""Arithmetic of a post-norm block with hand-written gradients: fewer passes over memory and less kept than autograd would, in eager mode.
+"""What a post-norm block is made of, with gradients by hand where that pays: in eager mode on CPU. Elsewhere, and when compiled,
+the plain formulas run. Values and gradients are theirs up to rounding; gradients are of first order only.
 
-Values are those of the plain formulas up to rounding. Every function works in any precision, on any device and when compiled.
-Gradients are of first order only.
+A pass over memory out of cache costs as much as a fair part of a product: there are few, and little is kept for the backward pass.
 """
 
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from components.attention import turned
+
 EPSILON = 1e-5
+Turn = tuple[Tensor, Tensor]  # cosines and sines of ``components.attention.angles``
 
 
-def product(x: Float[Tensor, "*rows dim"], weight: Float[Tensor, "out dim"]) -> Float[Tensor, "*rows out"]:
-    """x @ weight.T. In float32 on CPU by oneDNN: on AMD's processors torch's default (MKL) has half the speed, on Intel's as much."""
-    plain = x.dtype != torch.float32 or x.device.type != "cpu" or weight.dtype != x.dtype
-    if plain or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or not torch.backends.mkldnn.is_available():
-        return F.linear(x, weight)
-    found: Tensor = _Product.apply(x, weight)
-    return found
+class Linear(nn.Linear):
+    """x @ weight.T; in float32 on CPU by oneDNN, which on AMD's processors has twice the speed of torch's default (MKL)."""
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T"""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return found
+    def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
+        if _by_hand(x) and x.dtype == self.weight.dtype == torch.float32 and _onednn_is_there() and x.numel():
+            found: Tensor = _Product.apply(x, self.weight)
+            return found
+        return F.linear(x, self.weight)
 
 
 class _Product(torch.autograd.Function):
@@ -45,12 +46,25 @@ class _Product(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return of_x, None
         g, x = gradient.flatten(0, -2), x.flatten(0, -2)
-        of_weight = _onednn(x.t(), g.t()).t() if g.shape[1] > x.shape[1] else _onednn(g.t(), x.t())  # the faster layout
-        return of_x, of_weight
+        wide = g.shape[1] > x.shape[1]  # the longer side goes last, that is faster
+        return of_x, _onednn(x.t(), g.t()).t() if wide else _onednn(g.t(), x.t())
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T"""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return found
+
+
+def _onednn_is_there() -> bool:
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
 
 
 def normed_sum(z: Float[Tensor, "*rows dim"], change: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-    """y = (z + change) / rms(z + change). Keeps y and the rms alone; the gradient of both is (g - y mean(g y)) / rms."""
+    """y = (z + change) / rms(z + change). Keeps y and 1 / rms; the gradient of both is (g - y mean(g y)) / rms."""
+    if not _by_hand(z):
+        return F.rms_norm(z + change, (z.shape[-1],), eps=EPSILON)
     found: Tensor = _NormedSum.apply(z, change)
     return found
 
@@ -59,8 +73,9 @@ class _NormedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, change: Tensor) -> Tensor:
         total = z + change
-        scale = torch.linalg.vector_norm(total, dim=-1, keepdim=True, dtype=_exact(total))
-        scale = scale.square_().div_(total.shape[-1]).add_(EPSILON).rsqrt_()
+        exact = torch.promote_types(total.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(total, dim=-1, keepdim=True, dtype=exact)
+        scale = norm.square_().div_(total.shape[-1]).add_(EPSILON).rsqrt_()
         y = total.mul_(scale)
         ctx.save_for_backward(y, scale)
         ctx.dtypes = z.dtype, change.dtype
@@ -70,13 +85,16 @@ class _NormedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         y, scale = ctx.saved_tensors
-        along = (gradient * y).mean(-1, keepdim=True, dtype=scale.dtype)
-        of_sum = torch.addcmul(gradient, y, along.to(y.dtype), value=-1).mul_(scale)
-        return of_sum.to(ctx.dtypes[0]), of_sum.to(ctx.dtypes[1])
+        along = (gradient * y).mean(-1, keepdim=True, dtype=scale.dtype).to(y.dtype)
+        found = torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+        return found.to(ctx.dtypes[0]), found.to(ctx.dtypes[1])
 
 
 def gated(gate_up: Float[Tensor, "*rows twice"]) -> Float[Tensor, "*rows width"]:
     """silu(gate) * up. Keeps its input alone."""
+    if not _by_hand(gate_up):
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
     found: Tensor = _Gated.apply(gate_up)
     return found
 
@@ -92,30 +110,28 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, -1)
         found = torch.empty_like(gate_up)
-        of_gate, of_up = found.chunk(2, -1)
-        share = torch.sigmoid(gate)
-        silu = gate * share
+        (gate, up), (of_gate, of_up) = gate_up.chunk(2, -1), found.chunk(2, -1)
+        open = torch.sigmoid(gate)
+        silu = gate * open
         torch.mul(gradient, silu, out=of_up)
-        slope = silu.lerp_(silu.new_ones(()), share)  # silu' = share + silu - share * silu
+        slope = silu.lerp_(silu.new_ones(()), open)  # silu' = open + silu - open * silu
         torch.mul(slope.mul_(up), gradient, out=of_gate)
         return found
 
 
-def _exact(x: Tensor) -> torch.dtype:
-    """The precision of sums over x."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def heads_of(
-    qkv: Float[Tensor, "batch seq three_dim"], heads: int, turn: tuple[Tensor, Tensor] | None
+    qkv: Float[Tensor, "batch seq three_dim"], heads: int, turn: Turn | None
 ) -> tuple[Float[Tensor, "batch heads seq head"], Float[Tensor, "batch heads seq head"], Float[Tensor, "batch heads seq head"]]:
-    """Queries, keys, values; the first two turned by ``turn``, cosines and sines of ``components.attention.angles``."""
+    """Queries, keys and values of each head, queries and keys turned."""
+    q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=heads).unbind(0)
     if turn is None:
-        q, k, v = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=heads)
         return q, k, v
-    return _Heads.apply(qkv, heads, *turn)
+    cos, sin = (table.to(qkv.dtype) for table in turn)
+    if not _by_hand(qkv):
+        return turned(q, cos, sin), turned(k, cos, sin), v
+    q, k, v = _Heads.apply(qkv, heads, cos, sin)
+    return q, k, v
 
 
 class _Heads(torch.autograd.Function):
@@ -136,26 +152,40 @@ class _Heads(torch.autograd.Function):
         batch, heads, seq, head = q.shape
         found = q.new_empty(batch, seq, 3 * heads * head)
         apart = rearrange(found, "b s (three h d) -> three b h s d", three=3, h=heads)
-        _turn(q, cos, -sin, apart[0])
-        _turn(k, cos, -sin, apart[1])
+        for gradient, out in zip((q, k), apart, strict=False):
+            _turn(gradient, cos, -sin, out)
         apart[2].copy_(v)
         return found, None, None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """out = x with pair (i, i + head/2) turned."""
+    """``components.attention.turned`` into ``out``."""
     (a, b), (out_a, out_b) = x.chunk(2, -1), out.chunk(2, -1)
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin)
 
 
-def attended(q: Tensor, k: Tensor, v: Tensor, attention: Tensor | None) -> Tensor:
+def attended(
+    q: Float[Tensor, "batch heads seq head"],
+    k: Float[Tensor, "batch heads seq head"],
+    v: Float[Tensor, "batch heads seq head"],
+    attention: Bool[Tensor, "batch seq"] | None,
+) -> Float[Tensor, "batch seq dim"]:
+    """softmax(q k^T / sqrt(head)) v, heads side by side.
+
+    In bfloat16 on CPU written out, as long as the probabilities are fewer than the queries, keys and values: torch's fused kernel
+    takes three times as long forward, five times with its gradient.
+    """
     keys = None if attention is None else rearrange(attention, "b s -> b 1 1 s")
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] <= 3 * q.shape[3] and not torch.compiler.is_compiling():
+    if _by_hand(q) and q.dtype == torch.bfloat16 and q.shape[2] <= 3 * q.shape[3]:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(-1, -2)
         if keys is not None:
-            scores = scores.masked_fill(~keys, -torch.inf)
+            scores = scores.masked_fill(~keys, torch.finfo(scores.dtype).min)
         found = scores.softmax(-1) @ v
     else:
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
     return rearrange(found, "b h s d -> b s (h d)")
+
+
+def _by_hand(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

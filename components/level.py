@@ -1,12 +1,13 @@
 """Level: the network that both updates of a two-state recursion share. Post-norm blocks: states of rms 1 go in and come out."""
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from components.attention import Attention, angles
 from components.core import Layout
-from components.fused import heads_of, attended, gated, normed_sum, product
+from components.fused import Linear, Turn, attended, gated, heads_of, normed_sum
 
 
 class Level(nn.Module):
@@ -24,6 +25,7 @@ class Level(nn.Module):
 
     def __init__(self, dim: int, heads: int, blocks: int, expansion: float, rotary: bool) -> None:
         super().__init__()
+        self.head, self.rotary = dim // heads, rotary
         self.blocks = nn.ModuleList(PostNormBlock(dim, heads, expansion, rotary) for _ in range(blocks))
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -41,9 +43,16 @@ class Level(nn.Module):
         layout: Layout,
     ) -> Float[Tensor, "batch seq dim"]:
         z = state + other if question is None else state + other + question
+        turn = _turn(z, layout.places, self.head) if self.rotary else None
         for block in self.blocks:
-            z = block(z, layout)
+            z = block(z, layout, turn)
         return z
+
+
+def _turn(z: Tensor, places: Int[Tensor, "batch seq"] | None, head: int) -> Turn:
+    """What all blocks turn queries and keys by."""
+    position = torch.arange(z.shape[1], device=z.device) if places is None else rearrange(places, "b s -> b 1 s")
+    return angles(position, head)
 
 
 class PostNormBlock(nn.Module):
@@ -52,12 +61,11 @@ class PostNormBlock(nn.Module):
     def __init__(self, dim: int, heads: int, expansion: float, rotary: bool) -> None:
         super().__init__()
         width = -(-round(expansion * dim * 2 / 3) // 8) * 8
-        self.attention, self.out = Attention(dim, heads, rotary), nn.Linear(dim, dim, bias=False)
-        self.gate_up, self.down = nn.Linear(dim, 2 * width, bias=False), nn.Linear(width, dim, bias=False)
+        self.attention, self.out = Attention(dim, heads, rotary), Linear(dim, dim)
+        self.attention.qkv = Linear(dim, 3 * dim)
+        self.gate_up, self.down = Linear(dim, 2 * width), Linear(width, dim)
 
-    def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq dim"]:
-        a = self.attention
-        turn = angles(a.qkv.in_features // a.heads, z.shape[1], z.device, z.dtype) if a.rotary else None
-        heads = attended(*heads_of(product(z, a.qkv.weight), a.heads, turn), layout.attention)
-        z = normed_sum(z, product(heads, self.out.weight))
-        return normed_sum(z, product(gated(product(z, self.gate_up.weight)), self.down.weight))
+    def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout, turn: Turn | None) -> Float[Tensor, "batch seq dim"]:
+        q, k, v = heads_of(self.attention.qkv(z), self.attention.heads, turn)
+        z = normed_sum(z, self.out(attended(q, k, v, layout.attention)))
+        return normed_sum(z, self.down(gated(self.gate_up(z))))

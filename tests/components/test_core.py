@@ -127,7 +127,7 @@ def test_sequences_do_not_see_each_other(name):
     alone = [states(core, **{key: value[row : row + 1] for key, value in given.items()}) for row in range(3)]
     for number, state in enumerate(states(core, **given)):
         apart = torch.cat([one[number].hidden for one in alone])
-        torch.testing.assert_close(state.hidden, apart, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(state.hidden, apart, rtol=1e-8, atol=1e-8)  # a recursion multiplies rounding
 
 
 @every_core
