@@ -112,11 +112,11 @@ class _Gated(torch.autograd.Function):
         (gate_up,) = ctx.saved_tensors
         found = torch.empty_like(gate_up)
         (gate, up), (of_gate, of_up) = gate_up.chunk(2, -1), found.chunk(2, -1)
-        open = torch.sigmoid(gate)
-        silu = gate * open
-        torch.mul(gradient, silu, out=of_up)
-        slope = silu.lerp_(silu.new_ones(()), open)  # silu' = open + silu - open * silu
-        torch.mul(slope.mul_(up), gradient, out=of_gate)
+        torch.sigmoid(gate, out=of_gate)  # no further memory: both halves serve until they hold what they are for
+        silu = torch.mul(gate, of_gate, out=of_up)
+        torch.lerp(silu, silu.new_ones(()), of_gate, out=of_gate)  # silu' = sigmoid + silu - sigmoid * silu
+        of_gate.mul_(up).mul_(gradient)
+        of_up.mul_(gradient)
         return found
 
 

@@ -242,6 +242,14 @@ def test_layout_keeps_x_where_states_may_not_change():
     assert Layout().kept(new, x) is new
 
 
+def test_parts_of_a_layout_hold_its_sequences_in_order():
+    masks = torch.arange(10).view(5, 2) % 3 == 0
+    parts = Layout(masks, None, torch.arange(10).view(5, 2)).parts(2, 5)
+    assert [len(part.places) for part in parts] == [2, 2, 1] and all(part.positions is None for part in parts)
+    assert torch.equal(torch.cat([part.attention for part in parts]), masks)
+    assert len(Layout().parts(2, 5)) == 3
+
+
 def test_layers_are_shared_by_those_who_read_any():
     reads, reads_not = made(RESIDUAL["slots_of_backbone"]), made(slots)
     assert shared_layers(reads, reads_not) == shared_layers(reads_not, reads, reads) == (0, 2)
