@@ -64,12 +64,26 @@ def rotate(
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.
     """
-    half = x.shape[-1] // 2
-    frequency = base ** -(torch.arange(half, device=x.device) / half)
     position = torch.arange(x.shape[-2], device=x.device) if places is None else rearrange(places, "b s -> b 1 s")
+    cos, sin = angles(position, x.shape[-1], base)
+    return turned(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+def angles(
+    position: Int[Tensor, "*batch seq"], head: int, base: float = 1000.0
+) -> tuple[Float[Tensor, "*batch seq half"], Float[Tensor, "*batch seq half"]]:
+    """Cosines and sines of ``rotate``'s turns, for heads of width ``head``."""
+    half = head // 2
+    frequency = base ** -(torch.arange(half, device=position.device) / half)
     angle = position[..., None] * frequency
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+    return angle.cos(), angle.sin()
+
+
+def turned(
+    x: Float[Tensor, "batch heads seq head"], cos: Float[Tensor, "*some seq half"], sin: Float[Tensor, "*some seq half"]
+) -> Float[Tensor, "batch heads seq head"]:
+    """``x`` with pair (i, i + head/2) turned."""
+    a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 

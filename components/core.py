@@ -51,6 +51,11 @@ class Layout:
         """``new`` where states may change, ``x`` elsewhere."""
         return new if self.positions is None else torch.where(self.positions[..., None], new, x)
 
+    def parts(self, size: int, batch: int) -> list["Layout"]:
+        """Those of ``size`` sequences each."""
+        apart = [[None] * batch if x is None else x.split(size) for x in (self.attention, self.positions, self.places)]
+        return [Layout(*part) for part in zip(*apart, strict=False)][: -(-batch // size)]
+
 
 class Core(nn.Module):
     """A refiner of hidden states of width ``dim`` in ``n_steps`` supervised steps.

@@ -2,14 +2,12 @@
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from components.attention import Attention
+from components.attention import Attention, angles
 from components.core import Layout
-
-EPSILON = 1e-5
+from components.fused import Linear, Turn, attended, gated, heads_of, normed_sum
 
 
 class Level(nn.Module):
@@ -27,6 +25,7 @@ class Level(nn.Module):
 
     def __init__(self, dim: int, heads: int, blocks: int, expansion: float, rotary: bool) -> None:
         super().__init__()
+        self.head, self.rotary = dim // heads, rotary
         self.blocks = nn.ModuleList(PostNormBlock(dim, heads, expansion, rotary) for _ in range(blocks))
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -44,9 +43,16 @@ class Level(nn.Module):
         layout: Layout,
     ) -> Float[Tensor, "batch seq dim"]:
         z = state + other if question is None else state + other + question
+        turn = _turn(z, layout.places, self.head) if self.rotary else None
         for block in self.blocks:
-            z = block(z, layout)
+            z = block(z, layout, turn)
         return z
+
+
+def _turn(z: Tensor, places: Int[Tensor, "batch seq"] | None, head: int) -> Turn:
+    """What all blocks turn queries and keys by."""
+    position = torch.arange(z.shape[1], device=z.device) if places is None else rearrange(places, "b s -> b 1 s")
+    return angles(position, head)
 
 
 class PostNormBlock(nn.Module):
@@ -55,15 +61,11 @@ class PostNormBlock(nn.Module):
     def __init__(self, dim: int, heads: int, expansion: float, rotary: bool) -> None:
         super().__init__()
         width = -(-round(expansion * dim * 2 / 3) // 8) * 8
-        self.attention, self.out = Attention(dim, heads, rotary), nn.Linear(dim, dim, bias=False)
-        self.gate_up, self.down = nn.Linear(dim, 2 * width, bias=False), nn.Linear(width, dim, bias=False)
+        self.attention, self.out = Attention(dim, heads, rotary), Linear(dim, dim)
+        self.attention.qkv = Linear(dim, 3 * dim)
+        self.gate_up, self.down = Linear(dim, 2 * width), Linear(width, dim)
 
-    def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq dim"]:
-        z = normed(z + self.out(self.attention(z, layout.attention, layout.places)))
-        gate, up = rearrange(self.gate_up(z), "b s (two w) -> two b s w", two=2)
-        return normed(z + self.down(F.silu(gate) * up))
-
-
-def normed(x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-    """x / rms(x)."""
-    return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
+    def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout, turn: Turn | None) -> Float[Tensor, "batch seq dim"]:
+        q, k, v = heads_of(self.attention.qkv(z), self.attention.heads, turn)
+        z = normed_sum(z, self.out(attended(q, k, v, layout.attention)))
+        return normed_sum(z, self.down(gated(self.gate_up(z))))

@@ -65,6 +65,17 @@ def test_selective(tmp_path):
 
 
 @pytest.mark.slow
+def test_cores(tmp_path):
+    rows, _ = run(tmp_path, "cores")
+    sizes = [(512, "float32"), (128, "float32"), (512, "bfloat16")]
+    assert [(row["hidden"], row["precision"], row["mode"]) for row in rows] == [
+        (*size, mode) for size in sizes for mode in ("store", "recompute")
+    ]
+    assert all(row["time_vs_store"] > 0 and row["time_vs_floor"] > 0 for row in rows)
+    assert all(row["memory_vs_store"] < 0.8 for row in rows if row["mode"] == "recompute")
+
+
+@pytest.mark.slow
 def test_gpu(tmp_path):
     rows, out = run(tmp_path, "gpu", "--reference", str(tmp_path))
     assert {row["section"] for row in rows} >= {"ceilings", "heads", "steps", "cache"}

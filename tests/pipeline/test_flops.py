@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from components.batch import Batch
+from components.fused import Linear
 from components.losses import masked_cross_entropy
 from components.tiny_lm import TinyLM
 from pipeline import flops
@@ -40,3 +41,8 @@ def test_a_training_step_of_the_backbone(layers):
     assert forward == 2 * (linear + attention + head)
     step = flops.count(lambda: masked_cross_entropy(model, model.states(batch), batch)[0].backward())
     assert step == 3 * 2 * (linear + attention + head)
+
+
+def test_a_product_by_onednn_counts_as_any_other():
+    layer, x = Linear(4, 5), torch.ones(2, 3, 4, requires_grad=True)
+    assert flops.count(lambda: layer(x).sum().backward()) == 3 * 2 * 2 * 3 * 4 * 5
