@@ -204,8 +204,8 @@ def floor(hidden: int, precision: str, batch: int, rounds: int) -> float:
 
 def ours_of(weight: Tensor) -> nn.Module:
     """Our layer with this weight."""
-    layer = Linear(*weight.shape[::-1]).requires_grad_(False)
-    layer.weight.data = weight
+    layer = Linear(*weight.shape[::-1]).requires_grad_(False).to(weight)
+    layer.weight.copy_(weight)
     return layer
 
 

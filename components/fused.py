@@ -41,6 +41,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Two products: with the weight, and with x."""
         x, weight = ctx.saved_tensors
         of_x = _onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
@@ -84,6 +85,7 @@ class _NormedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for both: (g - y mean(g y)) / rms."""
         y, scale = ctx.saved_tensors
         along = (gradient * y).mean(-1, keepdim=True, dtype=scale.dtype).to(y.dtype)
         found = torch.addcmul(gradient, y, along, value=-1).mul_(scale)
@@ -109,6 +111,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """g up silu'(gate) and g silu(gate)."""
         (gate_up,) = ctx.saved_tensors
         found = torch.empty_like(gate_up)
         (gate, up), (of_gate, of_up) = gate_up.chunk(2, -1), found.chunk(2, -1)
@@ -147,6 +150,7 @@ class _Heads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Side by side again, turned back."""
         cos, sin = ctx.saved_tensors
         q, k, v = gradients
         batch, heads, seq, head = q.shape

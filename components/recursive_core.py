@@ -43,7 +43,7 @@ class RecursiveCore(Core):
         halting: also learn when a sequence is right (``State.halt``).
         rotary: attention sees distances.
         keep: what the backward pass finds of an update: its "graph", or the "states" that went in, from which it runs once more,
-            half the batch at a time: on CPU a quarter more time for a ninth of the memory (``bench.cores``).
+            half the batch at a time: about a third more time for an eighth of the memory (``bench.cores``).
 
     Raises:
         ValueError: sizes that do not fit (the message names the numbers).
