@@ -1,10 +1,13 @@
 """Peak memory of a computation, exact to the byte, by running it: what benches and examples compare."""
 
+import os
 from collections.abc import Callable
 from itertools import accumulate
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below that the profiler says on stderr when it starts and stops
 
 
 def peak(work: Callable[[], object]) -> int:

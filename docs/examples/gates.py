@@ -16,6 +16,7 @@ from components.slots import NAMES
 from components.supervision import linear_decay
 from components.tiny_lm import TinyLM
 
+torch.set_num_threads(1)  # for so small a model a second thread costs more than it gives
 generator = torch.Generator().manual_seed(0)
 
 
