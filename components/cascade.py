@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.core import Core, Inputs, Layout, shared_layers
 from components.recursion import State, Tree
@@ -54,3 +54,7 @@ class Cascade(Core):
         if number < self.coarse.n_steps - 1:
             return state
         return replace(state, carry=self.fine.initial_carry(state.hidden, condition["fine"]))
+
+    def repeated(self) -> list[nn.Module]:
+        """Those of both."""
+        return [*self.coarse.repeated(), *self.fine.repeated()]

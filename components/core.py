@@ -95,6 +95,14 @@ class Core(nn.Module):
         state: State = self(carry, condition, layout, statistics)
         return state
 
+    def repeated(self) -> list[nn.Module]:
+        """Modules whose call is the work of a step, on tensors of the same shapes every time: what is worth compiling.
+
+        Raises:
+            ValueError: shapes differ from batch to batch.
+        """
+        return [self]
+
     def refine(
         self,
         x: Float[Tensor, "batch seq dim"],

@@ -74,7 +74,7 @@ def backward(
         for number in numbers:
             with autocast():
                 term, state = memory(supervision.segment(number, carry))
-                supervision.report(number, state)
+                supervision.report(number, state, term)
             terms.append(term)
             carry = state.carry
         if any(term.requires_grad for term in terms):
@@ -119,10 +119,14 @@ class _Supervision:
         return run
 
     @torch.no_grad()
-    def report(self, number: int, state: State) -> None:
-        """The loss of a step that is not supervised."""
-        if not self._supervised(number):
-            self.losses[number] = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk)[0] / self.sequences
+    def report(self, number: int, state: State, term: Tensor) -> None:
+        """The loss of a step that is not supervised, or that no gradient reaches: nothing runs it again, with its loss."""
+        if term.requires_grad or self.losses[number] is not self.nothing:
+            return
+        loss, right = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk)
+        self.losses[number] = loss = loss / self.sequences
+        if self._supervised(number):
+            self.terms[number] = self.weights[number] * (loss + self._penalties(state, right))
 
     def _supervised(self, number: int) -> bool:
         weight = self.weights[number]

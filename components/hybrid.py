@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from einops import reduce, repeat
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.core import Core, Inputs, Layout, shared_layers
@@ -107,6 +107,14 @@ class Hybrid(Core):
             if state.penalty is not None:
                 penalty = state.penalty if penalty is None else penalty + state.penalty
         return State(hidden, carries, measured, penalty)
+
+    def repeated(self) -> list[nn.Module]:
+        """None: how many tokens a refiner is given is another number for every batch.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a Hybrid packs its tokens, as many as there happen to be: there are no shapes to compile a step for")
 
     def _cores(self) -> dict[str, Core]:
         both = {"doubtful": self.doubtful, "confident": self.confident}

@@ -35,7 +35,7 @@ def linear_cross_entropy(
         chunk: rows whose logits exist at once.
         compute: False leaves a zero of the same graph, for a forward pass that is made again (``components.memory``).
     """
-    if torch.is_autocast_enabled(rows.device.type):
+    if not rows.is_meta and torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, head = rows.to(dtype), head.to(dtype)
     if not torch.is_grad_enabled():

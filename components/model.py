@@ -34,6 +34,10 @@ class Model(nn.Module):
         """States as the head reads them."""
         raise NotImplementedError
 
+    def repeated(self) -> list[nn.Module]:
+        """What is worth compiling, see ``Core.repeated``; nothing if there is but one step."""
+        return []
+
     def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """Logits of states. Gather the rows you need first; the head is the cost."""
         logits: Tensor = self.head(self.normed(state))

@@ -156,6 +156,10 @@ class RecursiveCore(Core):
         again = partial(checkpoint, self.level, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
         return torch.cat([again(*part) for part in zip(*parts, layout.parts(size, batch), strict=False)])
 
+    def repeated(self) -> list[nn.Module]:
+        """The step, or the update if that is one."""
+        return [self.level] if self.updates else [self]
+
     def _answer(
         self, z: Tensor, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool
     ) -> State:

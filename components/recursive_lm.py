@@ -104,3 +104,7 @@ class RecursiveLM(BackboneModel):
         if layers:
             raise ValueError("a recursive model's head outputs cannot be a refiner's context")
         return self.states(batch), None
+
+    def repeated(self) -> list[nn.Module]:
+        """The core's."""
+        return [] if self.core is None else self.core.repeated()

@@ -60,6 +60,10 @@ class RefinedLM(Model):
         """Through the backbone's own final norm."""
         return self.backbone.normed(state)
 
+    def repeated(self) -> list[nn.Module]:
+        """The refiner's."""
+        return self.refiner.repeated()
+
     @torch.no_grad()
     def _confidence(self, x: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "batch seq"]:
         """The backbone's largest probability where tokens are masked, 1 where they are known."""

@@ -29,6 +29,7 @@ from pipeline import scratch as snapshots
 from pipeline.curves import Curves
 from pipeline.distributed import any_of, gathered, rank
 from pipeline.errors import ConfigError, TrainingError
+from pipeline.execution import Execution, eager
 from pipeline.fitstate import Fit, progress_of, resume
 from pipeline.gradients import accumulate, trainable
 from pipeline.loading import Training
@@ -59,6 +60,7 @@ def fit(
     deepen: float = 0.0,
     recursion: Stretches = full_gradient,
     memory: Memory = store,
+    execution: Execution = eager,
     accumulation: int = 1,
     clip: float = 1.0,
     ema: float = 0.0,
@@ -85,6 +87,7 @@ def fit(
         deepen: share of the steps over which supervision grows from the first recursion step to all; 0 = all from the start.
         recursion: how the gradient flows through the recursion steps (``components.recursion``).
         memory: what is kept of a recursion step until its backward pass (``components.memory``).
+        execution: how a step is run (``pipeline.execution``): as it is written, or compiled.
         accumulation: microbatches per optimizer step, of all processes together.
         clip: largest gradient norm.
         ema: decay of the weight average; 0 = no average.
@@ -102,13 +105,11 @@ def fit(
     optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
     curves = Curves(out / "curves.csv", writes=rank() == 0)
     result = resume(scratch, out, model, optimise, average, train, accumulation)
-    batches = train.steps(result.steps, accumulation)
     gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory)
     gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
-    if not result.flops_per_step:
-        first = list(islice(batches, COUNTED))
-        batches, result.flops_per_step = chain(first, batches), _operations(gradient, weights, steps, first, runtime)
+    batches = _counted(train.steps(result.steps, accumulation), gradient, weights, steps, runtime, result)
     steps = _affordable(steps, budget, result.flops_per_step)
+    meter = flops.Meter(execution(model), runtime, recursion)
     with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in next(batches)]
@@ -120,7 +121,7 @@ def fit(
             due, ending = result.steps == steps or result.steps % validate_every == 0, any_of(asked_to_end()) and step + 1 < steps
             keep = due or ending or result.steps % save_every == 0
             if keep or result.steps % log_every == 0:
-                _report(curves.flush(), bar, result)
+                _report(curves.flush(), bar, result, meter.told(micro, weights(step / steps), bar.speed()))
             if due:
                 _validate(model, validation, average, runtime, result, save, bar)
                 result.stopped = 0 < patience <= result.worse()
@@ -161,14 +162,22 @@ def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: f
     return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
 
 
-def _operations(
-    gradient: Callable[..., object], weights: Callable[[float], Weights], steps: int, first: list[list[Batch]], runtime: Runtime
-) -> int:
-    """Floating-point operations of an optimizer step, over all processes: the mean over the first ones' microbatches and over the
-    weights of a whole run. A step that supervises fewer recursion steps takes fewer.
+def _counted(
+    batches: Iterator[list[Batch]],
+    gradient: Callable[..., object],
+    weights: Callable[[float], Weights],
+    steps: int,
+    runtime: Runtime,
+    result: Fit,
+) -> Iterator[list[Batch]]:
+    """The same batches, once the floating-point operations of an optimizer step, over all processes, are known: the mean over the
+    first ones' microbatches and over the weights of a whole run. A step that supervises fewer recursion steps takes fewer.
     """
+    if result.flops_per_step:
+        return batches
     if steps < 1:
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
+    first = list(islice(batches, COUNTED))
     moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
 
     def work(weights: Weights) -> None:
@@ -178,16 +187,19 @@ def _operations(
     schedules = [weights(step / steps) for step in range(steps)]
     kinds = Counter(schedule if isinstance(schedule, LearnedWeights) else tuple(schedule) for schedule in schedules)
     taken = {kind: flops.count(partial(work, list(kind) if isinstance(kind, tuple) else kind)) for kind in kinds}
-    return sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(moved) * steps)
+    result.flops_per_step = sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(first) * steps)
+    return chain(first, batches)
 
 
-def _report(rows: list[dict[str, float]], bar: Progress, result: Fit) -> None:
+def _report(rows: list[dict[str, float]], bar: Progress, result: Fit, work: str) -> None:
     """Print a line for the newest row; stop at the first row that is not finite."""
     for row in rows:
         if not math.isfinite(row["loss"]):
             raise TrainingError(f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {_kept(result)}")
     per_step = " ".join(f"{v:.3f}" for k, v in rows[-1].items() if k.startswith("loss/step_"))
-    bar.line(f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}")
+    bar.line(
+        f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}{work and f' | {work}'}"
+    )
 
 
 def _kept(result: Fit) -> str:

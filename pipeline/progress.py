@@ -26,9 +26,13 @@ class Progress:
         self._done += n
         self.bar.update(n)
 
+    def speed(self) -> float:
+        """Units a second, since it began."""
+        return (self._done - self._first) / max(1e-9, time.monotonic() - self._started)
+
     def rate(self) -> str:
         """Units a second and seconds left."""
-        rate = (self._done - self._first) / max(1e-9, time.monotonic() - self._started)
+        rate = self.speed()
         left = f"{(self.total - self._done) / rate:.0f} s left" if rate else "time left unknown"
         return f"{rate:.1f} {self.unit}s/s, {left}"
 

@@ -365,3 +365,14 @@ def test_a_step_that_is_only_reported_costs_one_product(memory):
     with Products(VOCAB) as counted:
         backward(model, batch(), [0.0, 0.0, 1.0], sequences=3, memory=memory)
     assert counted.count == 3 + 1 + 1
+
+
+@both_policies
+def test_the_loss_of_a_step_that_no_gradient_reaches_is_told_all_the_same(memory):
+    """With one-step gradients only updates of z_L see the injection, the one thing that is trained here."""
+    model, of = model_of("recursive_updates"), batch()
+    model.requires_grad_(False).refiner.injection.requires_grad_(True)
+    weights = constant(model.n_steps)
+    found = backward(model, of, weights, sequences=SEQUENCES, stretches=one_step_gradient, memory=memory)
+    naive = backward(model.requires_grad_(True), of, weights, sequences=SEQUENCES)
+    assert torch.allclose(torch.stack(found.losses), torch.stack(naive.losses)) and torch.allclose(found.total, naive.total)

@@ -245,7 +245,9 @@ def test_a_forbidden_import_does_not_run(root):
     """The module would leave a file behind; the text is refused before gin imports anything."""
     (root / "hostile.py").write_text("open('was_here', 'w').close()\n")
     (root / "gin/hostile.gin").write_text("import hostile\n")
-    allowed = r"components, pipeline.jsonl, .*, torch.nn, torch.optim \(and what the environment variable SLOTLOOP_ALLOW lists\)"
+    allowed = (
+        r"components, pipeline.execution, .*, torch.nn, torch.optim \(and what the environment variable SLOTLOOP_ALLOW lists\)"
+    )
     with pytest.raises(ConfigError, match=rf"gin/hostile.gin:1: may not import 'hostile'; allowed are {allowed}$"):
         resolve("warmup", SMOKE + "warmup: {gin: [gin/hostile.gin]}\n")
     assert not (root / "was_here").exists()

@@ -1,6 +1,7 @@
 """The training loop on a model of a few hundred weights: accumulation, losses, validation, what is saved, going on, compute."""
 
 import os
+import re
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -142,6 +143,13 @@ def test_ten_steps_lower_the_training_loss(train, tmp_path):
     train(batch(), steps=10)
     losses = read(tmp_path / "curves.csv")["loss"]
     assert len(losses) == 10 and losses[-1] < 0.7 * losses[0]
+
+
+def test_a_line_tells_the_rate_and_no_file_does(train, tmp_path, capsys):
+    train(batch(), steps=4, log_every=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " loss " in line and "validation" not in line]
+    assert len(lines) == 2 and all(re.search(r"steps/s, .* left \| [\d.e-]+ TF/s$", line) for line in lines)
+    assert "TF" not in (tmp_path / "curves.csv").read_text()
 
 
 def test_curves_have_a_row_for_every_step(train, tmp_path):
