@@ -27,6 +27,10 @@ class BackboneModel(Model):
         """Fill every weight; ``generator`` is the only source of randomness."""
         raise NotImplementedError
 
+    def cut(self, first_layer: int) -> "BackboneModel":
+        """A model of the same architecture that holds the layers from ``first_layer`` on; its weights are not set."""
+        raise NotImplementedError
+
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position: a table look-up, no layer runs."""
         raise NotImplementedError

@@ -33,7 +33,7 @@ def masked_cross_entropy(
     rows = batch.supervised
     states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
     targets, weights = batch.targets.flatten()[rows].long(), batch.weights.flatten()[rows]
-    return linear_cross_entropy(states, model.head.weight, targets, weights, chunk=chunk, compute=compute)
+    return linear_cross_entropy(states, model.head.weight, targets, weights, bias=model.head.bias, chunk=chunk, compute=compute)
 
 
 def halting_loss(halt: Float[Tensor, "batch"], right: Bool[Tensor, "rows"], batch: Batch) -> Float[Tensor, ""]:

@@ -15,7 +15,7 @@ class Model(nn.Module):
     """The interface of a backbone and of a refined backbone; one training loop and one evaluation serve both.
 
     Attributes:
-        head: maps normed states to logits; without a bias.
+        head: maps normed states to logits.
         n_steps: supervised steps.
     """
 

@@ -4,6 +4,7 @@ It is a backbone too, of ``steps`` "layers" that share their weights, and can be
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,6 +58,12 @@ class RecursiveLM(BackboneModel):
         nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5, generator=generator)
         if self.core is not None:
             self.core.init_weights(1.0, generator)
+
+    def cut(self, first_layer: int) -> "RecursiveLM":
+        """The same model whole, or embeddings and head alone; its weights are not set."""
+        sizes = {name: self.architecture[name] for name in ("vocab", "seq", "dim", "layers")}
+        given = {name: value for name, value in self.architecture["core"].items() if name not in ("core", "dim", "standalone")}
+        return RecursiveLM(**sizes, core=partial(RecursiveCore, **given), first_layer=first_layer)
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position."""

@@ -4,7 +4,6 @@ States entering the tail are all that training needs of the trunk; with k = 0 th
 """
 
 from components.backbone import BackboneModel
-from components.backbones import build_backbone
 
 
 def split_layer(layers: int, tail: int) -> int:
@@ -29,7 +28,7 @@ def tail_of(backbone: BackboneModel, split: int) -> BackboneModel:
     """
     if 0 <= split < backbone.first_layer:
         raise ValueError(f"the backbone holds layers {backbone.first_layer}.. only, a tail cannot begin at layer {split}")
-    tail = build_backbone(backbone.architecture, split)
+    tail = backbone.cut(split)
     kept = set(tail.state_dict())
     tail.load_state_dict({name: value for name, value in backbone.state_dict().items() if name in kept})
     return tail

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from components.backbone import BackboneModel
 from components.backbones import build_backbone
+from components.pretrained_lm import PretrainedLM
+from pipeline import pretrained
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
 from pipeline.prepared import Vocabulary
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
 
 
 class Backbone:
@@ -29,17 +32,18 @@ class Backbone:
         self.fingerprint: str = description["fingerprint"]
         self.architecture: dict[str, Any] = description["architecture"]
         self.vocabulary = Vocabulary(**description["vocabulary"])
-        verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
-
-    def state(self) -> dict[str, Tensor]:
-        """All weights by name."""
-        return load_file(self.folder / WEIGHTS)
+        self.description = description
+        if self.architecture["model"] != PRETRAINED:  # the hub's files are looked at when they are read
+            verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
 
     def model(self, first_layer: int = 0) -> BackboneModel:
         """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
+        if self.architecture["model"] == PRETRAINED:
+            return pretrained.opened(self.description, first_layer)
         model = build_backbone(self.architecture, first_layer)
         kept = set(model.state_dict())
-        model.load_state_dict({name: value for name, value in self.state().items() if name in kept})
+        weights = load_file(self.folder / WEIGHTS)
+        model.load_state_dict({name: value for name, value in weights.items() if name in kept})
         return model
 
     def check(self, vocabulary: Vocabulary, origin: Path) -> None:
@@ -60,15 +64,13 @@ class Backbone:
 
 
 def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) -> None:
-    """Write a whole backbone."""
+    """Write a whole backbone; of a pretrained one, where its weights lie and what they are (they are not copied)."""
+    description = {"kind": "backbone", "architecture": model.architecture, "vocabulary": asdict(vocabulary)}
+    if isinstance(model, PretrainedLM):
+        write_json(folder / DESCRIPTION, {**description, **pretrained.described(model)})
+        return
     write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
-    description = {
-        "kind": "backbone",
-        "architecture": model.architecture,
-        "vocabulary": asdict(vocabulary),
-        "fingerprint": sha256(folder / WEIGHTS),
-    }
-    write_json(folder / DESCRIPTION, description)
+    write_json(folder / DESCRIPTION, {**description, "fingerprint": sha256(folder / WEIGHTS)})
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

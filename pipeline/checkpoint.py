@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from components.architectures import build_core
+from components.backbone import BackboneModel
 from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline.backbones import DESCRIPTION, WEIGHTS, Backbone, contiguous
@@ -21,7 +22,9 @@ from pipeline.files import read_json, sha256, verify, write_atomic, write_json
 def save_model(folder: Path, model: Model, backbone: Backbone) -> None:
     """Write what differs from ``backbone``."""
     refined = isinstance(model, RefinedLM)
-    base = backbone.state()
+    own = model.backbone if isinstance(model, RefinedLM) else model
+    assert isinstance(own, BackboneModel)
+    base = backbone.model(own.first_layer).state_dict()
     weights = {name if refined else f"backbone.{name}": value for name, value in contiguous(model.state_dict()).items()}
     kept = {
         name: value

@@ -1,17 +1,22 @@
-"""Question-answer pairs from JSON lines (GSM8K's format, and your own): question = prompt, worked answer = response."""
+"""Pairs of prompt and response from JSON lines (GSM8K's format, and your own), in the words of templates.
+
+Token ids are those of a byte-pair encoding trained here, or of a pretrained model's tokenizer.
+"""
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Literal
 
 import torch
-from tokenizers import Tokenizer
 
+from pipeline import hub
 from pipeline import tokenizer as bpe
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
 from pipeline.prepared import Split, Vocabulary
 
@@ -26,7 +31,7 @@ def raw_folder() -> Path:
 
 @dataclass(frozen=True)
 class QuestionAnswers:
-    """A corpus of ``{"question": ..., "answer": ...}`` lines, one JSON object a line.
+    """A corpus of ``{"question": ..., "answer": ...}`` lines, one JSON object a line; other fields by other templates.
 
     Args:
         train: training file, relative to the raw folder (see ``raw_folder``).
@@ -35,6 +40,13 @@ class QuestionAnswers:
         vocabulary: size of the BPE vocabulary.
         sequence: tokens in a sequence.
         validation: fraction of training examples kept for validation, chosen by a hash of the question.
+        prompt: template of the prompt, over the line's fields.
+        response: template of what is learned.
+        tokenizer: of a pretrained model (its folder, or its name on the hub); None = trained here, on the train split.
+        revision: of the tokenizer on the hub.
+        special: its tokens for "mask", "end" and "pad"; needed with ``tokenizer``.
+        padding: what fills a sequence after the response: "none" = nothing that is learned; "end" = end tokens that are attended
+            to and learned like any other, as LLaDA's fine-tuning does, so that the length of an answer is learned too.
         long_prompts: what to do with a question that fills the whole sequence: "refuse" stops and names the line, "drop" leaves
             the example out and says so.
     """
@@ -45,10 +57,18 @@ class QuestionAnswers:
     vocabulary: int = 4096
     sequence: int = 256
     validation: float = 0.05
+    prompt: str = "{question}\n"
+    response: str = "{answer}"
+    tokenizer: str | None = None
+    revision: str | None = None
+    special: Mapping[str, str] | None = None
+    padding: Literal["none", "end"] = "none"
     long_prompts: Literal["refuse", "drop"] = "refuse"
 
     def shape(self) -> tuple[int, int]:
         """Token ids at most (a small corpus yields fewer), and tokens in a sequence."""
+        if self.tokenizer is not None:
+            return self._pretrained().size, self.sequence
         return self.vocabulary, self.sequence
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
@@ -61,9 +81,10 @@ class QuestionAnswers:
             DataError: a file is missing, a line is malformed (file and line named), a prompt does not fit the sequence.
         """
         folder = raw_folder()
-        pairs = read_pairs(folder / self.train, self.download)
-        test = read_pairs(folder / self.test, self.download)
-        kept = [self._for_validation(pair.question) for pair in pairs]
+        encoding = None if self.tokenizer is None else self._pretrained()
+        reserved = bpe.SPECIAL if encoding is None else tuple(encoding.special.values())
+        pairs, test = (self._read(folder / name, reserved) for name in (self.train, self.test))
+        kept = [self._for_validation(pair.prompt.strip()) for pair in pairs]
         parts = {
             "train": [pair for pair, held in zip(pairs, kept, strict=True) if not held],
             "validation": [pair for pair, held in zip(pairs, kept, strict=True) if held],
@@ -72,19 +93,14 @@ class QuestionAnswers:
         for name, part in parts.items():
             if not part:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
-        tokenizer = bpe.train((text for p in parts["train"] for text in (p.question, p.answer)), self.vocabulary)
-        bpe.save(tokenizer, out / "tokenizer.json")
+        if encoding is None:
+            encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
+        bpe.save(encoding.tokenizer, out / "tokenizer.json")
         splits, first = {}, 0
         for name, part in parts.items():
-            splits[name] = self._encode(tokenizer, part, first)
+            splits[name] = self._encode(encoding, part, first)
             first += len(part)
-        vocabulary = Vocabulary(
-            size=tokenizer.get_vocab_size(),
-            mask_id=bpe.special(tokenizer, bpe.MASK),
-            pad_id=bpe.special(tokenizer, bpe.PAD),
-            sequence=self.sequence,
-            rendering="text",
-        )
+        vocabulary = Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), self.sequence, rendering="text")
         return vocabulary, splits, {name: sha256(folder / name) for name in (self.train, self.test)}
 
     def _for_validation(self, question: str) -> bool:
@@ -92,27 +108,35 @@ class QuestionAnswers:
         digest = hashlib.sha256(question.encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.validation * 2**64
 
-    def _encode(self, tokenizer: Tokenizer, pairs: list["Pair"], first: int) -> Split:
-        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(tokenizer, pair)) is not None]
-        n = len(room)
-        tokens = torch.full((n, self.sequence), bpe.special(tokenizer, bpe.PAD), dtype=torch.int32)
+    def _pretrained(self) -> bpe.Encoding:
+        assert self.tokenizer is not None
+        return bpe.pretrained(hub.file(self.tokenizer, self.revision, "tokenizer.json"), self.special)
+
+    def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
+        return read_pairs(path, self.download, self.prompt, self.response, reserved)
+
+    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int) -> Split:
+        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, pair)) is not None]
+        n, end = len(room), encoding.id("end")
+        fills = self.padding == "end"
+        tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
         response = torch.zeros(n, self.sequence, dtype=torch.bool)
         valid = torch.zeros(n, self.sequence, dtype=torch.bool)
         for row, (pair, prompt) in enumerate(room):
-            answer = [*tokenizer.encode(pair.answer).ids, bpe.special(tokenizer, bpe.END)]
-            ids = (prompt + answer)[: self.sequence]
+            ids = [*prompt, *encoding.encode(pair.response), end][: self.sequence]
+            last = self.sequence if fills else len(ids)
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-            response[row, len(prompt) : len(ids)] = True
-            valid[row, : len(ids)] = True
-        return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=valid)
+            response[row, len(prompt) : last] = True
+            valid[row, :last] = True
+        return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
 
-    def _prompt(self, tokenizer: Tokenizer, pair: "Pair") -> list[int] | None:
+    def _prompt(self, encoding: bpe.Encoding, pair: "Pair") -> list[int] | None:
         """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
-        prompt: list[int] = tokenizer.encode(pair.question + "\n").ids
+        prompt = encoding.encode(pair.prompt)
         if len(prompt) < self.sequence:
             return prompt
         room = f"leaves no room for an answer in a sequence of {self.sequence}"
-        problem = f"{pair.origin}: the question takes {len(prompt)} tokens and {room}"
+        problem = f"{pair.origin}: the prompt takes {len(prompt)} tokens and {room}"
         if self.long_prompts == "refuse":
             raise DataError(f"{problem}; raise the sequence length, remove the line, or set long_prompts = 'drop'")
         print(f"prepare: dropped: {problem}")
@@ -123,39 +147,63 @@ class QuestionAnswers:
 class Pair:
     """One example and where it came from (``file:line``)."""
 
-    question: str
-    answer: str
+    prompt: str
+    response: str
     origin: str
 
 
-def read_pairs(path: Path, download: str) -> list[Pair]:
+def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
     """Read every line; nothing is skipped.
 
+    Args:
+        path: of the file.
+        download: command that fetches it.
+        prompt, response: templates over the fields of a line.
+        reserved: tokens that no field may hold.
+
     Raises:
-        DataError: the file is missing, or a line is not a JSON object with non-empty strings "question" and "answer".
+        DataError: the file is missing, or a line is not a JSON object with non-empty strings for what the templates name.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
+    fields = _fields(prompt) + _fields(response)
     pairs = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                pairs.append(_parse(line, f"{path}:{number}"))
+                held = _parse(line, f"{path}:{number}", fields, reserved)
+                pairs.append(Pair(prompt.format(**held), response.format(**held), f"{path}:{number}"))
     if not pairs:
-        raise DataError(f"{path} holds no examples; expected one JSON object with question and answer a line")
+        raise DataError(f"{path} holds no examples; expected one JSON object with {' and '.join(fields)} a line")
     return pairs
 
 
-def _parse(line: str, origin: str) -> Pair:
+def _fields(template: str) -> list[str]:
+    """Names of the fields of a template: ``_fields("{a}, {b}!")`` gives a and b.
+
+    Raises:
+        ConfigError: it is not a template over plain names.
+    """
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"'{template}' is no template: {error}") from None
+    if not names or not all(name.isidentifier() for name in names):
+        raise ConfigError(f"a template names fields of a line in braces, like '{{question}}'; got '{template}'")
+    return list(dict.fromkeys(names))
+
+
+def _parse(line: str, origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
     try:
         value = json.loads(line)
     except ValueError as error:
         raise DataError(f"{origin}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise DataError(f'{origin}: expected an object with "question" and "answer", got {type(value).__name__}')
-    for key in ("question", "answer"):
+        wanted = " and ".join(f'"{field}"' for field in fields)
+        raise DataError(f"{origin}: expected an object with {wanted}, got {type(value).__name__}")
+    for key in fields:
         if not isinstance(value.get(key), str) or not value[key].strip():
             raise DataError(f'{origin}: "{key}" must be a non-empty string, got {value.get(key)!r}')
-        if reserved := [token for token in bpe.SPECIAL if token in value[key]]:
-            raise DataError(f'{origin}: "{key}" holds {reserved[0]}, which is a reserved token; write it another way')
-    return Pair(value["question"], value["answer"], origin)
+        if held := [token for token in reserved if token in value[key]]:
+            raise DataError(f'{origin}: "{key}" holds {held[0]}, which is a reserved token; write it another way')
+    return {key: value[key] for key in fields}

@@ -30,6 +30,7 @@ from pipeline.curves import Curves
 from pipeline.distributed import any_of, gathered, rank
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.execution import Execution, eager
+from pipeline.files import write_atomic
 from pipeline.fitstate import Fit, progress_of, resume
 from pipeline.gradients import accumulate, trainable
 from pipeline.loading import Training
@@ -132,6 +133,23 @@ def fit(
             if ending:
                 raise Interrupted(f"{name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
     return result
+
+
+def as_it_is(
+    name: str,
+    model: Model,
+    train: Training,
+    validation: Callable[[], Iterator[tuple[int, Batch]]],
+    out: Path,
+    save: Callable[[], None],
+    runtime: Runtime,
+) -> Fit:
+    """In place of ``fit``: no step is taken, the model is validated and kept as it came. For a pretrained backbone."""
+    losses = validation_losses(model.to(runtime.device), validation(), runtime)
+    if not rank():
+        save()
+        write_atomic(out / "curves.csv", b"step,loss\n")
+    return Fit(best_loss=losses[-1], validation=[{"step": 0, "loss": losses[-1], "loss_by_step": losses}])
 
 
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:

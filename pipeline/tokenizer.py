@@ -1,9 +1,10 @@
-"""Byte-pair encoding trained on the train split: the only door to the ``tokenizers`` library.
+"""Text and token ids: a byte-pair encoding trained on the train split, or a pretrained model's; the only door to ``tokenizers``.
 
-Deterministic: the same texts give the same merges and the same file.
+Training is deterministic: the same texts give the same merges and the same file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,6 +13,54 @@ from pipeline.errors import DataError
 from pipeline.files import write_atomic
 
 SPECIAL = PAD, END, MASK = "<pad>", "<end>", "<mask>"
+ROLES = ("mask", "end", "pad")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A tokenizer, and which of its tokens are special.
+
+    Attributes:
+        tokenizer: text <-> ids.
+        special: token by role: "mask", "end", "pad".
+    """
+
+    tokenizer: Tokenizer
+    special: Mapping[str, str]
+
+    def id(self, role: str) -> int:
+        """Of the special token in this role."""
+        return special(self.tokenizer, self.special[role])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text and of nothing else: no start or end is added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def size(self) -> int:
+        """Ids that there are, special ones included: one more than the largest."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def trained(texts: Iterable[str], vocabulary: int) -> Encoding:
+    """An encoding of these texts; see ``train``."""
+    return Encoding(train(texts, vocabulary), {"mask": MASK, "end": END, "pad": PAD})
+
+
+def pretrained(file: Path, tokens: Mapping[str, str] | None) -> Encoding:
+    """A pretrained model's encoding, from its tokenizer.json.
+
+    Raises:
+        DataError: the special tokens are not named, or it has no such token.
+    """
+    if tokens is None or set(tokens) != set(ROLES):
+        raise DataError(f"a pretrained tokenizer needs special tokens for {', '.join(ROLES)}, got {dict(tokens or {})}")
+    encoding = Encoding(load(file), tokens)
+    for role in ROLES:
+        if encoding.tokenizer.token_to_id(tokens[role]) is None:
+            raise DataError(f"{file} has no token {tokens[role]!r} ({role}); see its added_tokens for what it has")
+    return encoding
 
 
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -42,6 +42,21 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(dtype, relative, t
         assert close(ours, all_at_once, relative)
 
 
+@pytest.mark.parametrize("trained", [True, False], ids=["trained_bias", "frozen_bias"])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_a_head_may_have_a_bias(chunk, trained):
+    states, head, targets, weights = make()
+    bias = torch.randn(VOCAB, generator=torch.Generator().manual_seed(5), dtype=states.dtype, requires_grad=trained)
+    learn = (states, head, bias) if trained else (states, head)
+    full = (F.cross_entropy(states @ head.T + bias, targets, reduction="none") * weights).sum()
+    expected = torch.autograd.grad(3 * full, learn)
+    loss, right = linear_cross_entropy(states, head, targets, weights, bias=bias, chunk=chunk)
+    assert loss.item() == pytest.approx(full.item(), rel=1e-14)
+    assert torch.equal(right, (states @ head.T + bias).argmax(1) == targets)
+    for ours, all_at_once in zip(torch.autograd.grad(3 * loss, learn), expected, strict=True):
+        assert close(ours, all_at_once, 1e-14)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 20), st.integers(1, 25), st.integers(0, 5), st.floats(0, 30))
 def test_any_number_of_rows_and_any_size_of_logits(rows, chunk, seed, size):

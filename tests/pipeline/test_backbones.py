@@ -28,7 +28,7 @@ def test_weights_and_sizes_come_back_exactly(backbone, model, vocabulary):
     loaded = backbone.model()
     assert loaded.architecture == model.architecture == backbone.architecture and backbone.vocabulary == vocabulary
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
-    assert set(backbone.state()) == set(model.state_dict())
+    assert set(backbone.model().state_dict()) == set(model.state_dict())
 
 
 @pytest.mark.parametrize("first", [1, 2, 3])

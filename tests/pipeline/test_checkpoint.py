@@ -82,7 +82,7 @@ def test_a_model_of_the_tail_comes_back_over_the_whole_backbone(refined, backbon
     save_model(tmp_path / "m", refined, backbone)
     whole = load_model(tmp_path / "m", backbone, "joint").state_dict()
     assert equal({name: whole[name] for name in refined.state_dict()}, refined.state_dict())
-    below = {name: value for name, value in backbone.state().items() if name.startswith("blocks.0.")}
+    below = {name: value for name, value in backbone.model().state_dict().items() if name.startswith("blocks.0.")}
     assert below and all(torch.equal(whole[f"backbone.{name}"], value) for name, value in below.items())
 
 
@@ -98,7 +98,7 @@ def test_only_what_differs_from_the_backbone_is_stored(refined, trained_on, back
 def test_an_untouched_backbone_stores_nothing_and_comes_back(backbone, tmp_path):
     save_model(tmp_path / "m", backbone.model(), backbone)
     assert load_file(tmp_path / "m/model.safetensors") == {}
-    assert equal(load_model(tmp_path / "m", backbone, "controls").state_dict(), backbone.state())
+    assert equal(load_model(tmp_path / "m", backbone, "controls").state_dict(), backbone.model().state_dict())
 
 
 def test_the_same_model_gives_the_same_bytes(refined, backbone, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline import tokenizer as bpe
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.jsonl import QuestionAnswers, raw_folder
 
 TRAIN = [{"question": f"How much is {i} plus {i + 1}?", "answer": f"It is {2 * i + 1} #### {2 * i + 1}"} for i in range(60)]
@@ -98,7 +98,7 @@ def test_a_split_without_examples_is_refused(raw, fraction, split):
 
 def test_a_prompt_that_leaves_no_room_is_named(raw):
     fill(raw, [*TRAIN[:3], {"question": "7" * 47, "answer": "b"}, *TRAIN[3:]])
-    with pytest.raises(DataError, match=r"train.jsonl:4: the question takes 48 tokens .* in a sequence of 48; raise the sequence"):
+    with pytest.raises(DataError, match=r"train.jsonl:4: the prompt takes 48 tokens .* in a sequence of 48; raise the sequence"):
         prepare(raw)
 
 
@@ -106,7 +106,7 @@ def test_a_prompt_that_leaves_no_room_is_dropped_by_name_if_asked_for(raw, capsy
     fill(raw, TRAIN, [*TEST[:2], {"question": "7" * 47, "answer": "b"}, *TEST[2:]])
     test = prepare(raw, long_prompts="drop")[1]["test"]
     assert questions(raw, test) == {row["question"] for row in TEST} and len(test) == len(TEST)
-    assert "test.jsonl:3: the question takes 48 tokens" in capsys.readouterr().out
+    assert "test.jsonl:3: the prompt takes 48 tokens" in capsys.readouterr().out
 
 
 def test_a_prompt_that_leaves_one_token_is_kept(raw):
@@ -200,3 +200,81 @@ def test_a_long_question_can_be_dropped_by_name(raw, tmp_path, capsys):
     splits = replace(asked, long_prompts="drop").prepare(0, tmp_path)[1]
     assert len(splits["train"]) + len(splits["validation"]) == len(TRAIN)
     assert f"dropped: {raw / 'train.jsonl'}:{len(TRAIN) + 1}" in capsys.readouterr().out
+
+
+SPECIAL = {"mask": "[MASK]", "end": "[END]", "pad": "[PAD]"}
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A folder with a tokenizer of somebody else: other special tokens, and a start that it puts before every text."""
+    from tokenizers import AddedToken, processors
+
+    tokenizer = bpe.train((row["question"] for row in TRAIN), 290)
+    tokenizer.add_special_tokens([AddedToken(token) for token in ("[START]", *SPECIAL.values())])
+    start = tokenizer.token_to_id("[START]")
+    tokenizer.post_processor = processors.TemplateProcessing("[START] $A", special_tokens=[("[START]", start)])
+    bpe.save(tokenizer, tmp_path / "theirs" / "tokenizer.json")
+    return str(tmp_path / "theirs")
+
+
+def test_a_pretrained_tokenizer_is_taken_as_it_is(raw, pretrained):
+    asked = corpus(tokenizer=pretrained, special=SPECIAL)
+    vocabulary, splits, _ = asked.prepare(0, raw.parent / "out")
+    theirs = bpe.load(raw.parent / "theirs/tokenizer.json")
+    assert asked.shape() == (vocabulary.size, 48) == (theirs.get_vocab_size(), 48)
+    assert (vocabulary.mask_id, vocabulary.pad_id) == (theirs.token_to_id("[MASK]"), theirs.token_to_id("[PAD]"))
+    assert not (splits["train"].tokens == theirs.token_to_id("[START]")).any()  # nothing is put before a prompt
+    assert questions(raw, splits["test"]) == {row["question"] for row in TEST}
+
+
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [
+        (None, r"needs special tokens for mask, end, pad, got \{\}"),
+        ({"mask": "[MASK]"}, "needs special tokens"),
+        ({**SPECIAL, "mask": "[HIDDEN]"}, r"has no token '\[HIDDEN\]' \(mask\)"),
+    ],
+)
+def test_special_tokens_that_are_not_there_are_named(raw, pretrained, special, message):
+    with pytest.raises(DataError, match=message):
+        prepare(raw, tokenizer=pretrained, special=special)
+
+
+def test_a_text_that_holds_a_special_token_of_theirs_is_refused(raw, pretrained):
+    fill(raw, [*TRAIN, {"question": "q", "answer": "[MASK] me"}])
+    with pytest.raises(DataError, match=r'train.jsonl:61: "answer" holds \[MASK\], which is a reserved token'):
+        prepare(raw, tokenizer=pretrained, special=SPECIAL)
+
+
+def test_padding_with_ends_is_learned_and_attended_to(raw):
+    vocabulary, splits, _ = prepare(raw, padding="end")
+    end = bpe.special(bpe.load(raw.parent / "out/tokenizer.json"), bpe.END)
+    for split in splits.values():
+        assert split.valid is None and not (split.tokens == vocabulary.pad_id).any()
+        answer = split.response.float().argmax(1)
+        assert all(response[first:].all() for response, first in zip(split.response, answer, strict=True))
+        assert (split.tokens[:, -1] == end).all()
+
+
+def test_other_fields_by_templates(raw):
+    rows = [{"problem": row["question"], "unit": "apples", "solution": row["answer"]} for row in (*TRAIN, *TEST)]
+    fill(raw, rows[:60], rows[60:])
+    _, splits, _ = prepare(raw, prompt="Q: {problem} ({unit})\nA: ", response="{solution} {unit}!")
+    test = splits["test"]
+    assert text_of(raw, test.tokens[0], test.response[0]) == f"{TEST[0]['answer']} apples!{bpe.END}"
+    assert text_of(raw, test.tokens[0], test.valid[0] & ~test.response[0]) == f"Q: {TEST[0]['question']} (apples)\nA: "
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "message"),
+    [
+        ("{problem}", DataError, r'train.jsonl:1: "problem" must be a non-empty string, got None'),
+        ("no field", ConfigError, "names fields of a line in braces"),
+        ("{question.__class__}", ConfigError, "names fields of a line in braces"),
+        ("{question", ConfigError, "is no template"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused(raw, template, error, message):
+    with pytest.raises(error, match=message):
+        prepare(raw, prompt=template)

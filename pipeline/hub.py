@@ -1,0 +1,108 @@
+"""Folders of pretrained models: on this machine, or fetched from the Hugging Face hub once; only door to ``huggingface_hub``."""
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import sha256
+
+NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model")
+GIB = 2**30
+
+
+def file(path: str, revision: str | None, name: str) -> Path:
+    """One file of a model, without its weights.
+
+    Raises:
+        DataError: it is not there, or cannot be fetched (the reason and the mend are named).
+    """
+    if Path(path).is_dir():
+        found = Path(path) / name
+        if not found.is_file():
+            raise DataError(f"{path} holds no {name}; expected the folder of a pretrained model")
+        return found
+    with _told(path, revision):
+        return Path(_library().hf_hub_download(path, name, revision=revision))
+
+
+def folder(path: str, revision: str | None) -> Path:
+    """The model's folder, fetched if it is not here.
+
+    Raises:
+        DataError: it cannot be fetched, does not fit the disk, or has no weights in the safetensors format.
+    """
+    local = Path(path)
+    if not local.is_dir():
+        with _told(path, revision):
+            _check_space(path, revision)
+            local = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
+    if not any(local.glob("*.safetensors")):
+        raise DataError(f"{path} holds no *.safetensors; other formats run code when they are read, convert the weights first")
+    return local
+
+
+def described(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file that decides what the model computes."""
+    where = folder(path, revision)
+    names = sorted(found.name for pattern in ("*.safetensors", "config.json") for found in where.glob(pattern))
+    return {name: {"bytes": (where / name).stat().st_size, "sha256": sha256(where / name)} for name in names}
+
+
+def unchanged(path: str, revision: str | None, files: dict[str, dict[str, Any]]) -> None:
+    """Raise DataError unless the files are there with the sizes they had (hashing them anew would take minutes)."""
+    where = folder(path, revision)
+    for name, known in files.items():
+        size = (where / name).stat().st_size if (where / name).is_file() else None
+        if size != known["bytes"]:
+            held = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
+            raise DataError(
+                f"{where / name} {held}: it is not what the backbone was described from; run dvc repro --force backbone"
+            )
+
+
+def _check_space(path: str, revision: str | None) -> None:
+    library = _library()
+    held = library.HfApi().model_info(path, revision=revision, files_metadata=True).siblings
+    needed = sum(one.size or 0 for one in held if one.rfilename.endswith(".safetensors"))
+    cache = Path(library.constants.HF_HUB_CACHE)
+    existing = next(parent for parent in (cache, *cache.parents) if parent.exists())
+    if needed > (free := shutil.disk_usage(existing).free):
+        raise DataError(f"{path} takes {needed / GIB:.1f} GiB and {cache} has {free / GIB:.1f} GiB left; free some, or set HF_HOME")
+
+
+@contextmanager
+def _told(path: str, revision: str | None) -> Iterator[None]:
+    """What goes wrong with the hub, in words."""
+    _library()
+    errors = importlib.import_module("huggingface_hub.errors")
+    at = f"{path} at revision {revision}" if revision else path
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise DataError(f"{path} is gated: accept its terms at https://huggingface.co/{path}, then run: hf auth login") from None
+    except errors.RevisionNotFoundError:
+        raise DataError(f"{path} has no revision '{revision}'; its commits: https://huggingface.co/{path}/commits/main") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise DataError(f"'{path}' is neither a folder here nor a model on the hub (a private one needs: hf auth login)") from None
+    except errors.LocalEntryNotFoundError:
+        raise DataError(
+            f"{at} is not on this machine and the hub cannot be reached (HF_HUB_OFFLINE is set, or there is no network); "
+            f"fetch it where there is one: hf download {path}, or give a folder"
+        ) from None
+    except errors.EntryNotFoundError as error:
+        raise DataError(f"{at}: {str(error).splitlines()[0]}") from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise DataError(
+            f"{at} could not be fetched: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError:
+        raise ConfigError("models of the hub need huggingface_hub: pip install 'slotloop[hf]'") from None
