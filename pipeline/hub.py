@@ -1,6 +1,5 @@
 """Folders of pretrained models: on this machine, or fetched from the Hugging Face hub once; only door to ``huggingface_hub``."""
 
-import importlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +77,8 @@ def _check_space(path: str, revision: str | None) -> None:
 def _told(path: str, revision: str | None) -> Iterator[None]:
     """What goes wrong with the hub, in words."""
     _library()
-    errors = importlib.import_module("huggingface_hub.errors")
+    from huggingface_hub import errors
+
     at = f"{path} at revision {revision}" if revision else path
     try:
         yield
@@ -103,6 +103,8 @@ def _told(path: str, revision: str | None) -> Iterator[None]:
 
 def _library() -> Any:
     try:
-        return importlib.import_module("huggingface_hub")
+        import huggingface_hub
+
+        return huggingface_hub
     except ImportError:
         raise ConfigError("models of the hub need huggingface_hub: pip install 'slotloop[hf]'") from None

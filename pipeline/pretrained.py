@@ -5,7 +5,6 @@ and of no others; anything missing is an error, where the library would fill it 
 """
 
 import hashlib
-import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -65,7 +64,7 @@ def transformers() -> Any:
         ConfigError: it is not installed, or too old to be safe.
     """
     try:
-        library = importlib.import_module("transformers")
+        import transformers as library  # brings seconds, and only these models need it
     except ImportError:
         raise ConfigError("pretrained models need transformers: pip install 'slotloop[hf]'") from None
     version = tuple(int(part) for part in library.__version__.split(".")[:2])
@@ -193,8 +192,9 @@ def _class(source: Source, config: Any) -> Any:
     name = "AutoModelForMaskedLM" if source.objective == "masked language model" else "AutoModelForCausalLM"
     own = getattr(config, "auto_map", {}).get(name)
     if source.remote_code and own:
-        fetched = importlib.import_module("transformers.dynamic_module_utils").get_class_from_dynamic_module
-        return fetched(own, source.path, revision=source.revision)
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(own, source.path, revision=source.revision)
     try:
         return getattr(transformers(), name)._model_mapping[type(config)]
     except KeyError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,16 +137,13 @@ def test_an_old_library_is_refused(monkeypatch):
     class Old:
         __version__ = "5.1.0"
 
-    monkeypatch.setattr(pretrained.importlib, "import_module", lambda name: Old)
+    monkeypatch.setitem(sys.modules, "transformers", Old)
     with pytest.raises(ConfigError, match=r"transformers 5\.1\.0 would run a bidirectional model causally"):
         pretrained.transformers()
 
 
 def test_a_library_that_is_not_there_is_named(monkeypatch):
-    def absent(name):
-        raise ImportError
-
-    monkeypatch.setattr(pretrained.importlib, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"pip install 'slotloop\[hf\]'"):
         pretrained.transformers()
 
