@@ -26,7 +26,7 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
-        if _by_hand(x) and x.dtype == self.weight.dtype == torch.float32 and _onednn_is_there() and x.numel():
+        if by_onednn(x, self.weight):
             found: Tensor = _Product.apply(x, self.weight)
             return found
         return F.linear(x, self.weight)
@@ -36,30 +36,32 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight)
+        return onednn(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Two products: with the weight, and with x."""
         x, weight = ctx.saved_tensors
-        of_x = _onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        of_x = onednn(gradient, weight.t()) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return of_x, None
         g, x = gradient.flatten(0, -2), x.flatten(0, -2)
         wide = g.shape[1] > x.shape[1]  # the longer side goes last, that is faster
-        return of_x, _onednn(x.t(), g.t()).t() if wide else _onednn(g.t(), x.t())
+        return of_x, onednn(x.t(), g.t()).t() if wide else onednn(g.t(), x.t())
 
 
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T"""
+def onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T, where ``by_onednn`` says that it can be had."""
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return found
 
 
-def _onednn_is_there() -> bool:
-    mkldnn = torch.backends.mkldnn
-    return mkldnn.is_available() and bool(mkldnn.enabled) and not torch.is_autocast_enabled("cpu")
+def by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of these is oneDNN's: eager, on CPU, in float32."""
+    if not (_by_hand(x) and x.dtype == weight.dtype == torch.float32 and x.numel()) or torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def normed_sum(z: Float[Tensor, "*rows dim"], change: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:

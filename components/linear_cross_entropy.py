@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.fused import by_onednn, onednn
+
 CHUNK_ROWS = 512  # rows whose logits exist at once; fewer would read a large head from memory for too little work
 
 
@@ -59,24 +61,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head_gradient = torch.zeros_like(head, dtype=wide) if to_head else None
         bias_gradient = torch.zeros_like(bias, dtype=wide) if bias is not None and to_bias else None
         loss, right = rows.new_zeros((), dtype=wide), torch.zeros_like(targets, dtype=torch.bool)
-        buffer = rows.new_empty(min(chunk, len(rows)) if compute else 0, len(head))  # one for all chunks: a new one costs time
+        fast = by_onednn(rows, head)
+        buffer = rows.new_empty(min(chunk, len(rows)) if compute and not fast else 0, len(head))  # for all: a new one costs time
         for first in range(0, len(rows) if compute else 0, chunk):
             part = slice(first, first + chunk)
-            logits = torch.mm(rows[part], head.T, out=buffer[: len(rows[part])])
+            logits = onednn(rows[part], head) if fast else torch.mm(rows[part], head.T, out=buffer[: len(rows[part])])
             if bias is not None:
                 logits += bias
             weight = weights[part].to(wide)
             by_logits, nll, right[part] = _softmax_gradient(logits.to(wide), targets[part], weight)
             loss += (nll * weight).sum()  # a product would be one of autocast's
             if not (to_rows or to_head or to_bias):
+                del logits, by_logits  # before the next are made
                 continue
             if bias_gradient is not None:
                 bias_gradient += by_logits.sum(0)
             by_logits = logits.copy_(by_logits)  # nothing is copied unless it is wider
             if gradient is not None:
-                torch.mm(by_logits, head, out=gradient[part])
+                if fast:
+                    gradient[part] = onednn(by_logits, head.T)
+                else:
+                    torch.mm(by_logits, head, out=gradient[part])
             if head_gradient is not None:
                 head_gradient += by_logits.T @ rows[part]
+            del logits, by_logits
         ctx.save_for_backward(gradient, head_gradient, bias_gradient)
         ctx.mark_non_differentiable(right)
         ctx.dtype = head.dtype

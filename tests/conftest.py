@@ -9,6 +9,7 @@ import pytest
 import torch
 
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
+torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 
@@ -54,6 +55,7 @@ def run_stages(folder: Path, stages: tuple[str, ...], *overrides: str) -> None:
         if under_dvc is not None:
             os.environ["DVC_STAGE"] = under_dvc
         torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
