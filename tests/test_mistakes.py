@@ -153,7 +153,7 @@ MISTAKES = {
         "expects int, got 'many'")),
     "override without use": typed("joint", "supervision.constant.weight=0.3", told=("command line",
         "nothing that stage joint builds uses it")),
-    "override of another stage": typed("prepare", "loop.fit.steps=3", told=("command line 'loop.fit.steps=3'",
+    "override of another stage": typed("prepare", "optim.adamw.lr=3.0", told=("command line 'optim.adamw.lr=3.0'",
         "bound under backbone or")),
     "override for all": typed("configure", "SEED=1", told=("name.param=value", "for one stage")),
     "config that is not there": typed("warmup", "--config=none.gin", told=("none.gin does not exist", "run: dvc repro configure")),
