@@ -1,6 +1,6 @@
 """PretrainedLM: somebody else's transformer as a backbone. Its own forward runs; ``components.layers`` keeps some layers out of it.
 
-Notable: logits may be shifted (Dream, causal models: the state at i - 1 predicts token i). The shift is made on the last states, so
+Notable: logits may be shifted (Dream: the state at i - 1 predicts token i). The shift is made on the last states, so
 that everything after them, refiner, loss and decoding, sees the state of a token at the token's own place.
 """
 

@@ -24,7 +24,9 @@ from pipeline.files import json_bytes, read_json
 
 LEAST = (5, 2)  # below, transformers ignores config.is_causal = False, without a word
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OBJECTIVES = {"masked diffusion": False, "masked language model": False, "next token": True}  # -> causal
+OBJECTIVES = {  # -> transformers' kind of class. Not "next token": a refiner's attention would tell a causal model what comes next
+    "masked diffusion": "AutoModelForCausalLM", "masked language model": "AutoModelForMaskedLM",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Source:
     Attributes:
         path: folder, or name on the hub.
         revision: commit on the hub; None for a folder.
-        objective: "masked diffusion", "masked language model" or "next token".
+        objective: "masked diffusion" or "masked language model".
         dtype: of weights and states.
         attention: implementation that transformers is to use ("sdpa", "eager", "flash_attention_2").
         device_map: for weights that are to lie on several devices; None = one.
@@ -88,8 +90,7 @@ def configuration(source: Source) -> tuple[Any, str | None]:
     else:
         known = FAMILIES[name]
         config = library.AutoConfig.for_model(known.model_type, **known.config(raw))
-    if not OBJECTIVES[source.objective]:
-        config.is_causal = False
+    config.is_causal = False
     config.use_cache = False
     return config, name
 
@@ -129,7 +130,7 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
         "vocab": output.out_features, "seq": getattr(text, "max_position_embeddings", None),
         "parts": asdict(parts),
     }  # fmt: skip
-    shift = FAMILIES[name].shift if name else int(source.objective == "next token")
+    shift = FAMILIES[name].shift if name else 0
     return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, partial(build, source, load=False))
 
 
@@ -169,7 +170,7 @@ def described(backbone: PretrainedLM) -> dict[str, Any]:
     """
     source = Source(**backbone.architecture["source"])
     try:
-        checked = selfcheck(backbone, causal=OBJECTIVES[source.objective])
+        checked = selfcheck(backbone, causal=False)
     except Refused as error:
         raise ConfigError(f"{source.path} cannot be a backbone: {error}") from None
     files = hub.described(source.path, source.revision)
@@ -189,7 +190,7 @@ def opened(description: Mapping[str, Any], first_layer: int) -> PretrainedLM:
 
 
 def _class(source: Source, config: Any) -> Any:
-    name = "AutoModelForMaskedLM" if source.objective == "masked language model" else "AutoModelForCausalLM"
+    name = OBJECTIVES[source.objective]
     own = getattr(config, "auto_map", {}).get(name)
     if source.remote_code and own:
         from transformers.dynamic_module_utils import get_class_from_dynamic_module
