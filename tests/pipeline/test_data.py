@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.batch import Batch
-from components.masking import often_full
+from components.masking import exact_count, often_full
 from components.tiny_lm import TinyLM
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.data import VALIDATION, Cached, Examples, assemble, padded_lengths
@@ -45,7 +45,7 @@ def source_of(request, rows, vocabulary, shards_of):
     def source(n):
         if request.param == "cached":
             return Cached(shards_of(n), "train")
-        return Examples(rows(n), vocabulary, often_full, 0, draws=2)
+        return Examples(rows(n), vocabulary, exact_count, 0, draws=2)
 
     return source
 
@@ -129,22 +129,22 @@ def masks(source, epoch):
 
 
 def test_live_masks_are_new_every_epoch(rows, vocabulary):
-    source = Examples(rows(16), vocabulary, often_full, 0)
+    source = Examples(rows(16), vocabulary, exact_count, 0)
     assert not torch.equal(masks(source, 0), masks(source, 1))
     assert torch.equal(masks(source, 1), masks(source, 1))
-    assert not torch.equal(masks(source, 0), masks(Examples(rows(16), vocabulary, often_full, 1), 0))
+    assert not torch.equal(masks(source, 0), masks(Examples(rows(16), vocabulary, exact_count, 1), 0))
 
 
 def test_live_masks_repeat_after_their_draws(rows, vocabulary):
-    source = Examples(rows(16), vocabulary, often_full, 0, draws=2)
+    source = Examples(rows(16), vocabulary, exact_count, 0, draws=2)
     assert torch.equal(masks(source, 0), masks(source, 2)) and not torch.equal(masks(source, 0), masks(source, 1))
 
 
 @pytest.mark.parametrize("draws", [None, 2])
 def test_validation_masks_are_fixed_and_no_training_masks(rows, vocabulary, draws):
-    source = Examples(rows(16), vocabulary, often_full, 0, stream=VALIDATION, draws=draws)
+    source = Examples(rows(16), vocabulary, exact_count, 0, stream=VALIDATION, draws=draws)
     assert torch.equal(masks(source, 0), masks(source, 9))
-    assert not any(torch.equal(masks(source, 0), masks(Examples(rows(16), vocabulary, often_full, 0), e)) for e in range(5))
+    assert not any(torch.equal(masks(source, 0), masks(Examples(rows(16), vocabulary, exact_count, 0), e)) for e in range(5))
 
 
 def test_assemble_hides_the_masked_targets_alone():
@@ -173,7 +173,7 @@ def padded_source(request, ragged, vocabulary, tmp_path):
     def source(buckets):
         if request.param == "cached":
             return Cached(Shards(write_shards(tmp_path / "ragged", ragged(16))), "train", buckets)
-        return Examples(ragged(16), vocabulary, often_full, 0, buckets=buckets)
+        return Examples(ragged(16), vocabulary, exact_count, 0, buckets=buckets)
 
     return source
 
@@ -238,13 +238,13 @@ def test_cached_batches_of_ragged_rows_equal_live_ones_bit_for_bit(runtime, voca
     save_backbone(tmp_path / "backbone", model, vocabulary)
     extract.run(
         out=str(tmp_path / "shards"), prepared=str(tmp_path / "prepared"), backbone=str(tmp_path / "backbone"),
-        masking=often_full, tail_layers=1, draws=2, dtype=dtype, batch_size=7, buckets=buckets, seed=3,
+        masking=exact_count, tail_layers=1, draws=2, dtype=dtype, batch_size=7, buckets=buckets, seed=3,
         shard_bytes=14 * 20 * 45, block_bytes=5 * 20 * 45, runtime=runtime,
     )  # fmt: skip
     shards, compared = Shards(tmp_path / "shards"), 0
     for split, draw in (("train", 0), ("train", 1), ("validation", 0)):
         live = Examples(
-            Prepared(tmp_path / "prepared").split(split), vocabulary, often_full, 3, buckets=buckets,
+            Prepared(tmp_path / "prepared").split(split), vocabulary, exact_count, 3, buckets=buckets,
             stream=VALIDATION if split == "validation" else None, trunk=model.eval().requires_grad_(False), layer=1,
             dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
         )  # fmt: skip
