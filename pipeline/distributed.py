@@ -63,9 +63,14 @@ def joined() -> Iterator[None]:
         try:
             yield
         except Interrupted:  # it came to all: none ends, and has the others stopped, before the first has written what it did
-            barrier()
+            _parted()
             raise
-        barrier()
+        _parted()
+
+
+def _parted() -> None:
+    """Wait for every process, then end the group: a process that ends with its threads alive may abort."""
+    barrier()
     dist.destroy_process_group()
 
 
