@@ -39,5 +39,5 @@ class Adapter(Residual):
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
         """Of a pre-norm transformer block: its MLP's hidden layer."""
-        u = u + self.out(self.attention(self.attention_norm(u), layout.attention, layout.places))
+        u = u + self.out(self.attention(self.attention_norm(u), layout.visible(u), layout.places))
         return F.gelu(self.up(self.mlp_norm(u)))

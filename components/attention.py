@@ -1,5 +1,7 @@
-"""Bidirectional transformer parts. ``Attention`` stops at the concatenated head output, *before* the output projection: that is
-what the refiner's context slot is made from; ``Block`` adds the projection and the MLP.
+"""Transformer parts; what a token may see is the caller's to say (``components.core.Layout.visible``).
+
+``Attention`` stops at the concatenated head output, *before* the output projection: that is what the refiner's context slot is made
+from; ``Block`` adds the projection and the MLP.
 """
 
 import torch
@@ -22,7 +24,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without a causal mask, up to the concatenated head output; the output projection is the caller's.
+    """Multi-head self-attention up to the concatenated head output; the output projection is the caller's.
 
     Args:
         dim: width.
@@ -45,14 +47,13 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        attention: Bool[Tensor, "batch seq"] | None,
+        visible: Bool[Tensor, "_ 1 _ seq"] | None,
         places: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads).unbind(0)
         if self.rotary:
             q, k = rotate(q, places), rotate(k, places)
-        keys = None if attention is None else rearrange(attention, "b s -> b 1 1 s")
-        return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=keys), "b h s d -> b s (h d)")
+        return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=visible), "b h s d -> b s (h d)")
 
 
 def rotate(
@@ -108,18 +109,18 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        attention: Bool[Tensor, "batch seq"] | None,
+        visible: Bool[Tensor, "_ 1 _ seq"] | None,
         places: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        return self.with_heads(x, attention, places)[0]
+        return self.with_heads(x, visible, places)[0]
 
     def with_heads(
         self,
         x: Float[Tensor, "batch seq dim"],
-        attention: Bool[Tensor, "batch seq"] | None,
+        visible: Bool[Tensor, "_ 1 _ seq"] | None,
         places: Int[Tensor, "batch seq"] | None = None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq dim"]]:
         """The block's output, and its concatenated head output."""
-        heads = self.attention(self.attention_norm(x), attention, places)
+        heads = self.attention(self.attention_norm(x), visible, places)
         x = x + self.out(heads)
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)))), heads

@@ -17,10 +17,13 @@ class BackboneModel(Model):
     Attributes:
         architecture: arguments that build the same model again, with the class's name as ``model``; ``dim`` and ``layers`` are
             among them.
+        causal: states at i know tokens up to i, and predict token i + 1 (``Batch.targets`` stand at i); else they know every token,
+            and predict the masked ones.
         first_layer: lowest layer held here; 0 = the whole model, ``layers`` = norm, head and embeddings alone.
     """
 
     architecture: dict[str, Any]
+    causal: bool = False
     first_layer: int
 
     def init_weights(self, generator: torch.Generator) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,26 +36,40 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which positions there are and which may change.
+    """Which positions there are, what they may see and which may change.
 
     Attributes:
         attention: False at padding; None = no padding.
         positions: True where states may change; elsewhere they come out bit-identical to x. None = everywhere.
         places: index of each token in its sequence, for distances where only some tokens are there; None = all are.
+        causal: no token may learn of what stands behind it.
     """
 
     attention: Bool[Tensor, "batch seq"] | None = None
     positions: Bool[Tensor, "batch seq"] | None = None
     places: Int[Tensor, "batch seq"] | None = None
+    causal: bool = False
+
+    def visible(self, x: Float[Tensor, "batch seq dim"]) -> Bool[Tensor, "_ 1 _ seq"] | None:
+        """Which tokens each one's attention may see, over (batch, heads, queries, keys); None = all."""
+        keys = None if self.attention is None else rearrange(self.attention, "b s -> b 1 1 s")
+        if not self.causal:
+            return keys
+        past = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return past if keys is None else past & keys
 
     def kept(self, new: Float[Tensor, "batch seq dim"], x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """``new`` where states may change, ``x`` elsewhere."""
         return new if self.positions is None else torch.where(self.positions[..., None], new, x)
 
+    def take(self, rows: Int[Tensor, "some"] | slice) -> "Layout":
+        """That of these sequences."""
+        attention, positions, places = (None if x is None else x[rows] for x in (self.attention, self.positions, self.places))
+        return Layout(attention, positions, places, self.causal)
+
     def parts(self, size: int, batch: int) -> list["Layout"]:
         """Those of ``size`` sequences each."""
-        apart = [[None] * batch if x is None else x.split(size) for x in (self.attention, self.positions, self.places)]
-        return [Layout(*part) for part in zip(*apart, strict=False)][: -(-batch // size)]
+        return [self.take(slice(first, first + size)) for first in range(0, batch, size)]
 
 
 class Core(nn.Module):

@@ -175,21 +175,20 @@ def attended(
     q: Float[Tensor, "batch heads seq head"],
     k: Float[Tensor, "batch heads seq head"],
     v: Float[Tensor, "batch heads seq head"],
-    attention: Bool[Tensor, "batch seq"] | None,
+    visible: Bool[Tensor, "_ 1 _ seq"] | None,
 ) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q k^T / sqrt(head)) v, heads side by side.
+    """softmax(q k^T / sqrt(head)) v, heads side by side; ``visible`` as ``Layout.visible`` gives it.
 
     In bfloat16 on CPU written out, as long as the probabilities are fewer than the queries, keys and values: torch's fused kernel
     takes three times as long forward, five times with its gradient.
     """
-    keys = None if attention is None else rearrange(attention, "b s -> b 1 1 s")
     if _by_hand(q) and q.dtype == torch.bfloat16 and q.shape[2] <= 3 * q.shape[3]:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(-1, -2)
-        if keys is not None:
-            scores = scores.masked_fill(~keys, torch.finfo(scores.dtype).min)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
         found = scores.softmax(-1) @ v
     else:
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
     return rearrange(found, "b h s d -> b s (h d)")
 
 

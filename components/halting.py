@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.batch import Batch
-from components.core import Layout, at_least_one_step
+from components.core import at_least_one_step
 from components.model import Model
 from components.recursion import State, mapped
 
@@ -76,12 +76,8 @@ def halted(
         def of_those(tensor: Tensor, going: Tensor = going) -> Tensor:
             return tensor[going]
 
-        rows, batch, layout = rows[going], batch.take(going), _layout(layout, going)
+        rows, batch, layout = rows[going], batch.take(going), layout.take(going)
         condition, carry = mapped(of_those, condition), mapped(of_those, state.carry)
         halt = None if state.halt is None else state.halt[going]
         last = replace(state, hidden=state.hidden[going], carry=carry, halt=halt)
     return result, taken
-
-
-def _layout(layout: Layout, rows: Tensor) -> Layout:
-    return Layout(*(None if part is None else part[rows] for part in (layout.attention, layout.positions, layout.places)))

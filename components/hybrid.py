@@ -68,7 +68,13 @@ class Hybrid(Core):
             self.confident.init_weights(hidden_rms, generator)
 
     def condition(self, inputs: Inputs, layout: Layout) -> Tree:
-        """Where each refiner's tokens stand, and its condition on them."""
+        """Where each refiner's tokens stand, and its condition on them.
+
+        Raises:
+            ValueError: chunks are to be routed, and no token may learn of those behind it: a chunk's confidence would tell.
+        """
+        if layout.causal and self.route == "chunks":
+            raise ValueError("a causal backbone's chunks cannot be routed by confidence: it tells of tokens that are still to come")
         doubtful = self._doubtful_positions(inputs)
         chosen = {"doubtful": doubtful, "confident": ~doubtful}
         found: dict[str, Any] = {"x": inputs.x}
@@ -154,4 +160,4 @@ def _layout(part: Mapping[str, Tensor], layout: Layout) -> Layout:
     """Of the packed tokens. Where a sequence has none, the first stands in for attention's sake, and is dropped afterwards."""
     first = torch.arange(part["valid"].shape[1], device=part["valid"].device) == 0
     positions = None if layout.positions is None else layout.positions.gather(1, part["places"])
-    return Layout(part["valid"] | first, positions, part["places"])
+    return Layout(part["valid"] | first, positions, part["places"], layout.causal)

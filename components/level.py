@@ -67,5 +67,5 @@ class PostNormBlock(nn.Module):
 
     def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout, turn: Turn | None) -> Float[Tensor, "batch seq dim"]:
         q, k, v = heads_of(self.attention.qkv(z), self.attention.heads, turn)
-        z = normed_sum(z, self.out(attended(q, k, v, layout.attention)))
+        z = normed_sum(z, self.out(attended(q, k, v, layout.visible(z))))
         return normed_sum(z, self.down(gated(self.gate_up(z))))

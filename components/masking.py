@@ -63,6 +63,39 @@ def fixed_ratio(
     return _lowest(response, noise[:, 1:], torch.minimum(count, length))
 
 
+def chunks(
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], size: int = 16
+) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
+    """``exact_count`` over chunks: draw c ~ U{1..C}, mask exactly c of the answer's C chunks, whole; weight 1/masked tokens each.
+
+    A chunk of reasoning then has to be found from the others, not from its own tokens.
+
+    Args:
+        response: True where a token may be masked; a chunk is ``size`` of them in a row, the last one what is left.
+        noise: uniform [0, 1), one column for c and one per position (``seq + 1`` columns).
+        size: tokens of a chunk, at least 1.
+
+    Raises:
+        ValueError: chunks of no token.
+    """
+    if size < 1:
+        raise ValueError(f"a chunk needs at least 1 token, got {size}")
+    place = response.cumsum(1) - 1
+    first = response & (place % size == 0)
+    number = torch.where(response, place // size + 1, 0)  # of a token's chunk; 0 = none
+    chosen, _ = exact_count(first, noise)
+    numbers_chosen = torch.where(chosen, number, -1)
+    masked = (number[:, :, None] == numbers_chosen[:, None, :]).any(-1)
+    return masked, masked / masked.sum(1, keepdim=True).clamp_min(1).float()
+
+
+def whole(
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"]
+) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
+    """The whole response, weight 1/L each: what a causal model learns from, in one draw, for nothing is hidden from it."""
+    return fixed_ratio(response, noise, 1.0)
+
+
 def bernoulli(
     response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], eps: float = 1e-3
 ) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:

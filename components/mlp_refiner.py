@@ -33,13 +33,13 @@ class MLPRefiner(Residual):
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
         """Of a token and the mean of its chunk."""
-        return F.gelu(self.up(torch.cat([u, chunk_means(u, self.chunk, layout.attention)], -1)))
+        return F.gelu(self.up(torch.cat([u, chunk_means(u, self.chunk, layout.attention, layout.causal)], -1)))
 
 
 def chunk_means(
-    x: Float[Tensor, "batch seq dim"], chunk: int, attention: Bool[Tensor, "batch seq"] | None = None
+    x: Float[Tensor, "batch seq dim"], chunk: int, attention: Bool[Tensor, "batch seq"] | None = None, causal: bool = False
 ) -> Float[Tensor, "batch seq dim"]:
-    """Each token's chunk's mean over the tokens that are not padding; 0 where there is none.
+    """Each token's chunk's mean over the tokens that are not padding; 0 where there is none. Causal: over those up to itself.
 
     >>> chunk_means(torch.tensor([1.0, 3.0, 5.0]).reshape(1, 3, 1), 2).flatten().tolist()
     [2.0, 2.0, 5.0]
@@ -47,7 +47,12 @@ def chunk_means(
     seq = x.shape[1]
     kept = x.new_ones(x.shape[:2]) if attention is None else attention.to(x.dtype)
     more = -seq % chunk
-    sums = reduce(F.pad(x * kept[..., None], (0, 0, 0, more)), "b (c n) d -> b c d", "sum", n=chunk)
-    counts = reduce(F.pad(kept, (0, more)), "b (c n) -> b c", "sum", n=chunk)
+    held, counted = F.pad(x * kept[..., None], (0, 0, 0, more)), F.pad(kept, (0, more))
+    if causal:
+        sums = rearrange(held, "b (c n) d -> b c n d", n=chunk).cumsum(2)
+        counts = rearrange(counted, "b (c n) -> b c n 1", n=chunk).cumsum(2)
+        return rearrange(sums / counts.clamp(min=1), "b c n d -> b (c n) d")[:, :seq]
+    sums = reduce(held, "b (c n) d -> b c d", "sum", n=chunk)
+    counts = reduce(counted, "b (c n) -> b c", "sum", n=chunk)
     means = sums / rearrange(counts.clamp(min=1), "b c -> b c 1")
     return repeat(means, "b c d -> b (c n) d", n=chunk)[:, :seq]

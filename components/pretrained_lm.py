@@ -31,6 +31,7 @@ class PretrainedLM(BackboneModel):
         shift: how many places behind its token a state stands, 0 or 1.
         first_layer: lowest layer held here.
         build: another model of the same architecture from a layer on, without weights; see ``cut``.
+        causal: see ``BackboneModel``.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class PretrainedLM(BackboneModel):
         shift: int = 0,
         first_layer: int = 0,
         build: Callable[[int], "PretrainedLM"] | None = None,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.architecture = model, dict(architecture)
         self.shift, self.first_layer, self.n_steps = shift, first_layer, 1
-        self.build, self.layers = build, Layers(model, parts)
+        self.build, self.layers, self.causal = build, Layers(model, parts), causal
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]
@@ -134,5 +136,9 @@ class PretrainedLM(BackboneModel):
 
 
 def _inputs(tokens: Tensor, attention: Tensor | None) -> dict[str, Any]:
+    """Arguments of the model's forward; on the meta device with a finished mask, for the library would look at another's values."""
     found: dict[str, Any] = {"input_ids": tokens.long()}
+    if tokens.is_meta:
+        batch, seq = tokens.shape
+        return {**found, "attention_mask": torch.empty(batch, 1, seq, seq, dtype=torch.bool, device="meta")}
     return found if attention is None else {**found, "attention_mask": attention.long()}

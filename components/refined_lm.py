@@ -47,7 +47,7 @@ class RefinedLM(Model):
         """Run the tail (from cached hidden states or from the tokens), then what of the refiner is the same at every step."""
         x, heads = self.backbone.states_and_heads(batch, self.context_layers)
         confidence = self._confidence(x, batch) if self.refiner.routes else None
-        layout = Layout(batch.attention, positions)
+        layout = Layout(batch.attention, positions, causal=self.backbone.causal)
         inputs = Inputs(x, self.backbone.embed(batch.tokens), heads, confidence)
         condition = self.refiner.condition(inputs, layout)
         return condition, self.refiner.initial_carry(x, condition), layout

@@ -123,9 +123,10 @@ class SlotRefiner(Core):
         """One step: attention -> slots -> delta network -> confidence-weighted update."""
         hidden = layout.kept(carry["hidden"], condition["x"])
         u = hidden if self.state_norm is None else self.state_norm(hidden) + condition["injected"]
+        visible = layout.visible(u)
         for block in self.blocks:
-            u = block(u, layout.attention, layout.places)
-        context = self.attention(self.attention_norm(u), layout.attention, layout.places)
+            u = block(u, visible, layout.places)
+        context = self.attention(self.attention_norm(u), visible, layout.places)
         slots = self.slots(context, carry.get("context"), self._variance(hidden), condition.get("heads", context))
         gated = self.slots.gated(slots)
         confidence = torch.sigmoid(self.confidence(gated["confidence"]))

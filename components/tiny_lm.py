@@ -88,11 +88,11 @@ class TinyLM(BackboneModel):
         if start < stop and not self.first_layer <= start <= stop <= self.architecture["layers"]:
             held = f"{self.first_layer}..{self.architecture['layers'] - 1}"
             raise ValueError(f"this model holds layers {held}; it cannot run layers {start}..{stop - 1}")
-        heads = {}
+        heads, visible = {}, Layout(attention).visible(x)
         for i in range(start, stop):
             block = self.blocks[str(i)]
             assert isinstance(block, Block)
-            x, heads[i] = block.with_heads(x, attention)
+            x, heads[i] = block.with_heads(x, visible)
         return x, torch.cat([heads[i] for i in heads_of], -1) if heads_of else None
 
     def trunk(

@@ -11,7 +11,7 @@ from components.backbone import BackboneModel
 from components.backbones import build_backbone
 from components.pretrained_lm import PretrainedLM
 from pipeline import pretrained
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
 from pipeline.prepared import Vocabulary
 
@@ -71,6 +71,16 @@ def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) ->
         return
     write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
     write_json(folder / DESCRIPTION, {**description, "fingerprint": sha256(folder / WEIGHTS)})
+
+
+def check_causal(backbone: BackboneModel, causal: bool) -> None:
+    """Raise ConfigError unless the backbone predicts what the data asks for (``causal``: the next token)."""
+    if backbone.causal != causal:
+        kinds = {False: "masked tokens", True: "the next token"}
+        raise ConfigError(
+            f"the backbone predicts {kinds[backbone.causal]}, the data asks for {kinds[causal]}: jsonl.QuestionAnswers.causal and "
+            "the backbone (pretrained.model.objective) must agree"
+        )
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from components import noise
 from components.backbone import BackboneModel
@@ -106,7 +107,7 @@ class Examples:
         assert examples.uid is not None
         numbers = noise.uniform(self.seed, streams, examples.uid, self.vocabulary.sequence + 1)
         masked, weights = self.masking(examples.response, numbers)
-        batch = assemble(examples.tokens, masked, weights, examples.valid, self.vocabulary.mask_id)
+        batch = assemble(examples.tokens, masked, weights, examples.valid, self.vocabulary)
         batch = batch.cut(int(self.padded[rows].max()))
         return batch if self.trunk is None else self._with_states(batch)
 
@@ -157,8 +158,15 @@ class Cached:
         )  # fmt: skip
 
 
-def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, mask_id: int) -> Batch:
-    """Put the mask over the targets: the one place where a Batch is made from examples."""
-    targets = tokens.long()
-    seen = torch.where(masked, torch.tensor(mask_id), targets)
-    return Batch(tokens=seen, targets=targets, masked=masked, weights=weights.float(), attention=valid)
+def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, vocabulary: Vocabulary) -> Batch:
+    """The one place where a Batch is made from examples: the mask is put over the targets.
+
+    Causal: nothing is hidden, and what is to be predicted stands one place earlier. A first token is predicted from nothing, and
+    is left out.
+    """
+    targets, weights = tokens.long(), weights.float()
+    if vocabulary.causal:
+        following, predicted, weights = (F.pad(x[:, 1:], (0, 1)) for x in (targets, masked, weights))
+        return Batch(targets, following, predicted, weights, valid)
+    seen = torch.where(masked, torch.tensor(vocabulary.mask_id), targets)
+    return Batch(tokens=seen, targets=targets, masked=masked, weights=weights, attention=valid)

@@ -32,7 +32,7 @@ def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size:
         assert rows.uid is not None
         numbers = noise.uniform(seed, EVALUATION, rows.uid, vocabulary.sequence + 1)
         masked, weights = masking.fixed_ratio(rows.response, numbers, ratio)
-        yield assemble(rows.tokens, masked, weights, rows.valid, vocabulary.mask_id)
+        yield assemble(rows.tokens, masked, weights, rows.valid, vocabulary)
 
 
 def by_length(split: Split) -> Split:
@@ -134,7 +134,13 @@ def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
 def decode(
     model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime, *, steps: int, blocks: int, size: int
 ) -> tuple[Tensor, dict[str, dict[str, float]]]:
-    """Decode whole answers in ``steps`` passes; returns the tokens and exact and token_accuracy with intervals."""
+    """Decode whole answers in ``steps`` passes; returns the tokens and exact and token_accuracy with intervals.
+
+    Raises:
+        ConfigError: the backbone is causal; there are no masks to fill.
+    """
+    if vocabulary.causal:
+        raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     mine = []
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
         predict = _predictor(model, batch.to(runtime.device), runtime)
@@ -168,11 +174,14 @@ def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) 
     with runtime.autocast():
         by_step = [model.readout(state.hidden).float() for state in model.steps(batch)]
     for logits in by_step:
-        logits[..., vocabulary.mask_id] = -torch.inf
+        if not vocabulary.causal:
+            logits[..., vocabulary.mask_id] = -torch.inf
         probability, best = logits.softmax(-1).max(-1)
-        for row in range(len(split)):
-            ids = torch.where(batch.masked[row], best[row], batch.tokens[row])
-            shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in probability[row].tolist()]})
+        for row, of_ids in enumerate(probability):
+            ids = torch.where(batch.masked[row], best[row], batch.targets[row])
+            if vocabulary.causal:  # what is predicted at a place is the next one's
+                ids, of_ids = ids.roll(1), of_ids.roll(1)
+            shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in of_ids.tolist()]})
     return shown
 
 

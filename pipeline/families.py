@@ -22,6 +22,7 @@ class Family:
         keys: regular expression -> replacement, for weights' names; one group each.
         shift: see ``PretrainedLM``.
         mask_id: that the published checkpoint uses.
+        tokenizer: native class that reads its vocabulary, if no tokenizer.json is published.
     """
 
     model_type: str
@@ -29,6 +30,7 @@ class Family:
     keys: dict[str, str] = field(default_factory=dict)
     shift: int = 0
     mask_id: int | None = None
+    tokenizer: str | None = None
 
 
 def _llada(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +104,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "llada_moe": Family("qwen3_moe", _llada_moe, mask_id=156895),
-    "dream": Family("qwen2", _dream, shift=1, mask_id=151666),
+    "dream": Family("qwen2", _dream, shift=1, mask_id=151666, tokenizer="Qwen2Tokenizer"),
 }  # fmt: skip
 
 

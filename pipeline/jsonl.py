@@ -1,24 +1,24 @@
-"""Pairs of prompt and response from JSON lines (GSM8K's format, and your own), in the words of templates.
+"""Pairs of prompt and response from JSON lines or Parquet (GSM8K's format, and your own), in the words of templates.
 
 Token ids are those of a byte-pair encoding trained here, or of a pretrained model's tokenizer.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from pipeline import hub
+from pipeline import pretrained_text
 from pipeline import tokenizer as bpe
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
 from pipeline.prepared import Split, Vocabulary
+from pipeline.tables import rows
 
 RAW_VARIABLE = "SLOTLOOP_RAW"
 RAW_DEFAULT = "data/raw"
@@ -31,10 +31,10 @@ def raw_folder() -> Path:
 
 @dataclass(frozen=True)
 class QuestionAnswers:
-    """A corpus of ``{"question": ..., "answer": ...}`` lines, one JSON object a line; other fields by other templates.
+    """A corpus of ``{"question": ..., "answer": ...}`` rows; other fields by other templates.
 
     Args:
-        train: training file, relative to the raw folder (see ``raw_folder``).
+        train: training file, relative to the raw folder (see ``raw_folder``): one JSON object a line, or ``*.parquet``.
         test: test file; read for the ``test`` split only, never for vocabulary or training.
         download: command that fetches the files, shown when they are missing.
         vocabulary: size of the BPE vocabulary.
@@ -42,6 +42,7 @@ class QuestionAnswers:
         validation: fraction of training examples kept for validation, chosen by a hash of the question.
         prompt: template of the prompt, over the line's fields.
         response: template of what is learned.
+        chat: the prompt is what a user says in the chat template of ``tokenizer``'s model; the response is the answer.
         tokenizer: of a pretrained model (its folder, or its name on the hub); None = trained here, on the train split.
         revision: of the tokenizer on the hub.
         special: its tokens for "mask", "end" and "pad"; needed with ``tokenizer``.
@@ -49,6 +50,7 @@ class QuestionAnswers:
             to and learned like any other, as LLaDA's fine-tuning does, so that the length of an answer is learned too.
         long_prompts: what to do with a question that fills the whole sequence: "refuse" stops and names the line, "drop" leaves
             the example out and says so.
+        causal: tokens are to be predicted from those before them, as a causal backbone does; ``special`` then needs no "mask".
     """
 
     train: str
@@ -59,11 +61,13 @@ class QuestionAnswers:
     validation: float = 0.05
     prompt: str = "{question}\n"
     response: str = "{answer}"
+    chat: bool = False
     tokenizer: str | None = None
     revision: str | None = None
     special: Mapping[str, str] | None = None
     padding: Literal["none", "end"] = "none"
     long_prompts: Literal["refuse", "drop"] = "refuse"
+    causal: bool = False
 
     def shape(self) -> tuple[int, int]:
         """Token ids at most (a small corpus yields fewer), and tokens in a sequence."""
@@ -100,7 +104,8 @@ class QuestionAnswers:
         for name, part in parts.items():
             splits[name] = self._encode(encoding, part, first)
             first += len(part)
-        vocabulary = Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), self.sequence, rendering="text")
+        mark = encoding.size if self.causal else encoding.id("mask")
+        vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
         return vocabulary, splits, {name: sha256(folder / name) for name in (self.train, self.test)}
 
     def _for_validation(self, question: str) -> bool:
@@ -110,13 +115,27 @@ class QuestionAnswers:
 
     def _pretrained(self) -> bpe.Encoding:
         assert self.tokenizer is not None
-        return bpe.pretrained(hub.file(self.tokenizer, self.revision, "tokenizer.json"), self.special)
+        roles = [role for role in bpe.ROLES if role != "mask" or not self.causal]
+        return bpe.pretrained(pretrained_text.tokenizer(self.tokenizer, self.revision), self.tokenizer, self.special, roles)
+
+    def _asked(self) -> Callable[[str], str]:
+        """Prompt -> what stands before the response.
+
+        Raises:
+            ConfigError: a chat is asked for, and there is no pretrained model whose template it could have.
+        """
+        if not self.chat:
+            return str
+        if self.tokenizer is None:
+            raise ConfigError("QuestionAnswers.chat takes the template of a pretrained model: name it as QuestionAnswers.tokenizer")
+        return pretrained_text.chat(self.tokenizer, self.revision)
 
     def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
         return read_pairs(path, self.download, self.prompt, self.response, reserved)
 
     def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int) -> Split:
-        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, pair)) is not None]
+        asked = self._asked()
+        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, asked(pair.prompt), pair.origin)) is not None]
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
         tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
@@ -130,13 +149,13 @@ class QuestionAnswers:
             valid[row, :last] = True
         return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
 
-    def _prompt(self, encoding: bpe.Encoding, pair: "Pair") -> list[int] | None:
+    def _prompt(self, encoding: bpe.Encoding, text: str, origin: str) -> list[int] | None:
         """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
-        prompt = encoding.encode(pair.prompt)
+        prompt = encoding.encode(text)
         if len(prompt) < self.sequence:
             return prompt
         room = f"leaves no room for an answer in a sequence of {self.sequence}"
-        problem = f"{pair.origin}: the prompt takes {len(prompt)} tokens and {room}"
+        problem = f"{origin}: the prompt takes {len(prompt)} tokens and {room}"
         if self.long_prompts == "refuse":
             raise DataError(f"{problem}; raise the sequence length, remove the line, or set long_prompts = 'drop'")
         print(f"prepare: dropped: {problem}")
@@ -168,13 +187,11 @@ def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: 
         raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
     fields = _fields(prompt) + _fields(response)
     pairs = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                held = _parse(line, f"{path}:{number}", fields, reserved)
-                pairs.append(Pair(prompt.format(**held), response.format(**held), f"{path}:{number}"))
+    for origin, row in rows(path):
+        held = _checked(row, origin, fields, reserved)
+        pairs.append(Pair(prompt.format(**held), response.format(**held), origin))
     if not pairs:
-        raise DataError(f"{path} holds no examples; expected one JSON object with {' and '.join(fields)} a line")
+        raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
     return pairs
 
 
@@ -193,17 +210,10 @@ def _fields(template: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _parse(line: str, origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{origin}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        wanted = " and ".join(f'"{field}"' for field in fields)
-        raise DataError(f"{origin}: expected an object with {wanted}, got {type(value).__name__}")
+def _checked(row: Mapping[str, Any], origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
     for key in fields:
-        if not isinstance(value.get(key), str) or not value[key].strip():
-            raise DataError(f'{origin}: "{key}" must be a non-empty string, got {value.get(key)!r}')
-        if held := [token for token in reserved if token in value[key]]:
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise DataError(f'{origin}: "{key}" must be a non-empty string, got {row.get(key)!r}')
+        if held := [token for token in reserved if token in row[key]]:
             raise DataError(f'{origin}: "{key}" holds {held[0]}, which is a reserved token; write it another way')
-    return {key: value[key] for key in fields}
+    return {key: row[key] for key in fields}

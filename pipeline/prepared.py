@@ -20,10 +20,11 @@ class Vocabulary:
 
     Attributes:
         size: number of ids, mask and padding included.
-        mask_id: id that hides a token.
+        mask_id: id that hides a token; if causal, one that no token has (it only shows what is to be predicted).
         pad_id: id of padding (never attended to, never supervised).
         sequence: tokens in a sequence.
         rendering: how ids become text: "sudoku" or "text" (through tokenizer.json beside the manifest).
+        causal: tokens are predicted from those before them; none is hidden.
     """
 
     size: int
@@ -31,6 +32,7 @@ class Vocabulary:
     pad_id: int
     sequence: int
     rendering: str
+    causal: bool = False
 
 
 @dataclass(frozen=True)

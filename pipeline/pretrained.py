@@ -24,8 +24,9 @@ from pipeline.files import json_bytes, read_json
 
 LEAST = (5, 2)  # below, transformers ignores config.is_causal = False, without a word
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OBJECTIVES = {  # -> transformers' kind of class. Not "next token": a refiner's attention would tell a causal model what comes next
-    "masked diffusion": "AutoModelForCausalLM", "masked language model": "AutoModelForMaskedLM",
+CAUSAL = "next token"
+OBJECTIVES = {  # -> transformers' kind of class
+    "masked diffusion": "AutoModelForCausalLM", "masked language model": "AutoModelForMaskedLM", CAUSAL: "AutoModelForCausalLM",
 }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ class Source:
     Attributes:
         path: folder, or name on the hub.
         revision: commit on the hub; None for a folder.
-        objective: "masked diffusion" or "masked language model".
+        objective: what it was trained for: "masked diffusion", "masked language model" or "next token".
         dtype: of weights and states.
         attention: implementation that transformers is to use ("sdpa", "eager", "flash_attention_2").
         device_map: for weights that are to lie on several devices; None = one.
@@ -76,6 +77,7 @@ def transformers() -> Any:
             f"at least {'.'.join(map(str, LEAST))} is needed: pip install 'slotloop[hf]'"
         )
     library.utils.logging.disable_progress_bar()
+    library.utils.logging.set_verbosity_error()  # what matters of its reports is an error here
     return library
 
 
@@ -87,10 +89,12 @@ def configuration(source: Source) -> tuple[Any, str | None]:
     if name is None or source.remote_code:
         config = library.AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.remote_code)
         name = None
+    elif source.objective == CAUSAL:
+        raise ConfigError(f"{source.path} fills masks; its objective is 'masked diffusion', not '{CAUSAL}'")
     else:
         known = FAMILIES[name]
         config = library.AutoConfig.for_model(known.model_type, **known.config(raw))
-    config.is_causal = False
+    config.is_causal = source.objective == CAUSAL
     config.use_cache = False
     return config, name
 
@@ -131,7 +135,8 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
         "parts": asdict(parts),
     }  # fmt: skip
     shift = FAMILIES[name].shift if name else 0
-    return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, partial(build, source, load=False))
+    again = partial(build, source, load=False)
+    return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, again, causal=source.objective == CAUSAL)
 
 
 def model(
@@ -170,7 +175,7 @@ def described(backbone: PretrainedLM) -> dict[str, Any]:
     """
     source = Source(**backbone.architecture["source"])
     try:
-        checked = selfcheck(backbone, causal=False)
+        checked = selfcheck(backbone, causal=backbone.causal)
     except Refused as error:
         raise ConfigError(f"{source.path} cannot be a backbone: {error}") from None
     files = hub.described(source.path, source.revision)

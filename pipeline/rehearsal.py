@@ -16,6 +16,7 @@ from components.model import Model
 from components.refined_lm import RefinedLM
 from components.split import split_layer, tail_of
 from pipeline import config
+from pipeline.backbones import check_causal
 from pipeline.errors import ConfigError
 
 
@@ -34,9 +35,11 @@ def rehearse(texts: Mapping[str, str]) -> dict[str, Model]:
     models: dict[str, Model] = {}
     with torch.device("meta"), _NoInitialisation():
         with _stage("prepare", texts):
-            vocab, seq = _argument("prepare", "corpus").shape()
+            corpus = _argument("prepare", "corpus")
+            vocab, seq = corpus.shape()
         with _stage("backbone", texts):
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
+            check_causal(backbone, corpus.causal)
         with _stage("extract", texts):
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
         for stage in ("warmup", "joint", "finetune", "controls"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -42,6 +43,7 @@ class Sudoku:
     test: int = 600
     test_clues: tuple[int, ...] = (7, 5)
     held_out: float = 1 / 6
+    causal: ClassVar[bool] = False
 
     def shape(self) -> tuple[int, int]:
         """Token ids (digits and the mask), and cells of a puzzle.

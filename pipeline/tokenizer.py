@@ -3,7 +3,7 @@
 Training is deterministic: the same texts give the same merges and the same file.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,19 +48,18 @@ def trained(texts: Iterable[str], vocabulary: int) -> Encoding:
     return Encoding(train(texts, vocabulary), {"mask": MASK, "end": END, "pad": PAD})
 
 
-def pretrained(file: Path, tokens: Mapping[str, str] | None) -> Encoding:
-    """A pretrained model's encoding, from its tokenizer.json.
+def pretrained(tokenizer: Tokenizer, origin: str, tokens: Mapping[str, str] | None, roles: Sequence[str] = ROLES) -> Encoding:
+    """A pretrained model's encoding, with the special tokens of these roles; ``origin`` is the model's name.
 
     Raises:
         DataError: the special tokens are not named, or it has no such token.
     """
-    if tokens is None or set(tokens) != set(ROLES):
-        raise DataError(f"a pretrained tokenizer needs special tokens for {', '.join(ROLES)}, got {dict(tokens or {})}")
-    encoding = Encoding(load(file), tokens)
-    for role in ROLES:
-        if encoding.tokenizer.token_to_id(tokens[role]) is None:
-            raise DataError(f"{file} has no token {tokens[role]!r} ({role}); see its added_tokens for what it has")
-    return encoding
+    if tokens is None or set(tokens) != set(roles):
+        raise DataError(f"a pretrained tokenizer needs special tokens for {', '.join(roles)}, got {dict(tokens or {})}")
+    for role in roles:
+        if tokenizer.token_to_id(tokens[role]) is None:
+            raise DataError(f"{origin} has no token {tokens[role]!r} ({role}); see its tokenizer's added tokens for what it has")
+    return Encoding(tokenizer, tokens)
 
 
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -93,6 +92,11 @@ def special(tokenizer: Tokenizer, token: str) -> int:
     if found is None:
         raise DataError(f"the tokenizer has no token {token}; run dvc repro prepare")
     return found
+
+
+def empty() -> Tokenizer:
+    """One that knows no token."""
+    return Tokenizer(models.BPE())
 
 
 def save(tokenizer: Tokenizer, path: Path) -> None:

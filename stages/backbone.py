@@ -41,6 +41,7 @@ def run(
     """
     data = Prepared(prepared)
     backbone = model(vocab=data.vocabulary.size, seq=data.vocabulary.sequence)
+    backbones.check_causal(backbone, data.vocabulary.causal)
     backbone.init_weights(torch.Generator().manual_seed(seed))
 
     def source(split: str) -> Examples:

@@ -10,8 +10,11 @@ class Corpus(Protocol):
     """What can be prepared.
 
     ``shape``: token ids and sequence length, known before anything is read. ``prepare``: vocabulary, splits, and the hashes of what
-    was read.
+    was read. ``causal``: see ``Vocabulary``.
     """
+
+    @property
+    def causal(self) -> bool: ...
 
     def shape(self) -> tuple[int, int]: ...
 

@@ -5,9 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from components.attention import Attention, Block, RMSNorm, rotate
+from components.core import Layout
 
 
-def plain_attention(x, qkv, heads, attention=None):
+def plain_attention(x, qkv, heads, visible=None):
     """Softmax over explicit scores, one batch and one head at a time."""
     batch, _, dim = x.shape
     width = dim // heads
@@ -16,8 +17,8 @@ def plain_attention(x, qkv, heads, attention=None):
         for h in range(heads):
             q, k, v = ((x[b] @ qkv[i * dim + h * width : i * dim + (h + 1) * width].T) for i in range(3))
             scores = torch.einsum("qc,kc->qk", q, k) / math.sqrt(width)
-            if attention is not None:
-                scores[:, ~attention[b]] = -torch.inf
+            if visible is not None:
+                scores[~visible.expand(batch, 1, *scores.shape)[b, 0]] = -torch.inf
             out[b, :, h * width : (h + 1) * width] = torch.einsum("qk,kc->qc", scores.exp() / scores.exp().sum(-1, True), v)
     return out
 
@@ -27,15 +28,27 @@ def plain_rms_norm(x, weight, eps=1e-6):
 
 
 PADDING = torch.tensor([[True] * 5, [True, True, True, False, False]])
+LAYOUTS = {"all": Layout(), "padding": Layout(PADDING), "causal": Layout(causal=True), "both": Layout(PADDING, causal=True)}
+VISIBLE = {name: layout.visible(torch.zeros(2, 5, 8)) for name, layout in LAYOUTS.items()}
+every_layout = pytest.mark.parametrize("visible", VISIBLE.values(), ids=VISIBLE)
 
 
-@pytest.mark.parametrize("attention", [None, PADDING], ids=["no_mask", "padding"])
+def test_a_token_sees_what_is_no_padding_and_if_causal_does_not_stand_behind_it():
+    assert VISIBLE["all"] is None
+    for query in range(5):
+        for key in range(5):
+            assert VISIBLE["both"][1, 0, query, key] == (key <= query and key < 3)
+            assert VISIBLE["causal"][0, 0, query, key] == (key <= query)
+            assert VISIBLE["padding"][1, 0, 0, key] == (key < 3)
+
+
+@every_layout
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_attention_equals_explicit_softmax(heads, attention):
+def test_attention_equals_explicit_softmax(heads, visible):
     torch.manual_seed(0)
     layer = Attention(8, heads)
     x = torch.randn(2, 5, 8)
-    torch.testing.assert_close(layer(x, attention), plain_attention(x, layer.qkv.weight, heads, attention), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer(x, visible), plain_attention(x, layer.qkv.weight, heads, visible), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_ignores_what_padding_holds():
@@ -43,7 +56,7 @@ def test_attention_ignores_what_padding_holds():
     layer = Attention(8, 2)
     x = torch.randn(2, 5, 8)
     changed = torch.where(PADDING[..., None], x, torch.randn(2, 5, 8))
-    assert torch.equal(layer(x, PADDING)[PADDING], layer(changed, PADDING)[PADDING])
+    assert torch.equal(layer(x, VISIBLE["padding"])[PADDING], layer(changed, VISIBLE["padding"])[PADDING])
 
 
 def test_attention_is_bidirectional():
@@ -70,19 +83,19 @@ def test_rms_norm_equals_plain_formula(eps):
     torch.testing.assert_close(norm(x), plain_rms_norm(x, norm.weight, eps))
 
 
-@pytest.mark.parametrize("attention", [None, PADDING], ids=["no_mask", "padding"])
-def test_block_equals_plain_formula(attention):
+@every_layout
+def test_block_equals_plain_formula(visible):
     torch.manual_seed(0)
     block = Block(8, 2, mlp_ratio=3)
     for p in block.parameters():
         p.data.normal_(std=0.5)
     x = torch.randn(2, 5, 8)
     normed = plain_rms_norm(x, block.attention_norm.weight)
-    h = x + plain_attention(normed, block.attention.qkv.weight, 2, attention) @ block.out.weight.T
+    h = x + plain_attention(normed, block.attention.qkv.weight, 2, visible) @ block.out.weight.T
     up = plain_rms_norm(h, block.mlp_norm.weight) @ block.up.weight.T
     assert up.shape[-1] == 24
     expected = h + (0.5 * up * (1 + torch.erf(up / math.sqrt(2)))) @ block.down.weight.T
-    torch.testing.assert_close(block(x, attention), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(x, visible), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_block_weights_have_the_documented_spread_and_follow_the_generator():

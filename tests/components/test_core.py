@@ -8,7 +8,7 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from components.core import Injection, Inputs, Layout, at_least_one_step, shared_layers, uniform_, zeros_
+from components.core import Injection, Inputs, Layout, at_least_one_step, recur, shared_layers, uniform_, zeros_
 from components.recursion import mapped
 from tests.components.cores import ATTENTION, CORES, DIM, RESIDUAL, RMS, SEQ, STANDALONE, begun, inputs, made, slots, states
 from tests.components.plain import bare, below, injection
@@ -93,6 +93,34 @@ def test_a_mask_that_lets_everything_change_is_no_mask(name):
     given = inputs(core)
     masked = states(core, positions=torch.ones(3, SEQ, dtype=torch.bool), **given)
     assert all(torch.equal(a.hidden, b.hidden) for a, b in zip(masked, states(core, **given), strict=True))
+
+
+# What stands behind a token
+
+
+def followed(core, given, causal):
+    """States of every step, under a padded layout."""
+    condition, carry, layout = begun(core, given, Layout(ATTENTION, causal=causal))
+    return torch.stack([state.hidden for state in recur(core.step, core.n_steps, carry, condition, layout, False)])
+
+
+@every_core
+@pytest.mark.parametrize("place", [1, 3, SEQ - 1])
+def test_a_causal_core_learns_nothing_of_what_stands_behind(name, place):
+    core = made(CORES[name]).double()
+    given = inputs(core, dtype=torch.float64)
+    if core.routes:
+        with pytest.raises(ValueError, match="cannot be routed by confidence"):
+            followed(core, given, causal=True)
+        return
+    other = {key: value.clone() for key, value in given.items()}
+    for value in other.values():
+        value[:, place:] = value[:, place:].roll(1, -1) * 0.9
+    change = (followed(core, other, causal=True) - followed(core, given, causal=True)).abs().amax((0, -1))
+    assert change[:, :place].max() == 0 and change[:, place].min() > 0
+    before = (followed(core, other, causal=False) - followed(core, given, causal=False)).abs()[:, ATTENTION.all(1), :place]
+    chunked = "mlp" in name or name == "all_confident"
+    assert before.max() > 0 or (chunked and place == 4)
 
 
 # Steps and carries

@@ -37,10 +37,10 @@ def plain_heads(qkv, turn):
     return *found, v
 
 
-def plain_attended(q, k, v, attention):
+def plain_attended(q, k, v, visible):
     scores = torch.einsum("bhqc,bhkc->bhqk", q, k) / HEAD**0.5
-    if attention is not None:
-        scores = scores.masked_fill(~attention[:, None, None], -torch.inf)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -torch.inf)
     return torch.einsum("bhqk,bhkc->bqhc", scores.softmax(-1), v).flatten(2)
 
 
@@ -91,17 +91,21 @@ def test_heads_that_see_no_distances_are_as_they_are():
     assert all(torch.equal(a, b) for a, b in zip(heads_of(qkv, HEADS, None), plain_heads(qkv, None), strict=True))
 
 
-@pytest.mark.parametrize("attention", [None, PADDING], ids=["no_mask", "padding"])
+KEYS = PADDING[:, None, None]
+PAST = torch.ones(SEQ, SEQ, dtype=torch.bool).tril()
+
+
+@pytest.mark.parametrize("visible", [None, KEYS, PAST[None, None], PAST & KEYS], ids=["all", "padding", "causal", "both"])
 @precisions
-def test_attended_equals_explicit_softmax(attention, dtype, close):
+def test_attended_equals_explicit_softmax(visible, dtype, close):
     q, k, v = (numbers(2, HEADS, SEQ, HEAD, dtype=dtype, seed=seed) for seed in range(3))
-    same(lambda *x: attended(*x, attention), lambda *x: plain_attended(*x, attention), q, k, v, **close)
+    same(lambda *x: attended(*x, visible), lambda *x: plain_attended(*x, visible), q, k, v, **close)
 
 
 def test_attention_written_out_ignores_what_padding_holds():
     q, k, v = (numbers(2, HEADS, SEQ, HEAD, dtype=torch.bfloat16, seed=seed) for seed in range(3))
     changed = [torch.where(PADDING[:, None, :, None], x, 7.0) for x in (k, v)]
-    assert torch.equal(attended(q, k, v, PADDING), attended(q, *changed, PADDING))
+    assert torch.equal(attended(q, k, v, KEYS), attended(q, *changed, KEYS))
 
 
 def test_long_sequences_are_not_written_out(monkeypatch):

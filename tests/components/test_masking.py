@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.masking import bernoulli, exact_count, fixed_ratio, often_full
+from components.masking import bernoulli, chunks, exact_count, fixed_ratio, often_full, whole
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**31)
@@ -33,6 +33,8 @@ PROCESSES = {
     "bernoulli": bernoulli,
     "fixed_ratio": lambda r, n: fixed_ratio(r, n, 0.5),
     "often_full": often_full,
+    "chunks": lambda r, n: chunks(r, n, 3),
+    "whole": whole,
 }
 
 
@@ -45,7 +47,7 @@ def test_prompt_is_never_masked_and_only_masked_positions_weigh(process, respons
     assert torch.equal(weights > 0, masked)
 
 
-@pytest.mark.parametrize("process", ["exact_count", "fixed_ratio", "often_full"])
+@pytest.mark.parametrize("process", ["exact_count", "fixed_ratio", "often_full", "chunks", "whole"])
 @hypothesis_settings
 @given(responses(), SEEDS)
 def test_each_answer_has_a_masked_token_and_its_weights_sum_to_one(process, response, seed):
@@ -53,6 +55,34 @@ def test_each_answer_has_a_masked_token_and_its_weights_sum_to_one(process, resp
     counts = masked.sum(1)
     assert (counts >= 1).all()
     torch.testing.assert_close(weights, masked / counts[:, None].float())
+
+
+@hypothesis_settings
+@given(responses(), SEEDS, st.integers(1, 5))
+def test_chunks_are_masked_whole_and_as_many_as_exact_count_would_mask_tokens(response, seed, size):
+    noise = noise_for(response, seed)
+    masked, _ = chunks(response, noise, size)
+    for row in range(len(response)):
+        of_answer = masked[row, response[row]].split(size)
+        assert all(chunk.all() or not chunk.any() for chunk in of_answer)
+        drawn = int(noise[row, 0] * len(of_answer)) + 1
+        assert sum(bool(chunk.any()) for chunk in of_answer) == drawn
+        first = noise[row, 1:][response[row]][::size]
+        assert {i for i, chunk in enumerate(of_answer) if chunk.any()} == set(first.argsort(stable=True)[:drawn].tolist())
+
+
+def test_chunks_of_one_token_are_exact_count_and_of_none_are_refused():
+    response = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) < 0.7
+    for one, other in zip(chunks(response, noise_for(response, 1), 1), exact_count(response, noise_for(response, 1)), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="at least 1 token, got 0"):
+        chunks(response, noise_for(response, 1), 0)
+
+
+@hypothesis_settings
+@given(responses(), SEEDS)
+def test_whole_masks_the_answer(response, seed):
+    assert torch.equal(whole(response, noise_for(response, seed))[0], response)
 
 
 @hypothesis_settings

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from components.batch import Batch
+from components.core import Layout
 from components.tiny_lm import TinyLM
 from tests.components.plain import attention
 
@@ -41,7 +42,7 @@ def test_embedding_is_a_look_up_plus_position(model, batch):
 def test_states_equal_the_blocks_run_in_order(model, batch):
     x = model.embed(batch.tokens)
     for i in range(LAYERS):
-        x = model.blocks[str(i)](x, batch.attention)
+        x = model.blocks[str(i)](x, Layout(batch.attention).visible(x))
     assert torch.equal(model.states(batch), x)
 
 
@@ -57,7 +58,7 @@ def test_heads_of_chosen_layers_come_side_by_side_as_their_attention_made_them(m
     for i in range(LAYERS):
         block = model.blocks[str(i)]
         expected[i] = attention(block.attention_norm(x), block.attention.qkv.weight, 2, ATTENTION)
-        x = block(x, ATTENTION)
+        x = block(x, Layout(ATTENTION).visible(x))
     states, heads = model.states_and_heads(batch, chosen)
     assert torch.equal(states, x)
     if not chosen:

@@ -12,7 +12,7 @@ from components.masking import exact_count, often_full
 from components.tiny_lm import TinyLM
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.data import VALIDATION, Cached, Examples, assemble, padded_lengths
-from pipeline.prepared import Prepared, Split, write
+from pipeline.prepared import Prepared, Split, Vocabulary, write
 from pipeline.reader import Shards
 from stages import extract
 from tests.pipeline.conftest import write_shards
@@ -150,9 +150,20 @@ def test_validation_masks_are_fixed_and_no_training_masks(rows, vocabulary, draw
 def test_assemble_hides_the_masked_targets_alone():
     tokens = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
     masked = torch.tensor([[False, True, False], [True, False, True]])
-    batch = assemble(tokens, masked, masked.double(), None, 9)
+    batch = assemble(tokens, masked, masked.double(), None, Vocabulary(10, 9, 9, 3, "text"))
     assert batch.tokens.tolist() == [[1, 9, 3], [9, 5, 9]]
     assert torch.equal(batch.targets, tokens.long()) and batch.weights.dtype == torch.float32 and batch.attention is None
+
+
+def test_a_causal_batch_hides_nothing_and_asks_for_the_token_that_follows():
+    tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 0]], dtype=torch.int32)
+    response = torch.tensor([[False, False, True, True], [False, True, True, False]])
+    valid = torch.tensor([[True] * 4, [True, True, True, False]])
+    batch = assemble(tokens, response, response / 2, valid, Vocabulary(8, 8, 0, 4, "text", causal=True))
+    assert torch.equal(batch.tokens, tokens.long())
+    assert batch.masked.tolist() == [[False, True, True, False], [True, True, False, False]]
+    assert batch.targets[batch.masked].tolist() == [3, 4, 6, 7]
+    assert batch.weights.tolist() == [[0, 0.5, 0.5, 0], [0.5, 0.5, 0, 0]]
 
 
 # Padding

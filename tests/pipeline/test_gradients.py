@@ -17,6 +17,7 @@ from components.supervision import constant, last_only
 from pipeline import gradients
 from pipeline.data import assemble
 from pipeline.gradients import accumulate, trainable
+from pipeline.prepared import Vocabulary
 
 
 class Twice(Model):
@@ -50,7 +51,7 @@ def make(n=8, seed=0):
     tokens = torch.randint(8, (n, 6), generator=generator)
     response = torch.arange(6).expand(n, 6) >= 2
     masked, weights = exact_count(response, torch.rand(n, 7, generator=generator, dtype=torch.float64))
-    return assemble(tokens, masked, weights, None, 8)
+    return assemble(tokens, masked, weights, None, Vocabulary(9, 8, 8, tokens.shape[1], "text"))
 
 
 def parts(whole, *sizes):

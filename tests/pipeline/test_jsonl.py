@@ -65,8 +65,8 @@ def test_a_missing_file_names_the_command_that_fetches_it(raw, name):
     [
         ('{"question": "a"', "not valid JSON"),
         ("words", "not valid JSON"),
-        ('["question", "answer"]', 'expected an object with "question" and "answer", got list'),
-        ("3", 'expected an object with "question" and "answer", got int'),
+        ('["question", "answer"]', "expected an object, got list"),
+        ("3", "expected an object, got int"),
         ('{"question": "a"}', '"answer" must be a non-empty string, got None'),
         ('{"answer": "a"}', '"question" must be a non-empty string, got None'),
         ('{"question": "a", "answer": ""}', "\"answer\" must be a non-empty string, got ''"),
@@ -86,7 +86,7 @@ def test_a_malformed_line_is_named(raw, line, message):
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
 def test_an_empty_file_is_refused(raw, content):
     (raw / "test.jsonl").write_text(content)
-    with pytest.raises(DataError, match=r"test.jsonl holds no examples; expected one JSON object"):
+    with pytest.raises(DataError, match=r"test.jsonl holds no examples; expected one object"):
         prepare(raw)
 
 

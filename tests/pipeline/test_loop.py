@@ -55,7 +55,7 @@ def batch(n=8, seed=0):
     tokens = torch.randint(8, (n, 6), generator=generator)
     response = torch.arange(6).expand(n, 6) >= 2
     masked, weights = exact_count(response, torch.rand(n, 7, generator=generator, dtype=torch.float64))
-    return assemble(tokens, masked, weights, None, VOCABULARY.mask_id)
+    return assemble(tokens, masked, weights, None, VOCABULARY)
 
 
 def part(whole, rows):

@@ -104,11 +104,11 @@ def test_what_the_native_class_does_not_do_is_refused(tmp_path):
         build(source(tmp_path))
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "next token"])
-def test_other_objectives_are_refused(objective):
-    """A causal model too: its refiner would see what comes next."""
-    with pytest.raises(ConfigError, match="must be one of masked diffusion, masked language model, got"):
-        Source("x", objective=objective)
+def test_other_objectives_are_refused(checkpoint):
+    with pytest.raises(ConfigError, match="must be one of masked diffusion, masked language model, next token, got 'diffusion'"):
+        Source("x", objective="diffusion")
+    with pytest.raises(ConfigError, match="fills masks; its objective is 'masked diffusion', not 'next token'"):
+        build(source(checkpoint, objective="next token"))
 
 
 def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path):

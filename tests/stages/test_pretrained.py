@@ -9,58 +9,46 @@ from pipeline import tokenizer as bpe
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.errors import DataError
-from tests.conftest import ROOT, TRAINING, run_stages, workspace
-from tests.pipeline.checkpoints import LLADA, llada_weights, written
+from tests.conftest import ROOT, TRAINING
+from tests.pipeline.checkpoints import LAYOUTS, VOCAB, written
+from tests.stages.over_checkpoint import run_over
 
 pytest.importorskip("transformers")
 
 SPECIAL = {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}
-SETTINGS = """preset: gsm8k_llada
-common:
-  bindings:
-    DEVICE: cpu
-    PRECISION: fp32
-    STATE_DTYPE: fp32
-    HEADS: 2
-    TAIL_LAYERS: 1
-    EXTRACT_BATCH: 8
-    ACCUMULATION: 1
-    WARMUP_STEPS: 4
-    JOINT_STEPS: 3
-    VALIDATE_EVERY: 2
-    THREADS: 1
-    MEASURES: {mask_30: [test, 0.3]}
-    DECODES: {mask_30: [test, 2, 1, 4]}
-    pretrained: {model: {path: checkpoint, dtype: fp32}}
-    jsonl.QuestionAnswers:
-      tokenizer: checkpoint
-      special: {mask: <mask>, end: <end>, pad: <pad>}
-      sequence: 48
-      validation: 0.3
-"""
+BINDINGS = {
+    "MEASURES": {"mask_30": ["test", 0.3]}, "DECODES": {"mask_30": ["test", 2, 1, 4]}, "jsonl.QuestionAnswers": {"special": SPECIAL}
+}  # fmt: skip
+
+
+def checkpoint_of(layout):
+    """``written`` with a vocabulary of the tokenizer's size."""
+
+    def put(folder, encoding):
+        config, weights = LAYOUTS[layout]
+        sizes = {"vocab_size": encoding.size, "max_position_embeddings": 64}
+        if layout == "llada":
+            sizes = {"vocab_size": encoding.size, "embedding_size": encoding.size, "max_sequence_length": 64}
+        shapes = {name: (encoding.size, *shape[1:]) if shape[0] == VOCAB else shape for name, shape in weights().items()}
+        written(folder, {**config, **sizes}, shapes)
+        bpe.save(encoding.tokenizer, folder / "tokenizer.json")
+
+    return put
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workspace after every stage."""
-    folder = workspace(tmp_path_factory.mktemp("pretrained") / "run", "gsm8k_llada")
-    raw = folder / "raw" / "gsm8k"
-    raw.mkdir(parents=True)
-    for name, n in (("train", 24), ("test", 6)):
-        lines = [{"question": f"What is {i} + {i + 1}?", "answer": f"{i} + {i + 1} = {2 * i + 1}"} for i in range(n)]
-        (raw / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    encoding = bpe.trained((f"What is {i} + {i + 1}? = {2 * i + 1}" for i in range(24)), 300)
-    (folder / "checkpoint").mkdir()
-    sizes = {**LLADA, "vocab_size": encoding.size, "embedding_size": encoding.size, "max_sequence_length": 64}
-    vocab = {name: (encoding.size, *shape[1:]) if "wte" in name or (name.count(".") == 3 and "ff_out" in name) else shape
-             for name, shape in llada_weights().items()}  # fmt: skip
-    written(folder / "checkpoint", sizes, vocab)
-    bpe.save(encoding.tokenizer, folder / "checkpoint" / "tokenizer.json")
-    (folder / "params.yaml").write_text(SETTINGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
-        run_stages(folder, ("configure", *TRAINING))
-    return folder
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    return run_over(folder, "gsm8k_llada", checkpoint_of("llada"), ("configure", *TRAINING), BINDINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["llada_moe", "dream"])
+def test_its_kin_go_the_same_way(tmp_path, layout):
+    folder = run_over(tmp_path / "run", f"gsm8k_{layout}", checkpoint_of(layout), ("configure", *TRAINING), BINDINGS)
+    evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
+    assert {"frozen", "warmup", "joint"} <= set(evaluated) and evaluated["joint"]["nll"] != evaluated["warmup"]["nll"]
 
 
 @pytest.fixture
@@ -96,7 +84,7 @@ def test_answers_are_padded_with_ends_that_are_learned(inside):
     from pipeline.prepared import Prepared
 
     split = Prepared("data/prepared").split("train")
-    end = bpe.pretrained(inside / "checkpoint/tokenizer.json", SPECIAL).id("end")
+    end = bpe.pretrained(bpe.load(inside / "checkpoint/tokenizer.json"), "checkpoint", SPECIAL).id("end")
     assert split.valid is None and bool(split.response[:, -1].all()) and bool((split.tokens[:, -1] == end).all())
 
 

@@ -1,0 +1,93 @@
+"""Every phase over a causal model, shaped as Qwen3 is and tiny: by the preset of the real one, its sizes overridden."""
+
+import json
+
+import pytest
+import torch
+
+from components.batch import Batch
+from pipeline import tokenizer as bpe
+from pipeline.backbones import Backbone
+from pipeline.checkpoint import load_model
+from pipeline.prepared import Prepared
+from pipeline.reader import Shards
+from stages.__main__ import main
+from tests.conftest import TRAINING
+from tests.stages.over_checkpoint import run_over
+
+transformers = pytest.importorskip("transformers")
+BINDINGS = {"jsonl.QuestionAnswers": {"special": {"end": "<end>", "pad": "<pad>"}}}
+
+
+def checkpoint(folder, encoding):
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, head_dim=8, intermediate_size=24,
+        vocab_size=encoding.size, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    bpe.save(encoding.tokenizer, folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workspace after every stage."""
+    folder = tmp_path_factory.mktemp("causal") / "run"
+    return run_over(folder, "gsm8k_qwen3", checkpoint, ("configure", *TRAINING), BINDINGS)
+
+
+@pytest.fixture
+def inside(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    return finished
+
+
+def test_every_phase_trains_and_the_answer_is_measured(inside):
+    for phase, steps in (("warmup", 4), ("joint", 3)):
+        assert json.loads((inside / f"outputs/{phase}/metrics.json").read_text())["steps"] == steps
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
+    assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint")}) == 3
+    assert json.loads((inside / "data/backbone/model.json").read_text())["selfcheck"]["causal"]
+
+
+def test_one_draw_holds_every_token_of_an_answer(inside):
+    split, shards = Prepared("data/prepared").split("train"), Shards("data/shards")
+    assert shards.index["draws"] == 1
+    assert sum(int(shards.read(shards.rows("train", 0), 48)["masked"].sum()) for _ in range(1)) == int(split.response.sum())
+
+
+def test_the_frozen_loss_is_what_the_library_computes(inside):
+    """Mean over answers of the mean over their tokens of -log p(next token), from its own labels."""
+    split = Prepared("data/prepared").split("test")
+    model = transformers.Qwen3ForCausalLM.from_pretrained("checkpoint").eval()
+    labels = torch.where(split.response, split.tokens.long(), -100)
+    with torch.no_grad():
+        logits = model(input_ids=split.tokens.long(), attention_mask=split.valid.long()).logits
+    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
+    assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(nll.item(), rel=1e-5)
+
+
+def test_the_refined_model_learns_nothing_of_what_comes_next(inside):
+    model = load_model("outputs/joint", Backbone("data/backbone"), "joint")
+    tokens = Prepared("data/prepared").split("test").tokens[:2].long()
+    other = tokens.clone()
+    other[:, 20] = (other[:, 20] + 1) % 200
+    nothing = torch.zeros_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        a, b = (torch.stack([s.hidden for s in model.steps(Batch(t, t, nothing, nothing.float()))]) for t in (tokens, other))
+    changed = (a - b).abs().amax((0, 1, 3))
+    assert changed[:20].max() == 0 and changed[20] > 0
+
+
+def test_data_and_backbone_must_agree(inside, capsys):
+    assert main(["configure", "--check"]) == 0
+    kept = (inside / "params.yaml").read_text()
+    try:
+        (inside / "params.yaml").write_text(kept.replace('"special": {', '"causal": false, "special": {"mask": "<mask>", '))
+        assert main(["configure", "--check"]) == 2
+        assert "the backbone predicts the next token, the data asks for masked tokens" in capsys.readouterr().err
+    finally:
+        (inside / "params.yaml").write_text(kept)
+    assert main(["evaluate", "DECODES={'answer': ('test', 2, 1, 4)}", "--out", "elsewhere"]) == 2
+    assert "a causal backbone has none: set DECODES = {}" in capsys.readouterr().err
