@@ -65,6 +65,13 @@ def test_selective(tmp_path):
 
 
 @pytest.mark.slow
+def test_cache(tmp_path):
+    rows, _ = run(tmp_path, "cache")
+    assert [(row["phase"], row["recursion steps"]) for row in rows] == [(p, k) for p in ("warmup", "joint") for k in (2, 4)]
+    assert all(row["loss difference"] <= 1e-6 and row["held_live_vs_cached"] > 3 for row in rows)
+
+
+@pytest.mark.slow
 def test_cores(tmp_path):
     rows, _ = run(tmp_path, "cores")
     sizes = [(512, "float32"), (128, "float32"), (512, "bfloat16")]
