@@ -1,66 +1,237 @@
-"""Decoding a masked-diffusion model: everything at once, or a few tokens at a time, most certain first."""
+"""Decoding a masked-diffusion model: everything at once, or a few tokens at a time, most certain first.
 
-from collections.abc import Callable
+One sampler serves evaluation and generation. What was committed is never revisited, the mask itself is never predicted, and nothing
+about a row depends on the other rows.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components import noise
+
 Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
+LONGEST = 1 << 24  # positions that noise can tell apart
 
 
 def parallel(predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int) -> Int[Tensor, "batch seq"]:
     """Fill every masked position from one pass with its most likely token; the mask itself is never predicted."""
-    return torch.where(tokens == mask_id, _best(predict(tokens), mask_id)[1], tokens)
+    return torch.where(tokens == mask_id, _best(_without(predict(tokens), mask_id))[1], tokens)
 
 
 def low_confidence_remasking(
     predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int, steps: int, blocks: int = 1
 ) -> Int[Tensor, "batch seq"]:
-    """Decode in ``steps`` passes: predict all masked tokens, keep the most certain ones, mask the rest again.
-
-    The masked positions of each row are cut left to right into ``blocks`` equal blocks, decoded one after the other
-    (semi-autoregressive); each block takes ``steps / blocks`` passes and commits an equal share in each, the remainder first.
-    Source: Nie et al., LLaDA (2025), algorithm 5 (low-confidence remasking) and section B.4 (blocks).
-
-    Args:
-        predict: token ids -> logits, one full pass.
-        tokens: prompt and ``mask_id`` wherever a token is wanted.
-        mask_id: never predicted.
-        steps: passes in all.
-        blocks: 1 = pure diffusion.
+    """Decode in ``steps`` passes, an equal share of each block's tokens in each; see ``Sampler``.
 
     Raises:
         ValueError: blocks do not divide steps.
     """
-    if steps < 1 or blocks < 1 or steps % blocks:
-        raise ValueError(f"steps must be a positive multiple of blocks, got steps {steps} and blocks {blocks}")
-    masked = tokens == mask_id
-    order = masked.cumsum(1) - 1
-    total = masked.sum(1, keepdim=True)
-    for block in range(blocks):
-        inside = masked & (order >= total * block // blocks) & (order < total * (block + 1) // blocks)
-        tokens = _decode_block(predict, tokens, mask_id, inside, steps // blocks)
-    return tokens
+    return deque(Sampler(steps, blocks).passes(predict, tokens, mask_id), maxlen=1).pop().tokens
 
 
-def _decode_block(
-    predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int, inside: Bool[Tensor, "batch seq"], steps: int
-) -> Int[Tensor, "batch seq"]:
-    size = inside.sum(1, keepdim=True)
-    for step in range(steps):
-        candidates = inside & (tokens == mask_id)
-        probability, best = _best(predict(tokens), mask_id)
-        rank = probability.masked_fill(~candidates, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
-        keep_masked = size // steps * (steps - 1 - step) + (size % steps - 1 - step).clamp_min(0)
-        commit = candidates.sum(1, keepdim=True) - keep_masked
-        tokens = torch.where(candidates & (rank < commit), best, tokens)
-    return tokens
+@dataclass(frozen=True)
+class Pass:
+    """What one pass leaves.
+
+    Attributes:
+        tokens: ids; the mask id where nothing is decided yet.
+        probability: of each token when it was committed; 1 in the prompt, 0 where nothing is decided or the model was not asked.
+        committed: True where this pass committed a token.
+        evaluations: runs of the model that each row took so far.
+    """
+
+    tokens: Int[Tensor, "batch seq"]
+    probability: Float[Tensor, "batch seq"]
+    committed: Bool[Tensor, "batch seq"]
+    evaluations: Int[Tensor, "batch"]
 
 
-def _best(logits: Float[Tensor, "batch seq vocab"], mask_id: int) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Probability and id of the most likely token; the mask id is excluded."""
+@dataclass(frozen=True)
+class Sampler:
+    """Low-confidence remasking: a pass predicts all masked tokens, keeps the most certain ones and masks the rest again.
+
+    The masked positions of each row are cut left to right into ``blocks`` equal blocks, decoded one after the other
+    (semi-autoregressive); each block takes ``steps / blocks`` passes and commits an equal share in each, the remainder first.
+    Sources: Nie et al., LLaDA (2025), algorithm 5 (low-confidence remasking), sections B.4 (blocks) and 2.4 (guidance); Wu et al.,
+    Fast-dLLM (2025), ``threshold``.
+
+    Args:
+        steps: passes at most, of all blocks together; None = one for each token.
+        blocks: 1 = pure diffusion.
+        temperature: 0 = the most likely token; above, drawn at that temperature (Gumbel-max).
+        guidance: how much further than the prompt alone would a token be pulled to it; 0 = none, else a pass runs the model twice.
+        threshold: probability from which on tokens are committed beyond their pass's share, and at least one is; None = the share
+            alone.
+        end_confidence: what an end's probability is multiplied with where tokens are ranked; 0 = ends come after everything else,
+            so that a flood of early ones cannot cut an answer short.
+        seed: of what is drawn.
+    """
+
+    steps: int | None = None
+    blocks: int = 1
+    temperature: float = 0.0
+    guidance: float = 0.0
+    threshold: float | None = None
+    end_confidence: float = 1.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise ValueError unless the settings fit together."""
+        if self.blocks < 1 or (self.steps is not None and (self.steps < 1 or self.steps % self.blocks)):
+            raise ValueError(f"steps must be a positive multiple of blocks, got steps {self.steps} and blocks {self.blocks}")
+        if self.temperature < 0 or self.guidance < 0:
+            raise ValueError(f"temperature and guidance must be at least 0, got {self.temperature} and {self.guidance}")
+        if not 0 <= self.end_confidence <= 1:
+            raise ValueError(f"end_confidence must lie within 0..1, got {self.end_confidence}")
+
+    def passes(
+        self,
+        predict: Predict,
+        tokens: Int[Tensor, "batch seq"],
+        mask_id: int,
+        *,
+        end_id: int | None = None,
+        uid: Int[Tensor, "batch"] | None = None,
+        finish: Predict | None = None,
+        finishing: int = 1,
+    ) -> Iterator[Pass]:
+        """Yield after every pass. Without threshold and end there are exactly ``steps`` of them; else none that decides nothing.
+
+        Args:
+            predict: token ids -> logits, one full pass.
+            tokens: prompt and ``mask_id`` wherever a token is wanted.
+            mask_id: never predicted.
+            end_id: a row is done when all before its first end is decided; what is still masked after it becomes ends.
+            uid: key of each row's noise; needed to draw.
+            finish: predicts in ``predict``'s place where a block is left no more tokens than its last ``finishing`` passes commit.
+            finishing: how many those are.
+
+        Raises:
+            ValueError: settings that do not fit together, or tokens are to be drawn without ``uid``.
+        """
+        self.check()
+        answer = tokens == mask_id
+        order, total = answer.cumsum(1) - 1, answer.sum(1, keepdim=True)
+        probability, evaluations = (~answer).float(), torch.zeros_like(total[:, 0])
+        finished = torch.zeros_like(total, dtype=torch.bool)
+        for block in range(self.blocks):
+            inside = answer & (order >= total * block // self.blocks) & (order < total * (block + 1) // self.blocks)
+            schedule = _Schedule(inside.sum(1, keepdim=True), self.steps and self.steps // self.blocks)
+            reserve = torch.zeros_like(total) if finish is None else schedule.left_for_the_last(finishing)
+            for number in range(schedule.passes):
+                candidates = inside & (tokens == mask_id) & ~finished
+                left = candidates.sum(1, keepdim=True)
+                if (self.threshold is not None or end_id is not None) and not left.any():
+                    break
+                logits = self._guided(_in_turn(predict, finish, left, reserve), tokens, answer, mask_id)
+                certain, best = self._chosen(_without(logits, mask_id), candidates, left, uid)
+                score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
+                committed = candidates & self._ranked(score, candidates, left, left - schedule.left_after(number), reserve)
+                tokens, probability = torch.where(committed, best, tokens), torch.where(committed, certain, probability)
+                evaluations = evaluations + (left[:, 0] > 0) * (2 if self.guidance else 1)
+                if end_id is not None:
+                    finished = _ended(tokens, answer, mask_id, end_id)
+                    tokens = torch.where(finished & (tokens == mask_id), end_id, tokens)
+                yield Pass(tokens, probability, committed, evaluations)
+
+    def _ranked(
+        self,
+        score: Float[Tensor, "batch seq"],
+        candidates: Bool[Tensor, "batch seq"],
+        left: Int[Tensor, "batch 1"],
+        share: Int[Tensor, "batch 1"],
+        reserve: Int[Tensor, "batch 1"],
+    ) -> Bool[Tensor, "batch seq"]:
+        """The positions that a pass commits: the first ``share`` by score, more where the threshold says so."""
+        score = score.masked_fill(~candidates, -1.0)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+        if self.threshold is not None:
+            sure = (score >= self.threshold).sum(1, keepdim=True)
+            share = torch.maximum(share, sure.clamp_min(1))
+            share = torch.where(left > reserve, torch.minimum(share, left - reserve), share)
+        return rank < share
+
+    def _guided(
+        self, predict: Predict, tokens: Int[Tensor, "batch seq"], answer: Bool[Tensor, "batch seq"], mask_id: int
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits, away from those that the model gives where it does not see the prompt."""
+        if not self.guidance:
+            return predict(tokens)
+        unconditional = predict(torch.where(answer, tokens, mask_id)).float()
+        return unconditional + (self.guidance + 1) * (predict(tokens).float() - unconditional)
+
+    def _chosen(
+        self,
+        logits: Float[Tensor, "batch seq vocab"],
+        candidates: Bool[Tensor, "batch seq"],
+        left: Int[Tensor, "batch 1"],
+        uid: Int[Tensor, "batch"] | None,
+    ) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+        """A token for each position, the most likely or one that is drawn, and its probability.
+
+        What is drawn depends on the row, how many of its tokens are undecided, and the position: on nothing that a batch decides.
+        """
+        if not self.temperature:
+            return _best(logits)
+        if uid is None:
+            raise ValueError("to draw tokens, every row needs a uid")
+        rows, columns = candidates.nonzero(as_tuple=True)
+        numbers = noise.uniform(self.seed, left[rows, 0] * LONGEST + columns, uid[rows], logits.shape[-1])
+        gumbel = -(-numbers.log()).log()
+        best = logits.argmax(-1)
+        best[rows, columns] = (logits[rows, columns].double() + self.temperature * gumbel).argmax(-1)
+        return logits.softmax(-1).gather(-1, best[..., None])[..., 0], best
+
+
+class _Schedule:
+    """How many tokens of a block, ``size`` of each row, are left after each pass: equal shares, the remainder first."""
+
+    def __init__(self, size: Int[Tensor, "batch 1"], steps: int | None) -> None:
+        self.size = size
+        self.passes = int(size.max()) if steps is None else steps
+        self.last = size.clamp(1, max(1, self.passes))  # as many passes as a row has something to commit in
+
+    def left_after(self, number: int | Int[Tensor, "batch 1"]) -> Int[Tensor, "batch 1"]:
+        """Tokens left after pass ``number``, from 0."""
+        whole, remainder = self.size // self.last, self.size % self.last
+        return (whole * (self.last - 1 - number) + (remainder - 1 - number).clamp_min(0)).clamp_min(0)
+
+    def left_for_the_last(self, n: int) -> Int[Tensor, "batch 1"]:
+        """Tokens that the last ``n`` passes of each row commit."""
+        return torch.where(self.last > n, self.left_after(self.last - n - 1), self.size)
+
+
+def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 1"], reserve: Int[Tensor, "batch 1"]) -> Predict:
+    """``predict`` for rows with more tokens left than are reserved for ``finish``, which has the others."""
+    early, late = left > reserve, (left > 0) & (left <= reserve)
+    if finish is None or not late.any():
+        return predict
+    if not early.any():
+        return finish
+    return lambda tokens: torch.where(late[..., None], finish(tokens), predict(tokens))
+
+
+def _ended(
+    tokens: Int[Tensor, "batch seq"], answer: Bool[Tensor, "batch seq"], mask_id: int, end_id: int
+) -> Bool[Tensor, "batch 1"]:
+    """Rows whose answer holds an end with nothing undecided before it."""
+    undecided = (answer & (tokens == mask_id)).cumsum(1)
+    return (answer & (tokens == end_id) & (undecided == 0)).any(1, keepdim=True)
+
+
+def _without(logits: Float[Tensor, "batch seq vocab"], mask_id: int) -> Float[Tensor, "batch seq vocab"]:
+    """Logits in which the mask id has no chance."""
     logits = logits.float().clone()
     logits[..., mask_id] = -torch.inf
+    return logits
+
+
+def _best(logits: Float[Tensor, "batch seq vocab"]) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Probability and id of the most likely token."""
     probability, best = logits.softmax(-1).max(-1)
     return probability, best
