@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import ginstate
@@ -9,9 +10,10 @@ from pipeline.ginfiles import MACRO, Key
 from pipeline.typecheck import annotation, describe
 
 
-def help_text(stage: str) -> str:
-    """One line per setting of the current configuration: key, type, value, meaning."""
-    lines = [f"python -m stages {stage} [name.param=value ...] [--config FILE] [--out DIR] [--check] [--print-config]", ""]
+def help_text(stage: str, flags: Sequence[str] = ()) -> str:
+    """One line per setting of the current configuration: key, type, value, meaning; ``flags`` of the stage alone are named too."""
+    own = "".join(f" [--{flag}]" for flag in flags)
+    lines = [f"python -m stages {stage} [name.param=value ...] [--config FILE] [--out DIR] [--check] [--print-config]{own}", ""]
     first = inspect.getdoc(ginstate.wrapped(f"stages.{stage}.run")) or ""
     lines += [first.splitlines()[0], "", "Settings (bind them in params.yaml or on the command line):"]
     for call in ginstate.built(f"stages.{stage}.run"):

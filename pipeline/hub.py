@@ -1,12 +1,13 @@
 """Folders of pretrained models: on this machine, or fetched from the Hugging Face hub once; only door to ``huggingface_hub``."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import sha256
 
 NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -61,6 +62,17 @@ def unchanged(path: str, revision: str | None, files: dict[str, dict[str, Any]])
             raise DataError(
                 f"{where / name} {held}: it is not what the backbone was described from; run dvc repro --force backbone"
             )
+
+
+def licence(path: str, revision: str | None) -> str | None:
+    """What the model's card names as its licence; None if there is no card, or it cannot be had."""
+    try:
+        text = file(path, revision, "README.md").read_text(encoding="utf-8", errors="replace")
+    except (UserError, OSError):
+        return None
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return found[1] if found else None
 
 
 def _check_space(path: str, revision: str | None) -> None:

@@ -99,7 +99,7 @@ class QuestionAnswers:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
         if encoding is None:
             encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
-        bpe.save(encoding.tokenizer, out / "tokenizer.json")
+        bpe.write(out, encoding, self.prompt)
         splits, first = {}, 0
         for name, part in parts.items():
             splits[name] = self._encode(encoding, part, first)
@@ -185,7 +185,7 @@ def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: 
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
-    fields = _fields(prompt) + _fields(response)
+    fields = fields_of(prompt) + fields_of(response)
     pairs = []
     for origin, row in rows(path):
         held = _checked(row, origin, fields, reserved)
@@ -195,8 +195,8 @@ def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: 
     return pairs
 
 
-def _fields(template: str) -> list[str]:
-    """Names of the fields of a template: ``_fields("{a}, {b}!")`` gives a and b.
+def fields_of(template: str) -> list[str]:
+    """Names of the fields of a template: ``fields_of("{a}, {b}!")`` gives a and b.
 
     Raises:
         ConfigError: it is not a template over plain names.

@@ -16,11 +16,16 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
-SECTIONS = (*STAGES, "ablate", "track")  # what params.yaml configures
+SECTIONS = (*STAGES, "generate", "export", "ablate", "track")  # what params.yaml configures
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
-SWITCHES, VALUES = ("check", "print-config", "help", "ship", "verify"), ("config", "out", "device", "follow")
+PRINT = ("generate", "track")  # what they have to say, instead of writing a folder
+SWITCHES = ("check", "print-config", "help", "ship", "verify", "confidence")
+VALUES = ("config", "out", "device", "follow", "model", "prompt", "prompts")
 STATUS = {ConfigError: 2, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # of the process, by its error
-OWN = {"ship": "track", "follow": "track", "verify": "extract"}  # flags of one stage alone
+OWN = {  # flags of some stages alone
+    "ship": ("track",), "follow": ("track",), "verify": ("extract",),
+    "model": ("generate", "export"), "prompt": ("generate",), "prompts": ("generate",), "confidence": ("generate",),
+}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -86,7 +91,8 @@ def command(
     """Run STAGE with OVERRIDES (name.param=value) over params.yaml.
 
     Args:
-        stage: configure, prepare, backbone, extract, warmup, joint, finetune, controls, evaluate, report, ablate or track.
+        stage: configure, prepare, backbone, extract, warmup, joint, finetune, controls, evaluate, report, generate, export, ablate
+            or track.
         overrides: bindings for this run; strongest of all.
         config: a file that configure wrote, used instead of params.yaml (what dvc.yaml does).
         out: folder to write to. Default: the configured one under DVC, else ``runs/<stage>/<id>`` (id: digest of the settings).
@@ -94,15 +100,18 @@ def command(
         check: resolve and check only.
         print_config: print the resolved configuration only.
         usage: print every setting of the stage, with type, value and meaning (``--help``).
-        own: ``ship`` and ``follow`` of track, ``verify`` of extract.
+        own: ``ship`` and ``follow`` of track, ``verify`` of extract, ``model`` of generate and export, ``prompt``, ``prompts`` and
+            ``confidence`` of generate.
     """
     if stage not in ("configure", *SECTIONS):
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
     overrides += (f"runtime.Runtime.device={device}",) if device else ()
     if overrides and (config or stage == "configure"):
         raise ConfigError("name.param=value and --device go over params.yaml, for one stage; give them without --config")
-    if wrong := [flag for flag in own if OWN[flag] != stage]:
-        raise ConfigError(f"--{wrong[0]} belongs to: python -m stages {OWN[wrong[0]]}")
+    if wrong := [flag for flag in own if stage not in OWN[flag]]:
+        raise ConfigError(f"--{wrong[0]} belongs to: python -m stages {' or '.join(OWN[wrong[0]])}")
+    if out and stage in PRINT:
+        raise ConfigError(f"{stage} prints and writes no folder; without --out, and '> file' to keep it")
     if stage == "configure":
         from stages import configure
 
@@ -114,7 +123,7 @@ def command(
         process.die_with_parent()
     text = _text(stage, config, overrides)
     if usage:
-        print(describe.help_text(stage), end="")
+        print(describe.help_text(stage, [flag for flag in OWN if stage in OWN[flag]]), end="")
     elif print_config:
         print(text, end="")
     elif check:
