@@ -59,7 +59,7 @@ class Generator:
         halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
         batch_size: prompts answered together.
         remote_code: run code that comes with an exported model's backbone. Read it first.
-        runtime: where it computes; None = on the CPU.
+        runtime: where it computes; None = on the CPU, with the threads that torch has.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -88,7 +88,7 @@ class Generator:
             if value is not None and value < least:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
-        self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime()
+        self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
         found = exported.opened(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
         self.model, self.vocabulary = found.model.to(self.runtime.device).eval(), found.backbone.vocabulary
         self.prompts = prompts_of(self.vocabulary, found.texts, found.backbone.architecture["seq"])
