@@ -63,6 +63,7 @@ class Puzzles:
         self.vocabulary, self.render = vocabulary, renderer(vocabulary, folder)
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
+        """Cells as ids; a puzzle's answer has no length of its own."""
         cells = "".join(prompt.replace("/", " ").split()) if isinstance(prompt, str) else ""
         digits, n = "123456789"[: self.vocabulary.mask_id], self.vocabulary.sequence
         if len(cells) != n or not set(cells) <= {*digits, *EMPTY}:
@@ -73,15 +74,19 @@ class Puzzles:
         return [self.vocabulary.mask_id if cell in EMPTY else int(cell) - 1 for cell in cells]
 
     def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Cells that were empty."""
         return [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
 
     def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
+        """The whole grid."""
         return self.render(ids)
 
     def picture(self, text: str) -> str:
+        """A row a line."""
         return text.replace("/", "\n")
 
     def token(self, token: int) -> str:
+        """Its digit."""
         return str(token + 1) if token != self.vocabulary.mask_id else "."
 
 
@@ -102,6 +107,7 @@ class Texts:
             raise DataError(f"{folder / bpe.FILE} is not the tokenizer of this model; run dvc repro prepare backbone")
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
+        """The template, filled, and room for the answer."""
         ids = self.encoding.encode(self.template.format(**self._checked(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
@@ -112,17 +118,21 @@ class Texts:
         return [*ids, *[self.vocabulary.mask_id] * most]
 
     def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Up to the first end."""
         found = [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
         ends = [number for number, i in enumerate(found) if ids[i] == self.end_id]
         return found[: ends[0]] if ends else found
 
     def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
+        """Through the tokenizer."""
         return self.render([ids[i] for i in kept])
 
     def picture(self, text: str) -> str:
+        """As it is."""
         return text
 
     def token(self, token: int) -> str:
+        """Through the tokenizer."""
         return self.render([token])
 
     def _checked(self, prompt: Prompt) -> Mapping[str, str]:

@@ -91,3 +91,11 @@ def test_gpu(tmp_path):
     assert modes >= {("naive", "eager"), ("store", "eager"), ("recompute", "eager"), ("store", "compiled")}
     assert all(row["time_vs_live"] > 0 for row in rows if row["section"] == "cache")
     assert "Error" not in out, out
+
+
+def test_ways_to_decode_are_measured(tmp_path, finished):
+    rows, out = run(tmp_path, "generation", "--root", str(finished))
+    found = {row["way"]: row for row in rows}
+    assert len(found) >= 10 and all(0 <= row["solved"]["mean"] <= 1 and row["ms"] > 0 for row in rows)
+    assert found["one pass"]["evaluations"] == 1 and found["every cell a pass"]["evaluations"] == 11  # of 16, 5 are clues
+    assert 2 <= found["threshold .9, guidance 1"]["evaluations"] <= 22 and "| solved" in out

@@ -172,6 +172,13 @@ MISTAKES = {
     "tracker by name": bound("track", "track: {run: {trackers: [clearml]}}", "trackers expects", "'clearml'"),
     "corpus by number": bound("prepare", "CORPUS: 3", "corpus expects Corpus", "got 3 (int)"),
     "override twice": typed("warmup", "loop.fit.steps=3", "loop.fit.steps=4", "--check", told=("loop.fit.steps", "twice")),
+    "no way to answer": bound("generate", "sampling: {Sampler: {stepps: 4}}", "sampling.Sampler has no parameter 'stepps'"),
+    "rule of halting": bound("generate", "generation: {Generator: {halt: '@sampling.Sampler'}}", "halt expects Callable"),
+    "model of a stage that has none": typed("warmup", "--model=outputs/joint",
+        told=("--model belongs to: python -m stages generate or export",)),
+    "answers in a folder": typed("generate", "--prompt=a", "--out=b", told=("generate prints and writes no folder", "> file")),
+    "two ways to ask": typed("generate", "--prompt=a", "--prompts=b", told=("give --prompt or --prompts, not both",)),
+    "overwriting what is exported": typed("export", "--model=a", "--out=a", told=("a is read here", "--out DIR")),
     "help of configure": typed("configure", "--help", told=("configure has no settings", "name a stage")),
 }  # fmt: skip
 

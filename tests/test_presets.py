@@ -65,7 +65,7 @@ def test_presets_and_sizes_are_found():
 @pytest.mark.parametrize("preset", sorted({*PRESETS, *PRETRAINED}))
 def test_a_preset_resolves_for_every_stage(resolved, preset):
     texts = resolved(preset)
-    assert set(texts) == set(SECTIONS) and len(texts) == 11
+    assert set(texts) == set(SECTIONS) and len(texts) == 13
     outs = [re.search(rf"^{stage}\.run\.out = '(.+)'$", texts[stage], re.MULTILINE)[1] for stage in STAGES]
     assert len(set(outs)) == len(STAGES)
     assert not any("REQUIRED" in text for text in texts.values())

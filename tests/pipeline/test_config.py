@@ -454,7 +454,7 @@ def test_configure_writes_every_text(root, capsys):
     configure.run(out="build", stages=SECTIONS)
     assert {p.stem: p.read_text() for p in Path("build").iterdir()} == {stage: resolve(stage) for stage in SECTIONS}
     told = capsys.readouterr().out
-    assert told.startswith("configure: 11 stages resolved, checked and built on shapes; parameters to train: backbone 6,640, ")
+    assert told.startswith("configure: 13 stages resolved, checked and built on shapes; parameters to train: backbone 6,640, ")
 
 
 def test_common_reaches_the_stages_that_can_use_it(root):
