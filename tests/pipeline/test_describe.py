@@ -46,3 +46,8 @@ def test_help_runs_nothing_and_knows_the_overrides(tmp_path, monkeypatch, capsys
     assert main(["prepare", "--help", "sudoku.Sudoku.train=33"]) == 0
     assert "  .train = 33  (int)  training puzzles." in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"gin", "params.yaml"}
+
+
+def test_flags_of_the_stage_alone_are_named(capsys):
+    assert main(["generate", "--help"]) == 0
+    assert "[--model] [--prompt] [--prompts] [--confidence]" in capsys.readouterr().out.splitlines()[0]

@@ -107,3 +107,24 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"pip install 'slotloop\[hf\]'"):
         hub._library()
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: mit\n---\nText", "mit"),
+        ("---\nlicense: 'apache-2.0'\n---\n", "apache-2.0"),
+        ("license: mit\n", None),
+        ("---\ntags: []\n---\nlicense: mit\n", None),
+        (None, None),
+    ],
+)
+def test_the_licence_is_what_the_card_names(tmp_path, card, licence):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert hub.licence(str(tmp_path), None) == licence
+
+
+def test_a_card_that_cannot_be_had_names_no_licence(monkeypatch):
+    monkeypatch.setattr(hub, "_library", lambda: Hub(OSError("no network")))
+    assert hub.licence(NAME, None) is None

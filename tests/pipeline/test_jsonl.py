@@ -278,3 +278,9 @@ def test_other_fields_by_templates(raw):
 def test_a_template_that_does_not_fit_is_refused(raw, template, error, message):
     with pytest.raises(error, match=message):
         prepare(raw, prompt=template)
+
+
+def test_the_words_of_prompts_are_kept_for_generation(raw):
+    prepare(raw, prompt="Q: {question}")
+    encoding, prompt = bpe.opened(raw.parent / "out")
+    assert prompt == "Q: {question}" and encoding.special == {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}

@@ -1,6 +1,7 @@
 """Every phase over a pretrained model, shaped as LLaDA is and tiny: by the preset of the 8 B one, its sizes overridden."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from pipeline import tokenizer as bpe
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.errors import DataError
+from pipeline.generation import Generator
+from stages.__main__ import main
 from tests.conftest import ROOT, TRAINING
 from tests.pipeline.checkpoints import LAYOUTS, VOCAB, written
 from tests.stages.over_checkpoint import run_over
@@ -86,6 +89,52 @@ def test_answers_are_padded_with_ends_that_are_learned(inside):
     split = Prepared("data/prepared").split("train")
     end = bpe.pretrained(bpe.load(inside / "checkpoint/tokenizer.json"), "checkpoint", SPECIAL).id("end")
     assert split.valid is None and bool(split.response[:, -1].all()) and bool((split.tokens[:, -1] == end).all())
+
+
+QUESTIONS = ["What is 3 + 4?", "What is 11 + 12? And why?"]
+
+
+@pytest.fixture
+def exported(inside):
+    """The joint model, exported, its checkpoint with a card."""
+    (inside / "checkpoint/README.md").write_text("---\nlicense: mit\n---\nTiny.\n")
+    assert main(["export", "--out=exported"]) == 0
+    yield inside / "exported"
+    shutil.rmtree(inside / "exported")
+    (inside / "checkpoint/README.md").unlink()
+
+
+def test_it_answers_prompts(inside, capsys):
+    (inside / "questions.txt").write_text("\n".join(QUESTIONS))
+    assert main(["generate", "--prompts=questions.txt", "generation.Generator.length=6"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == QUESTIONS and all(1 <= line["evaluations"] <= 6 for line in lines)
+    generator = Generator("outputs/joint", length=6)
+    for line in lines:
+        assert generator(line["prompt"]).text == line["text"]  # alone and unpadded, as beside a longer one
+    assert SPECIAL["end"] not in lines[0]["text"] and SPECIAL["mask"] not in lines[0]["text"]
+
+
+def test_an_exported_model_names_its_backbone_and_says_the_same(exported):
+    assert {p.name for p in (exported / "backbone").iterdir()} == {"model.json"}
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: slotloop\nlicense: mit\nbase_model: checkpoint\n---\n")
+    description = json.loads((exported / "backbone/model.json").read_text())
+    assert description["fingerprint"] in card and all(one["sha256"] in card for one in description["files"].values())
+    one, other = Generator(exported, length=6), Generator("outputs/joint", length=6)
+    assert one(QUESTIONS) == other(QUESTIONS)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00002-of-00002.safetensors"])
+def test_an_exported_model_notices_that_its_backbone_changed(exported, inside, name):
+    file = inside / "checkpoint" / name
+    kept = file.read_bytes()
+    try:
+        file.write_bytes(kept[:-9] + b" " + kept[-8:])  # as long as before
+        with pytest.raises(DataError, match=r"the files of checkpoint are not those that .*exported was made with"):
+            Generator(exported)
+    finally:
+        file.write_bytes(kept)
 
 
 def test_files_that_are_no_longer_what_they_were_are_refused(inside):
