@@ -6,6 +6,7 @@
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ class Generator:
     def __call__(self, prompt: Sequence[Prompt]) -> list[Answer]: ...
     def __call__(self, prompt: Prompt | Sequence[Prompt]) -> Answer | list[Answer]:
         if isinstance(prompt, str | Mapping):
-            return list(self.stream(prompt))[-1]
+            return self([prompt])[0]
         return [answer for answers in self.batches(prompt) for answer in answers]
 
     def batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
@@ -110,28 +111,28 @@ class Generator:
         """
         canvases = [self.prompts.canvas(prompt, self.length) for prompt in prompts]
         for first in range(0, len(canvases), self.batch_size):
-            *_, last = self._passes(canvases[first : first + self.batch_size])
-            yield last
+            part = canvases[first : first + self.batch_size]
+            yield self._answers(deque(self._passes(part), maxlen=1).pop(), part)
 
     def stream(self, prompt: Prompt) -> Iterator[Answer]:
         """The answer before the first pass and after each; the last one is whole."""
-        for (answer,) in self._passes([self.prompts.canvas(prompt, self.length)]):
-            yield answer
+        canvas = self.prompts.canvas(prompt, self.length)
+        for found in self._passes([canvas]):
+            yield self._answers(found, [canvas])[0]
 
-    def _passes(self, canvases: list[list[int]]) -> Iterator[list[Answer]]:
+    def _passes(self, canvases: list[list[int]]) -> Iterator[Pass]:
+        """What the sampler leaves before the first pass and after each."""
         batch = self._batch(canvases).to(self.runtime.device)
-        start = Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
-        yield self._answers(start, canvases)
+        yield Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
         model, finish = self._models()
         halt, refined = (self.halt, finish or model) if self.halt else (None, None)
         predict = predictor(model, batch, self.vocabulary.mask_id, self.runtime, halt if model is refined else None)
         last = None if finish is None else predictor(finish, batch, self.vocabulary.mask_id, self.runtime, halt)
         uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
-        for found in self.sampler.passes(
+        yield from self.sampler.passes(
             predict, batch.tokens, self.vocabulary.mask_id, end_id=self.prompts.end_id, uid=uid, finish=last,
             finishing=self.refined_passes or 1,
-        ):  # fmt: skip
-            yield self._answers(found, canvases)
+        )  # fmt: skip
 
     def _models(self) -> tuple[Model, Model | None]:
         """What predicts in every pass, or until the last ones, and what predicts in those."""

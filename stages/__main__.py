@@ -29,9 +29,10 @@ OWN = {  # flags of some stages alone
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 and 143 ended by a signal."""
+    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130, 141 and 143 ended by a signal."""
     try:
         fire.Fire(command, command=normalised(arguments), name="python -m stages")
+        sys.stdout.flush()
     except UserError as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends where it called
         if not launch.told_elsewhere(message):
@@ -42,6 +43,9 @@ def main(arguments: list[str]) -> int:
         if not launch.told_elsewhere("interrupted"):
             print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read what is printed has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+        return 141
     return 0
 
 

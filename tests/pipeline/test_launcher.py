@@ -192,3 +192,20 @@ def test_an_interrupt_ends_with_its_own_status(here, monkeypatch, capsys):
     monkeypatch.setattr("pipeline.sudoku.Sudoku.prepare", interrupted)
     assert main(["prepare"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_reader_that_has_enough_is_no_error(here):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "stages", "prepare", "--print-config"]
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            command,
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
