@@ -62,13 +62,13 @@ class Sampler:
 
     Args:
         steps: passes at most, of all blocks together; None = one for each token.
-        blocks: 1 = pure diffusion.
+        blocks: cut left to right; 1 = pure diffusion.
         temperature: 0 = the most likely token; above, drawn at that temperature (Gumbel-max).
-        guidance: how much further than the prompt alone would a token be pulled to it; 0 = none, else a pass runs the model twice.
-        threshold: probability from which on tokens are committed beyond their pass's share, and at least one is; None = the share
-            alone.
-        end_confidence: what an end's probability is multiplied with where tokens are ranked; 0 = ends come after everything else,
-            so that a flood of early ones cannot cut an answer short.
+        guidance: scale of classifier-free guidance: logits u + (scale + 1)(c - u), where u does not see the prompt; 0 = none, else
+            a pass runs the model twice.
+        threshold: probability from which on tokens are committed beyond a pass's share, and at least one is; None = none.
+        end_confidence: factor on an end's probability where tokens are ranked; 0 = ends come after everything else, so that a flood
+            of early ones cannot cut an answer short.
         seed: of what is drawn.
     """
 

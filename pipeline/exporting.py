@@ -32,7 +32,7 @@ answer = generator({prompt!r})
 print(answer.text, answer.confidence, answer.evaluations)
 ```
 
-or `python -m stages generate --model path/of/this/folder --prompt ...`. Nothing is unpickled, and no code comes with the weights.
+or `python -m stages generate --model path/of/this/folder --prompt ...`. Nothing is unpickled.
 {results}
 ## Files
 
@@ -115,6 +115,7 @@ def _facts(phase: str, found: Opened, base: str | None, licence: str | None) -> 
         facts["weights of the backbone"] = f"`{base}`, revision {source['revision'] or 'none'}; not part of this folder"
         facts |= {f"sha256 of its `{name}`": f"`{one['sha256']}`" for name, one in found.backbone.description["files"].items()}
         facts["licence of the backbone"] = licence or "not stated"
+        facts |= {"code of the backbone": "its own; it runs if it is asked for"} if source["remote_code"] else {}
     if isinstance(found.model, RefinedLM):
         count = sum(parameter.numel() for parameter in found.model.refiner.parameters())
         facts["parameters of the refiner"] = f"{count:,}"

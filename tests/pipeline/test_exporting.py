@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from pipeline.backbones import Backbone
+from pipeline.checkpoint import save_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.exporting import export
 from pipeline.generation import Generator
@@ -150,6 +152,19 @@ def test_code_of_a_stranger_does_not_run_unasked(copied):
         Generator(copied)
     with pytest.raises(DataError):  # on it goes, and there is no such folder
         Generator(copied, remote_code=True)
+
+
+def test_a_backbone_that_was_trained_on_is_exported_too(tmp_path, runtime):
+    folder = puzzles(tmp_path)
+    backbone = Backbone(folder / "data/backbone")
+    model = backbone.model()
+    with torch.no_grad():
+        model.head.weight.mul_(2.0)
+    save_model(folder / "outputs/controls/backbone", model, backbone)
+    exported(folder, model="outputs/controls/backbone")
+    assert "The built-in TinyLM, a masked-diffusion model, trained on" in (folder / "exported/README.md").read_text()
+    plain, sharper = Generator(folder / "data/backbone", runtime=runtime), Generator(folder / "exported", runtime=runtime)
+    assert sharper(PUZZLE).confidence[0] > plain(PUZZLE).confidence[0]
 
 
 def test_what_stands_alone_is_not_exported(made):
