@@ -227,7 +227,7 @@ def _ended(
 def _without(logits: Float[Tensor, "batch seq vocab"], mask_id: int) -> Float[Tensor, "batch seq vocab"]:
     """Logits in which the mask id has no chance."""
     logits = logits.float().clone()
-    logits[..., mask_id] = -torch.inf
+    logits[..., mask_id : mask_id + 1] = -torch.inf  # a causal model's is no id of its
     return logits
 
 

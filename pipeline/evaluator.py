@@ -1,7 +1,7 @@
 """Evaluation: every model on the same test examples under the same masks, at every recursion step."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -16,7 +16,6 @@ from components.model import Model
 from pipeline.data import assemble
 from pipeline.distributed import gathered, rank, world
 from pipeline.errors import ConfigError
-from pipeline.predictor import predictor
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
@@ -144,7 +143,7 @@ def decode(
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     mine = []
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
-        predict = predictor(model, batch.to(runtime.device), vocabulary.mask_id, runtime)
+        predict = _predictor(model, batch.to(runtime.device), runtime)
         mine.append(
             sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
         )
@@ -184,6 +183,16 @@ def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) 
                 ids, of_ids = ids.roll(1), of_ids.roll(1)
             shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in of_ids.tolist()]})
     return shown
+
+
+def _predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
+    """Token ids -> logits of every position, through the last recursion step."""
+
+    def predict(tokens: Tensor) -> Tensor:
+        with runtime.autocast():
+            return model.readout(model.states(replace(batch, tokens=tokens)))
+
+    return predict
 
 
 def _interval(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:

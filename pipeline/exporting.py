@@ -7,12 +7,12 @@ from typing import Any
 from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline import hub
-from pipeline import tokenizer as bpe
 from pipeline.backbones import DESCRIPTION, PRETRAINED, WEIGHTS
 from pipeline.errors import ConfigError, DataError
 from pipeline.exported import BASE, MANIFEST, Opened, kind, opened
 from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.reporting import cell, markdown
+from pipeline.wording import TOKENIZER, WORDING
 
 CARD = """# {name}
 
@@ -68,7 +68,7 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
     if found.backbone.architecture["model"] != PRETRAINED:
         copied[f"{BASE}/{WEIGHTS}"] = backbone / WEIGHTS
     if found.backbone.vocabulary.rendering == "text":
-        copied |= {name: prepared / name for name in (bpe.FILE, bpe.WORDING)}
+        copied |= {name: prepared / name for name in (TOKENIZER, WORDING)}
     for name, source in copied.items():
         if not source.is_file():
             raise DataError(f"{source} does not exist; run dvc repro prepare")

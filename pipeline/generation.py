@@ -8,7 +8,7 @@
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -92,6 +92,10 @@ class Generator:
         self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
         found = exported.opened(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
         self.model, self.vocabulary = found.model.to(self.runtime.device).eval(), found.backbone.vocabulary
+        if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):
+            raise ConfigError(
+                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and no halt"
+            )
         self.prompts = prompts_of(self.vocabulary, found.texts, found.backbone.architecture["seq"])
 
     @overload
@@ -126,10 +130,12 @@ class Generator:
         yield Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
         model, finish = self._models()
         halt, refined = (self.halt, finish or model) if self.halt else (None, None)
-        predict = predictor(model, batch, self.vocabulary.mask_id, self.runtime, halt if model is refined else None)
-        last = None if finish is None else predictor(finish, batch, self.vocabulary.mask_id, self.runtime, halt)
+        predict = predictor(model, batch, self.vocabulary, self.runtime, halt if model is refined else None)
+        last = None if finish is None else predictor(finish, batch, self.vocabulary, self.runtime, halt)
         uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
-        yield from self.sampler.passes(
+        n = int(batch.masked.sum(1).max())
+        sampler = replace(self.sampler, steps=n, blocks=n) if self.vocabulary.causal and n else self.sampler
+        yield from sampler.passes(
             predict, batch.tokens, self.vocabulary.mask_id, end_id=self.prompts.end_id, uid=uid, finish=last,
             finishing=self.refined_passes or 1,
         )  # fmt: skip

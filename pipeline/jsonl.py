@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline import pretrained_text
+from pipeline import pretrained_text, wording
 from pipeline import tokenizer as bpe
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
 from pipeline.prepared import Split, Vocabulary
 from pipeline.tables import rows
+from pipeline.wording import Wording
 
 RAW_VARIABLE = "SLOTLOOP_RAW"
 RAW_DEFAULT = "data/raw"
@@ -99,7 +100,7 @@ class QuestionAnswers:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
         if encoding is None:
             encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
-        bpe.write(out, encoding, self.prompt)
+        wording.write(out, encoding, Wording(self.prompt, dict(encoding.special), *wording.around(self._asked())))
         splits, first = {}, 0
         for name, part in parts.items():
             splits[name] = self._encode(encoding, part, first)

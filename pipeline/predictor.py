@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from components import halting
 from components.batch import Batch
@@ -11,27 +12,38 @@ from components.halting import Rule
 from components.model import Model
 from components.sampling import Predict
 from pipeline.errors import ConfigError
+from pipeline.prepared import Vocabulary
 from pipeline.runtime import Runtime
 
 
-def predictor(model: Model, batch: Batch, mask_id: int, runtime: Runtime, halt: Rule | None = None) -> Predict:
-    """Predicts what is still masked of ``batch``.
+def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime, halt: Rule | None = None) -> Predict:
+    """Predicts what is still masked of ``batch``; if causal, what follows the tokens before the first mask.
 
     Args:
         model: any.
         batch: on the runtime's device; its answers all masked.
-        mask_id: of its vocabulary.
+        vocabulary: its token ids.
         runtime: where it computes.
         halt: rule by which sequences leave the recursion; None = after all steps.
     """
 
     @torch.no_grad()
     def predict(tokens: Tensor) -> Tensor:
-        now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == mask_id), rows=None)
+        now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == vocabulary.mask_id), rows=None)
         with runtime.autocast():
+            if vocabulary.causal:
+                return _following(model, now, vocabulary.pad_id)
             return model.readout(model.states(now) if halt is None else _halted(model, now, halt))
 
     return predict
+
+
+def _following(model: Model, batch: Batch, pad_id: int) -> Tensor:
+    """Logits at the place of the token that they are of. What stands behind every row's first mask decides nothing, and is cut."""
+    written = int((~batch.masked).cumprod(1).sum(1).max())
+    length = min(written, batch.tokens.shape[1] - 1)
+    seen = replace(batch, tokens=batch.tokens.masked_fill(batch.masked, pad_id)).cut(length)
+    return F.pad(model.readout(model.states(seen)), (0, 0, 1, batch.tokens.shape[1] - length - 1))
 
 
 def _halted(model: Model, batch: Batch, rule: Rule) -> Tensor:

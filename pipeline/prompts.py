@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import tokenizer as bpe
+from pipeline import wording
 from pipeline.errors import DataError
 from pipeline.jsonl import fields_of
 from pipeline.prepared import Vocabulary
@@ -100,15 +100,17 @@ class Texts:
     def __init__(self, vocabulary: Vocabulary, folder: Path, longest: int | None) -> None:
         self.vocabulary, self.longest = vocabulary, longest
         self.render = renderer(vocabulary, folder)
-        self.encoding, self.template = bpe.opened(folder)
-        self.fields = fields_of(self.template)
+        self.encoding, self.wording = wording.read(folder)
+        self.fields = fields_of(self.wording.prompt)
         self.end_id: int | None = self.encoding.id("end")
-        if (self.encoding.size, self.encoding.id("mask")) != (vocabulary.size, vocabulary.mask_id):
-            raise DataError(f"{folder / bpe.FILE} is not the tokenizer of this model; run dvc repro prepare backbone")
+        masks = not vocabulary.causal and "mask" in self.wording.special
+        mark = self.encoding.id("mask") if masks else self.encoding.size
+        if (self.encoding.size, mark) != (vocabulary.size, vocabulary.mask_id):
+            raise DataError(f"{folder / wording.TOKENIZER} is not the tokenizer of this model; run dvc repro prepare backbone")
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """The template, filled, and room for the answer."""
-        ids = self.encoding.encode(self.template.format(**self._checked(prompt)))
+        ids = self.encoding.encode(self.wording.asked(self._checked(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
         longest = self.vocabulary.sequence if length is None else self.longest
@@ -118,9 +120,10 @@ class Texts:
         return [*ids, *[self.vocabulary.mask_id] * most]
 
     def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
-        """Up to the first end."""
+        """Up to the first end; of a causal model's answer, what is written."""
         found = [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
-        ends = [number for number, i in enumerate(found) if ids[i] == self.end_id]
+        last = {self.end_id, self.vocabulary.mask_id} if self.vocabulary.causal else {self.end_id}
+        ends = [number for number, i in enumerate(found) if ids[i] in last]
         return found[: ends[0]] if ends else found
 
     def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:

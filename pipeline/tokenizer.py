@@ -10,9 +10,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, write_atomic, write_json
+from pipeline.files import write_atomic
 
-FILE, WORDING = "tokenizer.json", "wording.json"
 SPECIAL = PAD, END, MASK = "<pad>", "<end>", "<mask>"
 ROLES = ("mask", "end", "pad")
 
@@ -61,24 +60,6 @@ def pretrained(tokenizer: Tokenizer, origin: str, tokens: Mapping[str, str] | No
         if tokenizer.token_to_id(tokens[role]) is None:
             raise DataError(f"{origin} has no token {tokens[role]!r} ({role}); see its tokenizer's added tokens for what it has")
     return Encoding(tokenizer, tokens)
-
-
-def write(folder: Path, encoding: Encoding, prompt: str) -> None:
-    """Write the tokenizer, and which of its tokens are special and the template of prompts: what generation needs to know."""
-    save(encoding.tokenizer, folder / FILE)
-    write_json(folder / WORDING, {"prompt": prompt, "special": dict(encoding.special)})
-
-
-def opened(folder: Path) -> tuple[Encoding, str]:
-    """Encoding and template of prompts that ``write`` wrote.
-
-    Raises:
-        DataError: a file is missing or malformed.
-    """
-    wording = read_json(folder / WORDING, "prepare")
-    if not isinstance(wording, dict) or not isinstance(wording.get("prompt"), str):
-        raise DataError(f"{folder / WORDING} holds no template of prompts; run dvc repro prepare")
-    return pretrained(folder / FILE, wording.get("special")), wording["prompt"]
 
 
 def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:

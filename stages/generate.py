@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from pipeline import answering
+from pipeline import console
 from pipeline.generation import Generator
 
 
@@ -17,4 +17,4 @@ def run(*, model: str, generator: Callable[..., Generator], prompt: str = "", pr
         prompts: file with one prompt a line, plain text or a JSON object; "-" = standard input (``--prompts``).
         confidence: also print the probability of every token (``--confidence``).
     """
-    answering.answer(partial(generator, model), prompt, prompts, confidence)
+    console.answer(partial(generator, model), prompt, prompts, confidence)

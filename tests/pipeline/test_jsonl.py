@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline import tokenizer as bpe
+from pipeline import wording
 from pipeline.errors import ConfigError, DataError
 from pipeline.jsonl import QuestionAnswers, raw_folder
 
@@ -282,5 +283,6 @@ def test_a_template_that_does_not_fit_is_refused(raw, template, error, message):
 
 def test_the_words_of_prompts_are_kept_for_generation(raw):
     prepare(raw, prompt="Q: {question}")
-    encoding, prompt = bpe.opened(raw.parent / "out")
-    assert prompt == "Q: {question}" and encoding.special == {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}
+    encoding, words = wording.read(raw.parent / "out")
+    assert words == wording.Wording("Q: {question}", {"mask": "<mask>", "end": "<end>", "pad": "<pad>"})
+    assert encoding.special == words.special

@@ -3,10 +3,11 @@
 import pytest
 
 from pipeline import tokenizer as bpe
-from pipeline.errors import DataError
+from pipeline.errors import DataError, UserError
 from pipeline.files import write_json
 from pipeline.prepared import Vocabulary
 from pipeline.prompts import prompts_of
+from pipeline.wording import WORDING, Wording, write
 from tests.pipeline.trained import PUZZLE, PUZZLES, TEXTS
 
 M = PUZZLES.mask_id
@@ -17,9 +18,9 @@ def puzzles(tmp_path):
     return prompts_of(PUZZLES, tmp_path, 16)
 
 
-def texts_in(folder, prompt="Q: {question}\n", longest=64):
+def texts_in(folder, prompt="Q: {question}\n", longest=64, frame=()):
     encoding = bpe.trained(TEXTS, 290)
-    bpe.write(folder, encoding, prompt)
+    write(folder, encoding, Wording(prompt, encoding.special, *frame))
     return prompts_of(Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"), folder, longest), encoding
 
 
@@ -89,22 +90,41 @@ def test_what_is_no_prompt_is_refused(tmp_path, prompt, length, told):
         texts_in(tmp_path)[0].canvas(prompt, length)
 
 
+def test_a_chat_stands_around_the_prompt(tmp_path):
+    texts, encoding = texts_in(tmp_path, "Q: {question}\n", frame=("User: ", " Bot: ", True))
+    assert texts.canvas("How many?", 1)[:-1] == encoding.encode("User: Q: How many? Bot: ")
+
+
+def test_a_causal_answer_is_what_is_written(tmp_path):
+    encoding = bpe.trained(TEXTS, 290)
+    write(tmp_path, encoding, Wording("{question}", {"end": "<end>", "pad": "<pad>"}))
+    texts = prompts_of(Vocabulary(encoding.size, encoding.size, encoding.id("pad"), 48, "text", causal=True), tmp_path, 48)
+    canvas, words = texts.canvas("Tom", 6), encoding.encode(" buys 3")
+    prompt, none = canvas[: canvas.index(encoding.size)], encoding.size
+    for rest in ([none] * 9, [encoding.id("end")] * 9):
+        ids = (prompt + words + rest)[: len(canvas)]
+        assert texts.text(ids, texts.kept(canvas, ids)) == " buys 3"
+
+
 def test_another_models_tokenizer_is_refused(tmp_path):
     _, encoding = texts_in(tmp_path)
     with pytest.raises(DataError, match=r"tokenizer.json is not the tokenizer of this model"):
         prompts_of(Vocabulary(encoding.size + 1, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
 
 
-@pytest.mark.parametrize("content", [[], {}, {"prompt": "no field", "special": {"mask": "<mask>"}}, {"prompt": 3}])
+@pytest.mark.parametrize(
+    "content",
+    [[], {}, {"prompt": "no field", "special": {"end": "<end>", "pad": "<pad>"}}, {"prompt": 3, "special": {}}, {"later": 1}],
+)
 def test_a_malformed_wording_is_told(tmp_path, content):
     _, encoding = texts_in(tmp_path)
-    write_json(tmp_path / bpe.WORDING, content)
-    with pytest.raises(DataError):
+    write_json(tmp_path / WORDING, content)
+    with pytest.raises(UserError):
         prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
 
 
 def test_a_folder_prepared_before_there_was_one_names_the_stage(tmp_path):
     _, encoding = texts_in(tmp_path)
-    (tmp_path / bpe.WORDING).unlink()
+    (tmp_path / WORDING).unlink()
     with pytest.raises(DataError, match=r"wording.json does not exist; it is written by stage prepare"):
         prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)

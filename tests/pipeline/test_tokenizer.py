@@ -76,11 +76,3 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"t.json is not a tokenizer \(.*\); run dvc repro prepare"):
         bpe.load(tmp_path / "t.json")
-
-
-def test_what_generation_needs_is_kept_beside_the_tokenizer(tmp_path, trained):
-    encoding = bpe.Encoding(trained, {"mask": bpe.MASK, "end": bpe.END, "pad": bpe.PAD})
-    bpe.write(tmp_path, encoding, "Q: {question}\n")
-    found, prompt = bpe.opened(tmp_path)
-    assert prompt == "Q: {question}\n" and found.special == encoding.special
-    assert found.encode("12 apples") == encoding.encode("12 apples") and found.id("end") == encoding.id("end")

@@ -6,10 +6,12 @@ from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
 from components.tiny_lm import TinyLM
 from pipeline import tokenizer as bpe
+from pipeline import wording
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.checkpoint import save_model
 from pipeline.files import write_json
 from pipeline.prepared import Vocabulary
+from pipeline.wording import Wording
 
 PUZZLES = Vocabulary(size=5, mask_id=4, pad_id=4, sequence=16, rendering="sudoku")
 TEXTS = ["Janet has 12 apples. How many?", "Tom buys 3 pears and 4 plums.", "12 + 3 = 15"]
@@ -26,7 +28,7 @@ def puzzles(folder):
 def texts(folder, prompt="Q: {question}\n"):
     """The same with a tokenizer, and nothing evaluated."""
     encoding = bpe.trained(TEXTS, 290)
-    bpe.write(folder / "data/prepared", encoding, prompt)
+    wording.write(folder / "data/prepared", encoding, Wording(prompt, encoding.special))
     return written(folder, Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"))
 
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from components.batch import Batch
+from components.halting import by_change
+from components.sampling import Sampler
 from pipeline import tokenizer as bpe
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
+from pipeline.errors import ConfigError
+from pipeline.generation import Generator
 from pipeline.prepared import Prepared
 from pipeline.reader import Shards
 from stages.__main__ import main
@@ -78,6 +82,45 @@ def test_the_refined_model_learns_nothing_of_what_comes_next(inside):
         a, b = (torch.stack([s.hidden for s in model.steps(Batch(t, t, nothing, nothing.float()))]) for t in (tokens, other))
     changed = (a - b).abs().amax((0, 1, 3))
     assert changed[:20].max() == 0 and changed[20] > 0
+
+
+PROMPTS = ["What is 3 + 4?", "What is 11 + 12? And what is 13 + 14?"]
+
+
+def test_its_backbone_writes_what_the_library_writes(inside):
+    generator = Generator("data/backbone", length=7)
+    model = transformers.Qwen3ForCausalLM.from_pretrained("checkpoint").eval()
+    end = generator.prompts.end_id
+    for prompt, answer in zip(PROMPTS, generator(PROMPTS), strict=True):
+        ids = [i for i in generator.prompts.canvas(prompt, 7) if i != generator.vocabulary.mask_id]
+        written = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids)),
+            max_new_tokens=7,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
+        )[0, len(ids) :].tolist()
+        expected = written[: written.index(end)] if end in written else written
+        assert answer.text == generator.prompts.render(expected) and answer.evaluations == min(7, len(expected) + 1)
+        assert answer == generator(prompt)
+
+
+def test_the_refined_model_writes_token_after_token(inside, capsys):
+    assert main(["generate", f"--prompt={PROMPTS[0]}", "generation.Generator.length=5"]) == 0
+    generator = Generator("outputs/joint", length=5)
+    *before, last = generator.stream(PROMPTS[0])
+    assert capsys.readouterr().out == f"{last.text}\n"
+    assert [len(answer.tokens) for answer in before[:3]] == [0, 1, 2] and last.text.startswith(before[-1].text)
+    assert Generator("outputs/joint", length=5, refined_passes=0)(PROMPTS[0]).confidence != last.confidence
+    drawn = [Generator("outputs/joint", length=5, sampler=Sampler(temperature=3.0, seed=seed))(PROMPTS[0]) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_what_fills_masks_is_told_of_a_causal_model(inside):
+    for settings in ({"sampler": Sampler(steps=4)}, {"sampler": Sampler(guidance=1.0)}, {"halt": by_change}):
+        with pytest.raises(ConfigError, match="a causal model writes token after token"):
+            Generator("outputs/joint", **settings)
 
 
 def test_data_and_backbone_must_agree(inside, capsys):

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from pipeline import answering
+from pipeline import console
 from pipeline.errors import ConfigError, DataError
 from pipeline.generation import Generator
 from tests.pipeline.trained import PUZZLE, puzzles
@@ -23,12 +23,12 @@ def make(tmp_path, runtime):
 
 
 def test_one_answer_is_text_alone(make, capsys):
-    answering.answer(make, PUZZLE, "", False)
+    console.answer(make, PUZZLE, "", False)
     assert capsys.readouterr().out == make()(PUZZLE).text + "\n"
 
 
 def test_confidence_is_a_line_a_token(make, capsys):
-    answering.answer(make, PUZZLE, "", True)
+    console.answer(make, PUZZLE, "", True)
     answer, (first, *lines) = make()(PUZZLE), capsys.readouterr().out.splitlines()
     assert first == answer.text and len(lines) == 12
     assert lines == [f"{p:.4f} {t!r}" for t, p in zip(answer.tokens, answer.confidence, strict=True)]
@@ -40,7 +40,7 @@ def test_a_terminal_shows_every_pass_and_keeps_the_answer(make, monkeypatch):
             return True
 
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    answering.answer(make, PUZZLE, "", False)
+    console.answer(make, PUZZLE, "", False)
     text, frames = make()(PUZZLE).text, terminal.getvalue().split("\x1b[4F\x1b[J")
     assert len(frames) == 14 and frames[0] == "12..\n....\n..4.\n..2.\n" and frames[-1] == f"{text}\n"
     assert torch.tensor([frame.count(".") for frame in frames[:-1]]).diff().tolist() == [-1] * 12
@@ -52,7 +52,7 @@ def test_many_answers_are_lines_of_json(make, tmp_path, monkeypatch, capsys, sou
     text = f"{PUZZLE}\n\n{OTHER}\n"
     (tmp_path / "prompts.txt").write_text(text)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    answering.answer(make, "", {"file": str(tmp_path / "prompts.txt"), "pipe": "", "dash": "-"}[source], confidence)
+    console.answer(make, "", {"file": str(tmp_path / "prompts.txt"), "pipe": "", "dash": "-"}[source], confidence)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["prompt"], line["text"], line["evaluations"]) for line in lines] == [
         (PUZZLE, make()(PUZZLE).text, 12), (OTHER, make()(OTHER).text, 13),
@@ -62,7 +62,7 @@ def test_many_answers_are_lines_of_json(make, tmp_path, monkeypatch, capsys, sou
 
 def test_a_line_that_begins_like_an_object_is_one(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"question": "a", "answer": "b"}\nc {d}\n')
-    assert answering.read(str(tmp_path / "p.jsonl")) == [{"question": "a", "answer": "b"}, "c {d}"]
+    assert console.read(str(tmp_path / "p.jsonl")) == [{"question": "a", "answer": "b"}, "c {d}"]
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,16 @@ def test_a_line_that_begins_like_an_object_is_one(tmp_path):
 def test_files_that_hold_no_prompts_are_told(tmp_path, content, told):
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(DataError, match=told):
-        answering.read(str(tmp_path / "p.txt"))
+        console.read(str(tmp_path / "p.txt"))
 
 
 def test_a_missing_file_is_told_before_a_model_is_loaded(tmp_path):
     with pytest.raises(DataError, match=r"nothing.txt cannot be read"):
-        answering.answer(lambda: pytest.fail("loaded"), "", str(tmp_path / "nothing.txt"), False)
+        console.answer(lambda: pytest.fail("loaded"), "", str(tmp_path / "nothing.txt"), False)
 
 
 def test_a_prompt_is_needed_and_one_way_to_give_it(monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for given, told in ((("", ""), 'give --prompt "..."'), (("a", "b"), "not both")):
         with pytest.raises(ConfigError, match=told):
-            answering.answer(lambda: pytest.fail("loaded"), *given, False)
+            console.answer(lambda: pytest.fail("loaded"), *given, False)
