@@ -27,7 +27,8 @@ def test_reading_runs_nothing(write, tmp_path, monkeypatch):
     (tmp_path / "pipeline_like.py").write_text("raise SystemExit\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        ConfigError, match=r"a.gin:2: may not import 'pipeline_like'; allowed are components, pipeline.execution, pipeline.jsonl"
+        ConfigError,
+        match=r"a.gin:2: may not import 'pipeline_like'; allowed are components, pipeline.execution, pipeline.generation",
     ):
         scan(write("a.gin", "import pipeline_like"), tmp_path)
 
