@@ -5,6 +5,7 @@ line; a traceback is a bug.
 """
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,10 +44,20 @@ def main(arguments: list[str]) -> int:
         if not launch.told_elsewhere("interrupted"):
             print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read what is printed has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed
+    except BrokenPipeError:
+        if not _unread():
+            raise
         return 141
     return 0
+
+
+def _unread() -> bool:
+    """Whether whoever read what is printed has gone; what is left to be flushed then goes nowhere."""
+    stdout = select.poll()
+    stdout.register(1, 0)
+    if gone := any(event & select.POLLERR for _, event in stdout.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return gone
 
 
 def normalised(arguments: list[str]) -> list[str]:

@@ -209,3 +209,12 @@ def test_a_reader_that_has_enough_is_no_error(here):
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_a_bug_and_shows(here, monkeypatch):
+    def broken(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("pipeline.sudoku.Sudoku.prepare", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["prepare"])
