@@ -165,6 +165,8 @@ def test_a_module_of_the_workspace_does_not_shadow_an_allowed_package(here, pack
 
 CORPUS = """
 class Corpus:
+    causal = False
+
     def shape(self) -> tuple[int, int]:
         return 5, 16
 
