@@ -36,6 +36,11 @@ BESIDE = 13  # bytes of a token's other fields: ids, targets, weight, mask
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, **EIGHT_BITS}
 
 
+def token_bytes(dim: int, dtype: str) -> int:
+    """Bytes that one token takes: its states of width ``dim``, their scale if they have one, and its other fields."""
+    return dim * STORED[dtype].itemsize + BESIDE + (4 if dtype in EIGHT_BITS else 0)
+
+
 @dataclass(frozen=True)
 class Part:
     """A shard of the plan: rows of one draw, in stored order."""
@@ -80,8 +85,7 @@ class Extraction:
     def __post_init__(self) -> None:
         self.sources = {name: self._source(name) for name in ("train", "validation")}
         self.trunk = self.backbone.model().to(self.runtime.device).eval().requires_grad_(False)
-        self.width = int(self.backbone.architecture["dim"]) * STORED[self.dtype].itemsize + BESIDE
-        self.width += 4 if self.dtype in EIGHT_BITS else 0  # the scale
+        self.width = token_bytes(int(self.backbone.architecture["dim"]), self.dtype)
         self.channel = self._calibration() if self.dtype in EIGHT_BITS else None
 
     def parts(self) -> list[Part]:

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,11 +38,17 @@ def count(work: Callable[[], object]) -> int:
 
 
 def _known() -> dict[Any, Any]:
-    return {getattr(torch.ops.mkldnn, ONEDNN): _of_linear} if hasattr(torch.ops.mkldnn, ONEDNN) else {}
+    found = {getattr(torch.ops.mkldnn, ONEDNN): _of_linear} if hasattr(torch.ops.mkldnn, ONEDNN) else {}
+    return {**found, torch.ops.aten._grouped_mm: _of_grouped} if hasattr(torch.ops.aten, "_grouped_mm") else found
 
 
 def _of_linear(x: tuple[int, ...], weight: tuple[int, ...], *_: object, **__: object) -> int:
     return 2 * math.prod(x) * weight[0]
+
+
+def _of_grouped(a: tuple[int, ...], b: tuple[int, ...], *_: object, **__: object) -> int:
+    """Of a mixture of experts: rows lie end to end, each goes through one expert; their number is what is not stacked."""
+    return 2 * math.prod(a[-2:] if len(b) == 2 else a) * b[-1]
 
 
 def of_gradient(model: Model, batch: Batch, weights: Weights, stretches: Stretches = full_gradient) -> int:
@@ -55,7 +62,7 @@ def of_gradient(model: Model, batch: Batch, weights: Weights, stretches: Stretch
     copied = copy.deepcopy(model, {id(tensor): _on_meta(tensor) for tensor in held})  # the copy's weights take no memory
     for module in copied.modules():
         module.__dict__.pop("forward", None)  # a compiled one, which would call the original
-    moved = batch.to(torch.device("meta"))
+    moved = replace(batch, attention=None).to(torch.device("meta"))  # whose values a library may want to see; it costs no product
     given = [1.0] * model.n_steps if isinstance(weights, LearnedWeights) else weights
     return count(lambda: backward(copied, moved, given, sequences=len(batch), stretches=stretches))
 

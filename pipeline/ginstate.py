@@ -4,9 +4,10 @@ gin's private attributes are used here and nowhere else; the library is pinned, 
 on another version.
 """
 
+import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,21 @@ def built(root: str) -> list[Built]:
                 inner = reference.scopes if _is_macro(reference) else [name for name in entered if name in named]
                 queue.append((tuple(inner), reference.configurable.selector, reference.evaluate))
     return sorted(calls.values(), key=lambda call: (call.selector != root, call.scopes, call.selector))
+
+
+def arguments(root: str, selector: str, names: Sequence[str]) -> dict[str, Any] | None:
+    """What ``root`` gives some parameters of the first ``selector`` that it calls, references resolved and defaults included; None
+    if it calls no such thing.
+    """
+    calls = [call for call in built(root) if call.selector == selector]
+    if not calls:
+        return None
+    signature, bindings = inspect.signature(wrapped(selector)).parameters, calls[0].bindings
+    keys = {name: bindings.get(name) for name in names}
+    return {
+        name: signature[name].default if key is None else copy.deepcopy(gin_config._CONFIG[key[:2]][name])  # which resolves them
+        for name, key in keys.items()
+    }
 
 
 def prune(root: str) -> set[Key]:

@@ -8,7 +8,7 @@ whole state goes to scratch: nothing random has to be in it, order and masks are
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -101,7 +101,7 @@ def fit(
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
-    weights = _weights(model, supervision, deepen)
+    weights = weights_of_steps(model, supervision, deepen)
     model.to(runtime.device).train()
     optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
     curves = Curves(out / "curves.csv", writes=rank() == 0)
@@ -156,7 +156,7 @@ def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
     return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
-def _weights(model: Model, supervision: Supervision, deepen: float) -> Callable[[float], Weights]:
+def weights_of_steps(model: Model, supervision: Supervision, deepen: float) -> Callable[[float], Weights]:
     """Share of the training that is done -> weight of each recursion step; learned weights become part of the model.
 
     Raises:
@@ -197,16 +197,25 @@ def _counted(
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     first = list(islice(batches, COUNTED))
     moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
+    result.flops_per_step = flops_per_step(moved, gradient, weights, steps)
+    return chain(first, batches)
+
+
+def flops_per_step(
+    first: Sequence[Sequence[Batch]], gradient: Callable[..., object], weights: Callable[[float], Weights], steps: int
+) -> int:
+    """Floating-point operations of an optimizer step, over all processes: the mean over the ``first`` steps' microbatches and over
+    the weights of ``steps`` steps.
+    """
 
     def work(weights: Weights) -> None:
-        for step, micro in enumerate(moved):
+        for step, micro in enumerate(first):
             gradient(micro=micro, weights=weights, step=step, statistics=False)
 
     schedules = [weights(step / steps) for step in range(steps)]
     kinds = Counter(schedule if isinstance(schedule, LearnedWeights) else tuple(schedule) for schedule in schedules)
     taken = {kind: flops.count(partial(work, list(kind) if isinstance(kind, tuple) else kind)) for kind in kinds}
-    result.flops_per_step = sum(gathered(sum(times * taken[kind] for kind, times in kinds.items()))) // (len(first) * steps)
-    return chain(first, batches)
+    return int(sum(gathered(sum(times * taken[kind] for kind, times in kinds.items())))) // (len(first) * steps)
 
 
 def _report(rows: list[dict[str, float]], bar: Progress, result: Fit, work: str) -> None:

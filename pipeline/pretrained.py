@@ -126,7 +126,7 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
             emptied(self, parts.layers, first_layer)
 
     Tail.__name__ = cls.__name__
-    model = _loaded(Tail, source, config, name, parts, first_layer) if load else _on_shapes(Tail, config)
+    model = _loaded(Tail, source, config, name, parts, first_layer) if load else _on_shapes(Tail, config).to(DTYPES[source.dtype])
     text, output = config.get_text_config(), model.get_submodule(parts.output)
     assert isinstance(output, nn.Linear)
     architecture = {

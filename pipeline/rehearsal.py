@@ -20,11 +20,12 @@ from pipeline.backbones import check_causal
 from pipeline.errors import ConfigError
 
 
-def rehearse(texts: Mapping[str, str]) -> dict[str, Model]:
+def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> dict[str, Model]:
     """Build every training stage's model as it will be trained, what is frozen included.
 
     Args:
         texts: resolved text of each stage.
+        shape: token ids and sequence length, where they are known better than from the corpus' settings.
 
     Returns:
         The models by stage, on the meta device.
@@ -36,7 +37,7 @@ def rehearse(texts: Mapping[str, str]) -> dict[str, Model]:
     with torch.device("meta"), _NoInitialisation():
         with _stage("prepare", texts):
             corpus = _argument("prepare", "corpus")
-            vocab, seq = corpus.shape()
+            vocab, seq = shape or corpus.shape()
         with _stage("backbone", texts):
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)

@@ -1,0 +1,66 @@
+"""Bytes that a model takes, reckoned on shapes: its weights, what training keeps beside them, and the most that a computation holds.
+
+Nothing is computed: models and batches are on the meta device. Where a device computes in bfloat16 or with fused attention it takes
+less than what is told here of activations.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+COPIES = 5  # of a trained weight beside itself: gradient, two moments, the average, and one's own weights while that is validated
+
+
+def weights(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, those that two places share counted once."""
+    return _bytes({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
+
+
+def trained(model: nn.Module) -> int:
+    """Bytes that AdamW with an average of the weights keeps beside a model whose frozen parts are frozen."""
+    return COPIES * _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def peak(work: Callable[[], object]) -> int:
+    """The most bytes that what ``work`` makes takes at once."""
+    with _Watch() as watch:
+        work()
+    return watch.most
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _Watch(TorchDispatchMode):
+    """Adds a storage's bytes when an operation makes it and takes them off when nothing holds it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held, self.most = 0, 0
+        self.known = weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(tensor.untyped_storage()) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.known:
+            return
+        self.known.add(storage)
+        size = storage.nbytes()
+        self.held += size
+        self.most = max(self.most, self.held)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.held -= size
