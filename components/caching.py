@@ -1,4 +1,4 @@
-"""What caching the trunk's states is worth, reckoned: masked diffusion draws its masks anew, so a cache pays only by being re-used."""
+"""What caching the trunk's states is worth: masked diffusion draws its masks anew, so a cache pays only by being used again."""
 
 
 def gain(trunk: float, step: float, draws: int, epochs: float) -> float:

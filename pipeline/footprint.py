@@ -1,4 +1,4 @@
-"""Bytes that a model takes, reckoned on shapes: its weights, what training keeps beside them, and the most that a computation holds.
+"""Bytes that a model takes, reckoned on shapes: weights, what training keeps beside them, and the most that a computation holds.
 
 Nothing is computed: models and batches are on the meta device. Where a device computes in bfloat16 or with fused attention it takes
 less than what is told here of activations.

@@ -2,7 +2,7 @@
 counted by the very code that training counts with. From prepared data the numbers are those that ``metrics.json`` will hold.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,13 +128,8 @@ class Reckoning:
             return sizes
         masks, dtype = self._masks(stage)
         steps, size, rows = fit["steps"], batch_size * fit["accumulation"], self.corpus.splits
-        order = Order(self.corpus.source("train", masks).padded, size, seed + ORDER[stage])
-        drawn = [order.step(step) for step in range(loop.COUNTED)]
-        train = self.corpus.source("train", masks)
-        micro = [
-            [self._on_shapes(train.batch(*part), dtype) for part in zip(chosen.split(batch_size), epochs.split(batch_size), strict=True)]
-            for chosen, epochs in drawn
-        ]
+        first = self._first(masks, size, batch_size, seed + ORDER[stage])
+        micro = [[self._on_shapes(batch, dtype) for batch in step] for step in first]
         validations = -(-steps // fit["validate_every"])
         beside = validations * len(rows["validation"]) * self._validation(model, masks, dtype)
         if masks.get("live"):
@@ -148,7 +143,7 @@ class Reckoning:
         )  # fmt: skip
 
     def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
-        """The backbone trained on for the operations of warmup and joint, whose memory is told, and warmup continued for joint's."""
+        """The backbone trained on for warmup's and joint's operations, whose memory is told, and warmup continued for joint's."""
         (batch_size,) = self._arguments("controls", "backbone_batch_size")
         masks, _ = self._masks("controls")
         self.backbone.requires_grad_(True)
@@ -175,8 +170,8 @@ class Reckoning:
         for split, passes, _, examples in decodes.values():
             rows = self.corpus.splits[split].take(slice(0, examples))
             batch = next(evaluator.batches(rows.take(slice(0, LOOKED_AT)), self.corpus.vocabulary, 1.0, seed, LOOKED_AT))
-            work += passes * len(rows) * (
-                refined * self._decoding(self.refined, batch) + plain * self._decoding(self.backbone, batch)
+            work += (
+                passes * len(rows) * (refined * self._decoding(self.refined, batch) + plain * self._decoding(self.backbone, batch))
             )
         parts = [self.refined] * refined + [self.backbone] * plain
         held = sum(map(_size, parts))
@@ -210,11 +205,23 @@ class Reckoning:
         whole = torch.float32 if STORED[dtype].itemsize == 1 else STORED[dtype]
         return {"masking": masking, "seed": seed, "draws": draws, **cached}, whole
 
+    def _first(self, masks: Mapping[str, Any], size: int, batch_size: int, seed: int) -> list[list[Batch]]:
+        """The microbatches of the steps over which training counts operations."""
+        source = self.corpus.source("train", masks)
+        try:
+            order = Order(source.padded, size, seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        steps = (zip(*(part.split(batch_size) for part in order.step(step)), strict=True) for step in range(loop.COUNTED))
+        return [[source.batch(*part) for part in step] for step in steps]
+
     def _on_shapes(self, batch: Batch, states: torch.dtype | None) -> Batch:
         """The batch without its values: no library can look at its padding, which costs no operation."""
         moved = replace(batch, attention=None).to(META)
-        width = self.backbone.architecture["dim"]
-        return moved if states is None else replace(moved, hidden=torch.zeros(*batch.tokens.shape, width, dtype=states, device=META))
+        if states is None:
+            return moved
+        shape = (*batch.tokens.shape, self.backbone.architecture["dim"])
+        return replace(moved, hidden=torch.zeros(shape, dtype=states, device=META))
 
     def _step(self, stage: str, model: Model, micro: list[list[Batch]], fit: Mapping[str, Any], size: int) -> tuple[int, int]:
         """Operations of an optimizer step, and the most bytes that what it computes takes at once."""

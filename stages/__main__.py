@@ -20,12 +20,13 @@ STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "cont
 SECTIONS = (*STAGES, "generate", "export", "ablate", "track")  # what params.yaml configures
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
 PRINT = ("generate", "track")  # what they have to say, instead of writing a folder
-SWITCHES = ("check", "print-config", "help", "ship", "verify", "confidence")
-VALUES = ("config", "out", "device", "follow", "model", "prompt", "prompts")
+SWITCHES = ("check", "print-config", "help", "ship", "verify", "confidence", "plan")
+VALUES = ("config", "out", "device", "follow", "model", "prompt", "prompts", "peak", "mfu")
 STATUS = {ConfigError: 2, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # of the process, by its error
 OWN = {  # flags of some stages alone
     "ship": ("track",), "follow": ("track",), "verify": ("extract",),
     "model": ("generate", "export"), "prompt": ("generate",), "prompts": ("generate",), "confidence": ("generate",),
+    **dict.fromkeys(("plan", "peak", "mfu"), ("configure",)),
 }  # fmt: skip
 
 
@@ -116,7 +117,7 @@ def command(
         print_config: print the resolved configuration only.
         usage: print every setting of the stage, with type, value and meaning (``--help``).
         own: ``ship`` and ``follow`` of track, ``verify`` of extract, ``model`` of generate and export, ``prompt``, ``prompts`` and
-            ``confidence`` of generate.
+            ``confidence`` of generate, ``plan`` of configure with ``peak`` and ``mfu``.
     """
     if stage not in ("configure", *SECTIONS):
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
@@ -132,7 +133,10 @@ def command(
 
         if print_config or usage:
             raise ConfigError(f"configure has no settings; name a stage: {', '.join(SECTIONS)}")
-        configure.run(out="" if check else out or "build/config", stages=SECTIONS)
+        if own and "plan" not in own:
+            raise ConfigError("--peak and --mfu say for which machine to plan; give them with --plan")
+        run: Callable[..., None] = configure.run
+        run(out="" if check else out or "build/config", stages=SECTIONS, **own)
         return
     if stage != "track" and ("DVC_STAGE" in os.environ or "RANK" in os.environ):
         process.die_with_parent()

@@ -6,17 +6,26 @@ from pipeline import config, params, rehearsal
 from pipeline.files import write_atomic
 
 
-def run(*, out: str, stages: tuple[str, ...]) -> None:
+def run(*, out: str, stages: tuple[str, ...], plan: bool = False, peak: str = "", mfu: str = "") -> None:
     """Write one canonical text per stage; one mistake anywhere and nothing is written.
 
     Args:
         out: folder of the texts; "" = check only.
         stages: names of the stages to resolve.
+        plan: tell what the pipeline will take instead.
+        peak: TFLOP/s of the device that it will run on; "" = measure this one.
+        mfu: share of them that training reaches.
 
     Raises:
         ConfigError: every mistake that was found, one a line.
     """
     texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages))
+    if plan:
+        from pipeline import estimate, planning  # these bring the training loop, which checks do without
+
+        found = planning.plan(texts)
+        print(estimate.told(found, *estimate.speed(texts["warmup"], peak, mfu), Path()))
+        return
     models = rehearsal.rehearse(texts)
     for stage, text in texts.items() if out else ():
         write_atomic(Path(out) / f"{stage}.gin", text.encode())
