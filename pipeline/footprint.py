@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COPIES = 5  # of a trained weight beside itself: gradient, two moments, the average, and one's own weights while that is validated
+COPIES = 4  # of a trained weight beside itself and its gradient: two moments, the average, and itself while that is validated
 
 
 def weights(model: nn.Module) -> int:

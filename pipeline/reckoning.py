@@ -126,8 +126,11 @@ class Reckoning:
             (fit["steps"],) = self._arguments(stage, "steps")
         if fit is None or not fit["steps"]:
             return sizes
-        masks, dtype = self._masks(stage)
         steps, size, rows = fit["steps"], batch_size * fit["accumulation"], self.corpus.splits
+        sizes = replace(sizes, steps=steps, epochs=steps * size / len(rows["train"]))
+        if not self._has_fixed_shapes(stage, model):
+            return sizes
+        masks, dtype = self._masks(stage)
         first = self._first(masks, size, batch_size, seed + ORDER[stage])
         micro = [[self._on_shapes(batch, dtype) for batch in step] for step in first]
         validations = -(-steps // fit["validate_every"])
@@ -137,10 +140,8 @@ class Reckoning:
             seen = {"train": steps * size, "validation": validations * len(rows["validation"])}
             beside += sum(n * self.trunk_over(name, masks["buckets"]) // len(rows[name]) for name, n in seen.items())
         a_step, most = self._step(stage, model, micro, fit, size)
-        return replace(
-            sizes, memory=sizes.memory + footprint.trained(model) + most, steps=steps, epochs=steps * size / len(rows["train"]),
-            flops_per_step=a_step, flops=steps * a_step, beside=beside,
-        )  # fmt: skip
+        memory = sizes.memory + footprint.trained(model) + most
+        return replace(sizes, memory=memory, flops_per_step=a_step, flops=steps * a_step, beside=beside)
 
     def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
         """The backbone trained on for warmup's and joint's operations, whose memory is told, and warmup continued for joint's."""
@@ -162,17 +163,17 @@ class Reckoning:
         kept = [name for name in models if name != "finetune" or with_finetune]
         plain = 1 + sum("backbone" in name for name in kept)
         refined, work = 1 + len(kept) - plain, 0
+        told = refined if self._has_fixed_shapes("evaluate", self.refined) else 0
         for name, (split, ratio) in measures.items():
             rows = self.corpus.splits[split]
             batch = next(evaluator.batches(rows.take(slice(0, LOOKED_AT)), self.corpus.vocabulary, ratio, seed, LOOKED_AT))
-            times = refined * (1 + (len(halts) if name == headline else 0))
-            work += len(rows) * (times * self._forward(self.refined, batch) + plain * self._forward(self.backbone, batch))
+            times = told * (1 + (len(halts) if name == headline else 0))
+            work += len(rows) * (self._forward(self.refined, batch, times) + self._forward(self.backbone, batch, plain))
         for split, passes, _, examples in decodes.values():
             rows = self.corpus.splits[split].take(slice(0, examples))
             batch = next(evaluator.batches(rows.take(slice(0, LOOKED_AT)), self.corpus.vocabulary, 1.0, seed, LOOKED_AT))
-            work += (
-                passes * len(rows) * (refined * self._decoding(self.refined, batch) + plain * self._decoding(self.backbone, batch))
-            )
+            an_example = self._decoding(self.refined, batch, told) + self._decoding(self.backbone, batch, plain)
+            work += passes * len(rows) * an_example
         parts = [self.refined] * refined + [self.backbone] * plain
         held = sum(map(_size, parts))
         return Cost("evaluate", held, 0, held, sum(map(footprint.weights, parts)), beside=work)
@@ -223,14 +224,18 @@ class Reckoning:
         shape = (*batch.tokens.shape, self.backbone.architecture["dim"])
         return replace(moved, hidden=torch.zeros(shape, dtype=states, device=META))
 
-    def _step(self, stage: str, model: Model, micro: list[list[Batch]], fit: Mapping[str, Any], size: int) -> tuple[int, int]:
-        """Operations of an optimizer step, and the most bytes that what it computes takes at once."""
-        self._arguments(stage)
+    def _has_fixed_shapes(self, stage: str, model: Model) -> bool:
+        """Whether its operations can be told from shapes; a guess is noted if not."""
         try:
             model.repeated()
         except ValueError:
-            self.assumed.append(f"{stage}: its operations depend on what is in the tokens and are left out")
-            return 0, 0
+            self.assumed.append(f"{stage}: what the refiner computes depends on the tokens; its operations are left out")
+            return False
+        return True
+
+    def _step(self, stage: str, model: Model, micro: list[list[Batch]], fit: Mapping[str, Any], size: int) -> tuple[int, int]:
+        """Operations of an optimizer step, and the most bytes that what it computes takes at once."""
+        self._arguments(stage)
         with META:
             weights = loop.weights_of_steps(model, fit["supervision"], fit["deepen"])
         gradient = partial(accumulate, model, runtime=OnShapes(), stretches=fit["recursion"], memory=fit["memory"], sequences=size)
@@ -245,21 +250,25 @@ class Reckoning:
         return self._forward(model, self._on_shapes(_some(self.corpus.source("validation", masks), LOOKED_AT), dtype))
 
     @torch.no_grad()
-    def _forward(self, model: Model, batch: Batch) -> int:
-        """Operations of all steps and what they say of masked positions, an example."""
+    def _forward(self, model: Model, batch: Batch, times: int = 1) -> int:
+        """Operations of all steps and of what they say of masked positions, an example, so many times."""
+        if not times:
+            return 0
         moved = self._on_shapes(batch, None) if batch.hidden is None else batch
 
         def work() -> None:
             for state in model.steps(moved):
                 masked_cross_entropy(model, state.hidden, moved)
 
-        return flops.count(work) // len(batch)
+        return times * flops.count(work) // len(batch)
 
     @torch.no_grad()
-    def _decoding(self, model: Model, batch: Batch) -> int:
-        """Operations of one pass with the last step's logits of every position, an example."""
+    def _decoding(self, model: Model, batch: Batch, times: int) -> int:
+        """Operations of one pass with the last step's logits of every position, an example, so many times."""
+        if not times:
+            return 0
         moved = self._on_shapes(batch, None)
-        return flops.count(lambda: model.readout(model.states(moved))) // len(batch)
+        return times * flops.count(lambda: model.readout(model.states(moved))) // len(batch)
 
     @torch.no_grad()
     def _trunk(self, rows: int, length: int) -> Tensor:
