@@ -77,7 +77,8 @@ def _economics(plan: Plan) -> list[str]:
         again = f"each mask is seen {epochs / draws:.1f} times"
         advice = f"{again}; what that costs in quality: docs/performance.md"
         if plan.live:
-            advice = f"{' and '.join(plan.live)} run the trunk live now: states = '@sources.cached' would save it; {again}"
+            runs = "runs" if len(plan.live) == 1 else "run"
+            advice = f"{' and '.join(plan.live)} {runs} the trunk live now: states = '@sources.cached' would save it; {again}"
     elif plan.live == ["warmup", "joint"]:
         advice = "which is what is set; the shards serve the controls alone"
     elif most:

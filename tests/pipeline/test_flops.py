@@ -54,6 +54,18 @@ def test_a_product_by_onednn_counts_as_any_other():
     assert flops.count(lambda: layer(x).sum().backward()) == 3 * 2 * 2 * 3 * 4 * 5
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_mixture_of_experts_counts_each_row_once_forward_and_twice_backward(stacked):
+    rows, experts, width, inner = 16, 4, 8, 24
+    with torch.device("meta"):
+        x = torch.zeros(*((experts, rows // experts) if stacked else (rows,)), width, dtype=torch.bfloat16, requires_grad=True)
+        weight = torch.zeros(experts, width, inner, dtype=torch.bfloat16, requires_grad=True)
+        ends = None if stacked else torch.zeros(experts, dtype=torch.int32)
+    product = 2 * rows * width * inner
+    assert flops.count(lambda: torch._grouped_mm(x, weight, offs=ends)) == product
+    assert flops.count(lambda: torch._grouped_mm(x, weight, offs=ends).square().sum().backward()) == 3 * product
+
+
 def counted(model, batch, **settings):
     return flops.count(lambda: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), **settings))
 

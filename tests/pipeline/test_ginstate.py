@@ -35,6 +35,17 @@ def test_gin_is_the_version_whose_private_parts_are_used():
     assert version("gin-config") == "0.5.0"
 
 
+def test_arguments_that_a_root_gives_are_resolved_and_defaults_are_those_of_the_signature(parse):
+    parse(
+        "STEPS = 3", "loop.fit.steps = %STEPS", "loop.fit.supervision = @supervision.constant", "loop.fit.optimizer = @optim.adamw",
+        "supervision.constant.weight = 0.25", "optim.adamw.lr = 0.1",
+    )  # fmt: skip
+    found = ginstate.arguments(LOOP, LOOP, ("steps", "supervision", "clip"))
+    assert found["steps"] == 3 and found["clip"] == 1.0 and found["supervision"](2) == [0.25, 1.0]
+    assert ginstate.arguments(LOOP, "components.optim.adamw", ("lr", "backbone_lr")) == {"lr": 0.1, "backbone_lr": None}
+    assert ginstate.arguments(LOOP, "pipeline.runtime.Runtime", ("device",)) is None
+
+
 def test_macros_are_listed(parse):
     parse("STEPS = 3", "LR = 0.1", "loop.fit.steps = %STEPS")
     assert sorted(ginstate.macros()) == ["LR", "STEPS"]

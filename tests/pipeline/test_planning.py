@@ -209,7 +209,7 @@ def pretrained(plan_of, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     from pipeline import tokenizer as bpe
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
     (tmp_path / "gsm8k").mkdir()
     for name in ("train", "test"):

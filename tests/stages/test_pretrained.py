@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from components.batch import Batch
+from pipeline import config, flops, params, planning
 from pipeline import tokenizer as bpe
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.errors import DataError
 from pipeline.generation import Generator
-from stages.__main__ import main
+from stages.__main__ import SECTIONS, main
 from tests.conftest import ROOT, TRAINING
 from tests.pipeline.checkpoints import LAYOUTS, VOCAB, written
 from tests.stages.over_checkpoint import run_over
@@ -76,6 +79,18 @@ def test_every_phase_trains(inside):
     assert (inside / "outputs/report/report.md").is_file()
 
 
+def test_what_was_planned_is_what_was_done(inside):
+    found = {
+        cost.stage: cost for cost in planning.plan(config.resolve_all(SECTIONS, params.read(Path("params.yaml"), SECTIONS))).costs
+    }
+    for phase in ("warmup", "joint"):
+        metrics, cost = json.loads((inside / f"outputs/{phase}/metrics.json").read_text()), found[phase]
+        assert (cost.flops_per_step, cost.flops) == (metrics["flops_per_step"], metrics["flops_per_step"] * metrics["steps"])
+        assert (cost.held, cost.trained) == (metrics["parameters"]["total"], metrics["parameters"]["trainable"])
+    stored = json.loads((inside / "data/shards/metrics.json").read_text())
+    assert found["extract"].disk == stored["tokens"] * (16 * 4 + 13) < stored["bytes"]
+
+
 def test_joint_changes_the_last_layer_alone(inside):
     backbone = Backbone("data/backbone")
     before, after = backbone.model(), load_model("outputs/joint", backbone, "joint").backbone
@@ -135,6 +150,15 @@ def test_an_exported_model_notices_that_its_backbone_changed(exported, inside, n
             Generator(exported)
     finally:
         file.write_bytes(kept)
+
+
+def test_the_operations_of_padded_sequences_are_told_while_it_trains(inside):
+    model = load_model("outputs/joint", Backbone("data/backbone"), "joint")
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    masked = torch.arange(8).expand(2, 8) < 3
+    padded = torch.arange(8) < torch.tensor([[8], [5]])
+    found = [flops.of_gradient(model, Batch(tokens, tokens, masked, masked.float(), kept), [1.0] * 4) for kept in (padded, None)]
+    assert found[0] == found[1] > 0
 
 
 def test_files_that_are_no_longer_what_they_were_are_refused(inside):
