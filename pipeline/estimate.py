@@ -68,7 +68,7 @@ def told(plan: Plan, rate: float, source: str, folder: Path) -> str:
 def _economics(plan: Plan) -> list[str]:
     """Which of cache and live trunk is cheaper, by how much, and what to set."""
     worth, draws, epochs = plan.gain, plan.draws, plan.epochs
-    formula = f"E (F + C) / (M F + E C) = {worth:.2f}"
+    formula = f"E (F + C) / (M F + E C) = {worth:.3f}"
     given = f"F {_si(plan.trunk)} trunk and C {_si(plan.step)} rest of an example's step, M {draws} draws, E {epochs:.2f} epochs"
     first = f"cache: {'cached' if worth > 1 else 'live'} is cheaper: {formula} ({given}: warmup's and joint's)"
     set_live = "warmup and joint: states = '@sources.live'"
@@ -82,7 +82,7 @@ def _economics(plan: Plan) -> list[str]:
     elif plan.live == ["warmup", "joint"]:
         advice = "which is what is set; the shards serve the controls alone"
     elif most:
-        one = f"DRAWS = {most} ({gain(plan.trunk, plan.step, most, epochs):.2f})"
+        one = f"DRAWS = {most} ({gain(plan.trunk, plan.step, most, epochs):.3f})"
         advice = f"fewer draws than epochs pay: {one}; or run the trunk live ({set_live})"
     else:
         advice = f"no example is seen twice, so nothing is re-used: {set_live}, or more epochs"

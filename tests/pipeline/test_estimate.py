@@ -70,15 +70,15 @@ def test_room_on_the_disk(tmp_path, monkeypatch, free, said):
     [
         (
             {},
-            r"cached is cheaper: .* = 2\.28 \(F 7\.28 T .* C 3\.11 T .* M 1 draws, E 5\.00 .*\n +each mask is seen 5\.0 times",
+            r"cached is cheaper: .* = 2\.276 \(F 7\.28 T .* C 3\.11 T .* M 1 draws, E 5\.00 .*\n +each mask is seen 5\.0 times",
         ),
         ({"live": ["joint"]}, r"cached is cheaper.*\n +joint runs the trunk live now: states = '@sources.cached' would save it"),
         ({"live": ["warmup", "joint"]}, r"\n +warmup and joint run the trunk live now"),
         (
             {"draws": 8},
-            r"live is cheaper: .* = 0\.70 .*\n +fewer draws than epochs pay: DRAWS = 4 \(1\.16\); or run .*@sources.live",
+            r"live is cheaper: .* = 0\.704 .*\n +fewer draws than epochs pay: DRAWS = 4 \(1\.163\); or run .*@sources.live",
         ),
-        ({"draws": 5}, r"live is cheaper: .* = 1\.00 "),
+        ({"draws": 5}, r"live is cheaper: .* = 1\.000 "),
         ({"draws": 8, "live": ["warmup", "joint"]}, r"live is cheaper: .*\n +which is what is set"),
         (
             {"epochs": 0.9},

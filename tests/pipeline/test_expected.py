@@ -45,7 +45,7 @@ def test_text_is_as_long_as_its_characters_let_expect(raw):
     assert len(guess["train"]) + len(guess["validation"]) == 200 and len(guess["validation"]) == 10
     assert guess["test"].lengths().double().mean() == pytest.approx(float(made["test"].lengths().double().mean()), rel=0.6)
     longest = guess["train"].lengths().argmax()
-    assert bool(guess["train"].valid[longest, 0]) and not bool(guess["train"].response[longest, 0]) and "3.2 characters" in told
+    assert bool(guess["train"].valid[longest, 0]) and not bool(guess["train"].response[longest, 0]) and "2.7 characters" in told
 
 
 def test_answers_that_are_padded_with_ends_fill_the_sequence(raw):
@@ -56,7 +56,7 @@ def test_answers_that_are_padded_with_ends_fill_the_sequence(raw):
 def test_questions_that_fill_the_sequence_are_left_out(raw):
     guess, _ = expected(corpus(sequence=10))
     assert len(guess["test"]) == 0
-    assert len(expected(corpus(sequence=12))[0]["test"]) > 0
+    assert len(expected(corpus(sequence=14))[0]["test"]) > 0
 
 
 def test_raw_files_that_are_missing_name_the_command_that_fetches_them(raw):
