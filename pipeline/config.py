@@ -9,7 +9,7 @@ following references from its ``run``, and everything else is dropped, so a stag
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ class File:
     scan: Scan
 
 
-def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Path = Path()) -> Resolved:
+def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Path = Path(), *, shared: bool = False) -> Resolved:
     """Resolve and check one stage.
 
     Args:
@@ -57,6 +57,7 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
         params: what ``params.read`` gave.
         overrides: ``name.param=value`` from the command line.
         root: folder that holds ``gin/``.
+        shared: the overrides are said to several stages, as ``common`` is: one that means nothing to this stage is left out.
 
     Raises:
         ConfigError: a file, name, parameter, type or value is wrong, or a setting reaches nothing.
@@ -74,8 +75,9 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
         for file in layers.get(layer, []):
             _parse(partial(gin.parse_config_file, str(file.path.resolve())), str(file.path))
         for binding in _bindings(layer, params, names, overrides):
-            key = _bind(binding, names, stage, root, optional=layer == "common")
-            common += [(key, binding)] if layer == "common" else []
+            optional = layer == "common" or (shared and layer == COMMAND_LINE)
+            key = _bind(binding, names, stage, root, optional=optional)
+            common += [(key, binding)] if optional else []
             if key is not None:
                 users[key] = binding
                 mentioned |= {*parse_value(binding.text).macros, *parse_value(binding.text).references}
@@ -94,8 +96,8 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     return Resolved(ginstate.canonical(gin.config_str), claims | _preset_claims(layers, names, used, mentioned))
 
 
-def resolve_all(stages: Iterable[str], params: Params, root: Path = Path()) -> dict[str, str]:
-    """Every stage's text.
+def resolve_all(stages: Iterable[str], params: Params, root: Path = Path(), overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Every stage's text; ``overrides`` go to every stage that they mean something to.
 
     Raises:
         ConfigError: every mistake that was found in any stage, one a line; or something meant for several stages that none uses.
@@ -103,7 +105,7 @@ def resolve_all(stages: Iterable[str], params: Params, root: Path = Path()) -> d
     texts, errors, claims = {}, [], dict[str, tuple[bool, str]]()
     for stage in stages:
         try:
-            resolved = resolve(stage, params, root=root)
+            resolved = resolve(stage, params, overrides, root, shared=True)
         except ConfigError as error:
             errors.append(str(error))
             continue
@@ -251,16 +253,16 @@ def _bind(binding: Binding, names: Namespace, stage: str, root: Path, *, optiona
         value = parse_value(binding.text)
     except SyntaxError as error:
         raise ConfigError(f"{binding.origin}: '{binding.text[:100]}' is not a value ({error.msg})") from None
-    for reference in value.references:
-        names.check(binding.origin, reference, reference=True)
-    for macro in value.macros:
-        if macro not in (macros := ginstate.macros()) and macro != "gin.REQUIRED":
-            raise ConfigError(f"{binding.origin}: no macro is called '{macro}'{hint(macro, macros)}")
     scopes, target, parameter = names.split(binding.key)
     if wrong := _unknown(target, parameter, names, stage, root):
         if optional:
             return None
         raise ConfigError(f"{binding.origin}: {wrong}")
+    for reference in value.references:
+        names.check(binding.origin, reference, reference=True)
+    for macro in value.macros:
+        if macro not in (macros := ginstate.macros()) and macro != "gin.REQUIRED":
+            raise ConfigError(f"{binding.origin}: no macro is called '{macro}'{hint(macro, macros)}")
     key = "/".join((*scopes, ".".join((*target, parameter))))
     _parse(partial(gin.parse_config, f"{names.header}{key} = {binding.text}"), binding.origin)
     return names.key(binding.key)

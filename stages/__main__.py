@@ -122,8 +122,8 @@ def command(
     if stage not in ("configure", *SECTIONS):
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
     overrides += (f"runtime.Runtime.device={device}",) if device else ()
-    if overrides and (config or stage == "configure"):
-        raise ConfigError("name.param=value and --device go over params.yaml, for one stage; give them without --config")
+    if overrides and (config or (stage == "configure" and "plan" not in own)):
+        raise ConfigError("name.param=value and --device go over params.yaml, for one stage or a plan; give them without --config")
     if wrong := [flag for flag in own if stage not in OWN[flag]]:
         raise ConfigError(f"--{wrong[0]} belongs to: python -m stages {' or '.join(OWN[wrong[0]])}")
     if out and stage in PRINT:
@@ -136,7 +136,7 @@ def command(
         if own and "plan" not in own:
             raise ConfigError("--peak and --mfu say for which machine to plan; give them with --plan")
         run: Callable[..., None] = configure.run
-        run(out="" if check else out or "build/config", stages=SECTIONS, **own)
+        run(out="" if check else out or "build/config", stages=SECTIONS, overrides=overrides, **own)
         return
     if stage != "track" and ("DVC_STAGE" in os.environ or "RANK" in os.environ):
         process.die_with_parent()

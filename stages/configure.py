@@ -6,12 +6,15 @@ from pipeline import config, params, rehearsal
 from pipeline.files import write_atomic
 
 
-def run(*, out: str, stages: tuple[str, ...], plan: bool = False, peak: str = "", mfu: str = "") -> None:
+def run(
+    *, out: str, stages: tuple[str, ...], overrides: tuple[str, ...] = (), plan: bool = False, peak: str = "", mfu: str = ""
+) -> None:
     """Write one canonical text per stage; one mistake anywhere and nothing is written.
 
     Args:
         out: folder of the texts; "" = check only.
         stages: names of the stages to resolve.
+        overrides: bindings for a plan, for every stage that they mean something to.
         plan: tell what the pipeline will take instead.
         peak: TFLOP/s of the device that it will run on; "" = measure this one.
         mfu: share of them that training reaches.
@@ -19,7 +22,7 @@ def run(*, out: str, stages: tuple[str, ...], plan: bool = False, peak: str = ""
     Raises:
         ConfigError: every mistake that was found, one a line.
     """
-    texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages))
+    texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages), overrides=overrides)
     if plan:
         from pipeline import estimate, planning  # these bring the training loop, which checks do without
 

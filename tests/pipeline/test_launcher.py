@@ -38,12 +38,13 @@ def left(folder):
         (["prepare", "DATA_SEED"], r"command line 'DATA_SEED': expected name.param=value"),
         (["prepare", "DATA_SED=1"], r"command line 'DATA_SED=1': no macro is called 'DATA_SED'; did you mean 'DATA_SEED'?"),
         (["warmup", "--plan"], "--plan belongs to: python -m stages configure"),
+        (["configure", "--plan", "DRAWZ=3"], "command line 'DRAWZ=3': no stage uses this, or it is misspelt"),
         (["configure", "--mfu", "0.5"], "--peak and --mfu say for which machine to plan; give them with --plan"),
         (["configure", "--plan", "--peak", "much"], "--peak is 'much'; expected a number above 0"),
         (["prepare", "--config=nothing.gin"], r"nothing.gin does not exist; run: dvc repro configure"),
         (
             ["prepare", "DATA_SEED=1", "--config=a.gin"],
-            "name.param=value and --device go over params.yaml, for one stage; give them without --config",
+            "name.param=value and --device go over params.yaml, for one stage or a plan; give them without --config",
         ),
     ],
 )
@@ -84,12 +85,12 @@ def test_an_override_after_check_is_checked_too(here, capsys):
 
 
 def test_a_plan_is_told_and_nothing_runs(here, capsys):
-    assert main(["configure", "--plan", "--peak", "100"]) == 0
+    assert main(["configure", "--plan", "--peak", "100", "DRAWS=3", "warmup.run.states=@sources.live"]) == 0
     told = capsys.readouterr().out
     lines = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")]
     assert lines == ["stage", "backbone", "extract", "warmup", "joint", "controls", "evaluate", "all"] and not left(here)
     assert "speed: 100 TFLOP/s (as given), 40% of them used (MFU, a guess: --mfu)" in told
-    assert "cache: live is cheaper" in told and "assumed: data/prepared is not there yet" in told
+    assert "cache: live is cheaper" in told and "M 3 draws" in told and "assumed: data/prepared is not there yet" in told
 
 
 def test_print_config_prints_the_overridden_text_and_runs_nothing(here, capsys):
