@@ -72,6 +72,18 @@ def test_cache(tmp_path):
 
 
 @pytest.mark.slow
+def test_draws(tmp_path):
+    rows, out = run(tmp_path, "draws")
+    assert [row["masks"] for row in rows] == ["live, never repeated", "4 draws", "2 draws", "1 draw"]
+    assert {(row["steps"], row["epochs"]) for row in rows} == {(20, 10.0)}
+    measured = ("validation nll", "test nll", "exact")
+    assert all(row[what]["n"] == 2 and row[what]["low"] <= row[what]["mean"] for row in rows for what in measured)
+    assert [row["test nll - live"] is None for row in rows] == [True, False, False, False]
+    assert len({row["validation nll"]["mean"] for row in rows}) == 4  # other masks, other weights
+    assert "smoke, 2 seeds, 20 steps, 10.0 epochs" in out
+
+
+@pytest.mark.slow
 def test_cores(tmp_path):
     rows, _ = run(tmp_path, "cores")
     sizes = [(512, "float32"), (128, "float32"), (512, "bfloat16")]
