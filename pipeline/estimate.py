@@ -74,8 +74,8 @@ def _economics(plan: Plan) -> list[str]:
     set_live = "warmup and joint: states = '@sources.live'"
     most = most_draws(epochs)
     if worth > 1:
-        again = f"each mask is seen {epochs / draws:.1f} times"
-        advice = f"{again}; what that costs in quality: docs/performance.md"
+        again = f"each mask is seen {epochs / draws:.1f} times; what that costs in quality: docs/performance.md"
+        again = advice = "nothing is masked, so one stored draw is exact" if plan.causal else again
         if plan.live:
             runs = "runs" if len(plan.live) == 1 else "run"
             advice = f"{' and '.join(plan.live)} {runs} the trunk live now: states = '@sources.cached' would save it; {again}"

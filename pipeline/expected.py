@@ -56,7 +56,8 @@ def _(corpus: QuestionAnswers) -> Expected:
     train = found.pop("train")
     held = round(len(train) * corpus.validation)
     parts = {"train": train.take(slice(held, None)), "validation": train.take(slice(held)), **found}
-    return parts, f"a token is {CHARACTERS} characters; which questions are held out for validation decides a few examples"
+    frame = ", the chat template is left out" if corpus.chat else ""
+    return parts, f"a token is {CHARACTERS} characters{frame}; which questions are held out for validation decides a few examples"
 
 
 def _split(begin: Tensor, end: Tensor, sequence: int) -> Split:

@@ -25,6 +25,7 @@ class Plan:
         live: of these two, the ones that are set to run the trunk live.
         assumed: what of all this is a guess, in words.
         examples: of the train split.
+        causal: nothing is masked, so that one draw is all there are.
     """
 
     costs: list[Cost]
@@ -35,6 +36,7 @@ class Plan:
     live: list[str]
     assumed: list[str]
     examples: int
+    causal: bool
 
     @property
     def gain(self) -> float:
@@ -69,7 +71,7 @@ def plan(texts: Mapping[str, str]) -> Plan:
         trunk=reckoning.trunk_over("train", ()) / examples, step=(warmup.flops + joint.flops) / (epochs * examples),
         draws=config.argument("stages.extract.run", "draws"), epochs=epochs,
         live=[stage for stage in reckoning.live if stage in ("warmup", "joint")], assumed=[*assumed, *reckoning.assumed],
-        examples=examples,
+        examples=examples, causal=corpus.vocabulary.causal,
     )  # fmt: skip
 
 
@@ -86,4 +88,4 @@ def _corpus(texts: Mapping[str, str]) -> tuple[Corpus, list[str]]:
     splits, guess = expected(corpus)
     ids, sequence = corpus.shape()
     state = "was prepared with other settings" if made.is_file() else "is not there yet"
-    return Corpus(splits, Vocabulary(ids, 0, 0, sequence, "text")), [f"{folder} {state}: {guess}"]
+    return Corpus(splits, Vocabulary(ids, 0, 0, sequence, "text", corpus.causal)), [f"{folder} {state}: {guess}"]

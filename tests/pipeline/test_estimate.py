@@ -25,7 +25,7 @@ COSTS = [
     Cost("warmup", 8_100_000_000, 100_000_000, 2_000_000_000, 16 * 10**9, 2200, 5.0, 85 * 10**12, 187 * 10**15, 10**15),
     Cost("finetune", 8_100_000_000, 1, 8_100_000_000),
 ]
-PLAN = Plan(COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000)
+PLAN = Plan(COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000, causal=False)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,7 @@ def test_room_on_the_disk(tmp_path, monkeypatch, free, said):
             {},
             r"cached is cheaper: .* = 2\.276 \(F 7\.28 T .* C 3\.11 T .* M 1 draws, E 5\.00 .*\n +each mask is seen 5\.0 times",
         ),
+        ({"causal": True}, r"cached is cheaper: .*\n +nothing is masked, so one stored draw is exact"),
         ({"live": ["joint"]}, r"cached is cheaper.*\n +joint runs the trunk live now: states = '@sources.cached' would save it"),
         ({"live": ["warmup", "joint"]}, r"\n +warmup and joint run the trunk live now"),
         (
