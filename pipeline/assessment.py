@@ -4,25 +4,31 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from components.answers import Answers
 from components.batch import Batch
 from components.halting import Rule
+from components.likelihood import Likelihood
 from components.metrics import Counts
 from components.model import Model
 from pipeline import evaluator
+from pipeline.answer_likelihood import estimated
+from pipeline.answering import answered
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.distributed import rank
 from pipeline.errors import ConfigError
 from pipeline.files import read_json, write_atomic, write_json
+from pipeline.limited import Limited
 from pipeline.prepared import Prepared
 from pipeline.progress import Progress
 from pipeline.rendering import Render, renderer
 from pipeline.runtime import Runtime
 
+T = TypeVar("T")
 PAIRS = (
     ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
     ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
@@ -30,7 +36,7 @@ PAIRS = (
 
 
 def assess(
-    prepared: Prepared,
+    prepared: Limited,
     backbone: Backbone,
     models: Mapping[str, str],
     out: Path,
@@ -39,6 +45,8 @@ def assess(
     measures: Mapping[str, tuple[str, float]],
     decodes: Mapping[str, tuple[str, int, int, int]],
     halts: Mapping[str, Rule],
+    answers: Callable[[], Answers] | None = None,
+    likelihood: Callable[[], Likelihood] | None = None,
     headline: str,
     samples: int,
     batch_size: int,
@@ -47,20 +55,20 @@ def assess(
     """Evaluate everything and write it (see ``stages.evaluate`` for the arguments).
 
     Raises:
-        ConfigError: the headline is not a measure.
+        ConfigError: the headline is not a measure, or a setting is out of range.
         DataError: a model, split or backbone does not fit.
     """
     if headline not in measures:
         raise ConfigError(f"evaluate.run.headline is '{headline}', which is none of the measures {', '.join(measures)}")
+    asked = _made("answers", answers), _made("likelihood", likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = _models(backbone, models)
+    loaded = _models(backbone, models, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(loaded) * (len(measures) + len(decodes)), "measures") as bar:
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             for name, model in loaded.items():
-                model.to(runtime.device).eval()
                 steps = evaluator.counts_by_step(
                     model, evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size), runtime
                 )
@@ -89,10 +97,12 @@ def assess(
         for a, b in PAIRS
         if a in loaded and b in loaded
     }
+    written = _whole_answers(prepared, loaded, metrics, *asked, batch_size, seed, runtime)
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": headline, **metrics})
-    _write_samples(prepared, loaded, split_name, samples, out, runtime)
+    limited = {} if prepared.limit is None else {"limit": prepared.limit}
+    write_json(out / "metrics.json", {"headline": headline, **limited, **metrics})
+    _write_samples(prepared, loaded, split_name, samples, written, out, runtime)
 
 
 def _of_the_recursion(
@@ -108,26 +118,64 @@ def _of_the_recursion(
     return found
 
 
-def _models(backbone: Backbone, folders: Mapping[str, str]) -> dict[str, Model]:
-    """The frozen backbone and every trained model, without phases that were switched off."""
-    loaded: dict[str, Model] = {"frozen": backbone.model()}
+def _made(name: str, make: Callable[[], T] | None) -> T | None:
+    try:
+        return None if make is None else make()
+    except ValueError as error:
+        raise ConfigError(f"evaluate.run.{name}: {error}") from None
+
+
+def _whole_answers(
+    prepared: Prepared,
+    models: Mapping[str, Model],
+    metrics: dict[str, Any],
+    answers: Answers | None,
+    likelihood: Likelihood | None,
+    size: int,
+    seed: int,
+    runtime: Runtime,
+) -> list[dict[str, Any]]:
+    """Add what is asked for of whole answers to the models' metrics; returns the lines of generated ones."""
+    lines: list[dict[str, Any]] = []
+    if answers is not None:
+        found, lines = answered(prepared, models, answers, size, runtime)
+        for name, values in found.items():
+            metrics[name]["answers"] = values
+    if likelihood is not None:
+        for name, values in estimated(prepared, models, likelihood, size, seed, runtime).items():
+            metrics[name]["likelihood"] = values
+    return lines
+
+
+def _models(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
+    """The frozen backbone and every trained model over its very weights, without phases that were switched off."""
+    frozen = backbone.model().to(runtime.device).eval()
+    loaded: dict[str, Model] = {"frozen": frozen}
     for name, folder in folders.items():
         stage = "controls" if "controls" in Path(folder).parts else Path(folder).name
         if read_json(Path(folder) / "metrics.json", stage)["steps"]:
-            loaded[name] = load_model(folder, backbone, stage)
+            loaded[name] = load_model(folder, backbone, stage, base=frozen).to(runtime.device).eval()
     return loaded
 
 
 def _write_samples(
-    prepared: Prepared, models: Mapping[str, Model], split_name: str, samples: int, out: Path, runtime: Runtime
+    prepared: Prepared,
+    models: Mapping[str, Model],
+    split_name: str,
+    samples: int,
+    written: list[dict[str, Any]],
+    out: Path,
+    runtime: Runtime,
 ) -> None:
-    """samples.jsonl: prompt, answer and every model's answer step by step; trace.json: the same as ids, for pictures."""
+    """samples.jsonl: prompt, answer and every model's answer step by step, then the answers that were generated; trace.json: the
+    former as ids, for pictures.
+    """
     split = prepared.split(split_name)
     split = split.take(slice(0, min(samples, len(split))))
     render = renderer(prepared.vocabulary, prepared.folder)
     traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
     lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
-    write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())
     trace = {
         "rendering": prepared.vocabulary.rendering,
         "mask_id": prepared.vocabulary.mask_id,

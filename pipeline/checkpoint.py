@@ -4,6 +4,8 @@ A trained model holds only what differs from its backbone (the refiner, and the 
 backbone's fingerprint; loading puts it over the backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
+import copy
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ def save_model(folder: Path, model: Model, backbone: Backbone) -> None:
     write_json(folder / DESCRIPTION, description)
 
 
-def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: int = 0) -> Model:
+def load_model(
+    folder: str | Path, backbone: Backbone, stage: str, first_layer: int = 0, base: BackboneModel | None = None
+) -> Model:
     """Load what ``save_model`` wrote, over ``backbone``.
 
     Args:
@@ -50,6 +54,8 @@ def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: 
         backbone: the one it was trained over.
         stage: that wrote it, named in errors.
         first_layer: lowest layer to instantiate.
+        base: the loaded backbone: weights that were not trained are its own tensors, so that several models cost the memory of
+            one; None = read anew, for a model that is to be trained.
 
     Raises:
         DataError: missing, damaged, trained over another backbone, or trained in layers below ``first_layer``.
@@ -58,16 +64,18 @@ def load_model(folder: str | Path, backbone: Backbone, stage: str, first_layer: 
     description = read_json(folder / DESCRIPTION, stage)
     verify(folder / WEIGHTS, description["sha256"], stage)
     backbone.check_fingerprint(description["backbone"], folder, stage)
-    base, weights = backbone.model(first_layer), load_file(folder / WEIGHTS)
-    model: Model = base
+    under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(folder / WEIGHTS)
+    model: Model = under
     if "refiner" in description:
-        model = RefinedLM(base, build_core(description["refiner"]))
+        model = RefinedLM(under, build_core(description["refiner"]))
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
-    unexpected = sorted(set(weights) - set(model.state_dict()))
+    known = model.state_dict()
+    unexpected = sorted(set(weights) - set(known))
     if unexpected:
         raise DataError(f"{folder} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
-    model.load_state_dict({**model.state_dict(), **weights})
+    placed = {name: value.to(known[name]) for name, value in weights.items()}
+    model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared
     return model
 
 
@@ -81,3 +89,9 @@ def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer
     if not isinstance(model, RefinedLM):
         raise DataError(f"{folder} holds a backbone without a refiner; expected the model of stage {stage}")
     return model
+
+
+def _twin(model: BackboneModel) -> BackboneModel:
+    """A model of its own whose weights are the given one's very tensors, until it is assigned others."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)

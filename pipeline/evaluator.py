@@ -57,7 +57,7 @@ def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> l
             states = [state.hidden[batch.masked] for state in model.steps(batch)]
             counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
         mine.append([_on_host(c) for c in counts])
-    batches = _interleaved(gathered(mine))
+    batches = interleaved(gathered(mine))
     return [_joined(step) for step in zip(*batches, strict=True)]
 
 
@@ -78,14 +78,14 @@ def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) 
                 raise ConfigError(f"evaluate.run.halts: {error}") from None
             counts = count(model.readout(hidden[batch.masked]), batch.targets, batch.masked)
         mine.append((_on_host(counts), steps.cpu().double()))
-    found = _interleaved(gathered(mine))
+    found = interleaved(gathered(mine))
     return _joined([counts for counts, _ in found]), torch.cat([steps for _, steps in found])
 
 
 def halting_summary(counts: Counts, steps: Tensor, group: Tensor) -> dict[str, dict[str, float]]:
     """nll, token_accuracy, exact, and the mean number of recursion steps, with intervals."""
     last = {name: value for name, value in summary([counts], group).items() if not name.endswith("_by_step")}
-    return {**last, "steps": _interval(steps, torch.ones_like(steps), group)}  # type: ignore[dict-item]
+    return {**last, "steps": mean(steps, torch.ones_like(steps), group)}  # type: ignore[dict-item]
 
 
 def _on_host(counts: Counts) -> Counts:
@@ -97,10 +97,10 @@ def _joined(parts: Sequence[Counts]) -> Counts:
     return Counts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Counts)})
 
 
-def _interleaved(shares: list[list[T]]) -> list[T]:
+def interleaved(shares: list[list[T]]) -> list[T]:
     """What processes made of every ``world``-th batch, in the order of the batches.
 
-    >>> _interleaved([[0, 2, 4], [1, 3]])
+    >>> interleaved([[0, 2, 4], [1, 3]])
     [0, 1, 2, 3, 4]
     """
     return [share[i] for i in range(len(shares[0])) for share in shares if i < len(share)]
@@ -118,16 +118,31 @@ def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
 
 def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
     """Paired differences a - b of nll, token_accuracy and exact."""
-    ones = torch.ones_like(a.tokens)
-
-    def paired(x: Tensor, y: Tensor, denominator: Tensor) -> dict[str, float]:
-        return difference(x, y, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
-
     return {
-        "nll": paired(a.nll, b.nll, a.tokens),
-        "token_accuracy": paired(a.correct, b.correct, a.tokens),
-        "exact": paired(a.exact, b.exact, ones),
+        "nll": paired(a.nll, b.nll, a.tokens, group),
+        "token_accuracy": paired(a.correct, b.correct, a.tokens, group),
+        "exact": paired(a.exact, b.exact, torch.ones_like(a.tokens), group),
     }
+
+
+def mean(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
+    """A ratio of sums over examples with its interval."""
+    return interval(numerator, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+
+
+def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
+    """Difference of two models' ratios on the same examples with its interval."""
+    return difference(a, b, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+
+
+def predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
+    """Token ids -> logits of every position, through the last recursion step."""
+
+    def predict(tokens: Tensor) -> Tensor:
+        with runtime.autocast():
+            return model.readout(model.states(replace(batch, tokens=tokens)))
+
+    return predict
 
 
 @torch.no_grad()
@@ -143,17 +158,17 @@ def decode(
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     mine = []
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
-        predict = _predictor(model, batch.to(runtime.device), runtime)
+        predict = predictor(model, batch.to(runtime.device), runtime)
         mine.append(
             sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
         )
-    tokens = torch.cat(_interleaved(gathered(mine)))
+    tokens = torch.cat(interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()
     wanted = split.response.sum(1).double()
     exact = (right == wanted).double()
     return tokens, {
-        "exact": _interval(exact, torch.ones_like(exact), split.group),
-        "token_accuracy": _interval(right, wanted, split.group),
+        "exact": mean(exact, torch.ones_like(exact), split.group),
+        "token_accuracy": mean(right, wanted, split.group),
     }
 
 
@@ -183,17 +198,3 @@ def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) 
                 ids, of_ids = ids.roll(1), of_ids.roll(1)
             shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in of_ids.tolist()]})
     return shown
-
-
-def _predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
-    """Token ids -> logits of every position, through the last recursion step."""
-
-    def predict(tokens: Tensor) -> Tensor:
-        with runtime.autocast():
-            return model.readout(model.states(replace(batch, tokens=tokens)))
-
-    return predict
-
-
-def _interval(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
-    return interval(numerator, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))

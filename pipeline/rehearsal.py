@@ -51,6 +51,9 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
                 freeze_except(model, _argument(stage, "unfreeze"), layer_norms=norms)
                 models[stage] = model
+    with _stage("evaluate", texts):
+        for make in (_argument("evaluate", "answers"), _argument("evaluate", "likelihood")):
+            _ = make and make()
     return models
 
 

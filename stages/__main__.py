@@ -21,12 +21,13 @@ SECTIONS = (*STAGES, "generate", "export", "ablate", "track")  # what params.yam
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
 PRINT = ("generate", "track")  # what they have to say, instead of writing a folder
 SWITCHES = ("check", "print-config", "help", "ship", "verify", "confidence", "plan")
-VALUES = ("config", "out", "device", "follow", "model", "prompt", "prompts", "peak", "mfu")
+VALUES = ("config", "out", "device", "follow", "model", "prompt", "prompts", "peak", "mfu", "limit")
 STATUS = {ConfigError: 2, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # of the process, by its error
 OWN = {  # flags of some stages alone
     "ship": ("track",), "follow": ("track",), "verify": ("extract",),
     "model": ("generate", "export"), "prompt": ("generate",), "prompts": ("generate",), "confidence": ("generate",),
     **dict.fromkeys(("plan", "peak", "mfu"), ("configure",)),
+    "limit": ("evaluate",),
 }  # fmt: skip
 
 
@@ -117,15 +118,18 @@ def command(
         print_config: print the resolved configuration only.
         usage: print every setting of the stage, with type, value and meaning (``--help``).
         own: ``ship`` and ``follow`` of track, ``verify`` of extract, ``model`` of generate and export, ``prompt``, ``prompts`` and
-            ``confidence`` of generate, ``plan`` of configure with ``peak`` and ``mfu``.
+            ``confidence`` of generate, ``plan`` of configure with ``peak`` and ``mfu``, ``limit`` of evaluate (``evaluate.run.limit``).
     """
     if stage not in ("configure", *SECTIONS):
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
-    overrides += (f"runtime.Runtime.device={device}",) if device else ()
-    if overrides and (config or (stage == "configure" and "plan" not in own)):
-        raise ConfigError("name.param=value and --device go over params.yaml, for one stage or a plan; give them without --config")
     if wrong := [flag for flag in own if stage not in OWN[flag]]:
         raise ConfigError(f"--{wrong[0]} belongs to: python -m stages {' or '.join(OWN[wrong[0]])}")
+    overrides += (f"runtime.Runtime.device={device}",) if device else ()
+    overrides += (f"evaluate.run.limit={own.pop('limit')}",) if "limit" in own else ()
+    if overrides and (config or (stage == "configure" and "plan" not in own)):
+        raise ConfigError(
+            "name.param=value, --device and --limit go over params.yaml, for one stage or a plan; give them without --config"
+        )
     if out and stage in PRINT:
         raise ConfigError(f"{stage} prints and writes no folder; without --out, and '> file' to keep it")
     if stage == "configure":

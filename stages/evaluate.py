@@ -1,12 +1,14 @@
 """evaluate: frozen, every phase and both controls on test, with intervals and paired differences."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from components.answers import Answers
 from components.halting import Rule
+from components.likelihood import Likelihood
 from pipeline import assessment
 from pipeline.backbones import Backbone
-from pipeline.prepared import Prepared
+from pipeline.limited import Limited
 from pipeline.runtime import Runtime
 
 
@@ -19,6 +21,9 @@ def run(
     measures: Mapping[str, tuple[str, float]],
     decodes: Mapping[str, tuple[str, int, int, int]],
     halts: Mapping[str, Rule],
+    answers: Callable[[], Answers] | None,
+    likelihood: Callable[[], Likelihood] | None,
+    limit: int | None,
     headline: str,
     samples: int,
     batch_size: int,
@@ -35,6 +40,9 @@ def run(
         measures: name -> (split, fraction of the answer that is masked); one parallel decode each.
         decodes: name -> (split, passes, blocks, examples): decoding whole answers in several passes.
         halts: name -> rule by which sequences leave the recursion (``components.halting``); on the headline measure.
+        answers: generate answers and judge their results; None = not for this corpus.
+        likelihood: estimate the nll of whole answers; None = leave it out.
+        limit: examples of each split that are looked at, in everything (``--limit``); None = all.
         headline: the measure whose metrics stand at the top.
         samples: examples written as text and traced through the steps.
         batch_size: sequences evaluated together.
@@ -42,6 +50,7 @@ def run(
         runtime: where it computes.
     """
     assessment.assess(
-        Prepared(prepared), Backbone(backbone), models, Path(out), runtime,
-        measures=measures, decodes=decodes, halts=halts, headline=headline, samples=samples, batch_size=batch_size, seed=seed,
+        Limited(prepared, limit), Backbone(backbone), models, Path(out), runtime,
+        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood,
+        headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip

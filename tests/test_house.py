@@ -25,7 +25,7 @@ def package(path: Path) -> str:
 
 PURE = {
     "torch", "einops", "jaxtyping", "math", "dataclasses", "collections", "typing", "fnmatch", "difflib", "contextlib",
-    "functools", "itertools", "statistics",
+    "functools", "itertools", "statistics", "re",
 }  # fmt: skip
 DOORS = {  # outside library -> the only files that may import it
     "gin": {"pipeline/config.py", "pipeline/ginfiles.py", "pipeline/ginstate.py"},
@@ -45,6 +45,7 @@ DOORS = {  # outside library -> the only files that may import it
     "safetensors": {
         "pipeline/backbones.py",
         "pipeline/checkpoint.py",
+        "pipeline/pieces.py",
         "pipeline/prepared.py",
         "pipeline/scratch.py",
         "pipeline/shardindex.py",

@@ -86,6 +86,18 @@ def test_a_model_of_the_tail_comes_back_over_the_whole_backbone(refined, backbon
     assert below and all(torch.equal(whole[f"backbone.{name}"], value) for name, value in below.items())
 
 
+@pytest.mark.parametrize("kind", ["refined", "trained_on"])
+def test_over_a_loaded_backbone_the_same_weights_come_back_and_it_keeps_its_own(request, backbone, tmp_path, kind):
+    save_model(tmp_path / "m", request.getfixturevalue(kind), backbone)
+    base = backbone.model()
+    shared = load_model(tmp_path / "m", backbone, "joint", base=base)
+    assert equal(shared.state_dict(), load_model(tmp_path / "m", backbone, "joint").state_dict())
+    assert equal(base.state_dict(), backbone.model().state_dict())
+    own, tensors = getattr(shared, "backbone", shared), dict(base.named_parameters())
+    assert own is not base and all(p is tensors[n] for n, p in own.named_parameters() if n.startswith("blocks.0."))
+    assert dict(own.named_parameters())["blocks.2.out.weight"] is not tensors["blocks.2.out.weight"]
+
+
 def test_only_what_differs_from_the_backbone_is_stored(refined, trained_on, backbone, tmp_path):
     save_model(tmp_path / "refined", refined, backbone)
     save_model(tmp_path / "trained_on", trained_on, backbone)

@@ -44,7 +44,7 @@ def left(folder):
         (["prepare", "--config=nothing.gin"], r"nothing.gin does not exist; run: dvc repro configure"),
         (
             ["prepare", "DATA_SEED=1", "--config=a.gin"],
-            "name.param=value and --device go over params.yaml, for one stage or a plan; give them without --config",
+            "name.param=value, --device and --limit go over params.yaml, for one stage or a plan; give them without --config",
         ),
     ],
 )

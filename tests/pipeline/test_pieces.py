@@ -1,0 +1,61 @@
+"""Finished pieces: made once, kept through a kill, made again when damaged, gone with the stage."""
+
+import pytest
+import torch
+
+from pipeline import scratch
+from pipeline.pieces import piece
+
+
+class Making:
+    """Counts how often it was asked; each time the piece is another one."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+        return {"x": torch.full((2, 3), self.times).T}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path))
+    return tmp_path
+
+
+def killed(make, *names):
+    """A stage that makes pieces and does not come to its end; what it had."""
+    try:
+        with scratch.kept("evaluate", "i" * 64):
+            found = [int(piece(name, make)["x"][0, 0]) for name in names]
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return found
+
+
+def test_a_piece_is_made_once(place):
+    make = Making()
+    assert killed(make, "a/0", "a/1", "a/10", "b/0") == [1, 2, 3, 4]
+    assert killed(make, "a/10", "b/0", "a/1", "a/0", "a/2") == [3, 4, 2, 1, 5]
+
+
+def test_a_damaged_piece_is_made_again(place):
+    make = Making()
+    killed(make, "a")
+    [file] = place.rglob("a.*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert killed(make, "a") == [2] and killed(make, "a") == [2]
+
+
+def test_nothing_is_left_behind(place):
+    with scratch.kept("evaluate", "i" * 64):
+        piece("a", Making())
+    assert not place.exists()
+
+
+def test_without_a_stage_nothing_is_kept():
+    make = Making()
+    assert [int(piece("a", make)["x"][0, 0]) for _ in range(2)] == [1, 2]
