@@ -60,12 +60,12 @@ def masks(
 
 
 def standard_error(values: Float[Tensor, "items samples"]) -> float:
-    """Of the mean over all items, as far as the samples cause it.
+    """Of the mean over all items, as far as the samples cause it; 0 for a single sample, which is no estimate but the thing itself.
 
     Samples of an item are taken as independent; that they share the counts makes the true error smaller.
     """
     items, samples = values.shape
-    return float((values.double().var(1).sum() / samples).sqrt() / items)
+    return float((values.double().var(1).sum() / samples).sqrt() / items) if samples > 1 else 0.0
 
 
 def total(losses: Float[Tensor, "rows"], masked: Bool[Tensor, "batch seq"], weights: Float[Tensor, "batch seq"]) -> Tensor:

@@ -1,6 +1,7 @@
 """How likely every model finds the same whole answers: a Monte-Carlo bound on their nll, after each recursion step.
 
-All models see the same masks, so that their differences are paired; finished batches survive a kill (``pipeline.pieces``).
+All models see the same masks, so that their differences are paired; finished batches survive a kill (``pipeline.pieces``). A causal
+model tells its nll exactly, in one pass.
 """
 
 from collections.abc import Mapping
@@ -75,19 +76,18 @@ def sampled(
     mine = []
     for number in range(rank(), -(-len(split) // size), world()):
         rows = split.take(slice(number * size, (number + 1) * size))
-        mine.append(
-            piece(f"likelihood/{name}/{number}", partial(_of_batch, model, rows, vocabulary.mask_id, samples, seed, runtime))
-        )
+        mine.append(piece(f"likelihood/{name}/{number}", partial(_of_batch, model, rows, vocabulary, samples, seed, runtime)))
         if bar is not None:
             bar.advance(len(rows))
     return torch.cat([batch["nll"] for batch in evaluator.interleaved(gathered(mine))])
 
 
-def _of_batch(model: Model, rows: Split, mask_id: int, samples: int, seed: int, runtime: Runtime) -> dict[str, Tensor]:
+def _of_batch(model: Model, rows: Split, vocabulary: Vocabulary, samples: int, seed: int, runtime: Runtime) -> dict[str, Tensor]:
     assert rows.uid is not None
+    whole = [(rows.response, rows.response.float())]  # of a causal model, which needs no masks
     found = []
-    for masked, weights in masks(rows.response, rows.uid, seed, samples):
-        batch = evaluator.trimmed(assemble(rows.tokens, masked, weights, rows.valid, mask_id)).to(runtime.device)
+    for masked, weights in whole if vocabulary.causal else masks(rows.response, rows.uid, seed, samples):
+        batch = evaluator.trimmed(assemble(rows.tokens, masked, weights, rows.valid, vocabulary)).to(runtime.device)
         expected = batch.targets[batch.masked]
         with runtime.autocast():
             by_step = [model.readout(state.hidden[batch.masked]) for state in model.steps(batch)]

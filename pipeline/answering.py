@@ -5,7 +5,7 @@ How long an answer may be is what the corpus' padding says: up to the end of the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -99,15 +99,19 @@ def generated(
     mine = []
     batches = enumerate(evaluator.batches(split, vocabulary, 1.0, 0, size))
     for number, batch in islice(batches, rank(), None, world()):
-        mine.append(piece(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary.mask_id, answers, runtime)))
+        mine.append(piece(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
         bar.advance(len(batch))
     found = evaluator.interleaved(gathered(mine))
     return torch.cat([batch["tokens"] for batch in found]), torch.cat([batch["evaluations"] for batch in found])
 
 
-def _decoded(model: Model, batch: Batch, mask_id: int, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
+def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
     """One batch's tokens, in full length, and the passes that each row took."""
-    trimmed, passes = evaluator.trimmed(batch).to(runtime.device), 0
+    trimmed, passes = evaluator.trimmed(batch), 0
+    if vocabulary.causal:
+        decoded, passes = _continued(model, trimmed, vocabulary.pad_id, runtime)
+        return {"tokens": _in_full_length(decoded, batch.tokens), "evaluations": _of_each(passes, batch)}
+    trimmed = trimmed.to(runtime.device)
     through = evaluator.predictor(model, trimmed, runtime)
 
     def predict(tokens: Tensor) -> Tensor:
@@ -115,10 +119,29 @@ def _decoded(model: Model, batch: Batch, mask_id: int, answers: Answers, runtime
         passes += 1
         return through(tokens)
 
-    tokens = batch.tokens.clone()
-    decoded = sampling.low_confidence_remasking(predict, trimmed.tokens, mask_id, answers.passes, answers.blocks)
-    tokens[:, : decoded.shape[1]] = decoded.cpu()
-    return {"tokens": tokens, "evaluations": torch.full((len(batch),), passes, dtype=torch.float64)}
+    decoded = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, answers.passes, answers.blocks)
+    return {"tokens": _in_full_length(decoded, batch.tokens), "evaluations": _of_each(passes, batch)}
+
+
+def _continued(model: Model, batch: Batch, pad_id: int, runtime: Runtime) -> tuple[Tensor, int]:
+    """A causal model's answers, token after token, always the likeliest; and the passes. Nothing of the references is seen."""
+    answer = batch.masked.roll(1, 1)  # what is predicted at a place is the next one's
+    tokens = batch.tokens.masked_fill(answer, pad_id)
+    places = answer.any(0).nonzero()[:, 0].tolist()
+    for place in places:
+        seen = replace(batch, tokens=tokens).cut(place).to(runtime.device)
+        with runtime.autocast():
+            best = model.readout(model.states(seen)[:, -1]).argmax(-1).cpu()
+        tokens[:, place] = torch.where(answer[:, place], best, tokens[:, place])
+    return tokens, len(places)
+
+
+def _in_full_length(decoded: Tensor, tokens: Tensor) -> Tensor:
+    return torch.cat([decoded.cpu(), tokens[:, decoded.shape[1] :]], 1)
+
+
+def _of_each(passes: int, batch: Batch) -> Tensor:
+    return torch.full((len(batch),), passes, dtype=torch.float64)
 
 
 def _end(prepared: Prepared, answers: Answers) -> int:

@@ -91,18 +91,26 @@ def assess(
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][headline].items() if not k.startswith("decode_")}
         metrics[name] |= _of_the_recursion(model, masked, halts, split.group, runtime)
-    groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
-    metrics["differences"] = {
-        f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
-        for a, b in PAIRS
-        if a in loaded and b in loaded
-    }
+    metrics["differences"] = _differences(prepared, measures, counted)
     written = _whole_answers(prepared, loaded, metrics, *asked, batch_size, seed, runtime)
     if rank():
         return
     limited = {} if prepared.limit is None else {"limit": prepared.limit}
     write_json(out / "metrics.json", {"headline": headline, **limited, **metrics})
     _write_samples(prepared, loaded, split_name, samples, written, out, runtime)
+
+
+def _differences(
+    prepared: Prepared, measures: Mapping[str, tuple[str, float]], counted: Mapping[str, Mapping[str, Counts]]
+) -> dict[str, Any]:
+    """Paired differences on every measure, of the pairs of which both models are there."""
+    groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
+    loaded = next(iter(counted.values()))
+    return {
+        f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
+        for a, b in PAIRS
+        if a in loaded and b in loaded
+    }
 
 
 def _of_the_recursion(

@@ -20,7 +20,7 @@ from tests.conftest import TRAINING
 from tests.stages.over_checkpoint import run_over
 
 transformers = pytest.importorskip("transformers")
-BINDINGS = {"jsonl.QuestionAnswers": {"special": {"end": "<end>", "pad": "<pad>"}}}
+BINDINGS = {"jsonl.QuestionAnswers": {"special": {"end": "<end>", "pad": "<pad>"}}, "END": "<end>", "answers.Answers": {"items": 4}}
 
 
 def checkpoint(folder, encoding):
@@ -70,6 +70,25 @@ def test_the_frozen_loss_is_what_the_library_computes(inside):
     nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
     assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(nll.item(), rel=1e-5)
+
+
+def test_answers_are_written_on_as_the_model_itself_would(inside):
+    """Token after token, always the likeliest; a causal likelihood is exact."""
+    data = Prepared("data/prepared")
+    split, tokenizer = data.split("test"), bpe.load(data.folder / "tokenizer.json")
+    model = transformers.Qwen3ForCausalLM.from_pretrained("checkpoint").eval()
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["frozen"]
+    lines = [json.loads(line) for line in (inside / "outputs/evaluate/samples.jsonl").read_text().splitlines()]
+    written = {line["item"]: line["generated"]["frozen"]["text"] for line in lines if "item" in line}
+    assert set(written) == set(split.uid[:4].tolist()) and evaluated["answers"]["strict"]["n"] == 4
+    for row in range(4):
+        length, places = int(split.response[row].sum()), split.response[row].nonzero()[:, 0]
+        prompt = split.tokens[row, : places[0]].long()[None]
+        ids = model.generate(prompt, max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0)[0, places[0] :].tolist()
+        end = bpe.special(tokenizer, "<end>")
+        assert written[int(split.uid[row])] == tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=False)
+    assert evaluated["likelihood"]["samples"] == 1 and evaluated["likelihood"]["standard_error"] == 0
+    assert evaluated["likelihood"]["answer_nll_per_token"]["mean"] == pytest.approx(evaluated["nll"]["mean"], rel=1e-5)
 
 
 def test_the_refined_model_learns_nothing_of_what_comes_next(inside):

@@ -1,0 +1,138 @@
+"""Whole answers of a text corpus through the stages: generated, judged, their likelihood; killed and continued."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.answers import Answers
+from components.tiny_lm import TinyLM
+from pipeline import answering
+from pipeline.backbones import Backbone
+from pipeline.prepared import Prepared
+from stages.__main__ import main
+from tests.conftest import TRAINING, run_stages, workspace
+
+SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
+BINDINGS = {"MEASURES": {"mask_30": ["test", 0.3]}, "DECODES": {}, "HALTS": {}, "THREADS": 1, "EVALUATION_BATCH": 3,
+            "jsonl.QuestionAnswers": {"sequence": 48, "vocabulary": 300}}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """The smoke preset of text on sums, after every stage. Read only."""
+    folder = workspace(tmp_path_factory.mktemp("text") / "run", "gsm8k_smoke")
+    raw = folder / "raw/gsm8k"
+    raw.mkdir(parents=True)
+    for name, pairs in (("train", SUMS), ("test", SUMS[:12])):
+        (raw / f"{name}.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
+    (folder / "params.yaml").write_text(json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": BINDINGS}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
+        run_stages(folder, TRAINING)
+    return folder
+
+
+@pytest.fixture
+def inside(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(text)
+    monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
+    return text
+
+
+def told(folder: Path) -> tuple[dict, list[dict]]:
+    """Metrics, and the lines of generated answers."""
+    lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return json.loads((folder / "metrics.json").read_text()), [line for line in lines if "item" in line]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_every_model_is_judged_on_the_same_items(inside):
+    metrics, lines = told(inside / "outputs/evaluate")
+    models = {name for name, value in metrics.items() if isinstance(value, dict) and "answers" in value}
+    assert models == {"frozen", "warmup", "joint", "control_backbone", "control_warmup"}
+    test = Prepared("data/prepared").split("test")
+    assert [line["item"] for line in lines] == test.uid[:8].tolist()
+    for line, (question, answer) in zip(lines, SUMS, strict=False):
+        assert (line["prompt"], line["reference"]) == (f"{question}\n", answer) and line["expected"] == answer.split()[-1]
+        assert set(line["generated"]) == models
+        for found in line["generated"].values():
+            assert found["right"] == {name: result == line["expected"] for name, result in found["extracted"].items()}
+            assert found["extracted"] == Answers(1, 1).extracted(found["text"]) and "<end>" not in found["text"]
+    for name in models:
+        found = metrics[name]["answers"]
+        assert found["flexible"]["n"] == 8 and found["function_evaluations"] == 4
+        right = [line["generated"][name]["right"]["flexible"] for line in lines]
+        assert found["flexible"]["mean"] == sum(right) / 8
+    assert metrics["joint"]["answers"]["recursion_steps"] == 4 and metrics["joint"]["likelihood"]["samples"] == 2
+
+
+def test_a_model_that_knows_the_answers_is_right(inside, monkeypatch):
+    """One that reads them off the batch: strict and flexible, every item."""
+    size = Prepared("data/prepared").vocabulary.size
+
+    def known(model, batch, runtime):
+        return lambda tokens: torch.nn.functional.one_hot(batch.targets, size).float()
+
+    monkeypatch.setattr(answering.evaluator, "predictor", known)
+    assert main(["evaluate", "--out", "knowing"]) == 0
+    metrics, lines = told(inside / "knowing")
+    assert metrics["frozen"]["answers"]["strict"]["mean"] == metrics["frozen"]["answers"]["flexible"]["mean"] == 1
+    assert all(line["generated"]["frozen"]["text"] == line["reference"] for line in lines)
+
+
+@pytest.mark.parametrize("size", [1, 5, 8])
+def test_the_batch_size_changes_no_answer_and_no_likelihood(inside, size):
+    assert main(["evaluate", f"evaluate.run.batch_size={size}", "--out", f"of_{size}"]) == 0
+    (metrics, lines), (expected, reference) = told(inside / f"of_{size}"), told(inside / "outputs/evaluate")
+    assert lines == reference
+    for name in ("frozen", "joint"):
+        for key in ("answer_nll", "answer_nll_per_token"):
+            assert metrics[name]["likelihood"][key] == pytest.approx(expected[name]["likelihood"][key], rel=1e-5)
+
+
+def test_a_limit_is_told_and_holds_for_answers_too(inside):
+    assert main(["evaluate", "--limit", "5", "--out", "few"]) == 0
+    metrics, lines = told(inside / "few")
+    assert metrics["limit"] == 5 and len(lines) == 5
+    assert metrics["joint"]["answers"]["strict"]["n"] == metrics["joint"]["likelihood"]["answer_nll"]["n"] == 5
+
+
+@pytest.mark.parametrize("after", [3, 30, 45])
+def test_a_killed_evaluation_goes_on_with_finished_batches(inside, monkeypatch, after, tmp_path):
+    """Killed in the middle of generating or of the likelihood: the same bytes, and nothing that was finished is computed again."""
+    calls = {"now": 0, "until": 10**9}
+    through = TinyLM.states_and_heads
+
+    def counting(self, batch, layers=()):
+        calls["now"] += 1
+        if calls["now"] > calls["until"]:
+            raise KeyboardInterrupt
+        return through(self, batch, layers)
+
+    monkeypatch.setattr(TinyLM, "states_and_heads", counting)
+    arguments = ["evaluate", "MEASURES={'mask_30': ('validation', 0.3)}", "evaluate.run.samples=1"]
+    assert main([*arguments, "--out", f"whole_{after}"]) == 0
+    whole, alone = calls["now"], 5 * (1 + 1)  # each model's measure of one batch, and its trace
+    calls |= {"now": 0, "until": alone + after}
+    assert main([*arguments, "--out", f"killed_{after}"]) == 130
+    assert not Path(f"killed_{after}/metrics.json").exists()
+    calls |= {"now": 0, "until": 10**9}
+    assert main([*arguments, "--out", f"killed_{after}"]) == 0
+    assert content(Path(f"killed_{after}")) == content(Path(f"whole_{after}"))
+    assert calls["now"] <= whole - after + 4 and not (tmp_path / "scratch").exists()
+
+
+def test_an_end_that_the_tokenizer_lacks_is_named(inside, capsys):
+    assert main(["evaluate", "END='</s>'", "--out", "unknown"]) == 2
+    assert "evaluate.run.answers: the tokenizer has no token </s>" in capsys.readouterr().err
+
+
+def test_the_report_has_their_tables(inside):
+    page = (inside / "outputs/report/report.md").read_text()
+    assert "## Generated answers" in page and "## Likelihood of whole answers" in page
+    assert Backbone("data/backbone").fingerprint
