@@ -50,6 +50,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     sections = {
         "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(metrics, measures)}",
         "Whole answers, decoded in several passes": decodes_table(metrics, models),
+        **whole_answers(metrics, models),
         "After each recursion step": steps_table(metrics, models),
         "Halting": halting_table(metrics, models),
         "Findings": "".join(f"- {line}\n" for line in findings(metrics, curve, models)),
@@ -125,8 +126,52 @@ def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> st
     rows = [["difference", *(f"{m} {METRICS[k]}" for m in measures for k in ("exact", "nll"))]]
     for pair, by_measure in metrics["differences"].items():
         values = [by_measure[m][k] for m in measures for k in ("exact", "nll")]
-        rows.append([pair, *(f"**{cell(v)}**" if v["low"] > 0 or v["high"] < 0 else cell(v) for v in values)])
+        rows.append([pair, *map(bold_if_clear, values)])
     return markdown(rows)
+
+
+def whole_answers(metrics: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
+    """Sections on generated answers and on the likelihood of whole answers, where they were asked for."""
+    found = {}
+    if "answers" in metrics["frozen"]:
+        passes = "Function evaluations are passes through the model for an answer, times recursion steps in each."
+        found["Generated answers"] = (
+            f"Share of right results; how they are found: docs/evaluation.md. {passes}\n\n" + answers_table(metrics, models)
+        )
+    if "likelihood" in metrics["frozen"]:
+        bound = "An upper bound on -log p in nats an answer, after ± the standard error of its Monte-Carlo estimate."
+        found["Likelihood of whole answers"] = f"{bound}\n\n{likelihood_table(metrics, models)}"
+    return found
+
+
+def answers_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """Share of generated answers that are right by each pattern, the paired difference from the frozen backbone, and the cost."""
+    patterns = sorted(metrics["frozen"]["answers"]["minus_frozen"])
+    rows = [["model", *(title for p in patterns for title in (p, f"{p} - frozen")), "function evaluations"]]
+    for name in models:
+        found = metrics[name]["answers"]
+        shares = [text for p in patterns for text in (cell(found[p]), bold_if_clear(found["minus_frozen"][p]))]
+        rows.append([name, *shares, f"{found['function_evaluations']:g} x {found['recursion_steps']}"])
+    return markdown(rows)
+
+
+def likelihood_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """Nats of whole answers, their paired difference from the frozen backbone, and the mean after each recursion step."""
+    rows = [["model", "nats an answer", "nats a token", "nats an answer - frozen", "after each step"]]
+    for name in models:
+        found = metrics[name]["likelihood"]
+        other = found["minus_frozen"]
+        rows.append([
+            name, f"{cell(found['answer_nll'])} ± {found['standard_error']:.3f}", cell(found["answer_nll_per_token"]),
+            f"{bold_if_clear(other['answer_nll'])} ± {other['standard_error']:.3f}",
+            ", ".join(f"{v['mean']:.2f}" for v in found["answer_nll_by_step"]),
+        ])  # fmt: skip
+    return markdown(rows)
+
+
+def bold_if_clear(value: Mapping[str, float]) -> str:
+    """A cell, bold where the interval is clear of zero."""
+    return f"**{cell(value)}**" if value["low"] > 0 or value["high"] < 0 else cell(value)
 
 
 def halting_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:

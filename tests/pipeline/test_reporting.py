@@ -13,6 +13,7 @@ from pipeline.reporting import (
     results_table,
     steps_csv,
     steps_table,
+    whole_answers,
 )
 
 
@@ -116,6 +117,44 @@ def test_the_steps_table_leaves_blanks_after_the_last_step(metrics):
     assert table[0] == ["model", "metric", "step 1", "step 2", "step 3"]
     assert table[2] == ["frozen", "exact", "1.000", "", ""]
     assert table[5] == ["warmup", "exact", "1.000", "0.750", "0.500"]
+
+
+@pytest.fixture
+def whole(metrics):
+    """Generated answers and likelihood too."""
+    none, gain = value(0, 0), value(0.2, 0.1)
+    for name, steps, strict, apart in (("frozen", 1, 0.25, none), ("warmup", 4, 0.45, gain)):
+        minus = {"strict": apart, "flexible": value(0.05, 0.1)}
+        metrics[name]["answers"] = {
+            "strict": value(strict), "flexible": value(0.5), "minus_frozen": minus, "function_evaluations": 32.0,
+            "recursion_steps": steps,
+        }  # fmt: skip
+        metrics[name]["likelihood"] = {
+            "answer_nll": value(150.0), "answer_nll_per_token": value(1.5), "standard_error": 2.5, "samples": 8,
+            "answer_nll_by_step": [value(150.0 - k) for k in range(steps)],
+            "minus_frozen": {"answer_nll": value(-3.0), "standard_error": 0.25},
+        }  # fmt: skip
+    return metrics
+
+
+def test_generated_answers_have_a_table(whole):
+    found = whole_answers(whole, ["frozen", "warmup"])
+    table = cells(found["Generated answers"].partition("\n\n")[2])
+    assert table[0] == ["model", "flexible", "flexible - frozen", "strict", "strict - frozen", "function evaluations"]
+    assert table[2][3:] == [".250 [.240, .260]", ".000 [.000, .000]", "32 x 1"]
+    assert table[3][2] == ".050 [-.050, .150]" and table[3][4:] == ["**.200 [.100, .300]**", "32 x 4"]
+
+
+def test_the_likelihood_has_a_table(whole):
+    table = cells(whole_answers(whole, ["frozen", "warmup"])["Likelihood of whole answers"].partition("\n\n")[2])
+    assert table[3] == [
+        "warmup", "150.000 [149.990, 150.010] ± 2.500", "1.500 [1.490, 1.510]", "**-3.000 [-3.010, -2.990]** ± 0.250",
+        "150.00, 149.00, 148.00, 147.00",
+    ]  # fmt: skip
+
+
+def test_without_whole_answers_nothing_is_said_of_them(metrics):
+    assert whole_answers(metrics, ["frozen", "warmup"]) == {}
 
 
 @pytest.mark.parametrize(

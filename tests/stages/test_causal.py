@@ -20,7 +20,8 @@ from tests.conftest import TRAINING
 from tests.stages.over_checkpoint import run_over
 
 transformers = pytest.importorskip("transformers")
-BINDINGS = {"jsonl.QuestionAnswers": {"special": {"end": "<end>", "pad": "<pad>"}}, "END": "<end>", "answers.Answers": {"items": 4}}
+SPECIAL = {"end": "<end>", "pad": "<pad>"}
+BINDINGS = {"jsonl.QuestionAnswers": {"special": SPECIAL}, "END": "<end>", "answers.Answers": {"items": 4}}
 
 
 def checkpoint(folder, encoding):
@@ -76,17 +77,18 @@ def test_answers_are_written_on_as_the_model_itself_would(inside):
     """Token after token, always the likeliest; a causal likelihood is exact."""
     data = Prepared("data/prepared")
     split, tokenizer = data.split("test"), bpe.load(data.folder / "tokenizer.json")
+    end, pad = (bpe.special(tokenizer, token) for token in ("<end>", "<pad>"))
     model = transformers.Qwen3ForCausalLM.from_pretrained("checkpoint").eval()
     evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["frozen"]
     lines = [json.loads(line) for line in (inside / "outputs/evaluate/samples.jsonl").read_text().splitlines()]
     written = {line["item"]: line["generated"]["frozen"]["text"] for line in lines if "item" in line}
     assert set(written) == set(split.uid[:4].tolist()) and evaluated["answers"]["strict"]["n"] == 4
     for row in range(4):
-        length, places = int(split.response[row].sum()), split.response[row].nonzero()[:, 0]
-        prompt = split.tokens[row, : places[0]].long()[None]
-        ids = model.generate(prompt, max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0)[0, places[0] :].tolist()
-        end = bpe.special(tokenizer, "<end>")
-        assert written[int(split.uid[row])] == tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=False)
+        length, first = int(split.response[row].sum()), int(split.response[row].nonzero()[0])
+        prompt = split.tokens[row, :first].long()[None]
+        ids = model.generate(prompt, max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0)[0, first:].tolist()
+        ids = ids[: ids.index(end)] if end in ids else ids
+        assert written[int(split.uid[row])] == tokenizer.decode([i for i in ids if i != pad], skip_special_tokens=False)
     assert evaluated["likelihood"]["samples"] == 1 and evaluated["likelihood"]["standard_error"] == 0
     assert evaluated["likelihood"]["answer_nll_per_token"]["mean"] == pytest.approx(evaluated["nll"]["mean"], rel=1e-5)
 
