@@ -1,6 +1,7 @@
 """Fixtures: a tiny prepared corpus, backbone, shards and refiner on disk, made once per session by the stages themselves."""
 
 import gc
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
 torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
+SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 
 
@@ -63,6 +65,25 @@ def finished(tmp_path_factory) -> Path:
     """The smoke preset, run through every stage. Read only: copy what you change (`copy_of`)."""
     folder = workspace(tmp_path_factory.mktemp("finished") / "run", "smoke")
     run_stages(folder, TRAINING)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """The smoke preset of text, on sums, run through every stage. Read only."""
+    folder = workspace(tmp_path_factory.mktemp("text") / "run", "gsm8k_smoke")
+    raw = folder / "raw/gsm8k"
+    raw.mkdir(parents=True)
+    for name, pairs in (("train", SUMS), ("test", SUMS[:12])):
+        (raw / f"{name}.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
+    bindings = {
+        "MEASURES": {"mask_30": ["test", 0.3]}, "DECODES": {}, "HALTS": {}, "THREADS": 1, "EVALUATION_BATCH": 3,
+        "jsonl.QuestionAnswers": {"sequence": 48, "vocabulary": 300},
+    }  # fmt: skip
+    (folder / "params.yaml").write_text(json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": bindings}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
+        run_stages(folder, TRAINING)
     return folder
 
 

@@ -12,26 +12,7 @@ from components.tiny_lm import TinyLM
 from pipeline import answering
 from pipeline.prepared import Prepared
 from stages.__main__ import main
-from tests.conftest import TRAINING, run_stages, workspace
-
-SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
-BINDINGS = {"MEASURES": {"mask_30": ["test", 0.3]}, "DECODES": {}, "HALTS": {}, "THREADS": 1, "EVALUATION_BATCH": 3,
-            "jsonl.QuestionAnswers": {"sequence": 48, "vocabulary": 300}}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    """The smoke preset of text on sums, after every stage. Read only."""
-    folder = workspace(tmp_path_factory.mktemp("text") / "run", "gsm8k_smoke")
-    raw = folder / "raw/gsm8k"
-    raw.mkdir(parents=True)
-    for name, pairs in (("train", SUMS), ("test", SUMS[:12])):
-        (raw / f"{name}.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
-    (folder / "params.yaml").write_text(json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": BINDINGS}}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
-        run_stages(folder, TRAINING)
-    return folder
+from tests.conftest import SUMS
 
 
 @pytest.fixture
