@@ -69,9 +69,8 @@ def assess(
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             for name, model in loaded.items():
-                steps = evaluator.counts_by_step(
-                    model, evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size), runtime
-                )
+                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size)
+                steps = evaluator.counts_by_step(model, masked, runtime, f"measures/{measure}/{name}")
                 metrics[name][measure] = evaluator.summary(steps, split.group)
                 counted.setdefault(measure, {})[name] = steps[-1]
                 bar.advance()
@@ -87,10 +86,10 @@ def assess(
             bar.line(f"{measure}: decoded in {passes} passes")
     split_name, ratio = measures[headline]
     split = evaluator.by_length(prepared.split(split_name))
-    masked = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, batch_size)
+    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, batch_size)
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][headline].items() if not k.startswith("decode_")}
-        metrics[name] |= _of_the_recursion(model, masked, halts, split.group, runtime)
+        metrics[name] |= _of_the_recursion(model, again, halts, split.group, runtime)
     metrics["differences"] = _differences(prepared, measures, counted)
     written = _whole_answers(prepared, loaded, metrics, *asked, batch_size, seed, runtime)
     if rank():

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from components.model import Model
 from pipeline.data import assemble
 from pipeline.distributed import gathered, rank, world
 from pipeline.errors import ConfigError
+from pipeline.pieces import piece
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
@@ -48,17 +50,23 @@ def trimmed(batch: Batch) -> Batch:
 
 
 @torch.no_grad()
-def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[Counts]:
-    """Counts of every example after each recursion step (a backbone has one)."""
-    mine: list[list[Counts]] = []  # of every batch that is this process's, after each step
-    for batch in islice(masked, rank(), None, world()):
-        batch = trimmed(batch).to(runtime.device)
-        with runtime.autocast():
-            states = [state.hidden[batch.masked] for state in model.steps(batch)]
-            counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
-        mine.append([_on_host(c) for c in counts])
-    batches = interleaved(gathered(mine))
-    return [_joined(step) for step in zip(*batches, strict=True)]
+def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime, name: str) -> list[Counts]:
+    """Counts of every example after each recursion step (a backbone has one); ``name``: under which finished batches are kept."""
+    mine: list[dict[str, Tensor]] = []  # of every batch that is this process's
+    for number, batch in islice(enumerate(masked), rank(), None, world()):
+        mine.append(piece(f"{name}/{number}", partial(_counted, model, batch, runtime)))
+    found = interleaved(gathered(mine))
+    joined = {key: torch.cat([batch[key] for batch in found], -1) for key in found[0]}
+    return [Counts(**{key: values[step] for key, values in joined.items()}) for step in range(len(joined["nll"]))]
+
+
+def _counted(model: Model, batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+    """Fields of ``Counts``, each (steps, batch)."""
+    batch = trimmed(batch).to(runtime.device)
+    with runtime.autocast():
+        states = [state.hidden[batch.masked] for state in model.steps(batch)]
+        counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
+    return {f.name: torch.stack([getattr(c, f.name) for c in counts]) for f in fields(Counts)}
 
 
 @torch.no_grad()

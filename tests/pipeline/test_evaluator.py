@@ -40,7 +40,7 @@ def split(rows):
 
 
 def counts(model, split, vocabulary, runtime, ratio=1.0, size=4):
-    return evaluator.counts_by_step(model, evaluator.batches(split, vocabulary, ratio, 0, size), runtime)
+    return evaluator.counts_by_step(model, evaluator.batches(split, vocabulary, ratio, 0, size), runtime, "measure")
 
 
 def masks(split, vocabulary, ratio, seed=0, size=4):

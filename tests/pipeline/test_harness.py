@@ -1,4 +1,4 @@
-"""Requests of lm-evaluation-harness: examples of what it asks, text and nats of what it gets; and its own run where there is one."""
+"""Requests of lm-evaluation-harness: examples of what it asks, texts and nats for it; and its own run, where there is one."""
 
 import json
 import sys

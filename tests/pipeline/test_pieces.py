@@ -40,14 +40,22 @@ def test_a_piece_is_made_once(place):
     assert killed(make, "a/10", "b/0", "a/1", "a/0", "a/2") == [3, 4, 2, 1, 5]
 
 
-def test_a_damaged_piece_is_made_again(place):
+@pytest.mark.parametrize("at", [0, 40, -1, None])
+def test_a_damaged_or_cut_piece_is_made_again(place, at):
     make = Making()
     killed(make, "a")
-    [file] = place.rglob("a.*.safetensors")
+    [file] = place.rglob("pieces/*")
     content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+    if at is not None:
+        content[at] ^= 1
+    file.write_bytes(content if at is not None else content[:20])
     assert killed(make, "a") == [2] and killed(make, "a") == [2]
+
+
+def test_a_name_is_no_path(place):
+    make = Making()
+    assert killed(make, "../../up", "a/../b", "/root", "") == [1, 2, 3, 4] == killed(make, "../../up", "a/../b", "/root", "")
+    assert len(list(place.rglob("pieces/*"))) == 4
 
 
 def test_nothing_is_left_behind(place):

@@ -14,6 +14,8 @@ from pipeline.prepared import Prepared
 from stages.__main__ import main
 from tests.conftest import SUMS
 
+TWO = "evaluate.run.models={'joint': 'outputs/joint'}"  # beside the frozen one
+
 
 @pytest.fixture
 def inside(text, monkeypatch, tmp_path):
@@ -52,7 +54,7 @@ def test_every_model_is_judged_on_the_same_items(inside):
     assert metrics["joint"]["answers"]["recursion_steps"] == 4 and metrics["joint"]["likelihood"]["samples"] == 2
 
 
-def test_a_model_that_knows_the_answers_is_right(inside, monkeypatch):
+def test_a_model_that_knows_the_answers_is_right(inside, tmp_path, monkeypatch):
     """One that reads them off the batch: strict and flexible, every item."""
     size = Prepared("data/prepared").vocabulary.size
 
@@ -60,34 +62,34 @@ def test_a_model_that_knows_the_answers_is_right(inside, monkeypatch):
         return lambda tokens: torch.nn.functional.one_hot(batch.targets, size).float()
 
     monkeypatch.setattr(answering.evaluator, "predictor", known)
-    assert main(["evaluate", "--out", "knowing"]) == 0
-    metrics, lines = told(inside / "knowing")
+    assert main(["evaluate", "evaluate.run.models={}", "--out", str(tmp_path / "out")]) == 0
+    metrics, lines = told(tmp_path / "out")
     assert metrics["frozen"]["answers"]["strict"]["mean"] == metrics["frozen"]["answers"]["flexible"]["mean"] == 1
     assert all(line["generated"]["frozen"]["text"] == line["reference"] for line in lines)
 
 
-@pytest.mark.parametrize("size", [1, 5, 8])
-def test_the_batch_size_changes_no_answer_and_no_likelihood(inside, size):
-    assert main(["evaluate", f"evaluate.run.batch_size={size}", "--out", f"of_{size}"]) == 0
-    (metrics, lines), (expected, reference) = told(inside / f"of_{size}"), told(inside / "outputs/evaluate")
-    assert lines == reference
+def test_the_batch_size_changes_no_answer_and_no_likelihood(inside, tmp_path):
+    assert main(["evaluate", TWO, "evaluate.run.batch_size=5", "--out", str(tmp_path / "out")]) == 0
+    (metrics, lines), (expected, reference) = told(tmp_path / "out"), told(inside / "outputs/evaluate")
+    assert len(lines) == 8
     for name in ("frozen", "joint"):
+        assert [line["generated"][name] for line in lines] == [line["generated"][name] for line in reference]
         for key in ("answer_nll", "answer_nll_per_token"):
             assert metrics[name]["likelihood"][key] == pytest.approx(expected[name]["likelihood"][key], rel=1e-5)
 
 
-def test_a_limit_is_told_and_holds_for_answers_too(inside):
-    assert main(["evaluate", "--limit", "5", "--out", "few"]) == 0
-    metrics, lines = told(inside / "few")
+def test_a_limit_is_told_and_holds_for_answers_too(inside, tmp_path):
+    assert main(["evaluate", TWO, "--limit", "5", "--out", str(tmp_path / "out")]) == 0
+    metrics, lines = told(tmp_path / "out")
     assert metrics["limit"] == 5 and len(lines) == 5
     assert metrics["joint"]["answers"]["strict"]["n"] == metrics["joint"]["likelihood"]["answer_nll"]["n"] == 5
 
 
-@pytest.mark.parametrize(
-    ("after", "finished"), [(3, 0), (30, 28), (75, 74)]
-)  # passes; 4 a batch of 60 answers, then 2 of likelihood
+@pytest.mark.parametrize(("after", "finished"), [(-3, 1), (14, 14), (29, 30)])
 def test_a_killed_evaluation_goes_on_with_finished_batches(inside, monkeypatch, after, finished, tmp_path):
-    """Killed in the middle of generating or of the likelihood: the same bytes, and nothing that was finished is computed again."""
+    """Killed in a measure, in generating (24 passes, 4 a batch) or in the likelihood (12 passes, 2 a batch): the same bytes, and no
+    batch that was finished is computed again.
+    """
     calls = {"now": 0, "until": 10**9}
     through = TinyLM.states_and_heads
 
@@ -98,10 +100,10 @@ def test_a_killed_evaluation_goes_on_with_finished_batches(inside, monkeypatch, 
         return through(self, batch, layers)
 
     monkeypatch.setattr(TinyLM, "states_and_heads", counting)
-    arguments = ["evaluate", "MEASURES={'mask_30': ('validation', 0.3)}", "evaluate.run.samples=1"]
+    arguments = ["evaluate", TWO, "MEASURES={'mask_30': ('validation', 0.3)}", "evaluate.run.samples=1"]
     arguments += ["--out", str(out := tmp_path / "out")]
     assert main(arguments) == 0
-    whole, uninterrupted, before = calls["now"], content(out), 5 * (1 + 1)  # each model's measure of one batch, and its statistics
+    whole, uninterrupted, before = calls["now"], content(out), 2 * (1 + 1)  # each model's measure of one batch, and its statistics
     shutil.rmtree(out)
     calls |= {"now": 0, "until": before + after}
     assert main(arguments) == 130 and not out.exists()
@@ -111,7 +113,7 @@ def test_a_killed_evaluation_goes_on_with_finished_batches(inside, monkeypatch, 
 
 
 def test_an_end_that_the_tokenizer_lacks_is_named(inside, capsys):
-    assert main(["evaluate", "END='</s>'", "--out", "unknown"]) == 2
+    assert main(["evaluate", "END='</s>'"]) == 2
     assert "evaluate.run.answers: the tokenizer has no token </s>" in capsys.readouterr().err
 
 
