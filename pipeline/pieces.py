@@ -1,7 +1,7 @@
 """Finished pieces of long work, kept in ``.scratch`` until the stage is done: a killed stage makes none of them twice.
 
-A piece is a few tensors under a name. Its file begins with a hash of what follows: one that is damaged, or that a power cut left half
-written, is made again.
+A piece is a few tensors under a name. Its file begins with a hash of what follows: one that is damaged, or that a power cut left
+half written, is made again.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 
 TRAINING = ("backbone", "warmup", "joint", "finetune", "controls")
-NEEDED = ("prepare", "extract", *TRAINING)
+NEEDED = ("prepare", "extract", *TRAINING, "evaluate")
 
 
 @pytest.fixture(scope="module")
