@@ -142,7 +142,7 @@ MISTAKES = {
     "flag twice": typed("warmup", "--out=a", "--out=b", told=("--out is given twice",)),
     "flag without a value": typed("warmup", "--out", "--check", told=("--out needs a value",)),
     "limit of another stage": typed("warmup", "--limit", "3", told=("--limit belongs to: python -m stages evaluate",)),
-    "limit without a number": typed("evaluate", "--limit", "few", told=("evaluate.run.limit expects int or None, got 'few' (str)",)),
+    "limit without a number": typed("evaluate", "--limit", "few", told=("run.limit expects int or None, got 'few' (str)",)),
     "answers of nothing": file("preset: gsm8k\nevaluate: {bindings: {answers: {Answers: {items: 0}}}}\n",
         "evaluate: items must be positive and passes a positive multiple of blocks, got 0 items"),
     "one sample of a likelihood": file("preset: gsm8k\nevaluate: {bindings: {likelihood: {Likelihood: {samples: 1}}}}\n",
