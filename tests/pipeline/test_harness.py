@@ -102,6 +102,13 @@ def test_a_long_prompt_loses_its_beginning_and_a_short_answer_has_the_room(model
     assert len(prompt) == 24 and model.tokenizer.decode(prompt).endswith(" 1 last")
 
 
+def test_what_is_set_for_all_requests_holds(settings, model, monkeypatch):
+    other = harness.Requests(**settings, seed=1, max_gen_toks=2, end="4")
+    assert other.loglikelihood(asked(PAIRS[0])) != model.loglikelihood(asked(PAIRS[0]))
+    saying(other, "3 + 4 = 7", monkeypatch)
+    assert other.generate_until(asked(("What is 3 + 4?\n", {}), ("What is 3 + 4?\n", {"max_gen_toks": 9}))) == ["3 +", "3 + "]
+
+
 def test_a_long_continuation_is_refused(model):
     with pytest.raises(DataError, match="a continuation of 120 tokens does not fit a sequence of 48: 'why'"):
         model.loglikelihood(asked(("why", "1" * 120)))

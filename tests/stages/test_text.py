@@ -78,6 +78,19 @@ def test_the_batch_size_changes_no_answer_and_no_likelihood(inside, tmp_path):
             assert metrics[name]["likelihood"][key] == pytest.approx(expected[name]["likelihood"][key], rel=1e-5)
 
 
+def test_answers_of_another_split_in_blocks(inside, tmp_path):
+    """Six passes in two blocks write other answers than in one."""
+    texts = []
+    for blocks in (1, 2):
+        own = [f"answers.Answers.{name}" for name in ("split='validation'", "passes=6", f"blocks={blocks}")]
+        assert main(["evaluate", "evaluate.run.models={}", *own, "--out", str(tmp_path / f"out{blocks}")]) == 0
+        metrics, lines = told(tmp_path / f"out{blocks}")
+        assert metrics["frozen"]["answers"]["function_evaluations"] == 6
+        assert [line["item"] for line in lines] == Prepared("data/prepared").split("validation").uid.tolist()
+        texts.append([line["generated"]["frozen"]["text"] for line in lines])
+    assert texts[0] != texts[1]
+
+
 def test_a_limit_is_told_and_holds_for_answers_too(inside, tmp_path):
     assert main(["evaluate", TWO, "--limit", "5", "--out", str(tmp_path / "out")]) == 0
     metrics, lines = told(tmp_path / "out")
