@@ -21,7 +21,6 @@ class Answers:
         passes: through the model for an answer.
         blocks: decoded left to right one after the other; 1 = pure diffusion. They divide the passes.
         split: that the examples are taken from.
-        end: token at which an answer ends; what follows is not read.
         patterns: name -> (regular expression, which of its matches counts: 0 = the first, -1 = the last).
         reference: the pattern that finds the result in the reference.
 
@@ -35,7 +34,6 @@ class Answers:
         passes: int,
         blocks: int = 1,
         split: str = "test",
-        end: str = "<end>",
         patterns: Mapping[str, tuple[str, int]] = GSM8K,
         reference: str = "strict",
     ) -> None:
@@ -51,7 +49,7 @@ class Answers:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"pattern '{name}' is no regular expression: {error}") from None
-        self.items, self.passes, self.blocks, self.split, self.end = items, passes, blocks, split, end
+        self.items, self.passes, self.blocks, self.split = items, passes, blocks, split
         self.patterns, self.reference = patterns, reference
 
     def extracted(self, text: str) -> dict[str, str | None]:

@@ -17,10 +17,9 @@ from components import sampling
 from components.answers import Answers
 from components.batch import Batch
 from components.model import Model
-from pipeline import evaluator
-from pipeline import tokenizer as bpe
+from pipeline import evaluator, wording
 from pipeline.distributed import gathered, rank, world
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.pieces import piece
 from pipeline.prepared import Prepared, Split, Vocabulary
 from pipeline.progress import Progress
@@ -61,11 +60,11 @@ def answered(
         Metrics by model, and a line for samples.jsonl by example.
 
     Raises:
-        ConfigError: the corpus is none of text, or its tokenizer has no such end.
+        ConfigError: the corpus is none of text.
     """
     if prepared.vocabulary.rendering != "text":
         raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
-    end, render = _end(prepared, answers), renderer(prepared.vocabulary, prepared.folder)
+    end, render = wording.read(prepared.folder)[0].id("end"), renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
     expected = [answers.expected(text) for text in references]
@@ -142,13 +141,6 @@ def _in_full_length(decoded: Tensor, tokens: Tensor) -> Tensor:
 
 def _of_each(passes: int, batch: Batch) -> Tensor:
     return torch.full((len(batch),), passes, dtype=torch.float64)
-
-
-def _end(prepared: Prepared, answers: Answers) -> int:
-    try:
-        return bpe.special(bpe.load(prepared.folder / "tokenizer.json"), answers.end)
-    except DataError as error:
-        raise ConfigError(f"evaluate.run.answers: {error}; or set answers.Answers.end to the token that ends an answer") from None
 
 
 def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from components.answers import Answers
 from components.model import Model
-from pipeline import answer_likelihood, answering
-from pipeline import tokenizer as bpe
+from pipeline import answer_likelihood, answering, wording
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.errors import ConfigError, DataError, UserError
@@ -39,7 +38,6 @@ class Requests:
         blocks: decoded left to right; they divide the passes.
         samples: masks for a likelihood.
         max_gen_toks: tokens of an answer, if the task does not say.
-        end: token that ends an answer.
         seed: of the masks.
         batch_size: requests that run together.
         device, precision, threads: see ``pipeline.runtime.Runtime``.
@@ -59,7 +57,6 @@ class Requests:
         blocks: int = 1,
         samples: int = 32,
         max_gen_toks: int = 256,
-        end: str = "<end>",
         seed: int = 0,
         batch_size: int | str = 1,
         device: str = "cpu",
@@ -74,14 +71,14 @@ class Requests:
                 f"got {batch_size}, {max_gen_toks} and {samples}"
             )
         try:
-            self.answers = Answers(items=1, passes=passes, blocks=blocks, end=end)
+            self.answers = Answers(items=1, passes=passes, blocks=blocks)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.runtime = Runtime(device, precision, threads)
         data, base = Prepared(prepared), Backbone(backbone)
         base.check(data.vocabulary, data.folder)
-        self.vocabulary, self.tokenizer = data.vocabulary, bpe.load(data.folder / "tokenizer.json")
-        self.end = bpe.special(self.tokenizer, end)
+        encoding, _ = wording.read(data.folder)
+        self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")
         loaded: Model = base.model() if model == "frozen" else load_model(model, base, Path(model).name)
         self.model = loaded.to(self.runtime.device).eval()
         self.samples, self.seed, self.size, self.longest = samples, seed, int(batch_size), max_gen_toks

@@ -103,10 +103,10 @@ def test_a_long_prompt_loses_its_beginning_and_a_short_answer_has_the_room(model
 
 
 def test_what_is_set_for_all_requests_holds(settings, model, monkeypatch):
-    other = harness.Requests(**settings, seed=1, max_gen_toks=2, end="4")
+    other = harness.Requests(**settings, seed=1, max_gen_toks=2)
     assert other.loglikelihood(asked(PAIRS[0])) != model.loglikelihood(asked(PAIRS[0]))
     saying(other, "3 + 4 = 7", monkeypatch)
-    assert other.generate_until(asked(("What is 3 + 4?\n", {}), ("What is 3 + 4?\n", {"max_gen_toks": 9}))) == ["3 +", "3 + "]
+    assert other.generate_until(asked(("What is 3 + 4?\n", {}), ("What is 3 + 4?\n", {"max_gen_toks": 3}))) == ["3 +", "3 + "]
 
 
 def test_a_long_continuation_is_refused(model):

@@ -21,7 +21,7 @@ from tests.stages.over_checkpoint import run_over
 
 transformers = pytest.importorskip("transformers")
 SPECIAL = {"end": "<end>", "pad": "<pad>"}
-BINDINGS = {"jsonl.QuestionAnswers": {"special": SPECIAL}, "END": "<end>", "answers.Answers": {"items": 4}}
+BINDINGS = {"jsonl.QuestionAnswers": {"special": SPECIAL}, "answers.Answers": {"items": 4}}
 
 
 def checkpoint(folder, encoding):

@@ -24,7 +24,7 @@ pytest.importorskip("transformers")
 SPECIAL = {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}
 BINDINGS = {
     "MEASURES": {"mask_30": ["test", 0.3]}, "DECODES": {"mask_30": ["test", 2, 1, 4]},
-    "jsonl.QuestionAnswers": {"special": SPECIAL}, "END": "<end>",
+    "jsonl.QuestionAnswers": {"special": SPECIAL},
     "answers.Answers": {"items": 2, "passes": 3}, "likelihood.Likelihood": {"items": 4, "samples": 2},
 }  # fmt: skip
 

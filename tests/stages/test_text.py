@@ -125,11 +125,6 @@ def test_a_killed_evaluation_goes_on_with_finished_batches(inside, monkeypatch, 
     assert calls["now"] == whole - finished and not (tmp_path / "scratch").exists()
 
 
-def test_an_end_that_the_tokenizer_lacks_is_named(inside, capsys):
-    assert main(["evaluate", "END='</s>'"]) == 2
-    assert "evaluate.run.answers: the tokenizer has no token </s>" in capsys.readouterr().err
-
-
 def test_the_report_has_their_tables(inside):
     page = (inside / "outputs/report/report.md").read_text()
     assert "## Generated answers" in page and "## Likelihood of whole answers" in page
