@@ -21,6 +21,7 @@ from pipeline import evaluator, wording
 from pipeline.distributed import gathered, rank, world
 from pipeline.errors import ConfigError
 from pipeline.pieces import piece
+from pipeline.predictor import predictor
 from pipeline.prepared import Prepared, Split, Vocabulary
 from pipeline.progress import Progress
 from pipeline.rendering import Render, renderer
@@ -106,41 +107,24 @@ def generated(
 
 def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
     """One batch's tokens, in full length, and the passes that each row took."""
-    trimmed, passes = evaluator.trimmed(batch), 0
-    if vocabulary.causal:
-        decoded, passes = _continued(model, trimmed, vocabulary.pad_id, runtime)
-        return {"tokens": _in_full_length(decoded, batch.tokens), "evaluations": _of_each(passes, batch)}
-    trimmed = trimmed.to(runtime.device)
-    through = evaluator.predictor(model, trimmed, runtime)
+    trimmed, passes, blocks = evaluator.trimmed(batch), answers.passes, answers.blocks
+    if vocabulary.causal:  # what is predicted at a place is the next one's; token after token
+        answer = trimmed.masked.roll(1, 1)
+        trimmed = replace(trimmed, masked=answer, tokens=trimmed.tokens.masked_fill(answer, vocabulary.mask_id))
+        passes = blocks = int(answer.sum(1).max())
+    trimmed, taken = trimmed.to(runtime.device), 0
+    through = predictor(model, trimmed, vocabulary, runtime)
 
     def predict(tokens: Tensor) -> Tensor:
-        nonlocal passes
-        passes += 1
+        nonlocal taken
+        taken += 1
         return through(tokens)
 
-    decoded = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, answers.passes, answers.blocks)
-    return {"tokens": _in_full_length(decoded, batch.tokens), "evaluations": _of_each(passes, batch)}
-
-
-def _continued(model: Model, batch: Batch, pad_id: int, runtime: Runtime) -> tuple[Tensor, int]:
-    """A causal model's answers, token after token, always the likeliest; and the passes. Nothing of the references is seen."""
-    answer = batch.masked.roll(1, 1)  # what is predicted at a place is the next one's
-    tokens = batch.tokens.masked_fill(answer, pad_id)
-    places = answer.any(0).nonzero()[:, 0].tolist()
-    for place in places:
-        seen = replace(batch, tokens=tokens).cut(place).to(runtime.device)
-        with runtime.autocast():
-            best = model.readout(model.states(seen)[:, -1]).argmax(-1).cpu()
-        tokens[:, place] = torch.where(answer[:, place], best, tokens[:, place])
-    return tokens, len(places)
-
-
-def _in_full_length(decoded: Tensor, tokens: Tensor) -> Tensor:
-    return torch.cat([decoded.cpu(), tokens[:, decoded.shape[1] :]], 1)
-
-
-def _of_each(passes: int, batch: Batch) -> Tensor:
-    return torch.full((len(batch),), passes, dtype=torch.float64)
+    decoded = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks)
+    return {
+        "tokens": torch.cat([decoded.cpu(), batch.tokens[:, decoded.shape[1] :]], 1),
+        "evaluations": torch.full((len(batch),), taken, dtype=torch.float64),
+    }
 
 
 def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:

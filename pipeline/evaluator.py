@@ -143,16 +143,6 @@ def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor) -> dict[str
     return difference(a, b, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
 
 
-def predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
-    """Token ids -> logits of every position, through the last recursion step."""
-
-    def predict(tokens: Tensor) -> Tensor:
-        with runtime.autocast():
-            return model.readout(model.states(replace(batch, tokens=tokens)))
-
-    return predict
-
-
 @torch.no_grad()
 def decode(
     model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime, *, steps: int, blocks: int, size: int
@@ -166,7 +156,7 @@ def decode(
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     mine = []
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
-        predict = predictor(model, batch.to(runtime.device), runtime)
+        predict = _predictor(model, batch.to(runtime.device), runtime)
         mine.append(
             sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
         )
@@ -206,3 +196,13 @@ def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) 
                 ids, of_ids = ids.roll(1), of_ids.roll(1)
             shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in of_ids.tolist()]})
     return shown
+
+
+def _predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
+    """Token ids -> logits of every position, through the last recursion step."""
+
+    def predict(tokens: Tensor) -> Tensor:
+        with runtime.autocast():
+            return model.readout(model.states(replace(batch, tokens=tokens)))
+
+    return predict

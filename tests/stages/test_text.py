@@ -58,10 +58,10 @@ def test_a_model_that_knows_the_answers_is_right(inside, tmp_path, monkeypatch):
     """One that reads them off the batch: strict and flexible, every item."""
     size = Prepared("data/prepared").vocabulary.size
 
-    def known(model, batch, runtime):
+    def known(model, batch, vocabulary, runtime):
         return lambda tokens: torch.nn.functional.one_hot(batch.targets, size).float()
 
-    monkeypatch.setattr(answering.evaluator, "predictor", known)
+    monkeypatch.setattr(answering, "predictor", known)
     assert main(["evaluate", "evaluate.run.models={}", "--out", str(tmp_path / "out")]) == 0
     metrics, lines = told(tmp_path / "out")
     assert metrics["frozen"]["answers"]["strict"]["mean"] == metrics["frozen"]["answers"]["flexible"]["mean"] == 1
