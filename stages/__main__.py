@@ -118,7 +118,7 @@ def command(
         print_config: print the resolved configuration only.
         usage: print every setting of the stage, with type, value and meaning (``--help``).
         own: ``ship`` and ``follow`` of track, ``verify`` of extract, ``model`` of generate and export, ``prompt``, ``prompts`` and
-            ``confidence`` of generate, ``plan`` of configure with ``peak`` and ``mfu``, ``limit`` of evaluate (``evaluate.run.limit``).
+            ``confidence`` of generate, ``plan`` of configure with ``peak`` and ``mfu``, ``limit`` of evaluate.
     """
     if stage not in ("configure", *SECTIONS):
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, ('configure', *SECTIONS))}")
