@@ -18,12 +18,17 @@ COPIES = 4  # of a trained weight beside itself and its gradient: two moments, t
 
 def weights(model: nn.Module) -> int:
     """Bytes of parameters and buffers, those that two places share counted once."""
-    return _bytes({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
+    return size({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
+
+
+def own(model: nn.Module) -> list[Tensor]:
+    """Parameters that a trained model does not share with its backbone: its refiner, and what else was trained."""
+    return [tensor for name, tensor in model.named_parameters() if tensor.requires_grad or name.startswith("refiner.")]
 
 
 def trained(model: nn.Module) -> int:
     """Bytes that AdamW with an average of the weights keeps beside a model whose frozen parts are frozen."""
-    return COPIES * _bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return COPIES * size(parameter for parameter in model.parameters() if parameter.requires_grad)
 
 
 def peak(work: Callable[[], object]) -> int:
@@ -33,7 +38,8 @@ def peak(work: Callable[[], object]) -> int:
     return watch.most
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
+def size(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

@@ -63,7 +63,7 @@ def plan(texts: Mapping[str, str]) -> Plan:
     warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
     costs["extract"] = reckoning.extraction()
     costs["controls"] = reckoning.controls(models["controls"], warmup.flops, joint.flops)
-    costs["evaluate"] = reckoning.evaluation(with_finetune=costs["finetune"].steps > 0)
+    costs["evaluate"] = reckoning.evaluation(models, with_finetune=costs["finetune"].steps > 0)
     epochs = warmup.epochs + joint.epochs
     config.load_text(texts["extract"], "extract")
     return Plan(

@@ -156,27 +156,43 @@ class Reckoning:
         held, trained = size + _size(continued), size + _size(continued, trained=True)
         return Cost("controls", size + _size(self.refined), trained, held, memory, flops=warmup + 2 * joint)
 
-    def evaluation(self, *, with_finetune: bool) -> Cost:
-        """Every model on every measure and decode; all of them lie in memory together."""
-        names = ("models", "measures", "decodes", "halts", "headline", "seed")
-        models, measures, decodes, halts, headline, seed = self._arguments("evaluate", *names)
+    def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
+        """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained.
+
+        Args:
+            trained: model of each phase, what it does not train frozen.
+            with_finetune: it takes steps.
+        """
+        names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "seed")
+        models, measures, decodes, halts, headline, answers, likelihood, seed = self._arguments("evaluate", *names)
         kept = [name for name in models if name != "finetune" or with_finetune]
         plain = 1 + sum("backbone" in name for name in kept)
-        refined, work = 1 + len(kept) - plain, 0
-        told = refined if self._has_fixed_shapes("evaluate", self.refined) else 0
-        for name, (split, ratio) in measures.items():
-            rows = self.corpus.splits[split]
-            batch = next(evaluator.batches(rows.take(slice(0, LOOKED_AT)), self.corpus.vocabulary, ratio, seed, LOOKED_AT))
-            times = told * (1 + (len(halts) if name == headline else 0))
-            work += len(rows) * (self._forward(self.refined, batch, times) + self._forward(self.backbone, batch, plain))
-        for split, passes, _, examples in decodes.values():
-            rows = self.corpus.splits[split].take(slice(0, examples))
-            batch = next(evaluator.batches(rows.take(slice(0, LOOKED_AT)), self.corpus.vocabulary, 1.0, seed, LOOKED_AT))
-            an_example = self._decoding(self.refined, batch, told) + self._decoding(self.backbone, batch, plain)
-            work += passes * len(rows) * an_example
-        parts = [self.refined] * refined + [self.backbone] * plain
-        held = sum(map(_size, parts))
-        return Cost("evaluate", held, 0, held, sum(map(footprint.weights, parts)), beside=work)
+        told = 1 + len(kept) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
+        looks = [(split, ratio, len(self.corpus.splits[split]), 1 + (len(halts) if name == headline else 0))
+                 for name, (split, ratio) in measures.items()]  # fmt: skip
+        written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
+        if answers is not None:
+            written.append(((asked := answers()).split, asked.passes, asked.items))
+        if likelihood is not None:  # half of an answer is masked on average
+            bound = likelihood()
+            causal = self.corpus.vocabulary.causal
+            looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples), 1))
+        work = 0
+        for split, ratio, examples, times in looks:
+            batch = self._looked_at(split, ratio, seed)
+            work += examples * (self._forward(self.refined, batch, times * told) + self._forward(self.backbone, batch, plain))
+        for split, passes, examples in written:
+            batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
+            work += passes * rows * (self._decoding(self.refined, batch, told) + self._decoding(self.backbone, batch, plain))
+        of = {"control_backbone": self.backbone, "control_warmup": trained["controls"], **trained}
+        own = [tensor for name in kept for tensor in footprint.own(of[name])]
+        held = _size(self.backbone) + sum(tensor.numel() for tensor in own)
+        return Cost("evaluate", held, 0, held, footprint.weights(self.backbone) + footprint.size(own), beside=work)
+
+    def _looked_at(self, split: str, ratio: float, seed: int) -> Batch:
+        """A few of its examples with this share of each answer masked."""
+        rows = self.corpus.splits[split].take(slice(0, LOOKED_AT))
+        return next(evaluator.batches(rows, self.corpus.vocabulary, ratio, seed, LOOKED_AT))
 
     def trunk_over(self, name: str, buckets: Sequence[int]) -> int:
         """Operations of the trunk over every example of a split once."""
