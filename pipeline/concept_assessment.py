@@ -64,7 +64,8 @@ def assess(
         raise ConfigError(f"evaluate.run.headline is '{headline}', which is none of the measures {', '.join(measures)}")
     if decodes or halts or answers or likelihood or any(ratio != 1.0 for _, ratio in measures.values()):
         raise ConfigError(
-            "sentences are predicted one at a time: decodes and halts must be {}, answers and likelihood None, and 1.0 the fraction of a measure"
+            "sentences are predicted one at a time: decodes and halts must be {}, answers and likelihood None, "
+            "and the fraction of a measure 1.0"
         )
     backbone.check(prepared.vocabulary, prepared.folder)
     loaded = opened(backbone, models, runtime)

@@ -10,7 +10,7 @@ import pytest
 from components.answers import Answers
 from components.halting import by_probability
 from components.likelihood import Likelihood
-from pipeline.assessment import opened, assess
+from pipeline.assessment import assess, opened
 from pipeline.backbones import Backbone
 from pipeline.errors import ConfigError, DataError
 from pipeline.limited import Limited
