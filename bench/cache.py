@@ -26,8 +26,8 @@ from components.pretrained_lm import PretrainedLM
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
 from pipeline import pretrained
+from pipeline.markdown import markdown
 from pipeline.pretrained import Source
-from pipeline.reporting import markdown
 
 SEQUENCES, LENGTH, DIM, LAYERS, LIVE, VOCAB = 8, 128, 512, 24, 4, 4096
 SUPERVISED, STEPS = 0.3, (2, 4)

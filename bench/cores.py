@@ -31,7 +31,7 @@ from bench.deep_supervision import MB, Row, device, peak, seconds, shown
 from components.core import Inputs, Layout
 from components.fused import Linear
 from components.recursive_core import RecursiveCore
-from pipeline.reporting import markdown
+from pipeline.markdown import markdown
 
 TOKENS, PREFIX, VOCAB = 81, 16, 11
 BLOCKS, H_CYCLES, L_CYCLES, HEAD, EXPANSION = 2, 3, 6, 64, 4.0

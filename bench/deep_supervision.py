@@ -32,7 +32,7 @@ from components.memory import recompute, store
 from components.model import Model
 from components.recursion import full_gradient, one_step_gradient
 from pipeline import allocation
-from pipeline.reporting import markdown
+from pipeline.markdown import markdown
 
 SEQUENCES, LENGTH, DIM = 4, 256, 256
 STEPS, VOCABULARIES, SHARES = (1, 2, 4, 8, 16), (1000, 32000, 126464), (1.0, 0.2)

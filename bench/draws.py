@@ -21,7 +21,7 @@ from components.metrics import over_seeds
 from pipeline import ablation
 from pipeline.files import read_json, write_json
 from pipeline.jsonl import RAW_VARIABLE, raw_folder
-from pipeline.reporting import cell, markdown
+from pipeline.markdown import cell, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ablation.BASE  # what the others are compared with

@@ -16,9 +16,9 @@ from components import halting
 from components.metrics import interval
 from components.sampling import Sampler
 from pipeline.generation import Generator
+from pipeline.markdown import cell, markdown
 from pipeline.prepared import Prepared, Split
 from pipeline.rendering import renderer
-from pipeline.reporting import cell, markdown
 from pipeline.runtime import Runtime
 
 WAYS = {

@@ -28,7 +28,7 @@ from components.core import Core, Layout
 from components.level import Level
 from components.recursive_core import RecursiveCore
 from components.refiner import SlotRefiner
-from pipeline.reporting import markdown
+from pipeline.markdown import markdown
 
 SECONDS = {"ceilings": 25, "heads": 140, "steps": 150, "cache": 45, "reference": 40}
 CASES = {  # core, sequences, length, steps, vocabulary

@@ -20,7 +20,7 @@ import fire
 import torch
 
 from pipeline.curves import Curves
-from pipeline.reporting import markdown
+from pipeline.markdown import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, COLUMNS, EVERY = 2000, 15, 50  # rows of a curve, values of a row, rows between host syncs

@@ -15,7 +15,7 @@ import fire
 
 from components.metrics import over_seeds
 from pipeline import params
-from pipeline.reporting import cell, markdown
+from pipeline.markdown import cell, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = (("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("joint", "control_warmup"), ("joint", "control_backbone"))

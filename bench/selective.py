@@ -18,7 +18,7 @@ import torch
 from components.core import Core
 from components.hybrid import Hybrid
 from components.refiner import SlotRefiner
-from pipeline.reporting import markdown
+from pipeline.markdown import markdown
 
 SEQUENCES, LENGTH, DIM, STEPS, CHUNK = 8, 512, 256, 4, 16
 SHARES = (1.0, 0.5, 0.25)

@@ -9,9 +9,10 @@ from typing import Any
 from components.backbone import BackboneModel
 from components.recursive_core import RecursiveCore
 from components.recursive_lm import RecursiveLM
+from components.sentence_table import SentenceTable
 from components.tiny_lm import TinyLM
 
-BACKBONES: dict[str, Callable[..., BackboneModel]] = {model.__name__: model for model in (TinyLM, RecursiveLM)}
+BACKBONES: dict[str, Callable[..., BackboneModel]] = {model.__name__: model for model in (TinyLM, RecursiveLM, SentenceTable)}
 
 
 def build_backbone(architecture: Mapping[str, Any], first_layer: int = 0) -> BackboneModel:

@@ -8,6 +8,7 @@ exist for some rows at a time (``components.linear_cross_entropy``), the graph o
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from components.batch import Batch
 from components.core import Layout
 from components.linear_cross_entropy import CHUNK_ROWS
-from components.losses import HALTING, halting_loss, masked_cross_entropy
+from components.losses import HALTING, Loss, halting_loss, masked_cross_entropy
 from components.memory import Memory, store
 from components.model import Model
 from components.recursion import State, Stretches, Tree, full_gradient, mapped, stretched, tensors
@@ -26,8 +27,8 @@ class Supervised:
     """Numbers of a microbatch, on the device: its part of the optimizer step's.
 
     Attributes:
-        total: sum over steps of weight * (cross-entropy + penalties).
-        losses: cross-entropy of each step.
+        total: sum over steps of weight * (loss + penalties).
+        losses: loss of each step.
         statistics: of each step.
     """
 
@@ -42,6 +43,7 @@ def backward(
     weights: Sequence[float | Tensor],
     *,
     sequences: int,
+    loss: Loss = masked_cross_entropy,
     stretches: Stretches = full_gradient,
     memory: Memory = store,
     chunk: int = CHUNK_ROWS,
@@ -57,13 +59,14 @@ def backward(
         batch: a microbatch.
         weights: of each supervised step; 0 = its loss is reported only.
         sequences: of the optimizer step, over all microbatches and processes: what losses are divided by.
+        loss: of a step's states (``components.losses``).
         stretches: how far back a loss reaches.
         memory: what is kept of a step.
         chunk: rows whose logits exist at once.
         statistics: also measure slots where there are any.
         autocast: the precision of the forward pass.
     """
-    supervision = _Supervision(model, batch, weights, sequences, statistics, chunk)
+    supervision = _Supervision(model, batch, weights, sequences, statistics, partial(loss, chunk=chunk))
     with autocast():
         condition, carry, supervision.layout = model.begin(batch)
     outer: Tree = {"condition": condition, "carry": carry}
@@ -91,10 +94,10 @@ class _Supervision:
     layout: Layout
 
     def __init__(
-        self, model: Model, batch: Batch, weights: Sequence[float | Tensor], sequences: int, statistics: bool, chunk: int
+        self, model: Model, batch: Batch, weights: Sequence[float | Tensor], sequences: int, statistics: bool, loss: Loss
     ) -> None:
         self.model, self.batch, self.weights, self.sequences = model, batch, weights, sequences
-        self.statistics, self.chunk = statistics, chunk
+        self.statistics, self.loss = statistics, loss
         self.nothing = torch.zeros((), device=batch.tokens.device)
         self.terms, self.losses = [self.nothing] * len(weights), [self.nothing] * len(weights)
         self.measured: list[dict[str, Tensor]] = [{} for _ in weights]
@@ -109,7 +112,7 @@ class _Supervision:
                 self.measured[number] = state.statistics
             if not self._supervised(number):
                 return self.nothing, state
-            loss, right = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk, compute=compute)
+            loss, right = self.loss(self.model, state.hidden, self.batch, compute=compute)
             loss = loss / self.sequences
             term = self.weights[number] * (loss + self._penalties(state, right))
             if compute:
@@ -123,7 +126,7 @@ class _Supervision:
         """The loss of a step that is not supervised, or that no gradient reaches: nothing runs it again, with its loss."""
         if term.requires_grad or self.losses[number] is not self.nothing:
             return
-        loss, right = masked_cross_entropy(self.model, state.hidden, self.batch, chunk=self.chunk)
+        loss, right = self.loss(self.model, state.hidden, self.batch)
         self.losses[number] = loss = loss / self.sequences
         if self._supervised(number):
             self.terms[number] = self.weights[number] * (loss + self._penalties(state, right))

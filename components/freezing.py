@@ -34,7 +34,7 @@ class Frozen:
         return "\n".join(
             [
                 *lines,
-                f"{'trainable':<48} {self.trainable:>14,} ({self.trainable / self.total:.2%})",
+                f"{'trainable':<48} {self.trainable:>14,} ({self.trainable / max(1, self.total):.2%})",
                 f"{'frozen':<48} {frozen:>14,}",
             ]
         )

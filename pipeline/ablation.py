@@ -21,8 +21,8 @@ from pipeline import scratch as snapshots
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.jsonl import RAW_VARIABLE, raw_folder
+from pipeline.markdown import cell, markdown
 from pipeline.progress import Progress
-from pipeline.reporting import cell, markdown
 
 BASE = "default"
 SEEDS = 10  # as many as components.metrics.over_seeds knows intervals of
@@ -148,8 +148,7 @@ def _flops(folder: Path) -> int:
 def _rows(places: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
     """Validation loss, headline and its difference to the default's, over seeds, in the order of the validation loss."""
     found = {name: [_reading(place, name) for place in places] for name in names}
-    best = max(reading["exact"] for readings in found.values() for reading in readings)
-    metric = "exact" if best >= 0.05 else "nll"
+    metric = _headline([reading for readings in found.values() for reading in readings])
     rows = []
     for name, readings in found.items():
         paired = [own[metric] - base[metric] for own, base in zip(readings, found[BASE], strict=True)]
@@ -172,8 +171,15 @@ def _reading(place: Path, name: str) -> dict[str, Any]:
     of_model = evaluated.get(_slug(name), evaluated["frozen"])
     return {
         "parameters": training["parameters"]["trainable"], "steps": training["steps"], "validation": training["best_loss"],
-        **{metric: of_model[metric]["mean"] for metric in ("exact", "nll")},
+        **{metric: of_model[metric]["mean"] for metric in ("exact", "nll", "cosine") if metric in of_model},
     }  # fmt: skip
+
+
+def _headline(readings: Sequence[Mapping[str, float]]) -> str:
+    """The cosine of embeddings; of tokens exact, where any model gets answers exactly right, else nll."""
+    if "cosine" in readings[0]:
+        return "cosine"
+    return "exact" if max(reading["exact"] for reading in readings) >= 0.05 else "nll"
 
 
 def _verdict(name: str, metric: str, difference: Mapping[str, float]) -> str:
@@ -182,12 +188,20 @@ def _verdict(name: str, metric: str, difference: Mapping[str, float]) -> str:
         return ""
     if difference["low"] <= 0 <= difference["high"]:
         return "noise"
-    return "helps" if (difference["mean"] > 0) == (metric == "exact") else "hurts"
+    return "helps" if (difference["mean"] > 0) == (metric != "nll") else "hurts"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
     metric = rows[0]["metric"]
-    header = ["variant", "trained parameters", "steps", "validation nll", f"test {metric}", "test - default", "verdict"]
+    header = [
+        "variant",
+        "trained parameters",
+        "steps",
+        f"validation {'loss' if metric == 'cosine' else 'nll'}",
+        f"test {metric}",
+        "test - default",
+        "verdict",
+    ]
     lines = [
         [
             row["variant"], f"{row['parameters']:,}", f"{row['steps']:,}", cell(row["validation"]), cell(row["test"]),

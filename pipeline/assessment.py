@@ -62,7 +62,7 @@ def assess(
         raise ConfigError(f"evaluate.run.headline is '{headline}', which is none of the measures {', '.join(measures)}")
     asked = _made("answers", answers), _made("likelihood", likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = _models(backbone, models, runtime)
+    loaded = opened(backbone, models, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(loaded) * (len(measures) + len(decodes)), "measures") as bar:
@@ -154,7 +154,7 @@ def _whole_answers(
     return lines
 
 
-def _models(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
+def opened(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
     """The frozen backbone and every trained model over its very weights, without phases that were switched off."""
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}

@@ -10,10 +10,11 @@ from torch import Tensor
 from components.backbone import BackboneModel
 from components.backbones import build_backbone
 from components.pretrained_lm import PretrainedLM
+from components.sentence_table import SentenceTable
 from pipeline import pretrained
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
-from pipeline.prepared import Vocabulary
+from pipeline.prepared import SENTENCES, Vocabulary
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
@@ -53,6 +54,8 @@ class Backbone:
                 f"{origin} was made with {_differences(asdict(vocabulary), asdict(self.vocabulary))} than the backbone in "
                 f"{self.folder}; run dvc repro backbone"
             )
+        if "origin" in self.description:  # a table of sentences: the same number of ids does not make them the same
+            verify(origin / SENTENCES, self.description["origin"]["sentences"], "backbone")
 
     def check_fingerprint(self, fingerprint: str, origin: Path, stage: str) -> None:
         """Raise DataError unless ``origin`` was made with this backbone."""
@@ -69,6 +72,8 @@ def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) ->
     if isinstance(model, PretrainedLM):
         write_json(folder / DESCRIPTION, {**description, **pretrained.described(model)})
         return
+    if isinstance(model, SentenceTable):
+        description |= {"origin": model.origin}
     write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
     write_json(folder / DESCRIPTION, {**description, "fingerprint": sha256(folder / WEIGHTS)})
 

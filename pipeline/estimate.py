@@ -5,9 +5,9 @@ from pathlib import Path
 from components.caching import gain, most_draws
 from pipeline import config, flops, ginstate
 from pipeline.errors import ConfigError
+from pipeline.markdown import markdown
 from pipeline.planning import Plan
 from pipeline.reckoning import Cost
-from pipeline.reporting import markdown
 from pipeline.runtime import Runtime
 from pipeline.shards import free_bytes
 

@@ -40,7 +40,7 @@ def opened(model: Path, backbone: Path, prepared: Path, *, remote_code: bool = F
         remote_code: code that comes with an exported model's backbone may run.
 
     Raises:
-        ConfigError: it asks to run code, and may not.
+        ConfigError: it asks to run code, and may not; or it predicts embeddings.
         DataError: something is missing, damaged, of another backbone or of another version.
     """
     alone = (model / MANIFEST).is_file()
@@ -51,6 +51,10 @@ def opened(model: Path, backbone: Path, prepared: Path, *, remote_code: bool = F
     found = kind(model)
     try:
         base = Backbone(model if found == "backbone" else backbone)
+        if base.vocabulary.rendering == "sentences":
+            raise ConfigError(
+                f"{base.folder} predicts embeddings of sentences; only models of tokens answer prompts and are exported"
+            )
         source = base.architecture.get("source", {})
         if alone and source.get("remote_code") and not remote_code:
             raise ConfigError(

@@ -11,7 +11,7 @@ from pipeline.backbones import DESCRIPTION, PRETRAINED, WEIGHTS
 from pipeline.errors import ConfigError, DataError
 from pipeline.exported import BASE, MANIFEST, Opened, kind, opened
 from pipeline.files import read_json, sha256, write_atomic, write_json
-from pipeline.reporting import cell, markdown
+from pipeline.markdown import cell, markdown
 from pipeline.wording import TOKENIZER, WORDING
 
 CARD = """# {name}

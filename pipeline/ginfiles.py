@@ -20,7 +20,8 @@ from pipeline.params import MACRO_NAME, hint
 # What computes, and what reads a corpus: not what writes files, starts processes or (torch.hub, torch.load) runs what it is given.
 ALLOWED = (
     "components", "pipeline.execution", "pipeline.generation", "pipeline.jsonl", "pipeline.loop", "pipeline.pretrained",
-    "pipeline.runtime", "pipeline.sources", "pipeline.sudoku", "pipeline.trackers", "stages", "torch.nn", "torch.optim",
+    "pipeline.runtime", "pipeline.sentence_encoder", "pipeline.sentences", "pipeline.sources", "pipeline.sudoku",
+    "pipeline.trackers", "stages", "torch.nn", "torch.optim",
 )  # fmt: skip
 BOUND_ONLY = "stages"  # may be imported to bind what they take, and not be referred to: that would run them
 MOST_FILES = 100  # that a .gin file may include, all in all

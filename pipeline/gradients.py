@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from components import noise
 from components.batch import Batch
 from components.deep_supervision import Supervised, backward
+from components.losses import Loss, masked_cross_entropy
 from components.memory import Memory, store
 from components.model import Model
 from components.recursion import Stretches, full_gradient
@@ -31,6 +32,7 @@ def accumulate(
     weights: Weights,
     runtime: Runtime,
     *,
+    loss: Loss = masked_cross_entropy,
     stretches: Stretches = full_gradient,
     memory: Memory = store,
     sequences: int,
@@ -45,6 +47,7 @@ def accumulate(
         micro: this process's share of the step's microbatches.
         weights: of each recursion step's loss.
         runtime: device and precision.
+        loss: of a step's states (``components.losses``).
         stretches: how far back a loss reaches (``components.recursion``).
         memory: what is kept of a step (``components.memory``).
         sequences: of the step, over all processes.
@@ -61,7 +64,8 @@ def accumulate(
         values = _values(
             backward(
                 model, batch, weights.weights() if isinstance(weights, LearnedWeights) else weights,
-                sequences=sequences, stretches=stretches, memory=memory, statistics=statistics, autocast=runtime.autocast,
+                sequences=sequences, loss=loss, stretches=stretches, memory=memory, statistics=statistics,
+                autocast=runtime.autocast,
             ),
             share=len(batch) / sequences,
         )  # fmt: skip

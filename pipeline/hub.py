@@ -1,5 +1,9 @@
-"""Folders of pretrained models: on this machine, or fetched from the Hugging Face hub once; only door to ``huggingface_hub``."""
+"""Folders of pretrained models: on this machine, or fetched from the Hugging Face hub once; only door to ``huggingface_hub``.
 
+A path is a folder, ``package:folder`` (within an installed Python package, which is not imported), or a name on the hub.
+"""
+
+import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,14 +18,33 @@ NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model")
 GIB = 2**30
 
 
+def local(path: str) -> Path | None:
+    """The folder on this machine; None if the path is a name on the hub.
+
+    Raises:
+        ConfigError: the package is not installed, or has no such folder.
+    """
+    package, colon, inside = path.partition(":")
+    if not colon or not package.isidentifier():
+        return Path(path) if Path(path).is_dir() else None
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        name = package.replace("_", "-")
+        raise ConfigError(f"{path}: no package '{package}' is installed here; pip install --no-deps {name}")
+    found = Path(spec.submodule_search_locations[0]) / inside
+    if not found.is_dir():
+        raise ConfigError(f"{path}: the package '{package}' has no folder '{inside}'")
+    return found
+
+
 def file(path: str, revision: str | None, name: str) -> Path:
     """One file of a model, without its weights.
 
     Raises:
         DataError: it is not there, or cannot be fetched (the reason and the mend are named).
     """
-    if Path(path).is_dir():
-        found = Path(path) / name
+    if (here := local(path)) is not None:
+        found = here / name
         if not found.is_file():
             raise DataError(f"{path} holds no {name}; expected the folder of a pretrained model")
         return found
@@ -35,14 +58,14 @@ def folder(path: str, revision: str | None) -> Path:
     Raises:
         DataError: it cannot be fetched, does not fit the disk, or has no weights in the safetensors format.
     """
-    local = Path(path)
-    if not local.is_dir():
+    found = local(path)
+    if found is None:
         with _told(path, revision):
             _check_space(path, revision)
-            local = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
-    if not any(local.glob("*.safetensors")):
+            found = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
+    if not any(found.glob("*.safetensors")):
         raise DataError(f"{path} holds no *.safetensors; other formats run code when they are read, convert the weights first")
-    return local
+    return found
 
 
 def described(path: str, revision: str | None) -> dict[str, dict[str, Any]]:

@@ -89,7 +89,7 @@ class QuestionAnswers:
         encoding = None if self.tokenizer is None else self._pretrained()
         reserved = bpe.SPECIAL if encoding is None else tuple(encoding.special.values())
         pairs, test = (self._read(folder / name, reserved) for name in (self.train, self.test))
-        kept = [self._for_validation(pair.prompt.strip()) for pair in pairs]
+        kept = [held_out(pair.prompt.strip(), self.validation) for pair in pairs]
         parts = {
             "train": [pair for pair, held in zip(pairs, kept, strict=True) if not held],
             "validation": [pair for pair, held in zip(pairs, kept, strict=True) if held],
@@ -108,11 +108,6 @@ class QuestionAnswers:
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
         return vocabulary, splits, {name: sha256(folder / name) for name in (self.train, self.test)}
-
-    def _for_validation(self, question: str) -> bool:
-        """By content, not by position: adding examples moves none of the others."""
-        digest = hashlib.sha256(question.encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.validation * 2**64
 
     def _pretrained(self) -> bpe.Encoding:
         assert self.tokenizer is not None
@@ -163,6 +158,19 @@ class QuestionAnswers:
         return None
 
 
+def held_out(text: str, share: float) -> bool:
+    """Whether a text is among the ``share`` kept for validation: by content, not by place, so that adding some moves no other."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What templates made of a line, and where it came from (``file:line``)."""
+
+    texts: list[str]
+    origin: str
+
+
 @dataclass(frozen=True)
 class Pair:
     """One example and where it came from (``file:line``)."""
@@ -173,12 +181,17 @@ class Pair:
 
 
 def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
+    """``read_texts`` of two templates."""
+    return [Pair(one.texts[0], one.texts[1], one.origin) for one in read_texts(path, download, (prompt, response), reserved)]
+
+
+def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Sequence[str] = ()) -> list[Texts]:
     """Read every line; nothing is skipped.
 
     Args:
         path: of the file.
         download: command that fetches it.
-        prompt, response: templates over the fields of a line.
+        templates: over the fields of a line.
         reserved: tokens that no field may hold.
 
     Raises:
@@ -186,14 +199,14 @@ def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: 
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
-    fields = fields_of(prompt) + fields_of(response)
-    pairs = []
+    fields = [field for template in templates for field in fields_of(template)]
+    found = []
     for origin, row in rows(path):
         held = _checked(row, origin, fields, reserved)
-        pairs.append(Pair(prompt.format(**held), response.format(**held), origin))
-    if not pairs:
+        found.append(Texts([template.format(**held) for template in templates], origin))
+    if not found:
         raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
-    return pairs
+    return found
 
 
 def fields_of(template: str) -> list[str]:

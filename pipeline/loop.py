@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from components.batch import Batch
 from components.ema import EMA
-from components.losses import masked_cross_entropy
+from components.losses import Loss, masked_cross_entropy
 from components.memory import Memory, store
 from components.model import Model
 from components.optim import adamw, set_lr, warmup_cosine
@@ -57,6 +57,7 @@ def fit(
     steps: int = 1000,
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
     schedule: Callable[[int, int], float] = warmup_cosine,
+    loss: Loss = masked_cross_entropy,
     supervision: Supervision = linear_decay,
     deepen: float = 0.0,
     recursion: Stretches = full_gradient,
@@ -84,6 +85,7 @@ def fit(
         steps: optimizer steps at most.
         optimizer: makes the optimizer from the model.
         schedule: (step, steps) -> multiplier of the peak learning rate.
+        loss: of a recursion step's states (``components.losses``).
         supervision: number of recursion steps -> weight of each (``components.supervision``).
         deepen: share of the steps over which supervision grows from the first recursion step to all; 0 = all from the start.
         recursion: how the gradient flows through the recursion steps (``components.recursion``).
@@ -106,7 +108,7 @@ def fit(
     optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
     curves = Curves(out / "curves.csv", writes=rank() == 0)
     result = resume(scratch, out, model, optimise, average, train, accumulation)
-    gradient = partial(accumulate, model, runtime=runtime, stretches=recursion, memory=memory)
+    gradient = partial(accumulate, model, runtime=runtime, loss=loss, stretches=recursion, memory=memory)
     gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
     batches = _counted(train.steps(result.steps, accumulation), gradient, weights, steps, runtime, result)
     steps = _affordable(steps, budget, result.flops_per_step)
@@ -124,7 +126,7 @@ def fit(
             if keep or result.steps % log_every == 0:
                 _report(curves.flush(), bar, result, meter.told(micro, weights(step / steps), bar.speed()))
             if due:
-                _validate(model, validation, average, runtime, result, save, bar)
+                _validate(partial(validation_losses, model, runtime=runtime, loss=loss), validation, average, result, save, bar)
                 result.stopped = 0 < patience <= result.worse()
             if keep and rank() == 0:
                 scratch.save(result.steps, *progress_of(model, optimise, average, result, train, accumulation), out)
@@ -143,9 +145,14 @@ def as_it_is(
     out: Path,
     save: Callable[[], None],
     runtime: Runtime,
+    *,
+    budget: int | None = None,
+    loss: Loss = masked_cross_entropy,
 ) -> Fit:
-    """In place of ``fit``: no step is taken, the model is validated and kept as it came. For a pretrained backbone."""
-    losses = validation_losses(model.to(runtime.device), validation(), runtime)
+    """In place of ``fit``: no step is taken, the model is validated and kept as it came. For a pretrained backbone, and for a phase
+    that is switched off.
+    """
+    losses = validation_losses(model.to(runtime.device), validation(), runtime, loss)
     if not rank():
         save()
         write_atomic(out / "curves.csv", b"step,loss\n")
@@ -235,17 +242,16 @@ def _kept(result: Fit) -> str:
 
 
 def _validate(
-    model: Model,
+    losses_of: Callable[..., list[float]],
     validation: Validation,
     average: EMA,
-    runtime: Runtime,
     result: Fit,
     save: Callable[[], None],
     bar: Progress,
 ) -> None:
     """Validate the averaged weights; save them if they are the best so far."""
     with average.applied():
-        losses = validation_losses(model, validation(), runtime)
+        losses = losses_of(validation())
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_kept(result)}")
         result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
@@ -257,14 +263,16 @@ def _validate(
 
 
 @torch.no_grad()
-def validation_losses(model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime) -> list[float]:
+def validation_losses(
+    model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime, loss: Loss = masked_cross_entropy
+) -> list[float]:
     """Loss of each recursion step over all validation sequences, added up in the order of the batches' numbers."""
     model.eval()
     mine = []
     for number, batch in batches:
         batch = batch.to(runtime.device)
         with runtime.autocast():
-            sums = [masked_cross_entropy(model, state.hidden, batch)[0] for state in model.steps(batch)]
+            sums = [loss(model, state.hidden, batch)[0] for state in model.steps(batch)]
         mine.append((number, len(batch), torch.stack(sums).double()))
     model.train()
     parts = sorted((number, n, sums.tolist()) for share in gathered(mine) for number, n, sums in share)

@@ -3,6 +3,7 @@
 A folder with one safetensors file per split and ``manifest.json`` (vocabulary, counts, hashes).
 """
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+
+SENTENCES = "sentences.jsonl"  # texts by id, where ids are sentences
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Vocabulary:
         mask_id: id that hides a token; if causal, one that no token has (it only shows what is to be predicted).
         pad_id: id of padding (never attended to, never supervised).
         sequence: tokens in a sequence.
-        rendering: how ids become text: "sudoku" or "text" (through tokenizer.json beside the manifest).
+        rendering: how ids become text: "sudoku", "text" (through tokenizer.json beside the manifest) or "sentences" (``texts``).
         causal: tokens are predicted from those before them; none is hidden.
     """
 
@@ -121,3 +124,15 @@ class Prepared:
         path = self.folder / f"{name}.safetensors"
         verify(path, known[name]["sha256"], "prepare")
         return Split(**load_file(path))
+
+
+def texts(folder: Path) -> list[str]:
+    """The sentences by id, of a corpus of sentences.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    file = folder / SENTENCES
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; prepare writes it for a corpus of sentences: run dvc repro prepare")
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -87,7 +87,8 @@ def configuration(source: Source) -> tuple[Any, str | None]:
     raw = read_json(hub.file(source.path, source.revision, "config.json"), "backbone")
     name = family(raw)
     if name is None or source.remote_code:
-        config = library.AutoConfig.from_pretrained(source.path, revision=source.revision, trust_remote_code=source.remote_code)
+        path, code = hub.local(source.path) or source.path, source.remote_code
+        config = library.AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=code)
         name = None
     elif source.objective == CAUSAL:
         raise ConfigError(f"{source.path} fills masks; its objective is 'masked diffusion', not '{CAUSAL}'")
@@ -224,15 +225,17 @@ def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Part
         hub.folder(source.path, source.revision), config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
         device_map=source.device_map, use_safetensors=True, output_loading_info=True, **keys,
     )  # fmt: skip
-    below = tuple(f"{parts.layers}.{number}." for number in range(first_layer))
+    complete(source.path, told, tuple(f"{parts.layers}.{number}." for number in range(first_layer)))
+    return model
+
+
+def complete(path: str, told: Mapping[str, Any], below: tuple[str, ...] = ()) -> None:
+    """Raise DataError unless every weight was found and used, by what transformers told when it loaded; ``below`` is left out."""
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if wrong := sorted(map(str, told.get(what) or ())):
-            raise DataError(
-                f"{source.path}: {len(wrong)} weights are {what.split('_')[0]}, '{wrong[0]}' first; they would be noise"
-            )
+            raise DataError(f"{path}: {len(wrong)} weights are {what.split('_')[0]}, '{wrong[0]}' first; they would be noise")
     if unknown := sorted(key for key in told["unexpected_keys"] if not key.startswith(below) and not _harmless(key)):
-        raise DataError(f"{source.path} holds {len(unknown)} weights that the model has no place for, '{unknown[0]}' first")
-    return model
+        raise DataError(f"{path} holds {len(unknown)} weights that the model has no place for, '{unknown[0]}' first")
 
 
 def _harmless(key: str) -> bool:

@@ -5,8 +5,9 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline import curves, figures
+from pipeline import concept_reporting, curves, figures
 from pipeline.files import read_json, write_atomic
+from pipeline.markdown import cell, markdown
 
 HEAD = """# Results on test
 
@@ -31,6 +32,10 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     ordered = sorted(phases, key=["backbone", *figures.MODELS].index)
     trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
     curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
+    if trace["rendering"] == "sentences":
+        shown = [name for name in figures.MODELS if name in metrics]
+        write_atomic(out / "steps.csv", steps_csv(metrics, shown, "cosine").encode())
+        return concept_reporting.report(out, metrics, curve)
     models = [name for name in figures.MODELS if name in metrics]
     measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "nll" in value]
     headline = metrics["headline"]
@@ -229,22 +234,3 @@ def findings(metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves], mo
                 becoming = "closing" if value < 0.3 else "taking over"
                 found.append(f"{name}: {gate} ends at {value:.2f}, outside 0.3..0.7: this slot is {becoming}")
     return found
-
-
-def cell(value: Mapping[str, float]) -> str:
-    """
-    >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600})
-    '.960 [.943, .975]'
-    """
-    mean, low, high = (
-        f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}" for k in ("mean", "low", "high")
-    )
-    return f"{mean} [{low}, {high}]"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table whose source lines up too."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 from components.answers import Answers
 from components.halting import Rule
 from components.likelihood import Likelihood
-from pipeline import assessment
+from pipeline import assessment, concept_assessment
 from pipeline.backbones import Backbone
 from pipeline.limited import Limited
 from pipeline.runtime import Runtime
@@ -49,8 +49,10 @@ def run(
         seed: of the masks.
         runtime: where it computes.
     """
-    assessment.assess(
-        Limited(prepared, limit), Backbone(backbone), models, Path(out), runtime,
+    data = Limited(prepared, limit)
+    assess = concept_assessment.assess if data.vocabulary.rendering == "sentences" else assessment.assess
+    assess(
+        data, Backbone(backbone), models, Path(out), runtime,
         measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood,
         headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip

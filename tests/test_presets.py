@@ -12,12 +12,9 @@ from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "gin" / "presets"
-PRETRAINED = {
-    "gsm8k_dream",
-    "gsm8k_llada",
-    "gsm8k_llada_moe",
-    "gsm8k_qwen3",
-}  # need weights of the hub: tests/stages/test_pretrained.py and test_causal.py run them with small ones
+PRETRAINED = {  # need weights from elsewhere: tests/stages run them with small ones
+    "concepts", "concepts_sonar", "gsm8k_dream", "gsm8k_llada", "gsm8k_llada_moe", "gsm8k_qwen3",
+}  # fmt: skip
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem not in {"defaults", *PRETRAINED})
 SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
 REFINERS = {

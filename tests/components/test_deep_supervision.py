@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from components.core import Layout
 from components.deep_supervision import backward
+from components.losses import squared_error
 from components.memory import recompute, store
 from components.model import Model
 from components.recursion import State, full_gradient, mapped, one_step_gradient, truncated_gradient
@@ -376,3 +377,17 @@ def test_the_loss_of_a_step_that_no_gradient_reaches_is_told_all_the_same(memory
     found = backward(model, of, weights, sequences=SEQUENCES, stretches=one_step_gradient, memory=memory)
     naive = backward(model.requires_grad_(True), of, weights, sequences=SEQUENCES)
     assert torch.allclose(torch.stack(found.losses), torch.stack(naive.losses)) and torch.allclose(found.total, naive.total)
+
+
+def test_any_loss_is_supervised_at_every_step():
+    """With the squared error: the gradient of the graph that holds all steps, kept or made again."""
+    model, micro = model_of("slots"), batch(3)
+    weights = linear_decay(model.n_steps)
+    terms = [w * squared_error(model, s.hidden, micro)[0] for w, s in zip(weights, model.steps(micro), strict=True)]
+    (sum(terms) / SEQUENCES).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for memory in (store, recompute):
+        model.zero_grad()
+        found = backward(model, micro, weights, sequences=SEQUENCES, loss=squared_error, memory=memory)
+        assert torch.allclose(found.total, sum(terms).detach() / SEQUENCES, rtol=1e-5)
+        assert all(torch.allclose(p.grad, expected[name], atol=1e-6) for name, p in model.named_parameters() if name in expected)

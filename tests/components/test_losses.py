@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from components.batch import Batch
-from components.losses import halting_loss, masked_cross_entropy
+from components.losses import cosine_distance, halting_loss, masked_cross_entropy, squared_error
 from components.model import Model
+from components.sentence_table import SentenceTable
 
 
 class Halves(Model):
@@ -134,3 +135,41 @@ def test_halting_loss_of_a_half_precision_logit_is_a_float32_number():
     _, _, batch = make()
     right = torch.ones(int(batch.masked.sum()), dtype=torch.bool)
     assert halting_loss(torch.zeros(6, dtype=torch.bfloat16), right, batch).item() == pytest.approx(6 * math.log(2))
+
+
+# Distances of embeddings
+
+
+@pytest.mark.parametrize(
+    ("loss", "distance"),
+    [
+        (squared_error, lambda a, b: (a - b).square().mean()),
+        (cosine_distance, lambda a, b: 1 - torch.cosine_similarity(a, b, dim=0)),
+    ],
+)
+def test_a_distance_is_summed_over_the_supervised_positions(loss, distance):
+    table = SentenceTable(vocab=7, seq=3, dim=4)
+    table.fill(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(5))
+    tokens = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    masked = torch.tensor([[False, True, True], [False, False, True]])
+    weights = masked * torch.tensor([[9.0, 0.5, 2.0], [9.0, 9.0, 1.0]])
+    batch = Batch(tokens, tokens, masked, weights)
+    hidden = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+    total, close = loss(table, hidden, batch, chunk=1, compute=False)
+    rows = ((0, 1), (0, 2), (1, 2))
+    expected = sum(weights[i] * distance(hidden[i], table.head.weight[tokens[i]]) for i in rows)
+    assert torch.allclose(total, expected) and not close.any()
+    total.backward()
+    assert hidden.grad.abs().sum(-1).gt(0).equal(masked)
+    assert table.head.weight.grad is None
+
+
+def test_embeddings_that_are_close_count_as_right():
+    table = SentenceTable(vocab=4, seq=2, dim=2)
+    table.fill(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]))
+    tokens, masked = torch.tensor([[0, 1]]), torch.tensor([[True, True]])
+    batch = Batch(tokens, tokens, masked, masked.float())
+    hidden = table.head.weight[tokens].clone()
+    hidden[0, 1] = torch.tensor([0.2, 1.0])
+    for loss in (squared_error, cosine_distance):
+        assert loss(table, hidden, batch)[1].tolist() == [True, False]

@@ -86,3 +86,20 @@ def written(folder, config, shapes, drop=()):
     index = {"metadata": {}, "weight_map": {name: file for file, held in files.items() for name in held}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def sonar(folder):
+    """An encoder shaped as SONAR's, tiny and random, with a tokenizer that wants a language."""
+    from transformers import M2M100Config, NllbTokenizer
+    from transformers.models.m2m_100.modeling_m2m_100 import M2M100Encoder
+
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,?!=#+"]
+    tokenizer = NllbTokenizer(vocab={token: i for i, token in enumerate(letters)}, merges=[])
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = M2M100Config(
+        vocab_size=len(tokenizer), d_model=DIM, encoder_layers=2, encoder_attention_heads=HEADS, encoder_ffn_dim=MLP,
+        decoder_layers=1, decoder_attention_heads=HEADS, decoder_ffn_dim=MLP, max_position_embeddings=256, init_std=0.3,
+    )  # fmt: skip
+    M2M100Encoder(config).save_pretrained(folder)
+    return folder

@@ -30,6 +30,7 @@ class Jobs:
 
     def __init__(self):
         self.ran, self.exact, self.failing = [], EXACT, None
+        self.metrics = ("exact", "nll")
 
     def run(self, command, cwd, env, capture_output, text):
         assert command[1:3] == ["-m", "stages"] and capture_output and text and env["SLOTLOOP_PROCESSES"] == "1"
@@ -51,7 +52,8 @@ class Jobs:
             return {"raw": Path("../raw/train.txt").read_text()} if stage == "prepare" else {}
         if stage == "evaluate":
             name = folder.removesuffix("-evaluated")
-            measured = {"exact": {"mean": self.exact[name][seed]}, "nll": {"mean": NLL[name][seed]}}
+            found = {"exact": self.exact[name][seed], "cosine": self.exact[name][seed], "nll": NLL[name][seed]}
+            measured = {metric: {"mean": found[metric]} for metric in self.metrics}
             return {"frozen": measured} if name == "own_body" else {"frozen": {"exact": {"mean": 0}}, name: measured}
         if folder == "backbone":
             return {"flops": 1000 + seed}
@@ -224,6 +226,13 @@ def test_where_nothing_is_ever_exact_the_loss_is_compared_and_less_of_it_helps(j
         "better": "helps", "same": "noise", "default": "", "own body": "hurts"
     }  # fmt: skip
     assert rows()["better"]["test"] == interval(*NLL["better"])
+
+
+def test_embeddings_are_compared_by_cosine_and_more_of_it_helps(jobs):
+    jobs.metrics = ("cosine",)
+    table = ablate()
+    assert "test cosine" in table and "validation loss" in table
+    assert rows()["better"]["verdict"] == "helps" and rows()["better"]["test"] == interval(*EXACT["better"])
 
 
 def test_one_exact_run_is_enough_to_compare_by_it(jobs):

