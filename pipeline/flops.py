@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,13 +61,14 @@ def of_gradient(model: Model, batch: Batch, weights: Weights, stretches: Stretch
     copied = copy.deepcopy(model, {id(tensor): _on_meta(tensor) for tensor in held})  # the copy's weights take no memory
     for module in copied.modules():
         module.__dict__.pop("forward", None)  # a compiled one, which would call the original
-    moved = replace(batch, attention=None).to(torch.device("meta"))  # whose values a library may want to see; it costs no product
+    moved = batch.to(torch.device("meta"))
     given = [1.0] * model.n_steps if isinstance(weights, LearnedWeights) else weights
     return count(lambda: backward(copied, moved, given, sequences=len(batch), stretches=stretches))
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
+    """Its shape, in bfloat16: products take as many operations, and those of experts have shapes of no other type."""
+    empty = tensor.detach().to("meta", torch.bfloat16 if tensor.is_floating_point() else None)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
