@@ -28,6 +28,7 @@ from bench.subject import Subject, batch_of, carry_bytes, graph_bytes, naive, pl
 from components.batch import Batch
 from components.deep_supervision import backward
 from components.linear_cross_entropy import CHUNK_ROWS
+from components.losses import masked_cross_entropy
 from components.memory import recompute, store
 from components.model import Model
 from components.recursion import full_gradient, one_step_gradient
@@ -91,7 +92,15 @@ class Case:
 def ours(mode: str, model: Model, batch: Batch, steps: int, chunk: int = CHUNK_ROWS) -> None:
     """One training step through ``components.deep_supervision``."""
     memory, stretches = OURS[mode]
-    backward(model, batch, [1.0] * steps, sequences=len(batch), stretches=stretches, memory=memory, chunk=chunk)
+    backward(
+        model,
+        batch,
+        [1.0] * steps,
+        sequences=len(batch),
+        stretches=stretches,
+        memory=memory,
+        loss=partial(masked_cross_entropy, chunk=chunk),
+    )
 
 
 def main(

@@ -12,7 +12,7 @@ def gain(trunk: float, step: float, draws: int, epochs: float) -> float:
         draws: M, mask draws that are stored of each example.
         epochs: E, how often training sees each example; above 0.
 
-    >>> [round(gain(7.28, 3.11, 1, epochs), 2) for epochs in (2, 5, 10)]
+    >>> [round(gain(7.28, 3.11, 1, epochs), 2) for epochs in (2.0, 5.0, 10.0)]
     [1.54, 2.28, 2.71]
     """
     return epochs * (trunk + step) / (draws * trunk + epochs * step)

@@ -8,14 +8,12 @@ exist for some rows at a time (``components.linear_cross_entropy``), the graph o
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from components.batch import Batch
 from components.core import Layout
-from components.linear_cross_entropy import CHUNK_ROWS
 from components.losses import HALTING, Loss, halting_loss, masked_cross_entropy
 from components.memory import Memory, store
 from components.model import Model
@@ -46,7 +44,6 @@ def backward(
     loss: Loss = masked_cross_entropy,
     stretches: Stretches = full_gradient,
     memory: Memory = store,
-    chunk: int = CHUNK_ROWS,
     statistics: bool = False,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Supervised:
@@ -62,11 +59,10 @@ def backward(
         loss: of a step's states (``components.losses``).
         stretches: how far back a loss reaches.
         memory: what is kept of a step.
-        chunk: rows whose logits exist at once.
         statistics: also measure slots where there are any.
         autocast: the precision of the forward pass.
     """
-    supervision = _Supervision(model, batch, weights, sequences, statistics, partial(loss, chunk=chunk))
+    supervision = _Supervision(model, batch, weights, sequences, statistics, loss)
     with autocast():
         condition, carry, supervision.layout = model.begin(batch)
     outer: Tree = {"condition": condition, "carry": carry}

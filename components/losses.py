@@ -15,7 +15,7 @@ from components.batch import Batch
 from components.linear_cross_entropy import CHUNK_ROWS, linear_cross_entropy
 from components.model import Model
 
-Loss = Callable[..., tuple[Tensor, Tensor]]  # (model, hidden, batch, *, chunk, compute) -> sum, and which rows are right
+Loss = Callable[..., tuple[Tensor, Tensor]]  # (model, hidden, batch, *, compute) -> sum, and which rows are right
 
 CLOSE = 0.9  # cosine from which an embedding counts as right
 HALTING = 0.5  # weight of the halting loss beside the cross-entropy of a sequence
@@ -33,7 +33,8 @@ def masked_cross_entropy(
         model: norms and reads out states.
         hidden: one step's states.
         batch: targets, masked positions and weights.
-        chunk, compute: see ``linear_cross_entropy``.
+        chunk: rows whose logits exist at once.
+        compute: False where the sum is not used: see ``linear_cross_entropy``.
     """
     rows = batch.supervised
     states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
@@ -42,13 +43,13 @@ def masked_cross_entropy(
 
 
 def squared_error(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, chunk: int = CHUNK_ROWS, compute: bool = True
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool = True
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * mean over channels of (state - the target's row)^2; and which are close to it.
 
     Args:
         model, hidden, batch: see ``masked_cross_entropy``.
-        chunk, compute: without meaning here: there are no logits to spare.
+        compute: without meaning here: there are no logits to spare.
     """
     states, targets, weights = _embeddings(model, hidden, batch)
     loss = ((states - targets).square().mean(-1) * weights).sum()
@@ -56,7 +57,7 @@ def squared_error(
 
 
 def cosine_distance(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, chunk: int = CHUNK_ROWS, compute: bool = True
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool = True
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * (1 - cosine of state and the target's row); else as ``squared_error``."""
     states, targets, weights = _embeddings(model, hidden, batch)

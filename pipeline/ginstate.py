@@ -7,7 +7,7 @@ on another version.
 import copy
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +82,22 @@ def built(root: str) -> list[Built]:
         for scope in ("/".join(scopes[:i]) for i in range(len(scopes) + 1)):
             winners |= {parameter: (scope, selector, parameter) for parameter in config.get((scope, selector), {})}
         calls[call] = Built(scopes, selector, winners, evaluated)
+        if selector == MACRO:
+            continue  # what it stands for was called by whoever named it
         for scope, _, parameter in winners.values():
-            for reference in gin_config.iterate_references({"": config[scope, selector][parameter]}):
+            for reference in _references(config[scope, selector][parameter]):
                 entered = [*scopes, *reference.scopes]
                 inner = reference.scopes if _is_macro(reference) else [name for name in entered if name in named]
                 queue.append((tuple(inner), reference.configurable.selector, reference.evaluate))
     return sorted(calls.values(), key=lambda call: (call.selector != root, call.scopes, call.selector))
+
+
+def _references(value: Any, depth: int = 0) -> Iterator[Any]:
+    """References within a value: macros, and what they stand for, which runs within the scopes of who named them."""
+    for reference in gin_config.iterate_references({"": value}):
+        yield reference
+        if _is_macro(reference) and depth < DEEPEST:
+            yield from _references(gin_config._CONFIG.get(("/".join(reference.scopes), MACRO), {}), depth + 1)
 
 
 def arguments(root: str, selector: str, names: Sequence[str]) -> dict[str, Any] | None:

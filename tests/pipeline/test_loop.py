@@ -398,7 +398,7 @@ def test_twice_the_sequences_take_twice_the_operations(train):
 # The loss
 
 
-def head_distance(model, hidden, batch, *, chunk=0, compute=True):
+def head_distance(model, hidden, batch, *, compute=True):
     """Something else than cross-entropy."""
     rows = batch.supervised
     return hidden.flatten(0, 1)[rows].square().sum(), torch.zeros(len(rows), dtype=torch.bool)
