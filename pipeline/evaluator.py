@@ -1,7 +1,7 @@
 """Evaluation: every model on the same test examples under the same masks, at every recursion step."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -18,6 +18,7 @@ from pipeline.data import assemble
 from pipeline.distributed import gathered, rank, world
 from pipeline.errors import ConfigError
 from pipeline.pieces import piece
+from pipeline.predictor import predictor
 from pipeline.prepared import Split, Vocabulary
 from pipeline.runtime import Runtime
 
@@ -156,7 +157,7 @@ def decode(
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     mine = []
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
-        predict = _predictor(model, batch.to(runtime.device), runtime)
+        predict = predictor(model, batch.to(runtime.device), vocabulary, runtime)
         mine.append(
             sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
         )
@@ -196,13 +197,3 @@ def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) 
                 ids, of_ids = ids.roll(1), of_ids.roll(1)
             shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in of_ids.tolist()]})
     return shown
-
-
-def _predictor(model: Model, batch: Batch, runtime: Runtime) -> Callable[[Tensor], Tensor]:
-    """Token ids -> logits of every position, through the last recursion step."""
-
-    def predict(tokens: Tensor) -> Tensor:
-        with runtime.autocast():
-            return model.readout(model.states(replace(batch, tokens=tokens)))
-
-    return predict
