@@ -63,14 +63,9 @@ def joined() -> Iterator[None]:
         try:
             yield
         except Interrupted:  # it came to all: none ends, and has the others stopped, before the first has written what it did
-            _parted()
+            barrier()
             raise
-        _parted()
-
-
-def _parted() -> None:
-    """Wait for every process, then end the group: a process that ends with its threads alive may abort."""
-    barrier()
+        barrier()
     dist.destroy_process_group()
 
 
