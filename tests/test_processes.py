@@ -20,7 +20,7 @@ from tests.dvc import content, snapshot, wait_until
 from tests.jobs import PYTHON, TORCHRUN, completed, member, nothing_left, running, start, together
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
-STEPS = 60
+STEPS = 30
 MICRO = ("ACCUMULATION=4", "BATCH=8")  # what several processes can share
 TRAINING = (*MICRO, f"loop.fit.steps={STEPS}", "loop.fit.save_every=1", "loop.fit.validate_every=7", "loop.fit.log_every=5")
 OVERRIDES = {
