@@ -11,9 +11,7 @@ import pytest
 import torch
 
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell ignores it for what it runs in the background, and so would children
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would children
 torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
