@@ -94,8 +94,7 @@ def assess(
     written = _whole_answers(prepared, loaded, metrics, *asked, batch_size, seed, runtime)
     if rank():
         return
-    limited = {} if prepared.limit is None else {"limit": prepared.limit}
-    write_json(out / "metrics.json", {"headline": headline, **limited, **metrics})
+    write_json(out / "metrics.json", {"headline": headline, **prepared.told, **metrics})
     _write_samples(prepared, loaded, split_name, samples, written, out, runtime)
 
 

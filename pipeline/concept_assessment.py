@@ -28,6 +28,7 @@ from pipeline.backbones import Backbone
 from pipeline.distributed import rank
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomic, write_json
+from pipeline.limited import Limited
 from pipeline.prepared import Prepared, Split, texts
 from pipeline.progress import Progress
 from pipeline.runtime import Runtime
@@ -38,7 +39,7 @@ TRAINED = ("warmup", "joint", "finetune")
 
 
 def assess(
-    prepared: Prepared,
+    prepared: Limited,
     backbone: Backbone,
     models: Mapping[str, str],
     out: Path,
@@ -94,7 +95,7 @@ def assess(
         metrics[name] |= metrics[name][headline]
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": headline, **metrics, "differences": differences})
+    write_json(out / "metrics.json", {"headline": headline, **prepared.told, **metrics, "differences": differences})
     write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
     _write_samples(prepared, loaded, table, measures[headline][0], samples, out, runtime, seed)
 

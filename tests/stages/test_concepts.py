@@ -134,6 +134,14 @@ def test_what_answers_prompts_is_refused(inside, capsys, asked):
     assert "predicts embeddings of sentences; only models of tokens answer prompts and are exported" in capsys.readouterr().err
 
 
+def test_a_limit_is_told(inside, metrics, tmp_path):
+    from stages.__main__ import main
+
+    assert main(["evaluate", "--limit", "4", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert found["limit"] == 4 and found["frozen"]["cosine"]["n"] < metrics["frozen"]["cosine"]["n"]
+
+
 def test_the_loss_is_a_choice(inside, tmp_path):
     from stages.__main__ import main
 
