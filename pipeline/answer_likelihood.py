@@ -99,8 +99,7 @@ def _of_batch(model: Model, rows: Split, vocabulary: Vocabulary, samples: int, s
 def _metrics(values: Tensor, frozen: Tensor, length: Tensor, group: Tensor) -> dict[str, Any]:
     """Nats an answer after the last step with interval and standard error, nats a token, every step, and the paired difference."""
     by_item, ones = values.mean(1), torch.ones_like(length)
-    generator = torch.Generator().manual_seed(evaluator.BOOTSTRAP_SEED)
-    by_step = intervals(by_item.T, ones.expand(by_item.shape[1], -1), group, generator=generator)
+    by_step = intervals(by_item.T, ones.expand(by_item.shape[1], -1), group, generator=evaluator.resamples())
     last, base = values[..., -1], frozen[..., -1]
     return {
         "answer_nll": by_step[-1],

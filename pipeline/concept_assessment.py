@@ -18,7 +18,7 @@ from components.answers import Answers
 from components.batch import Batch
 from components.halting import Rule
 from components.likelihood import Likelihood
-from components.metrics import difference, intervals
+from components.metrics import intervals
 from components.model import Model
 from components.retrieval import METRICS, Scores, nearest, scores
 from components.sentence_table import SentenceTable
@@ -155,19 +155,15 @@ def baselines(table: SentenceTable, split: Split) -> tuple[Tensor, Tensor]:
 def summary(steps: list[Scores], group: Tensor) -> dict[str, Any]:
     """Every metric of the last step with its interval; of every step beside."""
     numerators = torch.stack([getattr(step, name) for step in steps for name in METRICS])
-    found = intervals(numerators, torch.ones_like(numerators), group, generator=_resamples())
+    found = intervals(numerators, torch.ones_like(numerators), group, generator=evaluator.resamples())
     by_step = {name: found[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     return {**{n: v[-1] for n, v in by_step.items()}, **{f"{n}_by_step": v for n, v in by_step.items()}}
 
 
 def compare(a: Scores, b: Scores, group: Tensor) -> dict[str, dict[str, float]]:
     """Paired differences a - b of every metric."""
-    found = ((name, getattr(a, name), getattr(b, name)) for name in METRICS)
-    return {name: difference(x, y, torch.ones_like(x), group, generator=_resamples()) for name, x, y in found}
-
-
-def _resamples() -> torch.Generator:
-    return torch.Generator().manual_seed(evaluator.BOOTSTRAP_SEED)
+    ones = torch.ones_like(a.cosine)
+    return {name: evaluator.paired(getattr(a, name), getattr(b, name), ones, group) for name in METRICS}
 
 
 def _write_samples(

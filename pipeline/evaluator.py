@@ -28,6 +28,11 @@ METRICS = ("nll", "token_accuracy", "exact")
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
 
 
+def resamples() -> torch.Generator:
+    """Of the bootstrap: the same for every model, so that differences are paired."""
+    return torch.Generator().manual_seed(BOOTSTRAP_SEED)
+
+
 def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size: int) -> Iterator[Batch]:
     """The split with ``ratio`` of every answer masked; masks are nested over ratios and the same for every model."""
     for first in range(0, len(split), size):
@@ -119,7 +124,7 @@ def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
     """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
     numerators = torch.stack([x for c in steps for x in (c.nll, c.correct, c.exact)])
     denominators = torch.stack([x for c in steps for x in (c.tokens, c.tokens, torch.ones_like(c.tokens))])
-    found = intervals(numerators, denominators, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+    found = intervals(numerators, denominators, group, generator=resamples())
     by_step = {name: found[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     last = {name: values[-1] for name, values in by_step.items()}
     return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
@@ -136,12 +141,12 @@ def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
 
 def mean(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
     """A ratio of sums over examples with its interval."""
-    return interval(numerator, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+    return interval(numerator, denominator, group, generator=resamples())
 
 
 def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
     """Difference of two models' ratios on the same examples with its interval."""
-    return difference(a, b, denominator, group, generator=torch.Generator().manual_seed(BOOTSTRAP_SEED))
+    return difference(a, b, denominator, group, generator=resamples())
 
 
 @torch.no_grad()

@@ -233,8 +233,8 @@ class Reckoning:
         return [[source.batch(*part) for part in step] for step in steps]
 
     def _on_shapes(self, batch: Batch, states: torch.dtype | None) -> Batch:
-        """The batch without its values: no library can look at its padding, which costs no operation."""
-        moved = replace(batch, attention=None).to(META)
+        """The batch without its values, with states of this type if any."""
+        moved = batch.to(META)
         if states is None:
             return moved
         shape = (*batch.tokens.shape, self.backbone.architecture["dim"])
