@@ -8,11 +8,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.batch import Batch
+from components.core import Layout
 from components.model import Model
+from components.recursion import State, Tree
 
 
 class BackboneModel(Model):
-    """Token ids -> hidden states -> logits.
+    """Token ids -> hidden states -> logits. A backbone alone is a recursion of one step, so every phase shares one training loop.
 
     Attributes:
         architecture: arguments that build the same model again, with the class's name as ``model``; ``dim`` and ``layers`` are
@@ -25,6 +27,7 @@ class BackboneModel(Model):
     architecture: dict[str, Any]
     causal: bool = False
     first_layer: int
+    n_steps: int = 1
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Fill every weight; ``generator`` is the only source of randomness."""
@@ -51,3 +54,11 @@ class BackboneModel(Model):
         outputs of ``layers``, None if there are none.
         """
         raise NotImplementedError
+
+    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
+        """Everything, if there is but one step."""
+        return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
+
+    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """Nothing is left to do, if there is but one step."""
+        return State(carry["hidden"], carry)

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from components.backbone import BackboneModel
 from components.batch import Batch
-from components.core import Layout
 from components.layers import Layers, Parts
-from components.recursion import State, Tree
 
 ATTENTION = ("attn", "attention")
 HEADS_INTO = ("o_proj", "out_proj", "output.dense", "dense", "Wo", "c_proj", "out_lin", "attn.o")
@@ -46,7 +44,7 @@ class PretrainedLM(BackboneModel):
     ) -> None:
         super().__init__()
         self.model, self.architecture = model, dict(architecture)
-        self.shift, self.first_layer, self.n_steps = shift, first_layer, 1
+        self.shift, self.first_layer = shift, first_layer
         self.build, self.layers, self.causal = build, Layers(model, parts), causal
 
     @property
@@ -105,14 +103,6 @@ class PretrainedLM(BackboneModel):
         )
         heads = torch.cat([found[layer] for layer in layers], -1) if layers else None
         return self._shifted(states), None if heads is None else self._shifted(heads)
-
-    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
-        """Everything: a backbone alone is a recursion of one step."""
-        return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
-
-    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """Nothing is left to do."""
-        return State(carry["hidden"], carry)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """What the model puts between its last layer and the output layer."""

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from components.backbone import BackboneModel
 from components.batch import Batch
-from components.core import Layout
 from components.normaliser import RobustNormaliser
-from components.recursion import State, Tree
 from components.ridge import Ridge
 
 
@@ -41,7 +39,7 @@ class SentenceTable(BackboneModel):
         if layers or first_layer:
             raise ValueError(f"a table of sentences has no layers to cut, got layers {layers} and first_layer {first_layer}")
         self.architecture: dict[str, Any] = {"model": "SentenceTable", "vocab": vocab, "seq": seq, "dim": dim, "layers": 0}
-        self.first_layer, self.n_steps = 0, 1
+        self.first_layer = 0
         self.head = nn.Linear(dim, vocab, bias=False)
         del self.head.weight  # no parameter: what predictions are to equal must never be trained
         self.head.register_buffer("weight", torch.zeros(vocab, dim))
@@ -106,14 +104,6 @@ class SentenceTable(BackboneModel):
         if batch.hidden is not None:
             return batch.hidden.to(self.head.weight.dtype), None
         return self.trunk(batch.tokens, batch.attention, 0), None
-
-    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
-        """Everything: a backbone alone is a recursion of one step."""
-        return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
-
-    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """Nothing is left to do."""
-        return State(carry["hidden"], carry)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """As they are: states are normalised embeddings."""

@@ -16,7 +16,6 @@ from components.attention import Block, RMSNorm
 from components.backbone import BackboneModel
 from components.batch import Batch
 from components.core import Layout
-from components.recursion import State, Tree
 
 
 class TinyLM(BackboneModel):
@@ -48,7 +47,7 @@ class TinyLM(BackboneModel):
             "heads": heads,
             "rotary": rotary,
         }
-        self.first_layer, self.n_steps = first_layer, 1
+        self.first_layer = first_layer
         self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))
         self.blocks = nn.ModuleDict({str(i): Block(dim, heads, rotary=rotary) for i in range(first_layer, layers)})
@@ -110,14 +109,6 @@ class TinyLM(BackboneModel):
             return self.layers(self.embed(batch.tokens), batch.attention, 0, last, layers)
         hidden = batch.hidden.to(self.norm.weight.dtype)
         return self.layers(hidden, batch.attention, self.first_layer, last, layers)
-
-    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
-        """Everything: a backbone alone is a recursion of one step, so every phase shares one training loop."""
-        return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
-
-    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """Nothing is left to do."""
-        return State(carry["hidden"], carry)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """States through the final norm."""
