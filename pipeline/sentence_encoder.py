@@ -1,12 +1,10 @@
 """A pretrained sentence encoder, run once over every distinct sentence: the table that ``components.sentence_table`` keeps.
 
 Sentences are encoded with others of their length, in batches that depend on texts and settings alone, for another companion changes
-an embedding's last bits. Parts of the table are kept in scratch: what was killed goes on with the first one that is not there. The
-class is the one that the checkpoint names: SONAR's encoder, loaded as the library's automatic class, is a whole translation model
-with random weights and a warning.
+an embedding's last bits. Parts of the table survive a kill (``pipeline.pieces``). The class is the one that the checkpoint names:
+SONAR's encoder, loaded as the library's automatic class, is a whole translation model with random weights and a warning.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,16 +12,16 @@ from sys import modules
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from components.pooling import Pooling, mean
 from components.ridge import ridges
 from components.sentence_table import SentenceTable
-from pipeline import hub, scratch
+from pipeline import hub
 from pipeline.distributed import barrier, rank, world
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256, write_atomic
+from pipeline.files import sha256
+from pipeline.pieces import piece
 from pipeline.prepared import SENTENCES, Prepared, Split, texts
 from pipeline.pretrained import complete, transformers
 from pipeline.progress import Progress
@@ -171,19 +169,19 @@ def encoded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     _check_padding(encoder, [ids[order[0]], ids[order[-1]]])
     parts = [order[first : first + PART * batch_size] for first in range(0, len(order), PART * batch_size)]
-    folder = scratch.folder("sentences")
+
+    def part(number: int) -> Tensor:
+        return piece(f"sentences/{number}", partial(_embedded, encoder, [ids[i] for i in parts[number]], batch_size))["embeddings"]
+
     found: dict[int, Tensor] = {}
-    mine = range(len(parts)) if folder is None else range(rank(), len(parts), world())
+    mine = range(rank(), len(parts), world())
     with Progress("backbone", sum(len(parts[number]) for number in mine), "sentence") as bar:
         for number in mine:
-            file = None if folder is None else folder / f"{number:05d}.safetensors"
-            found[number] = _part(file, partial(_embedded, encoder, [ids[i] for i in parts[number]], batch_size))
+            found[number] = part(number)
             bar.advance(len(parts[number]))
             bar.line(f"part {number + 1} of {len(parts)} | {bar.rate()}")
-    barrier()
-    for number in set(range(len(parts))) - set(mine):
-        assert folder is not None
-        found[number] = load_file(folder / f"{number:05d}.safetensors")["embeddings"]
+    barrier()  # from here on every process finds the others' parts
+    found |= {number: part(number) for number in range(len(parts)) if number not in found}
     table = torch.empty(len(ids), found[0].shape[1])
     for number, rows in enumerate(parts):
         table[rows] = found[number]
@@ -192,18 +190,9 @@ def encoded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:
     return table
 
 
-def _part(file: Path | None, make: Callable[[], Tensor]) -> Tensor:
-    """What the file holds; made and kept there if there is none."""
-    if file is not None and file.is_file():
-        return load_file(file)["embeddings"]
-    made = make()
-    if file is not None:
-        write_atomic(file, save({"embeddings": made}))
-    return made
-
-
-def _embedded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:
-    return torch.cat([encoder.embeddings(ids[first : first + batch_size]) for first in range(0, len(ids), batch_size)])
+def _embedded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> dict[str, Tensor]:
+    batches = [encoder.embeddings(ids[first : first + batch_size]) for first in range(0, len(ids), batch_size)]
+    return {"embeddings": torch.cat(batches)}
 
 
 def _check_padding(encoder: Encoder, ids: list[list[int]]) -> None:

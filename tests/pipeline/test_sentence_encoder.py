@@ -102,22 +102,48 @@ def test_a_killed_run_goes_on_with_the_same_bits(made, tmp_path, monkeypatch):
     whole = made(batch_size=2)
     monkeypatch.setattr(sentence_encoder, "PART", 2)
     monkeypatch.setattr(scratch, "folder", lambda name: tmp_path / name)
-    run, calls = sentence_encoder.Encoder.embeddings, []
+    run, checks, calls = sentence_encoder.Encoder.embeddings, 2, []
 
     def counted(self, ids):
-        calls.append(len(ids))
-        if len(calls) == 9:
+        calls.append(ids)
+        if len(calls) == checks + 7:
             raise KeyboardInterrupt
         return run(self, ids)
 
     monkeypatch.setattr(sentence_encoder.Encoder, "embeddings", counted)
     with pytest.raises(KeyboardInterrupt):
         made(batch_size=2)
-    there = len(list((tmp_path / "sentences").glob("*.safetensors")))
+    done, before = calls[checks : checks + 6], len(calls)
+    assert len(list((tmp_path / "pieces").iterdir())) == 3
+    assert torch.equal(made(batch_size=2).head.weight, whole.head.weight)
+    assert calls[before + checks] == calls[checks + 6] and not any(batch in done for batch in calls[before + checks :])
     before = len(calls)
-    assert there == 3 and torch.equal(made(batch_size=2).head.weight, whole.head.weight)
-    made(batch_size=2)
-    assert sum(calls[before:]) < 2 * sum(calls) and not list((tmp_path / "sentences").glob("*.tmp"))
+    assert torch.equal(made(batch_size=2).head.weight, whole.head.weight) and len(calls) == before + checks
+
+
+def test_processes_share_the_parts(made, tmp_path, monkeypatch):
+    whole = made(batch_size=2)
+    monkeypatch.setattr(sentence_encoder, "PART", 2)
+    monkeypatch.setattr(scratch, "folder", lambda name: tmp_path / name)
+    run, calls, process, tables = sentence_encoder.Encoder.embeddings, [], [0], []
+
+    def counted(self, ids):
+        calls.append(str(ids))
+        return run(self, ids)
+
+    def barrier():
+        """The first process waits for the second, which does all its work meanwhile."""
+        if process == [0]:
+            process[0] = 1
+            tables.append(made(batch_size=2))
+            process[0] = 0
+
+    monkeypatch.setattr(sentence_encoder.Encoder, "embeddings", counted)
+    for name, said in (("world", lambda: 2), ("rank", lambda: process[0]), ("barrier", barrier)):
+        monkeypatch.setattr(sentence_encoder, name, said)
+    tables.append(made(batch_size=2))
+    assert len(tables) == 2 and all(torch.equal(table.head.weight, whole.head.weight) for table in tables)
+    assert len(calls) - len(set(calls)) == 2  # what both look at: the check of the padding
 
 
 def test_on_the_meta_device_it_has_shapes_alone(checkpoint):
