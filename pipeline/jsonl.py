@@ -100,10 +100,11 @@ class QuestionAnswers:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
         if encoding is None:
             encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
-        wording.write(out, encoding, Wording(self.prompt, dict(encoding.special), *wording.around(self._asked())))
+        asked = self._asked()
+        wording.write(out, encoding, Wording(self.prompt, dict(encoding.special), *wording.around(asked)))
         splits, first = {}, 0
         for name, part in parts.items():
-            splits[name] = self._encode(encoding, part, first)
+            splits[name] = self._encode(encoding, part, first, asked)
             first += len(part)
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
@@ -129,8 +130,7 @@ class QuestionAnswers:
     def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
         return read_pairs(path, self.download, self.prompt, self.response, reserved)
 
-    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int) -> Split:
-        asked = self._asked()
+    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int, asked: Callable[[str], str]) -> Split:
         room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, asked(pair.prompt), pair.origin)) is not None]
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
@@ -202,7 +202,7 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
     fields = [field for template in templates for field in fields_of(template)]
     found = []
     for origin, row in rows(path):
-        held = _checked(row, origin, fields, reserved)
+        held = checked(row, origin, fields, reserved)
         found.append(Texts([template.format(**held) for template in templates], origin))
     if not found:
         raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
@@ -224,7 +224,12 @@ def fields_of(template: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _checked(row: Mapping[str, Any], origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
+def checked(row: Mapping[str, Any], origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
+    """These fields of a row.
+
+    Raises:
+        DataError: one is not there, is no text or a blank one, or holds a reserved token.
+    """
     for key in fields:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise DataError(f'{origin}: "{key}" must be a non-empty string, got {row.get(key)!r}')

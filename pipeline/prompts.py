@@ -6,7 +6,7 @@ from typing import Protocol
 
 from pipeline import wording
 from pipeline.errors import DataError
-from pipeline.jsonl import fields_of
+from pipeline.jsonl import checked, fields_of
 from pipeline.prepared import Vocabulary
 from pipeline.rendering import renderer
 
@@ -110,7 +110,7 @@ class Texts:
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """The template, filled, and room for the answer."""
-        ids = self.encoding.encode(self.wording.asked(self._checked(prompt)))
+        ids = self.encoding.encode(self.wording.asked(self._fields(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
         longest = self.vocabulary.sequence if length is None else self.longest
@@ -138,16 +138,11 @@ class Texts:
         """Through the tokenizer."""
         return self.render([token])
 
-    def _checked(self, prompt: Prompt) -> Mapping[str, str]:
+    def _fields(self, prompt: Prompt) -> Mapping[str, str]:
         """The template's fields."""
         if isinstance(prompt, str):
             if len(self.fields) > 1:
                 raise DataError(f"a prompt of this model has the fields {', '.join(self.fields)}; give an object that holds them")
             prompt = {self.fields[0]: prompt}
-        for field in self.fields:
-            value = prompt.get(field) if isinstance(prompt, Mapping) else None
-            if not isinstance(value, str) or not value.strip():
-                raise DataError(f'"{field}" of a prompt must be a text that is not empty, got {value!r}')
-            if held := [token for token in self.encoding.special.values() if token in value]:
-                raise DataError(f'"{field}" of a prompt holds {held[0]}, which is a reserved token; write it another way')
-        return {field: prompt[field] for field in self.fields}
+        given = prompt if isinstance(prompt, Mapping) else {}
+        return checked(given, "prompt", self.fields, list(self.encoding.special.values()))

@@ -77,9 +77,9 @@ def test_a_template_of_several_fields_takes_an_object(tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "length", "told"),
     [
-        ("  ", None, r'"question" of a prompt must be a text that is not empty'),
-        ({"answer": "3"}, None, r'"question" of a prompt must be a text that is not empty, got None'),
-        (["How many?"], None, r'"question" of a prompt must be a text'),
+        ("  ", None, r'prompt: "question" must be a non-empty string'),
+        ({"answer": "3"}, None, r'prompt: "question" must be a non-empty string, got None'),
+        (["How many?"], None, r'prompt: "question" must be a non-empty string, got None'),
         ("a <mask> b", None, r"holds <mask>, which is a reserved token"),
         ("How many? " * 30, None, r"leaves no room for an answer in a sequence of 48"),
         ("How many?", 64, r"leaves no room for 64 more in a sequence of 64"),
