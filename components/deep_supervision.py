@@ -122,7 +122,7 @@ class _Supervision:
         """The loss of a step that is not supervised, or that no gradient reaches: nothing runs it again, with its loss."""
         if term.requires_grad or self.losses[number] is not self.nothing:
             return
-        loss, right = self.loss(self.model, state.hidden, self.batch)
+        loss, right = self.loss(self.model, state.hidden, self.batch, compute=True)
         self.losses[number] = loss = loss / self.sequences
         if self._supervised(number):
             self.terms[number] = self.weights[number] * (loss + self._penalties(state, right))

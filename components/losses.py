@@ -22,7 +22,7 @@ HALTING = 0.5  # weight of the halting loss beside the cross-entropy of a sequen
 
 
 def masked_cross_entropy(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, chunk: int = CHUNK_ROWS, compute: bool = True
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool, chunk: int = CHUNK_ROWS
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * -log p(target), in float32; and which of them are right.
 
@@ -33,8 +33,8 @@ def masked_cross_entropy(
         model: norms and reads out states.
         hidden: one step's states.
         batch: targets, masked positions and weights.
-        chunk: rows whose logits exist at once.
         compute: False where the sum is not used: see ``linear_cross_entropy``.
+        chunk: rows whose logits exist at once.
     """
     rows = batch.supervised
     states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
@@ -43,7 +43,7 @@ def masked_cross_entropy(
 
 
 def squared_error(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool = True
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * mean over channels of (state - the target's row)^2; and which are close to it.
 
@@ -57,7 +57,7 @@ def squared_error(
 
 
 def cosine_distance(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool = True
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * (1 - cosine of state and the target's row); else as ``squared_error``."""
     states, targets, weights = _embeddings(model, hidden, batch)

@@ -272,7 +272,7 @@ def validation_losses(
     for number, batch in batches:
         batch = batch.to(runtime.device)
         with runtime.autocast():
-            sums = [loss(model, state.hidden, batch)[0] for state in model.steps(batch)]
+            sums = [loss(model, state.hidden, batch, compute=True)[0] for state in model.steps(batch)]
         mine.append((number, len(batch), torch.stack(sums).double()))
     model.train()
     parts = sorted((number, n, sums.tolist()) for share in gathered(mine) for number, n, sums in share)

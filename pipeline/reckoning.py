@@ -274,7 +274,7 @@ class Reckoning:
 
         def work() -> None:
             for state in model.steps(moved):
-                masked_cross_entropy(model, state.hidden, moved)
+                masked_cross_entropy(model, state.hidden, moved, compute=True)
 
         return times * flops.count(work) // len(batch)
 

@@ -56,7 +56,7 @@ def gradients(batch: Batch, weights: list[float], stretches=full_gradient) -> li
             state = model.step(k, carry, condition, layout)
             state.hidden.retain_grad()
             states.append(state.hidden)
-            total += weights[k] * masked_cross_entropy(model, state.hidden, batch)[0] / len(batch)
+            total += weights[k] * masked_cross_entropy(model, state.hidden, batch, compute=True)[0] / len(batch)
             carry = state.carry
         carry = mapped(torch.Tensor.detach, carry)
     total.backward()

@@ -383,7 +383,7 @@ def test_any_loss_is_supervised_at_every_step():
     """With the squared error: the gradient of the graph that holds all steps, kept or made again."""
     model, micro = model_of("slots"), batch(3)
     weights = linear_decay(model.n_steps)
-    terms = [w * squared_error(model, s.hidden, micro)[0] for w, s in zip(weights, model.steps(micro), strict=True)]
+    terms = [w * squared_error(model, s.hidden, micro, compute=True)[0] for w, s in zip(weights, model.steps(micro), strict=True)]
     (sum(terms) / SEQUENCES).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     for memory in (store, recompute):

@@ -43,13 +43,13 @@ def plain(model, state, batch):
 
 def test_loss_equals_weighted_log_softmax_over_all_positions():
     model, state, batch = make()
-    torch.testing.assert_close(masked_cross_entropy(model, state, batch)[0], plain(model, state, batch))
+    torch.testing.assert_close(masked_cross_entropy(model, state, batch, compute=True)[0], plain(model, state, batch))
 
 
 def test_gradient_equals_that_of_the_full_computation_and_is_zero_elsewhere():
     model, state, batch = make()
     expected = torch.autograd.grad(plain(model, state, batch), (state, model.head.weight))
-    found = torch.autograd.grad(masked_cross_entropy(model, state, batch)[0], (state, model.head.weight))
+    found = torch.autograd.grad(masked_cross_entropy(model, state, batch, compute=True)[0], (state, model.head.weight))
     for ours, full in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, full)
     assert found[0][~batch.masked].abs().max() == 0
@@ -57,7 +57,7 @@ def test_gradient_equals_that_of_the_full_computation_and_is_zero_elsewhere():
 
 def test_what_is_right_is_what_has_the_largest_logit():
     model, state, batch = make()
-    _, right = masked_cross_entropy(model, state, batch)
+    _, right = masked_cross_entropy(model, state, batch, compute=True)
     expected = (model.readout(state).argmax(-1) == batch.targets)[batch.masked]
     assert torch.equal(right, expected) and expected.any() and not expected.all()
 
@@ -66,13 +66,13 @@ def test_what_is_right_is_what_has_the_largest_logit():
 def test_loss_is_the_same_however_the_batch_is_cut(sizes):
     model, state, batch = make()
     parts = zip(state.split(sizes), torch.arange(6).split(sizes), strict=True)
-    total = sum(masked_cross_entropy(model, s, part(batch, rows))[0] for s, rows in parts)
-    torch.testing.assert_close(total, masked_cross_entropy(model, state, batch)[0])
+    total = sum(masked_cross_entropy(model, s, part(batch, rows), compute=True)[0] for s, rows in parts)
+    torch.testing.assert_close(total, masked_cross_entropy(model, state, batch, compute=True)[0])
 
 
 def test_only_supervised_rows_are_normed_and_read():
     model, state, batch = make()
-    masked_cross_entropy(model, state, batch)
+    masked_cross_entropy(model, state, batch, compute=True)
     assert len(model.seen) == 1
     assert torch.equal(model.seen[0], state[batch.masked])
 
@@ -80,7 +80,7 @@ def test_only_supervised_rows_are_normed_and_read():
 def test_a_batch_without_supervised_positions_costs_nothing():
     model, state, batch = make()
     empty = Batch(batch.tokens, batch.targets, torch.zeros_like(batch.masked), torch.zeros_like(batch.weights))
-    loss, right = masked_cross_entropy(model, state, empty)
+    loss, right = masked_cross_entropy(model, state, empty, compute=True)
     assert loss.item() == 0.0 and right.shape == (0,)
     loss.backward()
     assert not state.grad.any() and not model.head.weight.grad.any()
@@ -89,7 +89,7 @@ def test_a_batch_without_supervised_positions_costs_nothing():
 def test_half_precision_logits_are_summed_in_float32():
     model, state, batch = make()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = masked_cross_entropy(model, state, batch)
+        loss, _ = masked_cross_entropy(model, state, batch, compute=True)
         logits = model.readout(state)
     assert logits.dtype == torch.bfloat16 and loss.dtype == torch.float32
     rounded = logits.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
@@ -172,4 +172,4 @@ def test_embeddings_that_are_close_count_as_right():
     hidden = table.head.weight[tokens].clone()
     hidden[0, 1] = torch.tensor([0.2, 1.0])
     for loss in (squared_error, cosine_distance):
-        assert loss(table, hidden, batch)[1].tolist() == [True, False]
+        assert loss(table, hidden, batch, compute=True)[1].tolist() == [True, False]

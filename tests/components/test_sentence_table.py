@@ -96,7 +96,7 @@ def test_a_refiner_starts_from_the_frozen_prediction_and_learns(table):
     losses = []
     for _ in range(30):
         optimiser.zero_grad()
-        loss, _ = squared_error(model, model.states(batch), batch)
+        loss, _ = squared_error(model, model.states(batch), batch, compute=True)
         loss.backward()
         optimiser.step()
         losses.append(loss.item())

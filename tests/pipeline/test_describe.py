@@ -33,6 +33,7 @@ def test_defaults_that_nobody_bound_are_shown(help_of):
     text = help_of("warmup")
     assert "  .clip = 1.0  (float)  largest gradient norm." in text
     assert "  .model = (given by the stage)  (Model)" in text
+    assert "  .compute = (given by the stage)  (bool)" in text.partition("losses.masked_cross_entropy\n")[2]
 
 
 def test_what_does_not_reach_the_stage_is_left_out(help_of):

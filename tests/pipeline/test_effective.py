@@ -123,6 +123,7 @@ def test_what_does_not_reach_the_stage_is_left_out(values_of):
         "warmup.run", "sources.cached", "refiner.SlotRefiner", "loop.fit", "optim.adamw", "optim.warmup_cosine",
         "supervision.linear_decay", "runtime.Runtime", "losses.masked_cross_entropy",
     }  # fmt: skip
+    assert set(values_of("warmup")["losses.masked_cross_entropy"]) == {"chunk"}
     swapped = values_of("warmup", SMOKE, "warmup.run.states=@sources.live")
     assert "sources.live" in swapped and "sources.cached" not in swapped
 
