@@ -65,9 +65,13 @@ def rotate(
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding" (2021), section 3.2.
     """
-    position = torch.arange(x.shape[-2], device=x.device) if places is None else rearrange(places, "b s -> b 1 s")
-    cos, sin = angles(position, x.shape[-1], base)
+    cos, sin = angles(standing(x, places), x.shape[-1], base)
     return turned(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+def standing(x: Float[Tensor, "*rows seq dim"], places: Int[Tensor, "batch seq"] | None) -> Int[Tensor, "*one seq"]:
+    """Where each token of ``x`` stands, for any head: at ``places``; None = 0, 1, 2 ..."""
+    return torch.arange(x.shape[-2], device=x.device) if places is None else rearrange(places, "b s -> b 1 s")
 
 
 def angles(

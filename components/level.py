@@ -1,11 +1,10 @@
 """Level: the network that both updates of a two-state recursion share. Post-norm blocks: states of rms 1 go in and come out."""
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from components.attention import Attention, angles
+from components.attention import Attention, angles, standing
 from components.core import Layout
 from components.fused import Linear, Turn, attended, gated, heads_of, normed_sum
 
@@ -43,16 +42,10 @@ class Level(nn.Module):
         layout: Layout,
     ) -> Float[Tensor, "batch seq dim"]:
         z = state + other if question is None else state + other + question
-        turn = _turn(z, layout.places, self.head) if self.rotary else None
+        turn = angles(standing(z, layout.places), self.head) if self.rotary else None
         for block in self.blocks:
             z = block(z, layout, turn)
         return z
-
-
-def _turn(z: Tensor, places: Int[Tensor, "batch seq"] | None, head: int) -> Turn:
-    """What all blocks turn queries and keys by."""
-    position = torch.arange(z.shape[1], device=z.device) if places is None else rearrange(places, "b s -> b 1 s")
-    return angles(position, head)
 
 
 class PostNormBlock(nn.Module):
