@@ -1,6 +1,6 @@
 """BackboneModel: the interface of what is refined. A model of its own whose layers can be cut in two: frozen trunk, live tail."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,14 @@ class BackboneModel(Model):
         """Fill every weight; ``generator`` is the only source of randomness."""
         raise NotImplementedError
 
+    @classmethod
+    def described(cls, architecture: Mapping[str, Any], first_layer: int = 0) -> "BackboneModel":
+        """The model of this class that ``architecture`` describes, from ``first_layer`` on; its weights are not set."""
+        return cls(**{name: value for name, value in architecture.items() if name != "model"}, first_layer=first_layer)
+
     def cut(self, first_layer: int) -> "BackboneModel":
         """A model of the same architecture that holds the layers from ``first_layer`` on; its weights are not set."""
-        raise NotImplementedError
+        return self.described(self.architecture, first_layer)
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position: a table look-up, no layer runs."""

@@ -2,17 +2,15 @@
 the extraction again.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from components.backbone import BackboneModel
-from components.recursive_core import RecursiveCore
 from components.recursive_lm import RecursiveLM
 from components.sentence_table import SentenceTable
 from components.tiny_lm import TinyLM
 
-BACKBONES: dict[str, Callable[..., BackboneModel]] = {model.__name__: model for model in (TinyLM, RecursiveLM, SentenceTable)}
+BACKBONES: dict[str, type[BackboneModel]] = {model.__name__: model for model in (TinyLM, RecursiveLM, SentenceTable)}
 
 
 def build_backbone(architecture: Mapping[str, Any], first_layer: int = 0) -> BackboneModel:
@@ -21,11 +19,7 @@ def build_backbone(architecture: Mapping[str, Any], first_layer: int = 0) -> Bac
     Raises:
         ValueError: a backbone of that name is not known here, or it has no such layer.
     """
-    settings = dict(architecture)
-    name = settings.pop("model", None)
+    name = architecture.get("model")
     if name not in BACKBONES:
         raise ValueError(f"no backbone is called '{name}'; there are {', '.join(BACKBONES)}")
-    if "core" in settings:
-        given = {key: value for key, value in settings["core"].items() if key not in ("core", "dim", "standalone")}
-        settings["core"] = partial(RecursiveCore, **given)
-    return BACKBONES[name](**settings, first_layer=first_layer)
+    return BACKBONES[name].described(architecture, first_layer)

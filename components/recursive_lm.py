@@ -3,7 +3,7 @@
 It is a backbone too, of ``steps`` "layers" that share their weights, and can be cut after the last of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,11 +59,11 @@ class RecursiveLM(BackboneModel):
         if self.core is not None:
             self.core.init_weights(1.0, generator)
 
-    def cut(self, first_layer: int) -> "RecursiveLM":
-        """The same model whole, or embeddings and head alone; its weights are not set."""
-        sizes = {name: self.architecture[name] for name in ("vocab", "seq", "dim", "layers")}
-        given = {name: value for name, value in self.architecture["core"].items() if name not in ("core", "dim", "standalone")}
-        return RecursiveLM(**sizes, core=partial(RecursiveCore, **given), first_layer=first_layer)
+    @classmethod
+    def described(cls, architecture: Mapping[str, Any], first_layer: int = 0) -> BackboneModel:
+        """The model that ``architecture`` describes whole, or embeddings and head alone; its weights are not set."""
+        given = {name: value for name, value in architecture["core"].items() if name not in ("core", "dim", "standalone")}
+        return super().described({**architecture, "core": partial(RecursiveCore, **given)}, first_layer)
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position."""

@@ -74,11 +74,6 @@ class SentenceTable(BackboneModel):
     def init_weights(self, generator: torch.Generator) -> None:
         """They are there."""
 
-    def cut(self, first_layer: int) -> "SentenceTable":
-        """Another table of these sizes; it is empty."""
-        sizes = {name: self.architecture[name] for name in ("vocab", "seq", "dim")}
-        return SentenceTable(**sizes, first_layer=first_layer)
-
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Rows of the table."""
         return nn.functional.embedding(tokens.long(), self.head.weight)

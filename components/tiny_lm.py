@@ -63,10 +63,6 @@ class TinyLM(BackboneModel):
             assert isinstance(block, Block)
             block.init_weights(0.02 / (2 * self.architecture["layers"]) ** 0.5, generator)
 
-    def cut(self, first_layer: int) -> "TinyLM":
-        """The same model from ``first_layer`` on; its weights are not set."""
-        return TinyLM(**{name: value for name, value in self.architecture.items() if name != "model"}, first_layer=first_layer)
-
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position: a table look-up, no layer runs."""
         return self.embedding(tokens) + self.positions[: tokens.shape[1]]
