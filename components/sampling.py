@@ -25,13 +25,13 @@ def parallel(predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int) -
 
 def low_confidence_remasking(
     predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int, steps: int, blocks: int = 1
-) -> Int[Tensor, "batch seq"]:
-    """Decode in ``steps`` passes, an equal share of each block's tokens in each; see ``Sampler``.
+) -> "Pass":
+    """The last of ``steps`` passes, an equal share of each block's tokens decoded in each; see ``Sampler``.
 
     Raises:
         ValueError: blocks do not divide steps.
     """
-    return deque(Sampler(steps, blocks).passes(predict, tokens, mask_id), maxlen=1).pop().tokens
+    return deque(Sampler(steps, blocks).passes(predict, tokens, mask_id), maxlen=1).pop()
 
 
 @dataclass(frozen=True)

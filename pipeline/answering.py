@@ -36,7 +36,7 @@ class Judged:
         texts: one an example.
         results: of each, by pattern.
         right: float64 (examples) by pattern, 1 where the result is the reference's.
-        evaluations: float64 (examples), passes through the model.
+        evaluations: float64 (examples), passes through the model; a row whose answer is written takes none.
     """
 
     texts: list[str]
@@ -112,18 +112,12 @@ def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answer
         answer = trimmed.masked.roll(1, 1)
         trimmed = replace(trimmed, masked=answer, tokens=trimmed.tokens.masked_fill(answer, vocabulary.mask_id))
         passes = blocks = int(answer.sum(1).max())
-    trimmed, taken = trimmed.to(runtime.device), 0
-    through = predictor(model, trimmed, vocabulary, runtime)
-
-    def predict(tokens: Tensor) -> Tensor:
-        nonlocal taken
-        taken += 1
-        return through(tokens)
-
-    decoded = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks)
+    trimmed = trimmed.to(runtime.device)
+    predict = predictor(model, trimmed, vocabulary, runtime)
+    last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks)
     return {
-        "tokens": torch.cat([decoded.cpu(), batch.tokens[:, decoded.shape[1] :]], 1),
-        "evaluations": torch.full((len(batch),), taken, dtype=torch.float64),
+        "tokens": torch.cat([last.tokens.cpu(), batch.tokens[:, last.tokens.shape[1] :]], 1),
+        "evaluations": last.evaluations.double(),
     }
 
 

@@ -163,9 +163,8 @@ def decode(
     mine = []
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
         predict = predictor(model, batch.to(runtime.device), vocabulary, runtime)
-        mine.append(
-            sampling.low_confidence_remasking(predict, batch.tokens.to(runtime.device), vocabulary.mask_id, steps, blocks).cpu()
-        )
+        masked = batch.tokens.to(runtime.device)
+        mine.append(sampling.low_confidence_remasking(predict, masked, vocabulary.mask_id, steps, blocks).tokens.cpu())
     tokens = torch.cat(interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()
     wanted = split.response.sum(1).double()

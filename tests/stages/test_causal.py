@@ -89,6 +89,7 @@ def test_answers_are_written_on_as_the_model_itself_would(inside):
         ids = model.generate(prompt, max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0)[0, first:].tolist()
         ids = ids[: ids.index(end)] if end in ids else ids
         assert written[int(split.uid[row])] == tokenizer.decode([i for i in ids if i != pad], skip_special_tokens=False)
+    assert evaluated["answers"]["function_evaluations"] == split.response[:4].sum(1).double().mean()  # one for each token
     assert evaluated["likelihood"]["samples"] == 1 and evaluated["likelihood"]["standard_error"] == 0
     assert evaluated["likelihood"]["answer_nll_per_token"]["mean"] == pytest.approx(evaluated["nll"]["mean"], rel=1e-5)
 
