@@ -7,7 +7,7 @@ from pathlib import Path
 from components.backbone import BackboneModel
 from components.caching import gain
 from components.refined_lm import RefinedLM
-from pipeline import config, effective, rehearsal
+from pipeline import config, effective, footprint, rehearsal
 from pipeline.expected import expected
 from pipeline.prepared import Prepared, Vocabulary
 from pipeline.reckoning import Corpus, Cost, Reckoning
@@ -59,16 +59,18 @@ def plan(texts: Mapping[str, str]) -> Plan:
     backbone, refined = models["backbone"], models["finetune"]
     assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM)
     reckoning = Reckoning(texts, corpus, backbone, refined)
-    costs = {stage: reckoning.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
-    warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
-    costs["extract"] = reckoning.extraction()
-    costs["controls"] = reckoning.controls(models["controls"], warmup.flops, joint.flops)
-    costs["evaluate"] = reckoning.evaluation(models, with_finetune=costs["finetune"].steps > 0)
+    with footprint.AnyPrecision():
+        costs = {stage: reckoning.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
+        warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
+        costs["extract"] = reckoning.extraction()
+        costs["controls"] = reckoning.controls(models["controls"], warmup.flops, joint.flops)
+        costs["evaluate"] = reckoning.evaluation(models, with_finetune=costs["finetune"].steps > 0)
+        trunk = reckoning.trunk_over("train", ())
     epochs = warmup.epochs + joint.epochs
     config.load_text(texts["extract"], "extract")
     return Plan(
         costs=[costs[stage] for stage in ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")],
-        trunk=reckoning.trunk_over("train", ()) / examples, step=(warmup.flops + joint.flops) / (epochs * examples),
+        trunk=trunk / examples, step=(warmup.flops + joint.flops) / (epochs * examples),
         draws=config.argument("stages.extract.run", "draws"), epochs=epochs,
         live=[stage for stage in reckoning.live if stage in ("warmup", "joint")], assumed=[*assumed, *reckoning.assumed],
         examples=examples, causal=corpus.vocabulary.causal,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gin
@@ -13,7 +14,7 @@ from pipeline import config, params, planning
 from pipeline.errors import ConfigError, DataError
 from stages.__main__ import SECTIONS
 from tests.conftest import ROOT, run_stages, workspace
-from tests.pipeline.checkpoints import LLADA
+from tests.pipeline.checkpoints import LLADA, LLADA_MOE
 
 STAGES = ["backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate"]
 FOLDERS = {"backbone": "data/backbone", "warmup": "outputs/warmup", "joint": "outputs/joint"}
@@ -239,6 +240,15 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
     assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
+
+
+def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):
+    half, whole = (pretrained({**LLADA_MOE, "vocab_size": 400}, **{"pretrained.model.dtype": dtype}) for dtype in ("bf16", "fp32"))
+    for stage in STAGES:
+        narrow, wide = of(half, stage), of(whole, stage)
+        assert replace(narrow, memory=0) == replace(wide, memory=0) and narrow.memory < wide.memory, stage
+    assert half.trunk == whole.trunk > 0 and of(whole, "joint").flops > 0
+    assert of(whole, "extract").memory - of(half, "extract").memory > 2 * of(whole, "extract").held  # two more bytes a weight
 
 
 def test_the_configuration_has_to_be_there(pretrained):
