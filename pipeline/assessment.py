@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,67 +36,72 @@ PAIRS = (
 )  # fmt: skip
 
 
-def assess(
-    prepared: Limited,
-    backbone: Backbone,
-    models: Mapping[str, str],
-    out: Path,
-    runtime: Runtime,
-    *,
-    measures: Mapping[str, tuple[str, float]],
-    decodes: Mapping[str, tuple[str, int, int, int]],
-    halts: Mapping[str, Rule],
-    answers: Callable[[], Answers] | None = None,
-    likelihood: Callable[[], Likelihood] | None = None,
-    headline: str,
-    samples: int,
-    batch_size: int,
-    seed: int,
-) -> None:
-    """Evaluate everything and write it (see ``stages.evaluate`` for the arguments).
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an evaluation is asked for; see ``stages.evaluate``.
 
     Raises:
-        ConfigError: the headline is not a measure, or a setting is out of range.
+        ConfigError: the headline is not a measure.
+    """
+
+    measures: Mapping[str, tuple[str, float]]
+    decodes: Mapping[str, tuple[str, int, int, int]]
+    halts: Mapping[str, Rule]
+    answers: Callable[[], Answers] | None = None
+    likelihood: Callable[[], Likelihood] | None = None
+    headline: str
+    samples: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.headline not in self.measures:
+            known = ", ".join(self.measures)
+            raise ConfigError(f"evaluate.run.headline is '{self.headline}', which is none of the measures {known}")
+
+
+def assess(prepared: Limited, backbone: Backbone, models: Mapping[str, str], out: Path, runtime: Runtime, asked: Asked) -> None:
+    """Evaluate everything and write it.
+
+    Raises:
+        ConfigError: a setting is out of range.
         DataError: a model, split or backbone does not fit.
     """
-    if headline not in measures:
-        raise ConfigError(f"evaluate.run.headline is '{headline}', which is none of the measures {', '.join(measures)}")
-    asked = _made("answers", answers), _made("likelihood", likelihood)
+    measures, seed, size = asked.measures, asked.seed, asked.batch_size
+    whole = _made("answers", asked.answers), _made("likelihood", asked.likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
     loaded = opened(backbone, models, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
-    with Progress("evaluate", len(loaded) * (len(measures) + len(decodes)), "measures") as bar:
+    with Progress("evaluate", len(loaded) * (len(measures) + len(asked.decodes)), "measures") as bar:
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             for name, model in loaded.items():
-                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, batch_size)
+                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
                 steps = evaluator.counts_by_step(model, masked, runtime, f"measures/{measure}/{name}")
                 metrics[name][measure] = evaluator.summary(steps, split.group)
                 counted.setdefault(measure, {})[name] = steps[-1]
                 bar.advance()
             bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
-        for measure, (split_name, passes, blocks, examples) in decodes.items():
+        for measure, (split_name, passes, blocks, examples) in asked.decodes.items():
             split = prepared.split(split_name).take(slice(0, examples))
             for name, model in loaded.items():
-                _, decoded = evaluator.decode(
-                    model, split, prepared.vocabulary, runtime, steps=passes, blocks=blocks, size=batch_size
-                )
+                _, decoded = evaluator.decode(model, split, prepared.vocabulary, runtime, steps=passes, blocks=blocks, size=size)
                 metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
                 bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")
-    split_name, ratio = measures[headline]
+    split_name, ratio = measures[asked.headline]
     split = evaluator.by_length(prepared.split(split_name))
-    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, batch_size)
+    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size)
     for name, model in loaded.items():
-        metrics[name] |= {k: v for k, v in metrics[name][headline].items() if not k.startswith("decode_")}
-        metrics[name] |= _of_the_recursion(model, again, halts, split.group, runtime)
+        metrics[name] |= {k: v for k, v in metrics[name][asked.headline].items() if not k.startswith("decode_")}
+        metrics[name] |= _of_the_recursion(model, again, asked.halts, split.group, runtime)
     metrics["differences"] = _differences(prepared, measures, counted)
-    written = _whole_answers(prepared, loaded, metrics, *asked, batch_size, seed, runtime)
+    written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": headline, **prepared.told, **metrics})
-    _write_samples(prepared, loaded, split_name, samples, written, out, runtime)
+    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics})
+    _write_samples(prepared, loaded, split_name, asked.samples, written, out, runtime)
 
 
 def _differences(

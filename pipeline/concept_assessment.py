@@ -6,7 +6,7 @@ of those before and the first; simpler baselines are the first two of these them
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.answers import Answers
 from components.batch import Batch
-from components.halting import Rule
-from components.likelihood import Likelihood
 from components.metrics import intervals
 from components.model import Model
 from components.retrieval import METRICS, Scores, nearest, scores
 from components.sentence_table import SentenceTable
 from pipeline import evaluator
-from pipeline.assessment import PAIRS, opened
+from pipeline.assessment import PAIRS, Asked, opened
 from pipeline.backbones import Backbone
 from pipeline.distributed import rank
 from pipeline.errors import ConfigError
@@ -44,26 +41,17 @@ def assess(
     models: Mapping[str, str],
     out: Path,
     runtime: Runtime,
-    *,
-    measures: Mapping[str, tuple[str, float]],
-    decodes: Mapping[str, tuple[str, int, int, int]],
-    halts: Mapping[str, Rule],
-    answers: Callable[[], Answers] | None,
-    likelihood: Callable[[], Likelihood] | None,
-    headline: str,
-    samples: int,
-    batch_size: int,
-    seed: int,
+    asked: Asked,
 ) -> None:
-    """Evaluate everything and write it (see ``stages.evaluate`` for the arguments). Each process computes all of it.
+    """Evaluate everything and write it. Each process computes all of it.
 
     Raises:
-        ConfigError: the headline is not a measure, or what is asked for has no meaning for sentences.
+        ConfigError: what is asked for has no meaning for sentences.
         DataError: a model, split or backbone does not fit.
     """
-    if headline not in measures:
-        raise ConfigError(f"evaluate.run.headline is '{headline}', which is none of the measures {', '.join(measures)}")
-    if decodes or halts or answers or likelihood or any(ratio != 1.0 for _, ratio in measures.values()):
+    measures, seed, size = asked.measures, asked.seed, asked.batch_size
+    beside = asked.decodes or asked.halts or asked.answers or asked.likelihood
+    if beside or any(ratio != 1.0 for _, ratio in measures.values()):
         raise ConfigError(
             "sentences are predicted one at a time: decodes and halts must be {}, answers and likelihood None, "
             "and the fraction of a measure 1.0"
@@ -80,7 +68,7 @@ def assess(
             split = evaluator.by_length(prepared.split(split_name))
             ids, truth = targets(split).unique(return_inverse=True)
             judged = partial(scores, truth=truth, candidates=rows(table, ids))
-            found = {name: [judged(step) for step in predictions(m, table, prepared, split, runtime, batch_size, seed)]
+            found = {name: [judged(step) for step in predictions(m, table, prepared, split, runtime, size, seed)]
                      for name, m in loaded.items()}  # fmt: skip
             found |= {name: [judged(said)] for name, said in zip(BASELINES, baselines(table, split), strict=True)}
             for name, steps in found.items():
@@ -92,12 +80,12 @@ def assess(
                 differences.setdefault(f"{a} - {b}", {})[measure] = compared
             metrics.setdefault("candidates", {})[measure] = len(ids)
     for name in names:
-        metrics[name] |= metrics[name][headline]
+        metrics[name] |= metrics[name][asked.headline]
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": headline, **prepared.told, **metrics, "differences": differences})
+    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics, "differences": differences})
     write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
-    _write_samples(prepared, loaded, table, measures[headline][0], samples, out, runtime, seed)
+    _write_samples(prepared, loaded, table, measures[asked.headline][0], asked.samples, out, runtime, seed)
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:

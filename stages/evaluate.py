@@ -51,8 +51,8 @@ def run(
     """
     data = Limited(prepared, limit)
     assess = concept_assessment.assess if data.vocabulary.rendering == "sentences" else assessment.assess
-    assess(
-        data, Backbone(backbone), models, Path(out), runtime,
+    asked = assessment.Asked(
         measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood,
         headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip
+    assess(data, Backbone(backbone), models, Path(out), runtime, asked)

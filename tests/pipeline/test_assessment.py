@@ -10,7 +10,7 @@ import pytest
 from components.answers import Answers
 from components.halting import by_probability
 from components.likelihood import Likelihood
-from pipeline.assessment import assess, opened
+from pipeline.assessment import Asked, assess, opened
 from pipeline.backbones import Backbone
 from pipeline.errors import ConfigError, DataError
 from pipeline.limited import Limited
@@ -34,7 +34,7 @@ def evaluate(finished, runtime, tmp_path):
             **settings,
         }
         prepared = settings.pop("prepared", Limited(finished / "data/prepared"))
-        assess(prepared, Backbone(finished / "data/backbone"), folders, tmp_path / "out", runtime, **settings)
+        assess(prepared, Backbone(finished / "data/backbone"), folders, tmp_path / "out", runtime, Asked(**settings))
         return json.loads((tmp_path / "out/metrics.json").read_text())
 
     return evaluate
