@@ -49,7 +49,7 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
         layer_norms: also unfreeze every norm.
 
     Raises:
-        ValueError: a pattern matches no module; the message names the nearest paths.
+        ValueError: a pattern matches no module (the message names the nearest paths), or one whose weights are quantised.
     """
     modules = dict(model.named_modules())
     chosen = []
@@ -61,6 +61,10 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
         chosen += matched
     if layer_norms:
         chosen += [module for module in modules.values() if isinstance(module, nn.LayerNorm | RMSNorm)]
+    packed = [name for module in chosen for name, weight in module.named_parameters() if not weight.is_floating_point()]
+    if packed:
+        named = ", ".join(repr(pattern) for pattern in patterns)
+        raise ValueError(f"{named} would train '{packed[0]}', which is quantised; name modules above the trunk")
     model.requires_grad_(False)
     for module in chosen:
         module.requires_grad_(True)

@@ -60,6 +60,10 @@ class PretrainedLM(BackboneModel):
         self.model.eval()
         return self
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "PretrainedLM":
+        """What lies on several devices is not moved to one."""
+        return self if len({weight.device for weight in self.parameters()}) > 1 else super()._apply(fn, recurse)
+
     def init_weights(self, generator: torch.Generator) -> None:
         """They are there."""
 
@@ -86,7 +90,7 @@ class PretrainedLM(BackboneModel):
             raise ValueError("the states entering layer 0 are the embeddings; train a pretrained model whole from its tokens")
         if self.first_layer:
             raise ValueError(f"this model holds layers {self.first_layer}.. only, it cannot run the trunk")
-        return self.layers.run(_inputs(tokens, attention), 0, split)[0]
+        return self.layers.run(_inputs(tokens, attention), 0, split)[0].to(tokens.device)
 
     def states_and_heads(
         self, batch: Batch, layers: Sequence[int] = ()
@@ -109,6 +113,7 @@ class PretrainedLM(BackboneModel):
         return self.layers.features(state)
 
     def _shifted(self, states: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+        states = states.to(self.head.weight.device)
         return torch.cat([states[:, :1], states[:, :-1]], 1) if self.shift else states
 
     def _heads(self, layer: int) -> str:

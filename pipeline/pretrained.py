@@ -16,11 +16,13 @@ from torch import nn
 from components.layers import Parts, emptied
 from components.pretrained_lm import PretrainedLM
 from components.selfcheck import Refused, selfcheck
-from pipeline import hub
+from pipeline import hub, placement
 from pipeline.discovery import discovered
 from pipeline.errors import ConfigError, DataError
 from pipeline.families import FAMILIES, family
 from pipeline.files import json_bytes, read_json
+from pipeline.placement import DeviceMap
+from pipeline.quantised import Bits, quantise
 
 LEAST = (5, 2)  # below, transformers ignores config.is_causal = False, without a word
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +42,10 @@ class Source:
         objective: what it was trained for: "masked diffusion", "masked language model" or "next token".
         dtype: of weights and states.
         attention: implementation that transformers is to use ("sdpa", "eager", "flash_attention_2").
-        device_map: for weights that are to lie on several devices; None = one.
+        device_map: of the whole model, if it is to lie on several devices: "auto" and its kin, or module -> device; None = one.
+            Tails, which are trained, lie on one.
+        trunk_bits: 8 or 4, of the weights in the trunk's linear layers; None = as ``dtype``. Such layers are never trained.
+        tail_layers: last layers that keep ``dtype`` beside a trunk in fewer bits; at least ``extract.run.tail_layers``.
         remote_code: run the code that comes with the checkpoint. Read it first.
         parts: where the model keeps its layers, if it cannot be discovered: values of ``components.layers.Parts``.
     """
@@ -50,9 +55,11 @@ class Source:
     objective: str = "masked diffusion"
     dtype: str = "bf16"
     attention: str = "sdpa"
-    device_map: str | None = None
+    device_map: DeviceMap | None = None
     remote_code: bool = False
     parts: Mapping[str, Any] | None = None
+    trunk_bits: Bits | None = None
+    tail_layers: int = 0
 
     def __post_init__(self) -> None:
         for name, known in (("objective", OBJECTIVES), ("dtype", DTYPES)):
@@ -118,6 +125,7 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
     depth = int(config.get_text_config().num_hidden_layers)
     if not 0 <= first_layer <= depth:
         raise ValueError(f"the split must lie within 0..{depth} (the backbone's layers), got {first_layer}")
+    packed = _packed_layers(source, depth, first_layer)
 
     class Tail(cls):  # type: ignore[misc]
         """The class itself, its lower layers empty before any weight is looked for."""
@@ -128,6 +136,10 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
 
     Tail.__name__ = cls.__name__
     model = _loaded(Tail, source, config, name, parts, first_layer) if load else _on_shapes(Tail, config).to(DTYPES[source.dtype])
+    if source.trunk_bits and packed:
+        blocks = model.get_submodule(parts.layers)
+        assert isinstance(blocks, nn.ModuleList)
+        quantise(blocks[:packed], source.trunk_bits)
     text, output = config.get_text_config(), model.get_submodule(parts.output)
     assert isinstance(output, nn.Linear)
     architecture = {
@@ -149,16 +161,18 @@ def model(
     objective: str = "masked diffusion",
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16",
     attention: str = "sdpa",
-    device_map: str | None = None,
+    device_map: DeviceMap | None = None,
     remote_code: bool = False,
     parts: Mapping[str, Any] | None = None,
+    trunk_bits: Bits | None = None,
+    tail_layers: int = 0,
 ) -> PretrainedLM:
     """A pretrained model as ``backbone.run.model``, by the arguments of ``Source``; on the meta device its shapes alone.
 
     Raises:
         ConfigError: the data speaks of more token ids, or of longer sequences, than the model knows.
     """
-    source = Source(path, revision, objective, dtype, attention, device_map, remote_code, parts)
+    source = Source(path, revision, objective, dtype, attention, device_map, remote_code, parts, trunk_bits, tail_layers)
     found = build(source, load=torch.get_default_device().type != "meta")
     known, longest = found.architecture["vocab"], found.architecture["seq"]
     if vocab > known:
@@ -208,6 +222,21 @@ def _class(source: Source, config: Any) -> Any:
         raise ConfigError(f"transformers has no class for '{config.model_type}' under {name} ({source.path})") from None
 
 
+def _packed_layers(source: Source, depth: int, first_layer: int) -> int:
+    """How many of the lowest layers are held in fewer bits: none of a tail."""
+    if source.trunk_bits is None:
+        return 0
+    packed = depth - source.tail_layers
+    if packed < 1:
+        raise ConfigError(f"a tail of {source.tail_layers} layers leaves none of {depth} for a trunk in {source.trunk_bits} bits")
+    if 0 < first_layer < packed:
+        raise ConfigError(
+            f"{source.path}: layers below {packed} are in {source.trunk_bits} bits and cannot belong to a tail, which begins at "
+            f"layer {first_layer}; raise pretrained.model.tail_layers to {depth - first_layer}"
+        )
+    return 0 if first_layer else packed
+
+
 def _parts(source: Source, config: Any, cls: Any) -> Parts:
     if source.parts is not None:
         return Parts(**{**source.parts, "readout": tuple(source.parts["readout"])})
@@ -220,12 +249,16 @@ def _on_shapes(cls: Any, config: Any) -> Any:
 
 
 def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Parts, first_layer: int) -> nn.Module:
+    if (device_map := None if first_layer else source.device_map) is not None:
+        placement.check(device_map)
     keys = {"key_mapping": FAMILIES[name].keys} if name and FAMILIES[name].keys else {}
     model, told = cls.from_pretrained(
         hub.folder(source.path, source.revision), config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
-        device_map=source.device_map, use_safetensors=True, output_loading_info=True, **keys,
+        device_map=device_map, use_safetensors=True, output_loading_info=True, **keys,
     )  # fmt: skip
     complete(source.path, told, tuple(f"{parts.layers}.{number}." for number in range(first_layer)))
+    if device_map is not None:
+        placement.check_ends(model.get_input_embeddings(), model.get_submodule(parts.output))
     return model
 
 

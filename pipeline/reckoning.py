@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.backbone import BackboneModel
 from components.batch import Batch
+from components.freezing import freeze_except
 from components.losses import masked_cross_entropy
 from components.model import Model
 from components.order import Order
@@ -117,7 +118,7 @@ class Reckoning:
     def training(self, stage: str, model: Model) -> Cost:
         """Every step and validation of a phase; nothing but sizes of one that takes no steps."""
         if model is self.backbone:
-            model.requires_grad_(True)  # finetune, which shares it, may have frozen something
+            freeze_except(model, *self._arguments(stage, "unfreeze"))  # finetune, which shares it, has frozen something else
         whole = self.backbone if model is self.backbone else self.refined
         sizes = Cost(stage, _size(whole), _size(model, trained=True), _size(model), footprint.weights(model))
         batch_size, seed = self._arguments(stage, "batch_size", "seed")
@@ -145,16 +146,15 @@ class Reckoning:
 
     def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
         """The backbone trained on for warmup's and joint's operations, whose memory is told, and warmup continued for joint's."""
-        (batch_size,) = self._arguments("controls", "backbone_batch_size")
+        batch_size, unfreeze = self._arguments("controls", "backbone_batch_size", "unfreeze_backbone")
         masks, _ = self._masks("controls")
-        self.backbone.requires_grad_(True)
+        freeze_except(self.backbone, unfreeze)
         batch = self._on_shapes(_some(self.corpus.source("train", masks), batch_size), None)
         work = partial(accumulate, self.backbone, [batch], [1.0] * self.backbone.n_steps, OnShapes())
         most = footprint.peak(partial(work, sequences=batch_size, seed=0, step=0, statistics=False))
         memory = footprint.weights(self.backbone) + footprint.trained(self.backbone) + most
-        size = _size(self.backbone)
-        held, trained = size + _size(continued), size + _size(continued, trained=True)
-        return Cost("controls", size + _size(self.refined), trained, held, memory, flops=warmup + 2 * joint)
+        held, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
+        return Cost("controls", _size(self.backbone) + _size(self.refined), trained, held, memory, flops=warmup + 2 * joint)
 
     def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
         """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained.

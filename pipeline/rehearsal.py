@@ -41,8 +41,11 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
         with _stage("backbone", texts):
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)
+            freeze_except(backbone, _argument("backbone", "unfreeze"))
         with _stage("extract", texts):
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
+        with _stage("controls", texts):
+            freeze_except(backbone, _argument("controls", "unfreeze_backbone"))
         for stage in ("warmup", "joint", "finetune", "controls"):
             with _stage("warmup", texts):
                 refiner = _argument("warmup", "refiner")(dim=backbone.architecture["dim"])

@@ -21,6 +21,7 @@ def run(
     model: Callable[..., BackboneModel],
     masking: Masking,
     fit: Callable[..., Fit],
+    unfreeze: Sequence[str],
     batch_size: int,
     buckets: Sequence[int],
     seed: int,
@@ -34,6 +35,7 @@ def run(
         model: takes vocab and seq; its other sizes are bound.
         masking: the forward process.
         fit: the training loop.
+        unfreeze: module paths to train; "" is everything.
         batch_size: sequences of a microbatch.
         buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
         seed: of weights, masks and order.
@@ -49,4 +51,4 @@ def run(
         return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
-    phase.train("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=[""], batch_size=batch_size, seed=seed)
+    phase.train("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed)

@@ -22,6 +22,7 @@ def run(
     fit: Callable[..., Fit],
     fit_backbone: Callable[..., Fit],
     unfreeze: Sequence[str],
+    unfreeze_backbone: Sequence[str],
     batch_size: int,
     backbone_batch_size: int,
     seed: int,
@@ -39,6 +40,7 @@ def run(
         fit: joint's training loop.
         fit_backbone: the backbone's training loop.
         unfreeze: module paths that warmup trains.
+        unfreeze_backbone: module paths that are trained of the backbone alone; "" is everything.
         batch_size: sequences of a microbatch of warmup.
         backbone_batch_size: of the backbone.
         seed: of masks and order.
@@ -50,7 +52,7 @@ def run(
     phase.train(
         "controls/backbone", continued, partial(examples, backbone=base), folder,
         partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_backbone, unfreeze=[""], batch_size=backbone_batch_size, seed=seed + 1,
+        fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size, seed=seed + 1,
         budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
     )  # fmt: skip
     sources = partial(states, backbone=base)

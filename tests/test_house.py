@@ -34,6 +34,7 @@ DOORS = {  # outside library -> the only files that may import it
     "fire": {"stages/__main__.py"},
     "tokenizers": {"pipeline/tokenizer.py"},
     "pyarrow": {"pipeline/tables.py"},
+    "bitsandbytes": {"pipeline/quantised.py"},
     "lm_eval": {"pipeline/harness.py"},
     "transformers": {"pipeline/pretrained.py"},
     "huggingface_hub": {"pipeline/hub.py"},

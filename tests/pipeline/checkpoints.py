@@ -72,6 +72,15 @@ def hugging(block):
 LAYOUTS = {"llada": (LLADA, llada_weights), "llada_moe": (LLADA_MOE, llada_moe_weights), "dream": (DREAM, dream_weights)}
 
 
+def wide(config, shapes):
+    """The same layout with rows of weights as four bits want them: of whole blocks of 64."""
+    sizes = {DIM: 64, MLP: 128}
+    return (
+        {name: sizes.get(value, value) if name in ("d_model", "mlp_hidden_size") else value for name, value in config.items()},
+        {name: tuple(sizes.get(size, size) for size in shape) for name, shape in shapes.items()},
+    )
+
+
 def written(folder, config, shapes, drop=()):
     """A checkpoint with random weights, in two files as large ones are."""
     g = torch.Generator().manual_seed(0)

@@ -29,8 +29,8 @@ BINDINGS = {
 }  # fmt: skip
 
 
-def checkpoint_of(layout):
-    """``written`` with a vocabulary of the tokenizer's size."""
+def checkpoint_of(layout, change=lambda config, shapes: (config, shapes)):
+    """``written`` with a vocabulary of the tokenizer's size, after a ``change``."""
 
     def put(folder, encoding):
         config, weights = LAYOUTS[layout]
@@ -38,7 +38,7 @@ def checkpoint_of(layout):
         if layout == "llada":
             sizes = {"vocab_size": encoding.size, "embedding_size": encoding.size, "max_sequence_length": 64}
         shapes = {name: (encoding.size, *shape[1:]) if shape[0] == VOCAB else shape for name, shape in weights().items()}
-        written(folder, {**config, **sizes}, shapes)
+        written(folder, *change({**config, **sizes}, shapes))
         bpe.save(encoding.tokenizer, folder / "tokenizer.json")
 
     return put

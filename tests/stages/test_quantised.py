@@ -1,0 +1,51 @@
+"""Every phase over a trunk in four bits, by the preset of the 8 B model: what is trained, evaluated and used later is one model."""
+
+import json
+
+import pytest
+import torch
+
+from pipeline.backbones import Backbone
+from pipeline.checkpoint import load_model
+from pipeline.generation import Generator
+from pipeline.prepared import Prepared
+from pipeline.reader import Shards
+from tests.conftest import TRAINING
+from tests.pipeline.checkpoints import wide
+from tests.stages.over_checkpoint import run_over
+from tests.stages.test_pretrained import BINDINGS, checkpoint_of
+
+pytest.importorskip("transformers")
+pytest.importorskip("bitsandbytes")
+ABOVE = {"FINETUNE_TRAINS": ["refiner"], "CONTROL_TRAINS": ["model.model.layers.2"]}
+
+
+def run(folder, bits, stages, **bindings):
+    packed = {"pretrained": {"model": {"path": "checkpoint", "dtype": "fp32", "trunk_bits": bits}}}
+    return run_over(folder, "gsm8k_llada", checkpoint_of("llada", wide), stages, {**BINDINGS, **packed, **bindings})
+
+
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_every_phase_trains_above_the_trunk(tmp_path, monkeypatch, bits):
+    folder = run(tmp_path / "run", bits, ("configure", *TRAINING), **ABOVE)
+    monkeypatch.chdir(folder)
+    evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
+    assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint", "control_backbone")}) == 4
+    backbone = Backbone("data/backbone")
+    before, after = backbone.model(), load_model("outputs/joint", backbone, "joint").backbone
+    kept = before.state_dict()
+    changed = {name for name, value in after.state_dict().items() if not torch.equal(value, kept[name])}
+    assert changed and all(name.startswith("model.model.layers.2.") for name in changed)
+    split, shards = Prepared("data/prepared").split("validation"), Shards("data/shards")
+    rows = shards.rows("validation", 0)
+    stored = shards.read(rows, 48)
+    with torch.no_grad():
+        live = before.trunk(stored["tokens"].long(), None, 2)
+    assert len(rows) == len(split) and torch.equal(live, stored["hidden"])
+    assert Generator("outputs/joint", length=6)("What is 3 + 4?").evaluations <= 6
+
+
+def test_training_the_trunk_is_refused_before_anything_runs(tmp_path, capsys):
+    with pytest.raises(AssertionError):
+        run(tmp_path / "run", 4, ("configure",))
+    assert "controls: '' would train 'model.model.layers.0.self_attn.q_proj.weight', which is quantised" in capsys.readouterr().err
