@@ -8,13 +8,13 @@ import torch
 from components.batch import Batch
 from components.halting import by_change
 from components.sampling import Sampler
-from pipeline import tokenizer as bpe
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.errors import ConfigError
-from pipeline.generation import Generator
+from pipeline.inference.generation import Generator
 from pipeline.prepared import Prepared
 from pipeline.reader import Shards
+from pipeline.text import tokenizer as bpe
 from stages.__main__ import main
 from tests.conftest import TRAINING
 from tests.stages.over_checkpoint import run_over
