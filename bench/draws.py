@@ -20,8 +20,8 @@ import fire
 from components.metrics import over_seeds
 from pipeline import ablation
 from pipeline.files import read_json, write_json
-from pipeline.jsonl import RAW_VARIABLE, raw_folder
 from pipeline.markdown import cell, markdown
+from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ablation.BASE  # what the others are compared with

@@ -15,11 +15,11 @@ import torch
 from components import halting
 from components.metrics import interval
 from components.sampling import Sampler
-from pipeline.generation import Generator
+from pipeline.inference.generation import Generator
 from pipeline.markdown import cell, markdown
 from pipeline.prepared import Prepared, Split
-from pipeline.rendering import renderer
 from pipeline.runtime import Runtime
+from pipeline.text.rendering import renderer
 
 WAYS = {
     "backbone, every cell a pass": ("data/backbone", {}),

@@ -14,8 +14,8 @@ from pathlib import Path
 import fire
 
 from components.metrics import over_seeds
-from pipeline import params
 from pipeline.markdown import cell, markdown
+from pipeline.settings import params
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = (("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("joint", "control_warmup"), ("joint", "control_backbone"))

@@ -16,9 +16,10 @@ from unittest import mock
 
 from bench.overhead import ROOT, seconds
 from components.batch import Batch
-from pipeline import config, params, phase
+from pipeline import phase
 from pipeline.fitstate import Fit
 from pipeline.loading import Training
+from pipeline.settings import config, params
 from stages.__main__ import SECTIONS
 
 BLOCK = 10  # steps, few: what else runs on a machine changes; the loop reports as often

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from components.metrics import over_seeds
-from pipeline import params
 from pipeline import scratch as snapshots
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, sha256, write_atomic, write_json
-from pipeline.jsonl import RAW_VARIABLE, raw_folder
 from pipeline.markdown import cell, markdown
 from pipeline.progress import Progress
+from pipeline.settings import params
+from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 BASE = "default"
 SEEDS = 10  # as many as components.metrics.over_seeds knows intervals of

@@ -24,11 +24,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.effective import Settings, gin_text, yaml_text
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_atomic, write_json
 from pipeline.process import Interrupted
 from pipeline.revision import revision, without_places
+from pipeline.settings.effective import Settings, gin_text, yaml_text
 
 SWITCH = "SLOTLOOP_TRACKING"
 GRACE = 5.0  # seconds that a finished run waits for what sends its record

@@ -5,7 +5,8 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline import concept_reporting, curves, figures
+from pipeline import curves, figures
+from pipeline.concepts import concept_reporting
 from pipeline.files import read_json, write_atomic
 from pipeline.markdown import cell, markdown
 

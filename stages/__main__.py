@@ -12,9 +12,10 @@ from pathlib import Path
 
 import fire
 
-from pipeline import config, describe, effective, launch, params, process
+from pipeline import launch, process
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
+from pipeline.settings import config, describe, effective, params
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 SECTIONS = (*STAGES, "generate", "export", "ablate", "track")  # what params.yaml configures

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline import config, params, rehearsal
 from pipeline.files import write_atomic
+from pipeline.settings import config, params, rehearsal
 
 
 def run(
@@ -24,7 +24,8 @@ def run(
     """
     texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages), overrides=overrides)
     if plan:
-        from pipeline import estimate, planning  # these bring the training loop, which checks do without
+        from pipeline.planning import estimate  # these bring the training loop, which checks do without
+        from pipeline.planning import plan as planning
 
         found = planning.plan(texts)
         print(estimate.told(found, *estimate.speed(texts["warmup"], peak, mfu), Path()))

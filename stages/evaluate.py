@@ -6,9 +6,10 @@ from pathlib import Path
 from components.answers import Answers
 from components.halting import Rule
 from components.likelihood import Likelihood
-from pipeline import assessment, concept_assessment
 from pipeline.backbones import Backbone
-from pipeline.limited import Limited
+from pipeline.concepts import concept_assessment
+from pipeline.evaluation import assessment
+from pipeline.evaluation.limited import Limited
 from pipeline.runtime import Runtime
 
 

@@ -13,6 +13,6 @@ def run(*, out: str, model: str, backbone: str, prepared: str, evaluation: str) 
         prepared: folder of the prepared data, for the tokenizer.
         evaluation: folder that evaluate wrote, for the model card; it may be missing.
     """
-    from pipeline import exporting  # brings torch and matplotlib, which checks and help do without
+    from pipeline.inference import exporting  # brings torch and matplotlib, which checks and help do without
 
     print(f"export: {exporting.export(Path(model), Path(backbone), Path(prepared), Path(evaluation), Path(out))}")

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
-from pipeline import console
-from pipeline.generation import Generator
+from pipeline.inference import console
+from pipeline.inference.generation import Generator
 
 
 def run(*, model: str, generator: Callable[..., Generator], prompt: str = "", prompts: str = "", confidence: bool = False) -> None:

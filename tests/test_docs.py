@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from pipeline import config, params, rehearsal
+from pipeline.settings import config, params, rehearsal
 from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 from tests.dvc import PATIENCE, committed_clone, dvc, environment, nothing_left, processes, wait_until

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import config, ginfiles, params
 from pipeline.errors import ConfigError
+from pipeline.settings import config, ginfiles, params
 from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 
@@ -280,7 +280,10 @@ DOING = {
     "configure.run": ("configure.run.out = 'was_here'", "configure.run.stages = ('report',)"),
     "process.die_with_parent": (),
 }
-TOOLS = tuple(f"from pipeline import {name}" for name in ("files", "records", "shipping", "config", "process"))
+TOOLS = (
+    *(f"from pipeline import {name}" for name in ("files", "records", "shipping", "process")),
+    "from pipeline.settings import config",
+)
 STAGES = tuple(f"from stages import {name}" for name in ("configure", "warmup"))
 
 

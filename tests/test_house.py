@@ -28,14 +28,14 @@ PURE = {
     "functools", "itertools", "statistics", "re",
 }  # fmt: skip
 DOORS = {  # outside library -> the only files that may import it
-    "gin": {"pipeline/config.py", "pipeline/ginfiles.py", "pipeline/ginstate.py"},
-    "beartype": {"pipeline/typecheck.py"},
-    "ruamel": {"pipeline/params.py"},
+    "gin": {"pipeline/settings/config.py", "pipeline/settings/ginfiles.py", "pipeline/settings/ginstate.py"},
+    "beartype": {"pipeline/settings/typecheck.py"},
+    "ruamel": {"pipeline/settings/params.py"},
     "fire": {"stages/__main__.py"},
-    "tokenizers": {"pipeline/tokenizer.py"},
-    "pyarrow": {"pipeline/tables.py"},
+    "tokenizers": {"pipeline/text/tokenizer.py"},
+    "pyarrow": {"pipeline/text/tables.py"},
     "bitsandbytes": {"pipeline/quantised.py"},
-    "lm_eval": {"pipeline/harness.py"},
+    "lm_eval": {"pipeline/evaluation/harness.py"},
     "transformers": {"pipeline/pretrained.py"},
     "huggingface_hub": {"pipeline/hub.py"},
     "webdataset": {"pipeline/shards.py"},
@@ -159,7 +159,8 @@ def test_no_crowded_names():
 
 def test_init_files_are_empty_and_gin_holds_no_python():
     inits = [path for path in SOURCES if path.name == "__init__.py"]
-    assert len(inits) == len(PACKAGES) + 1  # and pipeline/trackers
+    rooms = {path.parent for path in MODULES if path.parent.parent == ROOT / "pipeline"}
+    assert {path.parent for path in inits} == rooms | {ROOT / package for package in PACKAGES} and len(rooms) == 7
     assert all(path.read_text() == "" for path in inits)
     assert not list((ROOT / "gin").rglob("*.py")), "a Python file under gin/ would shadow gin-config"
     assert "site-packages" in gin.__file__

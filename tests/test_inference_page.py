@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.sampling import Sampler
-from pipeline.generation import Generator
+from pipeline.inference.generation import Generator
 from stages.__main__ import main
 from tests.conftest import ROOT
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from components.batch import Batch
-from pipeline import config, effective, params, rehearsal
+from pipeline.settings import config, effective, params, rehearsal
 from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
 

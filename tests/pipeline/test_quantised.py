@@ -6,8 +6,9 @@ from torch import nn
 
 from components.freezing import freeze_except
 from components.selfcheck import selfcheck
-from pipeline import flops, footprint
+from pipeline import flops
 from pipeline.errors import ConfigError
+from pipeline.planning import footprint
 from pipeline.pretrained import Source, build
 from pipeline.quantised import OnShapes, quantise
 from tests.pipeline.checkpoints import LAYERS, LAYOUTS, VOCAB, wide, written

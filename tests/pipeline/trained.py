@@ -5,13 +5,13 @@ import torch
 from components.refined_lm import RefinedLM
 from components.refiner import SlotRefiner
 from components.tiny_lm import TinyLM
-from pipeline import tokenizer as bpe
-from pipeline import wording
 from pipeline.backbones import Backbone, save_backbone
 from pipeline.checkpoint import save_model
 from pipeline.files import write_json
 from pipeline.prepared import Vocabulary
-from pipeline.wording import Wording
+from pipeline.text import tokenizer as bpe
+from pipeline.text import wording
+from pipeline.text.wording import Wording
 
 PUZZLES = Vocabulary(size=5, mask_id=4, pad_id=4, sequence=16, rendering="sudoku")
 TEXTS = ["Janet has 12 apples. How many?", "Tom buys 3 pears and 4 plums.", "12 + 3 = 15"]

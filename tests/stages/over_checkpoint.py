@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline import tokenizer as bpe
+from pipeline.text import tokenizer as bpe
 from tests.conftest import run_stages, workspace
 
 TEXTS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}") for i in range(24)]

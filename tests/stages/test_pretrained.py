@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from components.batch import Batch
-from pipeline import config, flops, params, planning
-from pipeline import tokenizer as bpe
+from pipeline import flops
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
 from pipeline.errors import DataError
-from pipeline.generation import Generator
+from pipeline.inference.generation import Generator
+from pipeline.planning import plan as planning
+from pipeline.settings import config, params
+from pipeline.text import tokenizer as bpe
 from stages.__main__ import SECTIONS, main
 from tests.conftest import ROOT, TRAINING
 from tests.pipeline.checkpoints import LAYOUTS, VOCAB, written

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.backbones import Backbone
 from pipeline.checkpoint import load_model
-from pipeline.generation import Generator
+from pipeline.inference.generation import Generator
 from pipeline.prepared import Prepared
 from pipeline.reader import Shards
 from tests.conftest import TRAINING

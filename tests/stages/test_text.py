@@ -9,7 +9,7 @@ import torch
 
 from components.answers import Answers
 from components.tiny_lm import TinyLM
-from pipeline import answering
+from pipeline.evaluation import answering
 from pipeline.prepared import Prepared
 from stages.__main__ import main
 from tests.conftest import SUMS

@@ -1,0 +1,182 @@
+"""Generated answers: every model writes the same examples' answers out, and each is judged by the result that it comes to.
+
+How long an answer may be is what the corpus' padding says: up to the end of the sequence where end tokens fill it
+(``padding = 'end'``), as long as the reference where nothing does. Finished batches survive a kill (``pipeline.pieces``).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components import sampling
+from components.answers import Answers
+from components.batch import Batch
+from components.model import Model
+from pipeline.distributed import gathered, rank, world
+from pipeline.errors import ConfigError
+from pipeline.evaluation import evaluator
+from pipeline.inference.predictor import predictor
+from pipeline.pieces import piece
+from pipeline.prepared import Prepared, Split, Vocabulary
+from pipeline.progress import Progress
+from pipeline.runtime import Runtime
+from pipeline.text import wording
+from pipeline.text.rendering import Render, renderer
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model wrote.
+
+    Attributes:
+        texts: one an example.
+        results: of each, by pattern.
+        right: float64 (examples) by pattern, 1 where the result is the reference's.
+        evaluations: float64 (examples), passes through the model; a row whose answer is written takes none.
+    """
+
+    texts: list[str]
+    results: list[dict[str, str | None]]
+    right: dict[str, Tensor]
+    evaluations: Tensor
+
+
+def answered(
+    prepared: Prepared, models: Mapping[str, Model], answers: Answers, size: int, runtime: Runtime
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Generate with every model and judge.
+
+    Args:
+        prepared: the corpus, of text.
+        models: by name; one of them is ``frozen``, which the others are compared with.
+        answers: how.
+        size: examples decoded together.
+        runtime: where it computes.
+
+    Returns:
+        Metrics by model, and a line for samples.jsonl by example.
+
+    Raises:
+        ConfigError: the corpus is none of text.
+    """
+    if prepared.vocabulary.rendering != "text":
+        raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
+    end, render = wording.read(prepared.folder)[0].id("end"), renderer(prepared.vocabulary, prepared.folder)
+    split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
+    references = _texts(split.tokens, split, end, render)
+    expected = [answers.expected(text) for text in references]
+    judged: dict[str, Judged] = {}
+    with Progress("answers", len(models) * len(split), "answer") as bar:
+        for name, model in models.items():
+            tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar)
+            judged[name] = _judged(_texts(tokens, split, end, render), evaluations, answers, expected)
+            shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judged[name].right.items())
+            bar.line(f"{name}: {shares} | {bar.rate()}")
+    metrics = {name: _metrics(judged[name], judged["frozen"], models[name], split.group) for name in models}
+    return metrics, _lines(prepared, split, render, references, expected, judged)
+
+
+@torch.no_grad()
+def generated(
+    model: Model, split: Split, vocabulary: Vocabulary, answers: Answers, size: int, runtime: Runtime, name: str, bar: Progress
+) -> tuple[Tensor, Tensor]:
+    """Tokens with generated answers, and how many passes each example took.
+
+    Args:
+        model: that generates.
+        split: the examples.
+        vocabulary: their token ids.
+        answers: how.
+        size: examples decoded together.
+        runtime: where it computes.
+        name: of the model, under which finished batches are kept.
+        bar: told of finished examples.
+    """
+    mine = []
+    batches = enumerate(evaluator.batches(split, vocabulary, 1.0, 0, size))
+    for number, batch in islice(batches, rank(), None, world()):
+        mine.append(piece(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
+        bar.advance(len(batch))
+    found = evaluator.interleaved(gathered(mine))
+    return torch.cat([batch["tokens"] for batch in found]), torch.cat([batch["evaluations"] for batch in found])
+
+
+def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
+    """One batch's tokens, in full length, and the passes that each row took."""
+    trimmed, passes, blocks = evaluator.trimmed(batch), answers.passes, answers.blocks
+    if vocabulary.causal:  # what is predicted at a place is the next one's; token after token
+        answer = trimmed.masked.roll(1, 1)
+        trimmed = replace(trimmed, masked=answer, tokens=trimmed.tokens.masked_fill(answer, vocabulary.mask_id))
+        passes = blocks = int(answer.sum(1).max())
+    trimmed = trimmed.to(runtime.device)
+    predict = predictor(model, trimmed, vocabulary, runtime)
+    last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks)
+    return {
+        "tokens": torch.cat([last.tokens.cpu(), batch.tokens[:, last.tokens.shape[1] :]], 1),
+        "evaluations": last.evaluations.double(),
+    }
+
+
+def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:
+    """The answers alone, up to the first end."""
+    texts = []
+    for row, response in zip(tokens, split.response, strict=True):
+        ids = row[response].tolist()
+        texts.append(render(ids[: ids.index(end)] if end in ids else ids))
+    return texts
+
+
+def _judged(texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None]) -> Judged:
+    results = [answers.extracted(text) for text in texts]
+    right = {
+        name: torch.tensor([float(e is not None and r[name] == e) for r, e in zip(results, expected, strict=True)]).double()
+        for name in answers.patterns
+    }
+    return Judged(texts, results, right, evaluations)
+
+
+def _metrics(judged: Judged, frozen: Judged, model: Model, group: Tensor) -> dict[str, Any]:
+    """Share of right answers by pattern with intervals, its paired difference from the frozen backbone, and what it cost."""
+    ones = torch.ones_like(judged.evaluations)
+    return {
+        **{name: evaluator.mean(right, ones, group) for name, right in judged.right.items()},
+        "minus_frozen": {name: evaluator.paired(right, frozen.right[name], ones, group) for name, right in judged.right.items()},
+        "function_evaluations": float(judged.evaluations.mean()),
+        "recursion_steps": model.n_steps,
+    }
+
+
+def _lines(
+    prepared: Prepared,
+    split: Split,
+    render: Render,
+    references: list[str],
+    expected: list[str | None],
+    judged: Mapping[str, Judged],
+) -> list[dict[str, Any]]:
+    """An object for each example, in the order of the corpus."""
+    valid = torch.ones_like(split.response) if split.valid is None else split.valid
+    assert split.uid is not None
+    lines = [
+        {
+            "item": int(split.uid[row]),
+            "prompt": render(split.tokens[row][valid[row] & ~split.response[row]].tolist()),
+            "reference": references[row],
+            "expected": expected[row],
+            "generated": {
+                name: {
+                    "text": found.texts[row],
+                    "extracted": found.results[row],
+                    "right": {pattern: bool(right[row]) for pattern, right in found.right.items()},
+                }
+                for name, found in judged.items()
+            },
+        }
+        for row in range(len(split))
+    ]
+    return sorted(lines, key=lambda line: int(line["item"]))

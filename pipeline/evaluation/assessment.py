@@ -1,0 +1,209 @@
+"""The evaluation as a whole: which models, on which measures, compared with which; written as metrics, samples and a trace."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from components.answers import Answers
+from components.batch import Batch
+from components.halting import Rule
+from components.likelihood import Likelihood
+from components.metrics import Counts
+from components.model import Model
+from pipeline.backbones import Backbone
+from pipeline.checkpoint import load_model
+from pipeline.distributed import rank
+from pipeline.errors import ConfigError
+from pipeline.evaluation import evaluator
+from pipeline.evaluation.answer_likelihood import estimated
+from pipeline.evaluation.answering import answered
+from pipeline.evaluation.limited import Limited
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.prepared import Prepared
+from pipeline.progress import Progress
+from pipeline.runtime import Runtime
+from pipeline.text.rendering import Render, renderer
+
+T = TypeVar("T")
+PAIRS = (
+    ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
+    ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What an evaluation is asked for; see ``stages.evaluate``.
+
+    Raises:
+        ConfigError: the headline is not a measure.
+    """
+
+    measures: Mapping[str, tuple[str, float]]
+    decodes: Mapping[str, tuple[str, int, int, int]]
+    halts: Mapping[str, Rule]
+    answers: Callable[[], Answers] | None = None
+    likelihood: Callable[[], Likelihood] | None = None
+    headline: str
+    samples: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.headline not in self.measures:
+            known = ", ".join(self.measures)
+            raise ConfigError(f"evaluate.run.headline is '{self.headline}', which is none of the measures {known}")
+
+
+def assess(prepared: Limited, backbone: Backbone, models: Mapping[str, str], out: Path, runtime: Runtime, asked: Asked) -> None:
+    """Evaluate everything and write it.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DataError: a model, split or backbone does not fit.
+    """
+    measures, seed, size = asked.measures, asked.seed, asked.batch_size
+    whole = _made("answers", asked.answers), _made("likelihood", asked.likelihood)
+    backbone.check(prepared.vocabulary, prepared.folder)
+    loaded = opened(backbone, models, runtime)
+    metrics: dict[str, Any] = {name: {} for name in loaded}
+    counted: dict[str, dict[str, Counts]] = {}
+    with Progress("evaluate", len(loaded) * (len(measures) + len(asked.decodes)), "measures") as bar:
+        for measure, (split_name, ratio) in measures.items():
+            split = evaluator.by_length(prepared.split(split_name))
+            for name, model in loaded.items():
+                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
+                steps = evaluator.counts_by_step(model, masked, runtime, f"measures/{measure}/{name}")
+                metrics[name][measure] = evaluator.summary(steps, split.group)
+                counted.setdefault(measure, {})[name] = steps[-1]
+                bar.advance()
+            bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
+        for measure, (split_name, passes, blocks, examples) in asked.decodes.items():
+            split = prepared.split(split_name).take(slice(0, examples))
+            for name, model in loaded.items():
+                _, decoded = evaluator.decode(model, split, prepared.vocabulary, runtime, steps=passes, blocks=blocks, size=size)
+                metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
+                bar.advance()
+            bar.line(f"{measure}: decoded in {passes} passes")
+    split_name, ratio = measures[asked.headline]
+    split = evaluator.by_length(prepared.split(split_name))
+    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size)
+    for name, model in loaded.items():
+        metrics[name] |= {k: v for k, v in metrics[name][asked.headline].items() if not k.startswith("decode_")}
+        metrics[name] |= _of_the_recursion(model, again, asked.halts, split.group, runtime)
+    metrics["differences"] = _differences(prepared, measures, counted)
+    written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
+    if rank():
+        return
+    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics})
+    _write_samples(prepared, loaded, split_name, asked.samples, written, out, runtime)
+
+
+def _differences(
+    prepared: Prepared, measures: Mapping[str, tuple[str, float]], counted: Mapping[str, Mapping[str, Counts]]
+) -> dict[str, Any]:
+    """Paired differences on every measure, of the pairs of which both models are there."""
+    groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
+    loaded = next(iter(counted.values()))
+    return {
+        f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
+        for a, b in PAIRS
+        if a in loaded and b in loaded
+    }
+
+
+def _of_the_recursion(
+    model: Model, masked: Callable[[], Iterator[Batch]], halts: Mapping[str, Rule], group: Tensor, runtime: Runtime
+) -> dict[str, Any]:
+    """What only a model of several steps, or one that measures itself, can tell on the headline measure."""
+    found: dict[str, Any] = {}
+    if statistics := evaluator.statistics_by_step(model, masked(), runtime):
+        found["statistics_by_step"] = statistics
+    if model.n_steps > 1:
+        readings = {name: evaluator.halted(model, masked(), rule, runtime) for name, rule in halts.items()}
+        found["halting"] = {name: evaluator.halting_summary(*reading, group) for name, reading in readings.items()}
+    return found
+
+
+def _made(name: str, make: Callable[[], T] | None) -> T | None:
+    try:
+        return None if make is None else make()
+    except ValueError as error:
+        raise ConfigError(f"evaluate.run.{name}: {error}") from None
+
+
+def _whole_answers(
+    prepared: Prepared,
+    models: Mapping[str, Model],
+    metrics: dict[str, Any],
+    answers: Answers | None,
+    likelihood: Likelihood | None,
+    size: int,
+    seed: int,
+    runtime: Runtime,
+) -> list[dict[str, Any]]:
+    """Add what is asked for of whole answers to the models' metrics; returns the lines of generated ones."""
+    lines: list[dict[str, Any]] = []
+    if answers is not None:
+        found, lines = answered(prepared, models, answers, size, runtime)
+        for name, values in found.items():
+            metrics[name]["answers"] = values
+    if likelihood is not None:
+        for name, values in estimated(prepared, models, likelihood, size, seed, runtime).items():
+            metrics[name]["likelihood"] = values
+    return lines
+
+
+def opened(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
+    """The frozen backbone and every trained model over its very weights, without phases that were switched off."""
+    frozen = backbone.model().to(runtime.device).eval()
+    loaded: dict[str, Model] = {"frozen": frozen}
+    for name, folder in folders.items():
+        stage = "controls" if "controls" in Path(folder).parts else Path(folder).name
+        if read_json(Path(folder) / "metrics.json", stage)["steps"]:
+            loaded[name] = load_model(folder, backbone, stage, base=frozen).to(runtime.device).eval()
+    return loaded
+
+
+def _write_samples(
+    prepared: Prepared,
+    models: Mapping[str, Model],
+    split_name: str,
+    samples: int,
+    written: list[dict[str, Any]],
+    out: Path,
+    runtime: Runtime,
+) -> None:
+    """samples.jsonl: prompt, answer and every model's answer step by step, then the answers that were generated; trace.json: the
+    former as ids, for pictures.
+    """
+    split = prepared.split(split_name)
+    split = split.take(slice(0, min(samples, len(split))))
+    render = renderer(prepared.vocabulary, prepared.folder)
+    traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
+    lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
+    write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())
+    trace = {
+        "rendering": prepared.vocabulary.rendering,
+        "mask_id": prepared.vocabulary.mask_id,
+        "tokens": split.tokens.tolist(),
+        "response": split.response.tolist(),
+        "models": traces,
+    }
+    write_json(out / "trace.json", trace)
+
+
+def _sample(
+    prepared: Prepared, render: Render, tokens: list[int], response: list[bool], traces: Mapping[str, Any], row: int
+) -> dict[str, Any]:
+    seen = [prepared.vocabulary.mask_id if hidden else token for token, hidden in zip(tokens, response, strict=True)]
+    return {
+        "prompt": render(seen),
+        "answer": render(tokens),
+        "models": {name: [render(step["ids"]) for step in trace[row]] for name, trace in traces.items()},
+    }

@@ -1,0 +1,203 @@
+"""Evaluation: every model on the same test examples under the same masks, at every recursion step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from components import halting, masking, noise, sampling
+from components.batch import Batch
+from components.halting import Rule
+from components.metrics import Counts, count, difference, interval, intervals
+from components.model import Model
+from pipeline.data import assemble
+from pipeline.distributed import gathered, rank, world
+from pipeline.errors import ConfigError
+from pipeline.inference.predictor import predictor
+from pipeline.pieces import piece
+from pipeline.prepared import Split, Vocabulary
+from pipeline.runtime import Runtime
+
+T = TypeVar("T")
+EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
+METRICS = ("nll", "token_accuracy", "exact")
+BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
+
+
+def resamples() -> torch.Generator:
+    """Of the bootstrap: the same for every model, so that differences are paired."""
+    return torch.Generator().manual_seed(BOOTSTRAP_SEED)
+
+
+def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size: int) -> Iterator[Batch]:
+    """The split with ``ratio`` of every answer masked; masks are nested over ratios and the same for every model."""
+    for first in range(0, len(split), size):
+        rows = split.take(slice(first, first + size))
+        assert rows.uid is not None
+        numbers = noise.uniform(seed, EVALUATION, rows.uid, vocabulary.sequence + 1)
+        masked, weights = masking.fixed_ratio(rows.response, numbers, ratio)
+        yield assemble(rows.tokens, masked, weights, rows.valid, vocabulary)
+
+
+def by_length(split: Split) -> Split:
+    """The split with its shortest examples first: batches then hold little padding."""
+    return split if split.valid is None else split.take(split.valid.sum(1).argsort(stable=True))
+
+
+def trimmed(batch: Batch) -> Batch:
+    """The batch without the positions that are padding in every row."""
+    if batch.attention is None:
+        return batch
+    return batch.cut(int(batch.attention.any(0).nonzero().max()) + 1)
+
+
+@torch.no_grad()
+def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime, name: str) -> list[Counts]:
+    """Counts of every example after each recursion step (a backbone has one); ``name``: under which finished batches are kept."""
+    mine: list[dict[str, Tensor]] = []  # of every batch that is this process's
+    for number, batch in islice(enumerate(masked), rank(), None, world()):
+        mine.append(piece(f"{name}/{number}", partial(_counted, model, batch, runtime)))
+    found = interleaved(gathered(mine))
+    joined = {key: torch.cat([batch[key] for batch in found], -1) for key in found[0]}
+    return [Counts(**{key: values[step] for key, values in joined.items()}) for step in range(len(joined["nll"]))]
+
+
+def _counted(model: Model, batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
+    """Fields of ``Counts``, each (steps, batch)."""
+    batch = trimmed(batch).to(runtime.device)
+    with runtime.autocast():
+        states = [state.hidden[batch.masked] for state in model.steps(batch)]
+        counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
+    return {f.name: torch.stack([getattr(c, f.name) for c in counts]) for f in fields(Counts)}
+
+
+@torch.no_grad()
+def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) -> tuple[Counts, Tensor]:
+    """Counts of every example where it left the recursion by ``rule``, and after how many steps that was.
+
+    Raises:
+        ConfigError: the rule needs what the model has not learned.
+    """
+    mine: list[tuple[Counts, Tensor]] = []
+    for batch in islice(masked, rank(), None, world()):
+        batch = trimmed(batch).to(runtime.device)
+        with runtime.autocast():
+            try:
+                hidden, steps = halting.halted(model, batch, rule)
+            except ValueError as error:
+                raise ConfigError(f"evaluate.run.halts: {error}") from None
+            counts = count(model.readout(hidden[batch.masked]), batch.targets, batch.masked)
+        mine.append((_on_host(counts), steps.cpu().double()))
+    found = interleaved(gathered(mine))
+    return _joined([counts for counts, _ in found]), torch.cat([steps for _, steps in found])
+
+
+def halting_summary(counts: Counts, steps: Tensor, group: Tensor) -> dict[str, dict[str, float]]:
+    """nll, token_accuracy, exact, and the mean number of recursion steps, with intervals."""
+    last = {name: value for name, value in summary([counts], group).items() if not name.endswith("_by_step")}
+    return {**last, "steps": mean(steps, torch.ones_like(steps), group)}  # type: ignore[dict-item]
+
+
+def _on_host(counts: Counts) -> Counts:
+    return Counts(**{f.name: getattr(counts, f.name).cpu() for f in fields(Counts)})
+
+
+def _joined(parts: Sequence[Counts]) -> Counts:
+    """Counts of the examples of all parts."""
+    return Counts(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Counts)})
+
+
+def interleaved(shares: list[list[T]]) -> list[T]:
+    """What processes made of every ``world``-th batch, in the order of the batches.
+
+    >>> interleaved([[0, 2, 4], [1, 3]])
+    [0, 1, 2, 3, 4]
+    """
+    return [share[i] for i in range(len(shares[0])) for share in shares if i < len(share)]
+
+
+def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
+    """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
+    numerators = torch.stack([x for c in steps for x in (c.nll, c.correct, c.exact)])
+    denominators = torch.stack([x for c in steps for x in (c.tokens, c.tokens, torch.ones_like(c.tokens))])
+    found = intervals(numerators, denominators, group, generator=resamples())
+    by_step = {name: found[i :: len(METRICS)] for i, name in enumerate(METRICS)}
+    last = {name: values[-1] for name, values in by_step.items()}
+    return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
+
+
+def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
+    """Paired differences a - b of nll, token_accuracy and exact."""
+    return {
+        "nll": paired(a.nll, b.nll, a.tokens, group),
+        "token_accuracy": paired(a.correct, b.correct, a.tokens, group),
+        "exact": paired(a.exact, b.exact, torch.ones_like(a.tokens), group),
+    }
+
+
+def mean(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
+    """A ratio of sums over examples with its interval."""
+    return interval(numerator, denominator, group, generator=resamples())
+
+
+def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
+    """Difference of two models' ratios on the same examples with its interval."""
+    return difference(a, b, denominator, group, generator=resamples())
+
+
+@torch.no_grad()
+def decode(
+    model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime, *, steps: int, blocks: int, size: int
+) -> tuple[Tensor, dict[str, dict[str, float]]]:
+    """Decode whole answers in ``steps`` passes; returns the tokens and exact and token_accuracy with intervals.
+
+    Raises:
+        ConfigError: the backbone is causal; there are no masks to fill.
+    """
+    if vocabulary.causal:
+        raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
+    mine = []
+    for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
+        predict = predictor(model, batch.to(runtime.device), vocabulary, runtime)
+        masked = batch.tokens.to(runtime.device)
+        mine.append(sampling.low_confidence_remasking(predict, masked, vocabulary.mask_id, steps, blocks).tokens.cpu())
+    tokens = torch.cat(interleaved(gathered(mine)))
+    right = ((tokens == split.tokens) & split.response).sum(1).double()
+    wanted = split.response.sum(1).double()
+    exact = (right == wanted).double()
+    return tokens, {
+        "exact": mean(exact, torch.ones_like(exact), split.group),
+        "token_accuracy": mean(right, wanted, split.group),
+    }
+
+
+@torch.no_grad()
+def statistics_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[dict[str, float]]:
+    """Slot norms, gates, confidence, update and overlap at each recursion step, over the first batch; empty for a backbone."""
+    batch = next(masked).to(runtime.device)
+    with runtime.autocast():
+        measured = [state.statistics for state in model.steps(batch, statistics=True)]
+    return [{name: round(float(value), 6) for name, value in step.items()} for step in measured if step]
+
+
+@torch.no_grad()
+def trace(model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime) -> list[list[dict[str, list[float]]]]:
+    """For each example and recursion step: the predicted id and its probability at every position, all answers masked."""
+    batch = next(batches(split, vocabulary, 1.0, 0, len(split))).to(runtime.device)
+    shown: list[list[dict[str, list[float]]]] = [[] for _ in range(len(split))]
+    with runtime.autocast():
+        by_step = [model.readout(state.hidden).float() for state in model.steps(batch)]
+    for logits in by_step:
+        if not vocabulary.causal:
+            logits[..., vocabulary.mask_id] = -torch.inf
+        probability, best = logits.softmax(-1).max(-1)
+        for row, of_ids in enumerate(probability):
+            ids = torch.where(batch.masked[row], best[row], batch.targets[row])
+            if vocabulary.causal:  # what is predicted at a place is the next one's
+                ids, of_ids = ids.roll(1), of_ids.roll(1)
+            shown[row].append({"ids": ids.tolist(), "probability": [round(p, 4) for p in of_ids.tolist()]})
+    return shown

@@ -1,0 +1,196 @@
+"""A model of this project under lm-evaluation-harness, as ``--model slotloop``; the only door to ``lm_eval``.
+
+python -m pipeline.evaluation.harness run --model slotloop --model_args model=outputs/joint,passes=64 --tasks gsm8k --limit 100
+
+Requests become prepared examples, and what evaluate does with those is done with them: prompt and answer are encoded one by one, as
+they were when the model was trained; a long prompt loses its beginning. A request's masks depend on its text alone.
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.answers import Answers
+from components.model import Model
+from pipeline.backbones import Backbone
+from pipeline.checkpoint import load_model
+from pipeline.errors import ConfigError, DataError, UserError
+from pipeline.evaluation import answer_likelihood, answering
+from pipeline.prepared import Prepared, Split
+from pipeline.progress import Progress
+from pipeline.runtime import Runtime
+from pipeline.text import wording
+
+
+class Requests:
+    """Answers the harness's requests; with its ``LM`` beside it, a model of the harness (``registered``).
+
+    Args:
+        model: folder of a trained model, or "frozen" for the backbone alone.
+        backbone: folder of the backbone.
+        prepared: folder that prepare wrote: its tokenizer and sequence length.
+        passes: through the model for an answer.
+        blocks: decoded left to right; they divide the passes.
+        samples: masks for a likelihood.
+        max_gen_toks: tokens of an answer, if the task does not say.
+        seed: of the masks.
+        batch_size: requests that run together.
+        device, precision, threads: see ``pipeline.runtime.Runtime``.
+        max_batch_size: the harness passes it; not used.
+
+    Raises:
+        ConfigError: a setting is out of range.
+        DataError: a folder is missing, or they do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: str = "outputs/joint",
+        backbone: str = "data/backbone",
+        prepared: str = "data/prepared",
+        passes: int = 64,
+        blocks: int = 1,
+        samples: int = 32,
+        max_gen_toks: int = 256,
+        seed: int = 0,
+        batch_size: int | str = 1,
+        device: str = "cpu",
+        precision: Any = "fp32",
+        threads: int = 2,
+        max_batch_size: object = None,
+    ) -> None:
+        super().__init__()
+        if not str(batch_size).isdecimal() or int(batch_size) < 1 or samples < 2 or max_gen_toks < 1:
+            raise ConfigError(
+                "batch_size and max_gen_toks must be positive numbers and samples at least 2, "
+                f"got {batch_size}, {max_gen_toks} and {samples}"
+            )
+        try:
+            self.answers = Answers(items=1, passes=passes, blocks=blocks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.runtime = Runtime(device, precision, threads)
+        data, base = Prepared(prepared), Backbone(backbone)
+        base.check(data.vocabulary, data.folder)
+        encoding, _ = wording.read(data.folder)
+        self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")
+        loaded: Model = base.model() if model == "frozen" else load_model(model, base, Path(model).name)
+        self.model = loaded.to(self.runtime.device).eval()
+        self.samples, self.seed, self.size, self.longest = samples, seed, int(batch_size), max_gen_toks
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """For each (context, continuation): the estimated lower bound on log p in nats, and whether decoding gives just that."""
+        if not requests:
+            return []
+        split = self._split([(context, self._ids(text)) for context, text in (request.args for request in requests)])
+        order, back = _by_length(split)
+        nll = answer_likelihood.sampled(
+            self.model, split.take(order), self.vocabulary, self.samples, self.size, self.seed, self.runtime
+        )
+        bounds = -nll[..., -1].mean(1)[back]
+        greedy = ((self._decoded(split) == split.tokens) | ~split.response).all(1)
+        return list(zip(bounds.tolist(), greedy.tolist(), strict=True))
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """For each (context, settings): the answer up to its end, or to the first of ``until``; sampling settings are ignored."""
+        if not requests:
+            return []
+        rooms = [int(asked.get("max_gen_toks") or self.longest) for _, asked in (request.args for request in requests)]
+        split = self._split([(request.args[0], room) for request, room in zip(requests, rooms, strict=True)])
+        texts = []
+        for row, response, request in zip(self._decoded(split), split.response, requests, strict=True):
+            ids = row[response].tolist()
+            text = self.tokenizer.decode(ids[: ids.index(self.end)] if self.end in ids else ids)
+            until = request.args[1].get("until") or []
+            texts.append(cut(text, [until] if isinstance(until, str) else until))
+        return texts
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Refused: texts without a prompt, longer than a sequence, are none of what these models were trained on."""
+        raise ConfigError(
+            "slotloop has no loglikelihood_rolling: these models tell how likely an answer to a prompt is, not a text by itself; "
+            "choose tasks of generation or multiple choice"
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _split(self, asked: Sequence[tuple[str, list[int] | int]]) -> Split:
+        """Examples of prompts, each with its answer, or with room for one of at most so many tokens."""
+        n, sequence = len(asked), self.vocabulary.sequence
+        tokens = torch.full((n, sequence), self.vocabulary.pad_id, dtype=torch.int32)
+        response, valid = (torch.zeros(n, sequence, dtype=torch.bool) for _ in range(2))
+        uid = torch.zeros(n, dtype=torch.int64)
+        for row, (context, wanted) in enumerate(asked):
+            prompt = self._ids(context) or [self.end]
+            if isinstance(wanted, int):
+                wanted = [self.end] * min(wanted, max(sequence - len(prompt), sequence // 2))
+            if len(wanted) >= sequence:
+                raise DataError(f"a continuation of {len(wanted)} tokens does not fit a sequence of {sequence}: {context[-60:]!r}")
+            ids = prompt[-(sequence - len(wanted)) :] + wanted
+            tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+            response[row, len(ids) - len(wanted) : len(ids)] = True
+            valid[row, : len(ids)] = True
+            uid[row] = int.from_bytes(hashlib.sha256(repr(ids).encode()).digest()[:7], "big")
+        return Split(tokens=tokens, response=response, group=torch.arange(n), valid=valid, uid=uid)
+
+    def _decoded(self, split: Split) -> Tensor:
+        order, back = _by_length(split)
+        with Progress("slotloop", len(split), "answer") as bar:
+            tokens, _ = answering.generated(
+                self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar
+            )
+        return tokens[back]
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """The text before the first of any of these.
+
+    >>> cut("18\\n\\nQuestion: and?", ["Question:", "\\n\\n"])
+    '18'
+    """
+    return text[: min((text.index(stop) for stop in until if stop and stop in text), default=len(text))]
+
+
+@cache
+def registered() -> Any:
+    """The model as the harness knows it, under the name ``slotloop``.
+
+    Raises:
+        ConfigError: the harness is not installed.
+    """
+    try:
+        from lm_eval.api.model import LM
+        from lm_eval.api.registry import register_model
+    except ImportError:
+        raise ConfigError("lm-evaluation-harness is not installed: pip install 'slotloop[eval]'") from None
+    return register_model("slotloop")(type("SlotloopLM", (Requests, LM), {}))
+
+
+def main() -> int:
+    """The harness's own command line, with this model in it; returns the exit status."""
+    try:
+        registered()
+        from lm_eval.__main__ import cli_evaluate
+
+        cli_evaluate()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _by_length(split: Split) -> tuple[Tensor, Tensor]:
+    """Shortest first, and back."""
+    order = split.lengths().argsort(stable=True)
+    return order, order.argsort()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

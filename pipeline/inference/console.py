@@ -1,0 +1,91 @@
+"""Prompts from the command line, a file or a pipe; answers to the terminal, or as one JSON object a line."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.inference.generation import Answer, Generator
+from pipeline.inference.terminal import Screen
+from pipeline.progress import Progress
+from pipeline.text.prompts import Prompt
+
+PIPE = "-"
+
+
+def answer(make: Callable[[], Generator], prompt: str, file: str, confidence: bool) -> None:
+    """Print the answer to one prompt, decoded before one's eyes on a terminal; or to many, as one JSON object a line.
+
+    Args:
+        make: the generator; not called before the prompts are read.
+        prompt: "" = many, from ``file``.
+        file: one prompt a line, plain text or a JSON object; "-" or "" = standard input.
+        confidence: also print the probability of every token.
+
+    Raises:
+        ConfigError: no prompt, or two ways to give them.
+        DataError: a prompt is none.
+    """
+    if prompt and file:
+        raise ConfigError("give --prompt or --prompts, not both")
+    if prompt:
+        _one(make(), prompt, confidence)
+        return
+    if not file and sys.stdin.isatty():
+        raise ConfigError('give --prompt "...", or --prompts FILE with one prompt a line ("-": standard input)')
+    prompts = read(file or PIPE)
+    generator = make()
+    with Progress("generate", len(prompts), "prompts") as bar:
+        done = 0
+        for answers in generator.batches(prompts):
+            for asked, answered in zip(prompts[done : done + len(answers)], answers, strict=True):
+                print(json.dumps(_line(asked, answered, confidence), ensure_ascii=False), flush=True)
+            done += len(answers)
+            bar.advance(len(answers))
+
+
+def read(file: str) -> list[Prompt]:
+    """Prompts, one a line: plain text, or a JSON object of the template's fields; "-" = standard input.
+
+    Raises:
+        DataError: the file is missing, is not text, holds no prompt, or a line that begins like an object is none.
+    """
+    name = "standard input" if file == PIPE else file
+    try:
+        text = sys.stdin.read() if file == PIPE else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name} cannot be read: {error}") from None
+    found = [_prompt(line, f"{name}:{number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not found:
+        raise DataError(f"{name} holds no prompts; expected one a line")
+    return found
+
+
+def _prompt(line: str, origin: str) -> Prompt:
+    if not line.lstrip().startswith("{"):
+        return line
+    try:
+        prompt: Prompt = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{origin}: not valid JSON: {error}") from None
+    return prompt
+
+
+def _one(generator: Generator, prompt: str, confidence: bool) -> None:
+    screen = Screen(sys.stdout)
+    found = None
+    for found in generator.stream(prompt):
+        screen.draw(generator.prompts.picture(found.text))
+    screen.draw()
+    assert found is not None
+    print(found.text)
+    for token, probability in zip(found.tokens, found.confidence, strict=True) if confidence else ():
+        print(f"{probability:.4f} {token!r}")
+
+
+def _line(prompt: Prompt, answered: Answer, confidence: bool) -> dict[str, object]:
+    line: dict[str, object] = {"prompt": prompt, "text": answered.text, "evaluations": answered.evaluations}
+    if not confidence:
+        return line
+    return {**line, "tokens": answered.tokens, "confidence": [round(p, 4) for p in answered.confidence]}

@@ -1,0 +1,137 @@
+"""Writing a trained model so that it stands alone (``inference.exported``), with its model card. Same model, same bytes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.model import Model
+from components.refined_lm import RefinedLM
+from pipeline import hub
+from pipeline.backbones import DESCRIPTION, PRETRAINED, WEIGHTS
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import read_json, sha256, write_atomic, write_json
+from pipeline.inference.exported import BASE, MANIFEST, Opened, kind, opened
+from pipeline.markdown import cell, markdown
+from pipeline.text.wording import TOKENIZER, WORDING
+
+CARD = """# {name}
+
+{what}
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```python
+from pipeline.inference.generation import Generator
+
+generator = Generator("path/of/this/folder")
+answer = generator({prompt!r})
+print(answer.text, answer.confidence, answer.evaluations)
+```
+
+or `python -m stages generate --model path/of/this/folder --prompt ...`. Nothing is unpickled.
+{results}
+## Files
+
+sha256; every file is looked at when the model is loaded.
+
+{files}
+"""
+
+
+def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: Path) -> str:
+    """Write a trained model and all that it needs, and a card that says what it is.
+
+    Args:
+        model: folder that a phase wrote.
+        backbone: folder of its backbone.
+        prepared: folder of the prepared data.
+        evaluation: folder that evaluate wrote, for the card; it may be missing.
+        out: where to.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        ConfigError: ``out`` is one of the folders that are read.
+        DataError: as ``exported.opened``; or the model is a backbone, or exported already.
+    """
+    if out.resolve() in {folder.resolve() for folder in (model, backbone, prepared, evaluation)}:
+        raise ConfigError(f"{out} is read here; export to another folder: --out DIR")
+    if kind(model) == "backbone" or (model / MANIFEST).is_file():
+        raise DataError(f"{model} stands alone already; export what a phase trained, such as outputs/joint")
+    found = opened(model, backbone, prepared)
+    copied = {name: model / name for name in (DESCRIPTION, WEIGHTS)} | {f"{BASE}/{DESCRIPTION}": backbone / DESCRIPTION}
+    if found.backbone.architecture["model"] != PRETRAINED:
+        copied[f"{BASE}/{WEIGHTS}"] = backbone / WEIGHTS
+    if found.backbone.vocabulary.rendering == "text":
+        copied |= {name: prepared / name for name in (TOKENIZER, WORDING)}
+    for name, source in copied.items():
+        if not source.is_file():
+            raise DataError(f"{source} does not exist; run dvc repro prepare")
+        write_atomic(out / name, source.read_bytes())
+    files = {name: sha256(out / name) for name in copied}
+    write_json(out / MANIFEST, {"files": files})
+    write_atomic(out / "README.md", _card(out.name, model.name, found, files, evaluation / "metrics.json").encode())
+    return f"wrote {out}: {len(files)} files, {sum((out / name).stat().st_size for name in files):,} bytes, and README.md"
+
+
+def _card(name: str, phase: str, found: Opened, files: Mapping[str, str], metrics: Path) -> str:
+    source = found.backbone.architecture.get("source", {})
+    licence = hub.licence(source["path"], source["revision"]) if source else None
+    base = Path(source["path"]).name if source and Path(source["path"]).is_absolute() else source.get("path")
+    head = {"library_name": "slotloop", "license": licence, "base_model": base}
+    text = CARD.format(
+        name=name,
+        what=_what(found.model, base or f"the built-in {found.backbone.architecture['model']}"),
+        facts="".join(f"| {key} | {value} |\n" for key, value in _facts(phase, found, base, licence).items()).rstrip(),
+        prompt="." * found.backbone.vocabulary.sequence if found.backbone.vocabulary.rendering == "sudoku" else "...",
+        results=_results(phase, metrics),
+        files=markdown([["file", "sha256"], *([f"`{key}`", f"`{digest}`"] for key, digest in files.items())]).rstrip(),
+    )
+    front = "".join(f"{key}: {value}\n" for key, value in head.items() if value is not None)
+    return f"---\n{front}---\n\n{text}"
+
+
+def _what(model: Model, base: str) -> str:
+    if not isinstance(model, RefinedLM):
+        return f"{base[0].upper()}{base[1:]}, a masked-diffusion model, trained on with slotloop."
+    core = model.refiner.architecture["core"]
+    return (
+        f"A refiner ({core}, {model.n_steps} recursion steps) over {base}, a masked-diffusion model: it improves the model's last "
+        "hidden states step by step before its output layer reads them. Trained with slotloop."
+    )
+
+
+def _facts(phase: str, found: Opened, base: str | None, licence: str | None) -> dict[str, str]:
+    sizes = found.backbone.architecture
+    facts = {"phase": phase, "backbone": f"{sizes['layers']} layers of width {sizes['dim']}, {sizes['vocab']:,} token ids"}
+    facts["fingerprint of the backbone"] = f"`{found.backbone.fingerprint}`"
+    if base is not None:
+        source = sizes["source"]
+        facts["weights of the backbone"] = f"`{base}`, revision {source['revision'] or 'none'}; not part of this folder"
+        facts |= {f"sha256 of its `{name}`": f"`{one['sha256']}`" for name, one in found.backbone.description["files"].items()}
+        facts["licence of the backbone"] = licence or "not stated"
+        facts |= {"code of the backbone": "its own; it runs if it is asked for"} if source["remote_code"] else {}
+    if isinstance(found.model, RefinedLM):
+        count = sum(parameter.numel() for parameter in found.model.refiner.parameters())
+        facts["parameters of the refiner"] = f"{count:,}"
+    facts["sequence"] = f"{found.backbone.vocabulary.sequence} tokens"
+    return facts
+
+
+def _results(phase: str, metrics: Path) -> str:
+    """What evaluate found of the model and of the frozen backbone; nothing if it did not look."""
+    held: Any = read_json(metrics, "evaluate") if metrics.is_file() else {}
+    if phase not in held:
+        return ""
+    names = [name for name in ("exact", "token_accuracy", "nll") if name in held[phase]]
+    rows = [
+        ["model", *names],
+        *([name, *(cell(held[name][metric]) for metric in names)] for name in ("frozen", phase) if name in held),
+    ]
+    n = held[phase][names[0]]["n"]
+    return f"\n## Results\n\n{held['headline']}, on test ({n} examples), mean and 95 % interval:\n\n{markdown(rows)}"

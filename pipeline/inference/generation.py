@@ -1,0 +1,170 @@
+"""Answers to prompts: one call, or pass by pass. The same sampler as in evaluation, over a trained or an exported model.
+
+>>> generator = Generator("exported")  # doctest: +SKIP
+>>> generator("12../..../..../..21").text  # doctest: +SKIP
+'1234/3412/2143/4321'
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from components.batch import Batch
+from components.halting import Rule
+from components.model import Model
+from components.refined_lm import RefinedLM
+from components.sampling import Pass, Sampler
+from pipeline.errors import ConfigError
+from pipeline.files import json_bytes
+from pipeline.inference import exported
+from pipeline.inference.predictor import predictor
+from pipeline.runtime import Runtime
+from pipeline.text.prompts import Prompt, prompts_of
+
+GREEDY = Sampler()  # one token a pass, the most certain first
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to a prompt; before the last pass, what it has said so far.
+
+    Attributes:
+        text: the answer; what is undecided shows as "_", in puzzles as ".".
+        tokens: its tokens one by one, without the end.
+        confidence: probability of each of them when it was committed; 0 where nothing is decided.
+        evaluations: runs of the model that it took.
+    """
+
+    text: str
+    tokens: list[str]
+    confidence: list[float]
+    evaluations: int
+
+
+class Generator:
+    """A model that answers prompts: ``generator("prompt").text``, a list of answers to a list of prompts.
+
+    Args:
+        model: folder of a trained model (``outputs/joint``), of a backbone, or of an exported model.
+        backbone: folder of the backbone that it was trained over; an exported model brings its own.
+        prepared: folder of the prepared data, for the tokenizer; an exported model brings its own.
+        sampler: how masked tokens are filled.
+        length: tokens of an answer at most; None = what the sequence has room for.
+        refined_passes: passes of each block that the refined model makes, the last ones, after the backbone alone; None = all.
+        halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
+        batch_size: prompts answered together.
+        remote_code: run code that comes with an exported model's backbone. Read it first.
+        runtime: where it computes; None = on the CPU, with the threads that torch has.
+
+    Raises:
+        ConfigError: settings that do not fit together.
+        DataError: a folder is missing, damaged, or does not belong to the others.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        backbone: str = "data/backbone",
+        prepared: str = "data/prepared",
+        sampler: Sampler = GREEDY,
+        length: int | None = None,
+        refined_passes: int | None = None,
+        halt: Rule | None = None,
+        batch_size: int = 8,
+        remote_code: bool = False,
+        runtime: Runtime | None = None,
+    ) -> None:
+        try:
+            sampler.check()
+        except ValueError as error:
+            raise ConfigError(f"sampling.Sampler: {error}") from None
+        for name, value, least in (("length", length, 1), ("refined_passes", refined_passes, 0), ("batch_size", batch_size, 1)):
+            if value is not None and value < least:
+                raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
+        self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
+        self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
+        found = exported.opened(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
+        self.model, self.vocabulary = found.model.to(self.runtime.device).eval(), found.backbone.vocabulary
+        if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):
+            raise ConfigError(
+                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and no halt"
+            )
+        self.prompts = prompts_of(self.vocabulary, found.texts, found.backbone.architecture["seq"])
+
+    @overload
+    def __call__(self, prompt: Prompt) -> Answer: ...  # type: ignore[overload-overlap]  # a str is no sequence of prompts
+    @overload
+    def __call__(self, prompt: Sequence[Prompt]) -> list[Answer]: ...
+    def __call__(self, prompt: Prompt | Sequence[Prompt]) -> Answer | list[Answer]:
+        if isinstance(prompt, str | Mapping):
+            return self([prompt])[0]
+        return [answer for answers in self.batches(prompt) for answer in answers]
+
+    def batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
+        """Answers to the prompts, ``batch_size`` at a time, in their order.
+
+        Raises:
+            DataError: a prompt is none; before anything is answered.
+        """
+        canvases = [self.prompts.canvas(prompt, self.length) for prompt in prompts]
+        for first in range(0, len(canvases), self.batch_size):
+            part = canvases[first : first + self.batch_size]
+            yield self._answers(deque(self._passes(part), maxlen=1).pop(), part)
+
+    def stream(self, prompt: Prompt) -> Iterator[Answer]:
+        """The answer before the first pass and after each; the last one is whole."""
+        canvas = self.prompts.canvas(prompt, self.length)
+        for found in self._passes([canvas]):
+            yield self._answers(found, [canvas])[0]
+
+    def _passes(self, canvases: list[list[int]]) -> Iterator[Pass]:
+        """What the sampler leaves before the first pass and after each."""
+        batch = self._batch(canvases).to(self.runtime.device)
+        yield Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
+        model, finish = self._models()
+        halt, refined = (self.halt, finish or model) if self.halt else (None, None)
+        predict = predictor(model, batch, self.vocabulary, self.runtime, halt if model is refined else None)
+        last = None if finish is None else predictor(finish, batch, self.vocabulary, self.runtime, halt)
+        uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
+        n = int(batch.masked.sum(1).max())
+        sampler = replace(self.sampler, steps=n, blocks=n) if self.vocabulary.causal and n else self.sampler
+        yield from sampler.passes(
+            predict, batch.tokens, self.vocabulary.mask_id, end_id=self.prompts.end_id, uid=uid, finish=last,
+            finishing=self.refined_passes or 1,
+        )  # fmt: skip
+
+    def _models(self) -> tuple[Model, Model | None]:
+        """What predicts in every pass, or until the last ones, and what predicts in those."""
+        if self.refined_passes is None or not isinstance(self.model, RefinedLM):
+            return self.model, None
+        return self.model.backbone, self.model if self.refined_passes else None
+
+    def _batch(self, canvases: list[list[int]]) -> Batch:
+        lengths = torch.tensor([len(canvas) for canvas in canvases])
+        tokens = torch.full((len(canvases), int(lengths.max())), self.vocabulary.pad_id)
+        for row, canvas in enumerate(canvases):
+            tokens[row, : len(canvas)] = torch.tensor(canvas)
+        valid = torch.arange(tokens.shape[1]) < lengths[:, None]
+        masked = valid & (tokens == self.vocabulary.mask_id)
+        return Batch(tokens, tokens, masked, torch.zeros(tokens.shape), None if bool(valid.all()) else valid)
+
+    def _answers(self, found: Pass, canvases: list[list[int]]) -> list[Answer]:
+        answers = []
+        rows: tuple[Tensor, ...] = (found.tokens, found.probability, found.evaluations)
+        for canvas, ids, probability, evaluations in zip(canvases, *(tensor.tolist() for tensor in rows), strict=True):
+            kept = self.prompts.kept(canvas, ids)
+            tokens, confidence = [self.prompts.token(ids[i]) for i in kept], [probability[i] for i in kept]
+            answers.append(Answer(self.prompts.text(ids, kept), tokens, confidence, evaluations))
+        return answers
+
+
+def _identity(canvas: list[int]) -> int:
+    """Key of a prompt's noise: of what it says, not of where it stands."""
+    return int.from_bytes(hashlib.sha256(json_bytes(canvas)).digest()[:8], "big", signed=True)

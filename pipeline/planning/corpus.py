@@ -1,0 +1,31 @@
+"""What is planned for: examples, prepared or expected, in the batches that a stage will draw."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from components.batch import Batch
+from pipeline.data import VALIDATION, Examples
+from pipeline.prepared import Split, Vocabulary
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Examples, prepared or expected."""
+
+    splits: Mapping[str, Split]
+    vocabulary: Vocabulary
+
+    def source(self, split: str, masks: Mapping[str, Any]) -> Examples:
+        """Their batches under the ``masks`` of a stage, without states."""
+        stream = VALIDATION if split == "validation" else None
+        given = {name: masks[name] for name in ("buckets", "draws") if name in masks}
+        return Examples(self.splits[split], self.vocabulary, masks["masking"], masks["seed"], stream=stream, **given)
+
+
+def some(source: Examples, n: int) -> Batch:
+    """Its first ``n`` examples under the first draw of masks."""
+    rows = torch.arange(min(n, len(source)))
+    return source.batch(rows, torch.zeros_like(rows))

@@ -1,0 +1,95 @@
+"""What a pipeline will take, before anything of it runs, and whether caching the trunk's states pays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.backbone import BackboneModel
+from components.caching import gain
+from components.refined_lm import RefinedLM
+from pipeline.planning import footprint
+from pipeline.planning.corpus import Corpus
+from pipeline.planning.expected import expected
+from pipeline.planning.reckoning import Cost, Reckoning
+from pipeline.prepared import Prepared, Vocabulary
+from pipeline.settings import config, effective, rehearsal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pipeline takes.
+
+    Attributes:
+        costs: of each stage that computes.
+        trunk, step: operations of the trunk's forward pass of an example, and of everything else of a training step, an example.
+        draws: mask draws that are stored of an example.
+        epochs: that warmup and joint walk together.
+        live: of these two, the ones that are set to run the trunk live.
+        assumed: what of all this is a guess, in words.
+        examples: of the train split.
+        causal: nothing is masked, so that one draw is all there are.
+    """
+
+    costs: list[Cost]
+    trunk: float
+    step: float
+    draws: int
+    epochs: float
+    live: list[str]
+    assumed: list[str]
+    examples: int
+    causal: bool
+
+    @property
+    def gain(self) -> float:
+        """Of the cache over a live trunk; below 1 it is a loss."""
+        return gain(self.trunk, self.step, self.draws, self.epochs)
+
+
+def plan(texts: Mapping[str, str]) -> Plan:
+    """Reckon every stage.
+
+    Args:
+        texts: resolved text of each stage.
+
+    Raises:
+        ConfigError: something does not fit together, or nothing is known of the corpus' size.
+        DataError: what decides shapes is missing (configuration or tokenizer of a pretrained model, raw files).
+    """
+    corpus, assumed = _corpus(texts)
+    models = rehearsal.rehearse(texts, (corpus.vocabulary.size, corpus.vocabulary.sequence))
+    backbone, refined = models["backbone"], models["finetune"]
+    assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM)
+    reckoning = Reckoning(texts, corpus, backbone, refined)
+    with footprint.AnyPrecision():
+        costs = {stage: reckoning.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
+        warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
+        costs["extract"] = reckoning.extraction()
+        costs["controls"] = reckoning.controls(models["controls"], warmup.flops, joint.flops)
+        costs["evaluate"] = reckoning.evaluation(models, with_finetune=costs["finetune"].steps > 0)
+        trunk = reckoning.trunk_over("train", ())
+    epochs = warmup.epochs + joint.epochs
+    config.load_text(texts["extract"], "extract")
+    return Plan(
+        costs=[costs[stage] for stage in ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")],
+        trunk=trunk / examples, step=(warmup.flops + joint.flops) / (epochs * examples),
+        draws=config.argument("stages.extract.run", "draws"), epochs=epochs,
+        live=[stage for stage in reckoning.live if stage in ("warmup", "joint")], assumed=[*assumed, *reckoning.assumed],
+        examples=examples, causal=corpus.vocabulary.causal,
+    )  # fmt: skip
+
+
+def _corpus(texts: Mapping[str, str]) -> tuple[Corpus, list[str]]:
+    """What prepare left with these very settings, else what it is expected to leave; and what is assumed of it."""
+    config.load_text(texts["prepare"], "prepare")
+    root = "stages.prepare.run"
+    folder = Path(config.query(f"{root}.out"))
+    made = folder / "config.gin"
+    if made.is_file() and made.read_text() == effective.gin_text(effective.settings(root)):
+        data = Prepared(folder)
+        return Corpus({name: data.split(name) for name in data.manifest["splits"]}, data.vocabulary), []
+    corpus = config.argument(root, "corpus")
+    splits, guess = expected(corpus)
+    ids, sequence = corpus.shape()
+    state = "was prepared with other settings" if made.is_file() else "is not there yet"
+    return Corpus(splits, Vocabulary(ids, 0, 0, sequence, "text", corpus.causal)), [f"{folder} {state}: {guess}"]

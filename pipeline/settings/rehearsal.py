@@ -1,0 +1,89 @@
+"""A rehearsal on shapes: every model that the settings describe is built on the meta device, without memory and without weights.
+
+Heads that do not divide a width, a refiner of another width, a tail deeper than the backbone, a module path that matches nothing:
+all of it shows here, before a backbone was trained for hours.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from components.freezing import freeze_except
+from components.model import Model
+from components.refined_lm import RefinedLM
+from components.split import split_layer, tail_of
+from pipeline.backbones import check_causal
+from pipeline.errors import ConfigError
+from pipeline.settings import config
+
+
+def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> dict[str, Model]:
+    """Build every training stage's model as it will be trained, what is frozen included.
+
+    Args:
+        texts: resolved text of each stage.
+        shape: token ids and sequence length, where they are known better than from the corpus' settings.
+
+    Returns:
+        The models by stage, on the meta device.
+
+    Raises:
+        ConfigError: something does not fit together; names the stage.
+    """
+    models: dict[str, Model] = {}
+    with torch.device("meta"), _NoInitialisation():
+        with _stage("prepare", texts):
+            corpus = _argument("prepare", "corpus")
+            vocab, seq = shape or corpus.shape()
+        with _stage("backbone", texts):
+            backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
+            check_causal(backbone, corpus.causal)
+            freeze_except(backbone, _argument("backbone", "unfreeze"))
+        with _stage("extract", texts):
+            split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
+        with _stage("controls", texts):
+            freeze_except(backbone, _argument("controls", "unfreeze_backbone"))
+        for stage in ("warmup", "joint", "finetune", "controls"):
+            with _stage("warmup", texts):
+                refiner = _argument("warmup", "refiner")(dim=backbone.architecture["dim"])
+            with _stage(stage, texts):
+                model = RefinedLM(backbone if stage == "finetune" else tail_of(backbone, split), refiner)
+                norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
+                freeze_except(model, _argument(stage, "unfreeze"), layer_norms=norms)
+                models[stage] = model
+    with _stage("evaluate", texts):
+        for make in (_argument("evaluate", "answers"), _argument("evaluate", "likelihood")):
+            _ = make and make()
+    return models
+
+
+def sizes(models: Mapping[str, Model]) -> str:
+    """How many parameters each stage trains, in words."""
+    counts = {stage: sum(p.numel() for p in model.parameters() if p.requires_grad) for stage, model in models.items()}
+    return ", ".join(f"{stage} {count:,}" for stage, count in counts.items())
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out torch's initialisers: without memory they have nothing to fill, and on the meta device they import a compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _stage(stage: str, texts: Mapping[str, str]) -> Iterator[None]:
+    """The stage's settings are in force; what does not fit is told with its name."""
+    config.load_text(texts[stage], stage)
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{stage}: {str(error).splitlines()[0]}") from None
+
+
+def _argument(stage: str, parameter: str) -> Any:
+    return config.argument(f"stages.{stage}.run", parameter)

@@ -1,0 +1,238 @@
+"""Pairs of prompt and response from JSON lines or Parquet (GSM8K's format, and your own), in the words of templates.
+
+Token ids are those of a byte-pair encoding trained here, or of a pretrained model's tokenizer.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+import torch
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import sha256
+from pipeline.prepared import Split, Vocabulary
+from pipeline.text import pretrained_text, wording
+from pipeline.text import tokenizer as bpe
+from pipeline.text.tables import rows
+from pipeline.text.wording import Wording
+
+RAW_VARIABLE = "SLOTLOOP_RAW"
+RAW_DEFAULT = "data/raw"
+
+
+def raw_folder() -> Path:
+    """Where raw corpora lie: the environment variable SLOTLOOP_RAW if set, else ``data/raw``."""
+    return Path(os.environ.get(RAW_VARIABLE, RAW_DEFAULT))
+
+
+@dataclass(frozen=True)
+class QuestionAnswers:
+    """A corpus of ``{"question": ..., "answer": ...}`` rows; other fields by other templates.
+
+    Args:
+        train: training file, relative to the raw folder (see ``raw_folder``): one JSON object a line, or ``*.parquet``.
+        test: test file; read for the ``test`` split only, never for vocabulary or training.
+        download: command that fetches the files, shown when they are missing.
+        vocabulary: size of the BPE vocabulary.
+        sequence: tokens in a sequence.
+        validation: fraction of training examples kept for validation, chosen by a hash of the question.
+        prompt: template of the prompt, over the line's fields.
+        response: template of what is learned.
+        chat: the prompt is what a user says in the chat template of ``tokenizer``'s model; the response is the answer.
+        tokenizer: of a pretrained model (its folder, or its name on the hub); None = trained here, on the train split.
+        revision: of the tokenizer on the hub.
+        special: its tokens for "mask", "end" and "pad"; needed with ``tokenizer``.
+        padding: what fills a sequence after the response: "none" = nothing that is learned; "end" = end tokens that are attended
+            to and learned like any other, as LLaDA's fine-tuning does, so that the length of an answer is learned too.
+        long_prompts: what to do with a question that fills the whole sequence: "refuse" stops and names the line, "drop" leaves
+            the example out and says so.
+        causal: tokens are to be predicted from those before them, as a causal backbone does; ``special`` then needs no "mask".
+    """
+
+    train: str
+    test: str
+    download: str
+    vocabulary: int = 4096
+    sequence: int = 256
+    validation: float = 0.05
+    prompt: str = "{question}\n"
+    response: str = "{answer}"
+    chat: bool = False
+    tokenizer: str | None = None
+    revision: str | None = None
+    special: Mapping[str, str] | None = None
+    padding: Literal["none", "end"] = "none"
+    long_prompts: Literal["refuse", "drop"] = "refuse"
+    causal: bool = False
+
+    def shape(self) -> tuple[int, int]:
+        """Token ids at most (a small corpus yields fewer), and tokens in a sequence."""
+        if self.tokenizer is not None:
+            return self._pretrained().size, self.sequence
+        return self.vocabulary, self.sequence
+
+    def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
+        """Read, split, train the tokenizer on the train split alone, and encode.
+
+        An answer that does not fit the sequence is cut; ``pad`` fills what is left and is neither attended to nor supervised.
+        (LLaDA pads answers with end tokens that are predicted too; one end token here keeps metrics about text.)
+
+        Raises:
+            DataError: a file is missing, a line is malformed (file and line named), a prompt does not fit the sequence.
+        """
+        folder = raw_folder()
+        encoding = None if self.tokenizer is None else self._pretrained()
+        reserved = bpe.SPECIAL if encoding is None else tuple(encoding.special.values())
+        pairs, test = (self._read(folder / name, reserved) for name in (self.train, self.test))
+        kept = [held_out(pair.prompt.strip(), self.validation) for pair in pairs]
+        parts = {
+            "train": [pair for pair, held in zip(pairs, kept, strict=True) if not held],
+            "validation": [pair for pair, held in zip(pairs, kept, strict=True) if held],
+            "test": test,
+        }
+        for name, part in parts.items():
+            if not part:
+                raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
+        if encoding is None:
+            encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
+        asked = self._asked()
+        wording.write(out, encoding, Wording(self.prompt, dict(encoding.special), *wording.around(asked)))
+        splits, first = {}, 0
+        for name, part in parts.items():
+            splits[name] = self._encode(encoding, part, first, asked)
+            first += len(part)
+        mark = encoding.size if self.causal else encoding.id("mask")
+        vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
+        return vocabulary, splits, {name: sha256(folder / name) for name in (self.train, self.test)}
+
+    def _pretrained(self) -> bpe.Encoding:
+        assert self.tokenizer is not None
+        roles = [role for role in bpe.ROLES if role != "mask" or not self.causal]
+        return bpe.pretrained(pretrained_text.tokenizer(self.tokenizer, self.revision), self.tokenizer, self.special, roles)
+
+    def _asked(self) -> Callable[[str], str]:
+        """Prompt -> what stands before the response.
+
+        Raises:
+            ConfigError: a chat is asked for, and there is no pretrained model whose template it could have.
+        """
+        if not self.chat:
+            return str
+        if self.tokenizer is None:
+            raise ConfigError("QuestionAnswers.chat takes the template of a pretrained model: name it as QuestionAnswers.tokenizer")
+        return pretrained_text.chat(self.tokenizer, self.revision)
+
+    def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
+        return read_pairs(path, self.download, self.prompt, self.response, reserved)
+
+    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int, asked: Callable[[str], str]) -> Split:
+        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, asked(pair.prompt), pair.origin)) is not None]
+        n, end = len(room), encoding.id("end")
+        fills = self.padding == "end"
+        tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
+        response = torch.zeros(n, self.sequence, dtype=torch.bool)
+        valid = torch.zeros(n, self.sequence, dtype=torch.bool)
+        for row, (pair, prompt) in enumerate(room):
+            ids = [*prompt, *encoding.encode(pair.response), end][: self.sequence]
+            last = self.sequence if fills else len(ids)
+            tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+            response[row, len(prompt) : last] = True
+            valid[row, :last] = True
+        return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
+
+    def _prompt(self, encoding: bpe.Encoding, text: str, origin: str) -> list[int] | None:
+        """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
+        prompt = encoding.encode(text)
+        if len(prompt) < self.sequence:
+            return prompt
+        room = f"leaves no room for an answer in a sequence of {self.sequence}"
+        problem = f"{origin}: the prompt takes {len(prompt)} tokens and {room}"
+        if self.long_prompts == "refuse":
+            raise DataError(f"{problem}; raise the sequence length, remove the line, or set long_prompts = 'drop'")
+        print(f"prepare: dropped: {problem}")
+        return None
+
+
+def held_out(text: str, share: float) -> bool:
+    """Whether a text is among the ``share`` kept for validation: by content, not by place, so that adding some moves no other."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What templates made of a line, and where it came from (``file:line``)."""
+
+    texts: list[str]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One example and where it came from (``file:line``)."""
+
+    prompt: str
+    response: str
+    origin: str
+
+
+def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
+    """``read_texts`` of two templates."""
+    return [Pair(one.texts[0], one.texts[1], one.origin) for one in read_texts(path, download, (prompt, response), reserved)]
+
+
+def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Sequence[str] = ()) -> list[Texts]:
+    """Read every line; nothing is skipped.
+
+    Args:
+        path: of the file.
+        download: command that fetches it.
+        templates: over the fields of a line.
+        reserved: tokens that no field may hold.
+
+    Raises:
+        DataError: the file is missing, or a line is not a JSON object with non-empty strings for what the templates name.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
+    fields = [field for template in templates for field in fields_of(template)]
+    found = []
+    for origin, row in rows(path):
+        held = checked(row, origin, fields, reserved)
+        found.append(Texts([template.format(**held) for template in templates], origin))
+    if not found:
+        raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
+    return found
+
+
+def fields_of(template: str) -> list[str]:
+    """Names of the fields of a template: ``fields_of("{a}, {b}!")`` gives a and b.
+
+    Raises:
+        ConfigError: it is not a template over plain names.
+    """
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"'{template}' is no template: {error}") from None
+    if not names or not all(name.isidentifier() for name in names):
+        raise ConfigError(f"a template names fields of a line in braces, like '{{question}}'; got '{template}'")
+    return list(dict.fromkeys(names))
+
+
+def checked(row: Mapping[str, Any], origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
+    """These fields of a row.
+
+    Raises:
+        DataError: one is not there, is no text or a blank one, or holds a reserved token.
+    """
+    for key in fields:
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise DataError(f'{origin}: "{key}" must be a non-empty string, got {row.get(key)!r}')
+        if held := [token for token in reserved if token in row[key]]:
+            raise DataError(f'{origin}: "{key}" holds {held[0]}, which is a reserved token; write it another way')
+    return {key: row[key] for key in fields}

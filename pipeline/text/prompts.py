@@ -1,0 +1,148 @@
+"""Prompts as the token ids that a model continues, and its answers as people read them: puzzles and text."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.errors import DataError
+from pipeline.prepared import Vocabulary
+from pipeline.text import wording
+from pipeline.text.jsonl import checked, fields_of
+from pipeline.text.rendering import renderer
+
+Prompt = str | Mapping[str, str]  # of several fields: a mapping, as a line of JSON holds them
+EMPTY = ".0_"  # how an empty cell may be written
+
+
+class Prompts(Protocol):
+    """A kind of prompts."""
+
+    end_id: int | None
+
+    def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
+        """Ids of the prompt, and the mask wherever a token is wanted.
+
+        Args:
+            prompt: what a person wrote.
+            length: tokens of the answer at most; None = as many as there is room for.
+
+        Raises:
+            DataError: it is not a prompt, or there is no room for its answer.
+        """
+
+    def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Positions of the answer, as far as it goes."""
+
+    def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
+        """The answer; what is undecided shows as a blank."""
+
+    def picture(self, text: str) -> str:
+        """The answer as it looks best on a terminal."""
+
+    def token(self, token: int) -> str:
+        """One token by itself."""
+
+
+def prompts_of(vocabulary: Vocabulary, folder: Path, longest: int | None) -> Prompts:
+    """The kind that a corpus has.
+
+    Args:
+        vocabulary: its token ids.
+        folder: with its tokenizer, if it is text.
+        longest: sequence that the model can read; None = any.
+    """
+    return Puzzles(vocabulary, folder) if vocabulary.rendering == "sudoku" else Texts(vocabulary, folder, longest)
+
+
+class Puzzles:
+    """Grids: a digit for each clue, ".", "0" or "_" for each empty cell; "/" and white space between rows say nothing."""
+
+    end_id: int | None = None
+
+    def __init__(self, vocabulary: Vocabulary, folder: Path) -> None:
+        self.vocabulary, self.render = vocabulary, renderer(vocabulary, folder)
+
+    def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
+        """Cells as ids; a puzzle's answer has no length of its own."""
+        cells = "".join(prompt.replace("/", " ").split()) if isinstance(prompt, str) else ""
+        digits, n = "123456789"[: self.vocabulary.mask_id], self.vocabulary.sequence
+        if len(cells) != n or not set(cells) <= {*digits, *EMPTY}:
+            wanted = f"{n} cells, each one of {digits} or '.' where it is empty"
+            raise DataError(f"a puzzle is {wanted}; got {prompt!r}, {len(cells)} cells")
+        if length is not None:
+            raise DataError(f"a puzzle has as many answers as empty cells: generation.Generator.length must be None, got {length}")
+        return [self.vocabulary.mask_id if cell in EMPTY else int(cell) - 1 for cell in cells]
+
+    def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Cells that were empty."""
+        return [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
+
+    def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
+        """The whole grid."""
+        return self.render(ids)
+
+    def picture(self, text: str) -> str:
+        """A row a line."""
+        return text.replace("/", "\n")
+
+    def token(self, token: int) -> str:
+        """Its digit."""
+        return str(token + 1) if token != self.vocabulary.mask_id else "."
+
+
+class Texts:
+    """Text in the words of the corpus' template, answered until the first end.
+
+    Raises:
+        DataError: the folder holds no tokenizer, or not the vocabulary's.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, folder: Path, longest: int | None) -> None:
+        self.vocabulary, self.longest = vocabulary, longest
+        self.render = renderer(vocabulary, folder)
+        self.encoding, self.wording = wording.read(folder)
+        self.fields = fields_of(self.wording.prompt)
+        self.end_id: int | None = self.encoding.id("end")
+        masks = not vocabulary.causal and "mask" in self.wording.special
+        mark = self.encoding.id("mask") if masks else self.encoding.size
+        if (self.encoding.size, mark) != (vocabulary.size, vocabulary.mask_id):
+            raise DataError(f"{folder / wording.TOKENIZER} is not the tokenizer of this model; run dvc repro prepare backbone")
+
+    def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
+        """The template, filled, and room for the answer."""
+        ids = self.encoding.encode(self.wording.asked(self._fields(prompt)))
+        room = self.vocabulary.sequence - len(ids)
+        most = room if length is None else length
+        longest = self.vocabulary.sequence if length is None else self.longest
+        if most < 1 or (longest is not None and len(ids) + most > longest):
+            wanted = "an answer" if length is None else f"{length} more"
+            raise DataError(f"the prompt takes {len(ids)} tokens and leaves no room for {wanted} in a sequence of {longest}")
+        return [*ids, *[self.vocabulary.mask_id] * most]
+
+    def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Up to the first end; of a causal model's answer, what is written."""
+        found = [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
+        last = {self.end_id, self.vocabulary.mask_id} if self.vocabulary.causal else {self.end_id}
+        ends = [number for number, i in enumerate(found) if ids[i] in last]
+        return found[: ends[0]] if ends else found
+
+    def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
+        """Through the tokenizer."""
+        return self.render([ids[i] for i in kept])
+
+    def picture(self, text: str) -> str:
+        """As it is."""
+        return text
+
+    def token(self, token: int) -> str:
+        """Through the tokenizer."""
+        return self.render([token])
+
+    def _fields(self, prompt: Prompt) -> Mapping[str, str]:
+        """The template's fields."""
+        if isinstance(prompt, str):
+            if len(self.fields) > 1:
+                raise DataError(f"a prompt of this model has the fields {', '.join(self.fields)}; give an object that holds them")
+            prompt = {self.fields[0]: prompt}
+        given = prompt if isinstance(prompt, Mapping) else {}
+        return checked(given, "prompt", self.fields, list(self.encoding.special.values()))

@@ -1,0 +1,149 @@
+"""The evaluation as a whole: what it refuses, and which models and comparisons it holds."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from components.answers import Answers
+from components.halting import by_probability
+from components.likelihood import Likelihood
+from pipeline.backbones import Backbone
+from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.assessment import Asked, assess, opened
+from pipeline.evaluation.limited import Limited
+from pipeline.prepared import Prepared, write
+
+MEASURES = {"test_5": ("test_5", 1.0), "half": ("test_7", 0.5)}
+
+
+@pytest.fixture
+def evaluate(finished, runtime, tmp_path):
+    def evaluate(models=None, **settings):
+        folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")} if models is None else models
+        settings = {
+            "measures": MEASURES,
+            "decodes": {},
+            "halts": {"probability": by_probability},
+            "headline": "test_5",
+            "samples": 2,
+            "batch_size": 20,
+            "seed": 0,
+            **settings,
+        }
+        prepared = settings.pop("prepared", Limited(finished / "data/prepared"))
+        assess(prepared, Backbone(finished / "data/backbone"), folders, tmp_path / "out", runtime, Asked(**settings))
+        return json.loads((tmp_path / "out/metrics.json").read_text())
+
+    return evaluate
+
+
+def test_a_headline_that_is_no_measure_is_refused(evaluate, tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluate.run.headline is 'test_9', which is none of the measures test_5, half"):
+        evaluate(headline="test_9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_measure_of_an_unknown_split_is_refused(evaluate):
+    with pytest.raises(DataError, match=r"has no split 'test_9'; it has test_5, test_7, train, validation"):
+        evaluate(measures={**MEASURES, "test_9": ("test_9", 1.0)})
+
+
+def test_data_with_other_token_ids_is_refused(evaluate, finished, tmp_path):
+    data = Prepared(finished / "data/prepared")
+    write(tmp_path / "other", replace(data.vocabulary, mask_id=3), {"test_5": data.split("test_5")}, {})
+    with pytest.raises(DataError, match="mask_id 3 instead of 4 than the backbone"):
+        evaluate(prepared=Limited(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(("folder", "stage"), [("outputs/joint", "joint"), ("outputs/controls/warmup", "controls")])
+def test_a_missing_model_names_its_stage(evaluate, tmp_path, monkeypatch, folder, stage):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"{folder}/metrics.json does not exist; it is written by stage {stage}: run dvc repro {stage}"
+    ):
+        evaluate(models={"joint": folder})
+
+
+def test_the_headline_stands_at_the_top(evaluate):
+    metrics = evaluate(headline="half")
+    assert metrics["headline"] == "half"
+    assert metrics["warmup"]["nll"] == metrics["warmup"]["half"]["nll"] != metrics["warmup"]["test_5"]["nll"]
+
+
+def test_only_pairs_of_loaded_models_are_compared(evaluate, finished):
+    assert set(evaluate()["differences"]) == {"warmup - frozen", "joint - frozen", "joint - warmup"}
+    alone = evaluate(models={"joint": str(finished / "outputs/joint")})
+    assert set(alone["differences"]) == {"joint - frozen"} and "warmup" not in alone
+
+
+def test_a_phase_that_is_switched_off_is_left_out(evaluate, finished, tmp_path):
+    shutil.copytree(finished / "outputs/finetune", tmp_path / "finetune")
+    assert "finetune" not in evaluate(models={"finetune": str(tmp_path / "finetune")})
+
+
+def test_decodes_use_the_examples_that_were_asked_for(evaluate):
+    metrics = evaluate(decodes={"test_5": ("test_5", 2, 1, 7)})
+    assert metrics["frozen"]["test_5"]["decode_2"]["exact"]["n"] == 7
+    assert not any("decode" in key for key in metrics["frozen"] | metrics["frozen"]["half"])
+
+
+def test_the_batch_size_does_not_change_what_is_measured(evaluate):
+    small, large = evaluate(batch_size=7), evaluate(batch_size=30)
+    for name in ("frozen", "joint"):
+        for key in ("exact", "token_accuracy", "nll"):
+            assert small[name][key] == pytest.approx(large[name][key], rel=1e-4)
+
+
+@pytest.mark.parametrize(("asked", "written"), [(3, 3), (1000, 30)])
+def test_samples_end_with_the_split(evaluate, tmp_path, asked, written):
+    evaluate(samples=asked)
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == written
+    trace = json.loads((tmp_path / "out/trace.json").read_text())
+    assert len(trace["tokens"]) == len(trace["models"]["joint"]) == written and trace["rendering"] == "sudoku"
+
+
+def test_a_limit_holds_for_everything_and_is_told(evaluate, finished, tmp_path):
+    metrics = evaluate(prepared=Limited(finished / "data/prepared", 5), decodes={"test_5": ("test_5", 2, 1, 7)}, samples=9)
+    assert metrics["limit"] == 5 and "limit" not in evaluate()
+    joint = metrics["joint"]
+    counted = (joint["exact"], joint["half"]["nll"], joint["test_5"]["decode_2"]["exact"], joint["halting"]["probability"]["steps"])
+    assert [value["n"] for value in counted] == [5] * 4
+
+
+def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
+    evaluate(prepared=Limited(finished / "data/prepared", 3), samples=9)
+    assert len((tmp_path / "out/samples.jsonl").read_text().splitlines()) == 3
+
+
+def test_models_share_what_was_not_trained(finished, runtime):
+    folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
+    models = opened(Backbone(finished / "data/backbone"), folders, runtime)
+    tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
+    frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
+    assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)
+    assert {name for name in frozen if tensors["joint"][name] is not frozen[name]} == trained
+
+
+def test_answers_are_asked_for_of_text_alone(evaluate):
+    with pytest.raises(ConfigError, match=r"evaluate.run.answers is for text corpora; set ANSWERS: null for this one"):
+        evaluate(answers=partial(Answers, items=2, passes=1))
+
+
+def test_a_setting_out_of_range_is_named(evaluate, tmp_path):
+    with pytest.raises(ConfigError, match=r"evaluate.run.likelihood: items must be at least 1 and samples at least 2, got 3 and 1"):
+        evaluate(likelihood=partial(Likelihood, items=3, samples=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_likelihood_of_whole_answers_stands_with_each_model(evaluate):
+    metrics = evaluate(likelihood=partial(Likelihood, items=6, samples=4, split="test_5"))
+    frozen, joint = (metrics[name]["likelihood"] for name in ("frozen", "joint"))
+    assert frozen["answer_nll"]["n"] == 6 and frozen["samples"] == 4 and len(joint["answer_nll_by_step"]) == 4
+    assert frozen["minus_frozen"] == {"answer_nll": {"mean": 0, "low": 0, "high": 0, "n": 6}, "standard_error": 0}
+    difference = joint["answer_nll"]["mean"] - frozen["answer_nll"]["mean"]
+    assert joint["minus_frozen"]["answer_nll"]["mean"] == pytest.approx(difference) != 0
+    assert 0 < joint["minus_frozen"]["standard_error"] < joint["standard_error"]
+    assert "likelihood" not in evaluate()["frozen"]

@@ -1,0 +1,257 @@
+"""Plans beside what the stages then do: the same numbers from prepared data, near them from settings alone, and nothing runs."""
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gin
+import pytest
+import torch
+
+from components.caching import gain
+from pipeline.errors import ConfigError, DataError
+from pipeline.planning import plan as planning
+from pipeline.settings import config, params
+from stages.__main__ import SECTIONS
+from tests.conftest import ROOT, run_stages, workspace
+from tests.pipeline.checkpoints import LLADA, LLADA_MOE
+
+STAGES = ["backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate"]
+FOLDERS = {"backbone": "data/backbone", "warmup": "outputs/warmup", "joint": "outputs/joint"}
+LIVE = {"warmup.run.states": "@sources.live"}
+
+
+@pytest.fixture(scope="module")
+def plan_of(tmp_path_factory):
+    """``plan_of(preset, folder, section={key: value})``: the plan of a preset so changed, as it is told in a folder."""
+    file = tmp_path_factory.mktemp("plans") / "params.yaml"
+
+    def plan_of(preset="smoke", folder=file.parent, **sections):
+        file.write_text(json.dumps({"preset": preset, **{name: {"bindings": held} for name, held in sections.items()}}))
+        texts = config.resolve_all(SECTIONS, params.read(file, SECTIONS), root=ROOT)
+        with contextlib.chdir(folder):
+            return planning.plan(texts)
+
+    yield plan_of
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def plan(plan_of, finished):
+    """The smoke preset's where its data is prepared."""
+    return plan_of(folder=finished)
+
+
+@pytest.fixture(scope="module")
+def changed(plan_of, finished):
+    """The same with other settings of each phase; a machine that is not here."""
+    state, before = torch.get_rng_state(), sorted(map(str, finished.rglob("*")))
+    found = plan_of(
+        folder=finished, common={"THREADS": 7, "DEVICE": "cuda"}, warmup={**LIVE, "ACCUMULATION": 4, "BATCH": 8},
+        joint={"loop.fit.memory": "@memory.recompute"}, finetune={"finetune.run.steps": 3},
+    )  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() != 7
+    assert sorted(map(str, finished.rglob("*"))) == before  # nothing is written
+    return found
+
+
+@pytest.fixture(scope="module")
+def guess(plan_of):
+    """The smoke preset's where nothing is prepared."""
+    return plan_of()
+
+
+def of(plan, stage):
+    return next(cost for cost in plan.costs if cost.stage == stage)
+
+
+def metrics(folder, name):
+    return json.loads((folder / name / "metrics.json").read_text())
+
+
+# From prepared data
+
+
+def test_every_stage_that_computes_has_its_costs(plan):
+    assert [cost.stage for cost in plan.costs] == STAGES and plan.assumed == [] and plan.live == []
+
+
+@pytest.mark.parametrize("stage", FOLDERS)
+def test_operations_and_parameters_are_those_that_training_tells(plan, finished, stage):
+    told, cost = metrics(finished, FOLDERS[stage]), of(plan, stage)
+    assert (cost.steps, cost.flops_per_step) == (told["steps"], told["flops_per_step"])
+    assert cost.flops == told["steps"] * told["flops_per_step"] > 0
+    assert (cost.held, cost.trained) == (told["parameters"]["total"], told["parameters"]["trainable"])
+
+
+def test_controls_spend_what_they_are_compared_with(plan, finished):
+    told = [metrics(finished, f"outputs/controls/{name}") for name in ("backbone", "warmup")]
+    spent = sum(run["steps"] * run["flops_per_step"] for run in told)
+    half_a_step = sum(run["flops_per_step"] for run in told) / 2  # of each: they take whole steps
+    assert of(plan, "controls").flops == pytest.approx(spent, abs=half_a_step)
+    assert of(plan, "controls").trained == sum(run["parameters"]["trainable"] for run in told)
+
+
+def test_the_cache_is_as_large_as_what_extract_writes(plan, finished):
+    told, cost = metrics(finished, "data/shards"), of(plan, "extract")
+    beside = told["bytes"] - cost.disk  # headers of tars and blocks, and uids: fixed parts of small shards
+    assert cost.disk == told["tokens"] * (16 * 4 + 13) and 0 < beside < 0.05 * told["bytes"]
+
+
+def test_epochs_are_those_of_the_rows_that_are_there(plan, finished):
+    rows = json.loads((finished / "data/prepared/manifest.json").read_text())["splits"]["train"]["examples"]
+    assert plan.examples == rows and of(plan, "warmup").epochs == 6 * 32 / rows
+    assert plan.epochs == pytest.approx(10 * 32 / rows) and plan.draws == 2
+
+
+def test_the_gain_is_reckoned_from_what_was_counted(plan):
+    warmup, joint = of(plan, "warmup"), of(plan, "joint")
+    assert plan.step == pytest.approx((warmup.flops + joint.flops) / (10 * 32))
+    tokens, dim, layers = 16, 16, 1
+    assert plan.trunk == layers * (2 * tokens * (4 + 8) * dim**2 + 4 * tokens * tokens * dim)
+    assert plan.gain == gain(plan.trunk, plan.step, 2, plan.epochs) < 1  # two draws, and hardly more than one epoch
+    assert of(plan, "extract").beside == plan.trunk * (2 * plan.examples + 40)
+
+
+def test_memory_holds_weights_and_what_training_adds(plan):
+    warmup, joint, evaluate = (of(plan, stage) for stage in ("warmup", "joint", "evaluate"))
+    assert joint.memory > warmup.memory > 4 * (warmup.held + 4 * warmup.trained)  # joint trains more
+    own = 2 * warmup.trained + joint.trained + of(plan, "backbone").held  # the controls': warmup again, and a whole backbone
+    assert evaluate.held == of(plan, "backbone").held + own  # finetune is off
+    assert evaluate.memory == pytest.approx(4 * evaluate.held, rel=0.01)
+
+
+def test_microbatches_make_up_the_same_step_in_less_memory(plan, changed):
+    whole, parts = of(plan, "warmup"), of(changed, "warmup")
+    assert (parts.flops_per_step, parts.epochs) == (whole.flops_per_step, whole.epochs) and parts.memory < whole.memory
+
+
+def test_a_live_trunk_is_added_to_the_phase_that_runs_it(plan, changed):
+    whole, live = of(plan, "warmup"), of(changed, "warmup")
+    assert changed.live == ["warmup"] and changed.trunk == plan.trunk
+    assert live.beside - whole.beside == plan.trunk * (6 * 32 + 2 * 40)  # the steps' examples, and two validations'
+    assert live.flops == whole.flops  # what metrics.json tells: the trunk is no part of a step
+
+
+def test_recomputation_takes_more_operations_and_less_memory(plan, changed):
+    assert of(changed, "joint").flops > of(plan, "joint").flops and of(changed, "joint").memory < of(plan, "joint").memory
+
+
+def test_finetuning_is_told_when_it_is_on(plan, changed):
+    cost = of(changed, "finetune")
+    assert cost.steps == 3 and cost.flops == 3 * cost.flops_per_step > 0 and cost.trained == cost.held == cost.parameters
+    assert of(plan, "finetune").flops == 0 and of(changed, "evaluate").held > of(plan, "evaluate").held
+
+
+# From settings alone
+
+
+def test_without_data_its_settings_tell_nearly_the_same(plan, guess):
+    assert len(guess.assumed) == 1 and guess.assumed[0].startswith("data/prepared is not there yet: ")
+    for stage in STAGES:
+        known, cost = of(plan, stage), of(guess, stage)
+        assert (cost.parameters, cost.trained, cost.held, cost.steps, cost.epochs, cost.disk) == (
+            known.parameters, known.trained, known.held, known.steps, known.epochs, known.disk
+        )  # fmt: skip
+        assert cost.flops == pytest.approx(known.flops, rel=0.01) and cost.beside == pytest.approx(known.beside, rel=0.05)
+
+
+def test_other_settings_and_data_that_is_not_of_them(plan_of, guess, finished):
+    other = plan_of(
+        folder=finished, prepare={"sudoku.Sudoku.train": 500}, extract={"STATE_DTYPE": "int8", "DRAWS": 3},
+        warmup={"loop.fit.supervision": "@supervision.learned"}, joint={"loop.fit.deepen": 0.5},
+    )  # fmt: skip
+    assert other.examples == 500 and "data/prepared was prepared with other settings" in other.assumed[0]
+    assert of(other, "extract").disk == (3 * 500 + 40) * 16 * (16 + 4 + 13) and other.draws == 3
+    assert of(other, "warmup").flops == pytest.approx(of(guess, "warmup").flops, rel=0.01)
+    assert of(other, "joint").flops < 0.99 * of(guess, "joint").flops  # at first few steps are supervised
+
+
+def test_a_model_whose_work_depends_on_the_tokens_says_so(plan_of, guess):
+    found = plan_of(warmup={"REFINER": "@hybrid.Hybrid"}, extract={"STATE_DTYPE": "bf16"})
+    told = [text.partition(":")[0] for text in found.assumed]
+    assert told == ["data/prepared is not there yet", "warmup", "joint", "evaluate"] and found.step == 0
+    assert of(found, "warmup").flops == 0 and of(found, "warmup").epochs == of(guess, "warmup").epochs
+    assert of(found, "extract").disk == (2 * 300 + 40) * 16 * (2 * 16 + 13)
+
+
+def test_more_rows_a_step_than_there_are_is_refused(plan_of):
+    with pytest.raises(ConfigError, match="a step of 512 rows needs at least as many training examples, there are 300"):
+        plan_of(common={"BATCH": 512})
+
+
+# Text, padded and in buckets
+
+
+@pytest.mark.slow
+def test_operations_on_padded_text_are_those_that_training_tells(tmp_path, monkeypatch, plan_of):
+    folder = workspace(tmp_path / "text", "gsm8k_smoke")
+    (folder / "raw/gsm8k").mkdir(parents=True)
+    for name, n in (("train", 60), ("test", 6)):
+        lines = [{"question": f"What is {i} + 1?", "answer": "so " * (i % 30) + str(i + 1)} for i in range(n)]
+        (folder / f"raw/gsm8k/{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
+    common = {"BUCKETS": [16, 32], "VALIDATE_EVERY": 2, "jsonl.QuestionAnswers.sequence": 48}
+    (folder / "params.yaml").write_text(json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": common}}))
+    run_stages(folder, ("prepare", "backbone", "extract", "warmup"))
+    found = plan_of("gsm8k_smoke", folder, common=common)
+    for stage in ("backbone", "warmup"):
+        told = metrics(folder, FOLDERS[stage])
+        assert of(found, stage).flops_per_step == told["flops_per_step"]
+        assert of(found, stage).held == told["parameters"]["total"]
+    assert of(found, "extract").disk == metrics(folder, "data/shards")["tokens"] * (16 * 2 + 13)
+
+
+# Pretrained
+
+
+@pytest.fixture
+def pretrained(plan_of, tmp_path, monkeypatch):
+    """``pretrained(config.json)``: the plan over LLaDA of that shape. No weights are there."""
+    pytest.importorskip("transformers")
+    from pipeline.text import tokenizer as bpe
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
+    (tmp_path / "gsm8k").mkdir()
+    for name in ("train", "test"):
+        lines = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)]
+        (tmp_path / f"gsm8k/{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encoding = bpe.trained((f"What is {i} + 1?" for i in range(40)), 280)
+    bpe.save(encoding.tokenizer, tmp_path / "tokenizer.json")
+
+    def pretrained(sizes, path=".", **common):
+        (tmp_path / "config.json").write_text(json.dumps(sizes))
+        text = {"tokenizer": ".", "special": {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}, "sequence": 32}
+        small = {"HEADS": 2, "TAIL_LAYERS": 1, "pretrained.model.path": path, "jsonl.QuestionAnswers": text}
+        return plan_of("gsm8k_llada", tmp_path, common={**small, **common})
+
+    return pretrained
+
+
+def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
+    found = pretrained({**LLADA, "vocab_size": 400, "embedding_size": 400})
+    layer, ends = 4 * 16**2 + 3 * 16 * 24 + 2 * 16, 2 * 400 * 16 + 16
+    extract, warmup, joint = (of(found, stage) for stage in ("extract", "warmup", "joint"))
+    assert extract.held == 3 * layer + ends and warmup.held - warmup.trained == layer + ends
+    assert joint.trained == warmup.trained + layer and joint.parameters == warmup.trained + extract.held
+    assert extract.memory > 2 * extract.held  # two bytes a weight
+    assert warmup.memory > 2 * (layer + ends) + 4 * 5 * warmup.trained
+    assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
+    assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
+    assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
+
+
+def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):
+    half, whole = (pretrained({**LLADA_MOE, "vocab_size": 400}, **{"pretrained.model.dtype": dtype}) for dtype in ("bf16", "fp32"))
+    for stage in STAGES:
+        narrow, wide = of(half, stage), of(whole, stage)
+        assert replace(narrow, memory=0) == replace(wide, memory=0) and narrow.memory < wide.memory, stage
+    assert half.trunk == whole.trunk > 0 and of(whole, "joint").flops > 0
+    assert of(whole, "extract").memory - of(half, "extract").memory > 2 * of(whole, "extract").held  # two more bytes a weight
+
+
+def test_the_configuration_has_to_be_there(pretrained):
+    with pytest.raises(DataError, match=r"nobody/nothing is not on this machine and the hub cannot be reached .* hf download"):
+        pretrained(LLADA, path="nobody/nothing")

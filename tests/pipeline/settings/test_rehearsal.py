@@ -1,0 +1,144 @@
+"""Every model of a configuration, built on shapes: what is trained, what does not fit, and that nothing is computed or kept."""
+
+import gin
+import pytest
+import torch
+from safetensors import safe_open
+
+from components.refined_lm import RefinedLM
+from components.tiny_lm import TinyLM
+from pipeline.errors import ConfigError
+from pipeline.settings import config, params, rehearsal
+from stages.__main__ import SECTIONS
+from tests.conftest import ROOT
+
+TRAINING = ("backbone", "warmup", "joint", "finetune", "controls")
+NEEDED = ("prepare", "extract", *TRAINING, "evaluate")
+
+
+@pytest.fixture(scope="module")
+def rehearse(tmp_path_factory):
+    """``rehearse(line of params.yaml, ...)``: the models of the smoke preset so changed."""
+    file = tmp_path_factory.mktemp("rehearsal") / "params.yaml"
+
+    def texts(stages, lines):
+        file.write_text("\n".join(["preset: smoke", *lines]) + "\n")
+        read = params.read(file, SECTIONS)
+        return {stage: config.resolve(stage, read, root=ROOT).text for stage in stages}
+
+    plain = texts(NEEDED, ())
+
+    def rehearse(*lines):
+        sections = {line.partition(":")[0] for line in lines}
+        return rehearsal.rehearse(plain | texts(NEEDED if "common" in sections else sections, lines))
+
+    yield rehearse
+    gin.clear_config()
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_every_training_stage_has_its_model(rehearse):
+    models = rehearse()
+    assert tuple(models) == TRAINING
+    assert isinstance(models["backbone"], TinyLM) and all(isinstance(models[stage], RefinedLM) for stage in TRAINING[1:])
+    assert [models[stage].backbone.first_layer for stage in TRAINING[1:]] == [1, 1, 0, 1]  # finetune alone holds the trunk
+
+
+def test_nothing_takes_memory(rehearse):
+    for model in rehearse().values():
+        tensors = [*model.parameters(), *model.buffers()]
+        assert tensors and all(tensor.device.type == "meta" for tensor in tensors)
+
+
+def test_what_is_frozen_is_frozen(rehearse):
+    models = rehearse()
+    everything = {name for name, _ in models["finetune"].named_parameters()}
+    refiner = {name for name in everything if name.startswith("refiner.")}
+    assert trained(models["backbone"]) == {name for name, _ in models["backbone"].named_parameters()}
+    assert trained(models["warmup"]) == trained(models["controls"]) == refiner
+    assert trained(models["joint"]) == refiner | {name for name in everything if name.startswith("backbone.blocks.1.")}
+    assert trained(models["finetune"]) == everything
+
+
+def test_the_shapes_are_those_of_the_models_that_are_trained(rehearse, finished):
+    models = rehearse()
+    for stage, folder in (("backbone", "data/backbone"), ("warmup", "outputs/warmup"), ("joint", "outputs/joint")):
+        with safe_open(finished / folder / "model.safetensors", "pt") as kept:
+            shapes = {name: tuple(kept.get_slice(name).get_shape()) for name in kept.keys()}  # noqa: SIM118
+        model = models[stage]
+        rehearsed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        assert shapes.items() <= rehearsed.items() and trained(model) <= set(shapes), stage
+
+
+def test_sizes_are_told_in_words(rehearse):
+    told = rehearsal.sizes(rehearse())
+    assert told == "backbone 6,640, warmup 3,915, joint 7,019, finetune 10,555, controls 3,915"
+
+
+def test_the_machine_is_left_as_it_was(rehearse):
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    rehearse("common: {bindings: {THREADS: 7, DEVICE: cuda}}")  # a machine that is not here
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    weight = torch.nn.Linear(3, 3).weight
+    assert weight.device.type == "cpu" and weight.abs().sum() > 0  # initialisers work again
+    assert torch.nn.init.ones_(torch.empty(2)).tolist() == [1.0, 1.0]
+
+
+def test_after_a_mistake_too(rehearse):
+    with pytest.raises(ConfigError):
+        rehearse("common: {bindings: {HEADS: 5}}")
+    assert torch.nn.init.ones_(torch.empty(2)).tolist() == [1.0, 1.0]
+    assert tuple(rehearse()) == TRAINING
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("common: {bindings: {HEADS: 5}}", "^backbone: heads must divide dim, got dim 16 and heads 5"),
+        ("backbone: {bindings: {HEADS: 16, ROTARY: true}}", "^backbone: rotary positions need heads of even width, got 1"),
+        ("prepare: {bindings: {sudoku.Sudoku.size: 5}}", "^Sudoku.size must be one of 4, 6, 9, got 5"),
+        ("common: {bindings: {TAIL_LAYERS: 3}}", "^extract: a tail of 3 layers cannot be cut from a backbone of 2"),
+        ("extract: {bindings: {TAIL_LAYERS: -1}}", "^extract: a tail of -1 layers"),
+        ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
+        ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
+        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "^warmup: the refiner needs at least 1 step and 1 block"),
+        ("warmup: {bindings: {refiner.SlotRefiner.widths: {context: 3}}}", "^warmup: slot widths must name exactly"),
+        ("warmup: {bindings: {warmup.run.unfreeze: [refnier]}}", "^warmup: no module matches 'refnier'; the nearest are refiner"),
+        (
+            "joint: {bindings: {joint.run.unfreeze: [backbone.blocks.0]}}",
+            "^joint: no module matches 'backbone.blocks.0'; .*blocks.1",
+        ),
+        ("finetune: {bindings: {finetune.run.unfreeze: [trunk]}}", "^finetune: no module matches 'trunk'"),
+        ("controls: {bindings: {controls.run.unfreeze: [slots]}}", "^controls: no module matches 'slots'; .*refiner.slots"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_stage(rehearse, line, message):
+    with pytest.raises(ConfigError, match=message):
+        rehearse(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "stage", "count"),
+    [
+        ("common: {bindings: {TAIL_LAYERS: 2}}", "joint", 10_123),
+        ("common: {bindings: {TAIL_LAYERS: 0, joint.run.unfreeze: [refiner]}}", "joint", 3_915),
+        ("warmup: {gin: [gin/sizes/base.gin]}", "warmup", 7_019),
+        ("joint: {bindings: {joint.run.unfreeze: [refiner.slots, 'backbone.blocks.?.mlp*']}}", "joint", None),
+        ("backbone: {bindings: {DIM: 32}}", "backbone", None),
+        ("prepare: {bindings: {sudoku.Sudoku.size: 9}}", "backbone", None),
+    ],
+)
+def test_a_setting_shows_in_the_sizes(rehearse, line, stage, count):
+    plain, changed = rehearse(), rehearse(line)
+    sizes = [sum(p.numel() for p in models[stage].parameters() if p.requires_grad) for models in (plain, changed)]
+    assert sizes[1] == count if count else sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_norms_count_where_they_are_trained(rehearse, stage):
+    names = trained(rehearse(f"{stage}: {{bindings: {{{stage}.run.layer_norms: true}}}}")[stage])
+    assert "backbone.norm.weight" in names
