@@ -57,6 +57,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
         "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(metrics, measures)}",
         "Whole answers, decoded in several passes": decodes_table(metrics, models),
         **whole_answers(metrics, models),
+        **retention(metrics, models),
         "After each recursion step": steps_table(metrics, models),
         "Halting": halting_table(metrics, models),
         "Findings": "".join(f"- {line}\n" for line in findings(metrics, curve, models)),
@@ -150,6 +151,16 @@ def whole_answers(metrics: Mapping[str, Any], models: Sequence[str]) -> dict[str
     return found
 
 
+def retention(metrics: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
+    """The section on forgetting, where it was looked for."""
+    if "retention" not in metrics["frozen"]:
+        return {}
+    what = (
+        "Hidden tokens of prompts, which no phase supervises: a phase that does worse there than the frozen backbone has forgotten."
+    )
+    return {"What the backbone knew": f"{what}\n\n{retention_table(metrics, models)}"}
+
+
 def answers_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
     """Share of generated answers that are right by each pattern, the paired difference from the frozen backbone, and the cost."""
     patterns = sorted(metrics["frozen"]["answers"]["minus_frozen"])
@@ -172,6 +183,22 @@ def likelihood_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
             f"{bold_if_clear(other['answer_nll'])} ± {other['standard_error']:.3f}",
             ", ".join(f"{v['mean']:.2f}" for v in found["answer_nll_by_step"]),
         ])  # fmt: skip
+    return markdown(rows)
+
+
+def retention_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """What each model says of hidden tokens of prompts, and the paired difference from the frozen backbone."""
+    rows = [["model", "nll", "nll - frozen", "tokens right"]]
+    for name in models:
+        found = metrics[name]["retention"]
+        rows.append(
+            [
+                name,
+                cell(found["prompt_nll"]),
+                bold_if_clear(found["minus_frozen"]["prompt_nll"]),
+                cell(found["prompt_token_accuracy"]),
+            ]
+        )
     return markdown(rows)
 
 
@@ -229,6 +256,10 @@ def findings(metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves], mo
         if len(steps) > 1:
             falling = all(b <= a for a, b in pairwise(steps))
             found.append(f"{name}: nll falls with every recursion step" if falling else f"{name}: more steps are not always better")
+    for name in models:
+        lost = metrics[name].get("retention", {}).get("minus_frozen", {}).get("prompt_nll", {"low": 0.0})
+        if lost["low"] > 0:
+            found.append(f"{name}: has forgotten, nll of prompts' tokens is {cell(lost)} above the frozen backbone's")
     for name, columns in curve.items():
         for gate in (k for k in columns if k.startswith("gate/")):
             if not 0.3 <= (value := columns[gate][-1]) <= 0.7:

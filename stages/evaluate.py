@@ -24,6 +24,7 @@ def run(
     halts: Mapping[str, Rule],
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
+    retention: tuple[str, float] | None,
     limit: int | None,
     headline: str,
     samples: int,
@@ -43,6 +44,8 @@ def run(
         halts: name -> rule by which sequences leave the recursion (``components.halting``); on the headline measure.
         answers: generate answers and judge their results; None = not for this corpus.
         likelihood: estimate the nll of whole answers; None = leave it out.
+        retention: (split, fraction of the prompt that is masked): what models still know of text that no phase supervises; None =
+            leave it out.
         limit: examples of each split that are looked at, in everything (``--limit``); None = all.
         headline: the measure whose metrics stand at the top.
         samples: examples written as text and traced through the steps.
@@ -53,7 +56,7 @@ def run(
     data = Limited(prepared, limit)
     assess = concept_assessment.assess if data.vocabulary.rendering == "sentences" else assessment.assess
     asked = assessment.Asked(
-        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood,
+        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, retention=retention,
         headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     assess(data, Backbone(backbone), models, Path(out), runtime, asked)

@@ -50,11 +50,11 @@ def assess(
         DataError: a model, split or backbone does not fit.
     """
     measures, seed, size = asked.measures, asked.seed, asked.batch_size
-    beside = asked.decodes or asked.halts or asked.answers or asked.likelihood
+    beside = asked.decodes or asked.halts or asked.answers or asked.likelihood or asked.retention
     if beside or any(ratio != 1.0 for _, ratio in measures.values()):
         raise ConfigError(
-            "sentences are predicted one at a time: decodes and halts must be {}, answers and likelihood None, "
-            "and the fraction of a measure 1.0"
+            "sentences are predicted one at a time: decodes and halts must be {}, answers, likelihood and "
+            "retention None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared.vocabulary, prepared.folder)
     loaded = opened(backbone, models, runtime)

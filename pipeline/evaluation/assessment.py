@@ -23,6 +23,7 @@ from pipeline.evaluation import evaluator
 from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
 from pipeline.evaluation.limited import Limited
+from pipeline.evaluation.retention import retained
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.prepared import Prepared
 from pipeline.progress import Progress
@@ -49,6 +50,7 @@ class Asked:
     halts: Mapping[str, Rule]
     answers: Callable[[], Answers] | None = None
     likelihood: Callable[[], Likelihood] | None = None
+    retention: tuple[str, float] | None = None
     headline: str
     samples: int
     batch_size: int
@@ -98,6 +100,9 @@ def assess(prepared: Limited, backbone: Backbone, models: Mapping[str, str], out
         metrics[name] |= _of_the_recursion(model, again, asked.halts, split.group, runtime)
     metrics["differences"] = _differences(prepared, measures, counted)
     written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
+    if asked.retention is not None:
+        for name, values in retained(prepared, loaded, asked.retention, size, seed, runtime).items():
+            metrics[name]["retention"] = values
     if rank():
         return
     write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics})

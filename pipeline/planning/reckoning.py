@@ -152,8 +152,8 @@ class Reckoning:
             trained: model of each phase, what it does not train frozen.
             with_finetune: it takes steps.
         """
-        names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "seed")
-        models, measures, decodes, halts, headline, answers, likelihood, seed = self._arguments("evaluate", *names)
+        names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "retention", "seed")
+        models, measures, decodes, halts, headline, answers, likelihood, retention, seed = self._arguments("evaluate", *names)
         kept = [name for name in models if name != "finetune" or with_finetune]
         plain = 1 + sum("backbone" in name for name in kept)
         told = 1 + len(kept) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
@@ -165,6 +165,8 @@ class Reckoning:
         if likelihood is not None:  # half of an answer is masked on average
             bound, causal = likelihood(), self.corpus.vocabulary.causal
             looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples), 1))
+        if retention is not None:  # a look at as many tokens, in other places
+            looks.append((*retention, len(self.corpus.splits[retention[0]]), 1))
         work = 0
         for split, ratio, examples, times in looks:
             batch = self._looked_at(split, ratio, seed)

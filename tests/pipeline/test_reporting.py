@@ -10,6 +10,7 @@ from pipeline.reporting import (
     findings,
     report,
     results_table,
+    retention,
     steps_csv,
     steps_table,
     whole_answers,
@@ -154,6 +155,26 @@ def test_the_likelihood_has_a_table(whole):
 
 def test_without_whole_answers_nothing_is_said_of_them(metrics):
     assert whole_answers(metrics, ["frozen", "warmup"]) == {}
+
+
+@pytest.mark.parametrize(("lost", "half", "told"), [(0.3, 0.1, True), (0.05, 0.1, False), (-0.3, 0.1, False)])
+def test_forgetting_has_a_table_and_is_a_finding_where_it_is_clear(metrics, lost, half, told):
+    for name, apart in (("frozen", value(0, 0)), ("warmup", value(lost, half))):
+        metrics[name]["retention"] = {
+            "prompt_nll": value(2.0),
+            "prompt_token_accuracy": value(0.5),
+            "minus_frozen": {"prompt_nll": apart, "prompt_token_accuracy": value(0)},
+        }
+    table = cells(retention(metrics, ["frozen", "warmup"])["What the backbone knew"].partition("\n\n")[2])
+    assert table[0] == ["model", "nll", "nll - frozen", "tokens right"] and table[3][2].strip("*") == cell(value(lost, half))
+    said = [line for line in findings(metrics, {}, ["frozen", "warmup"]) if "forgotten" in line]
+    assert said == (
+        [f"warmup: has forgotten, nll of prompts' tokens is {cell(value(lost, half))} above the frozen backbone's"] if told else []
+    )
+
+
+def test_without_a_look_nothing_is_said_of_forgetting(metrics):
+    assert retention(metrics, ["frozen"]) == {}
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,9 @@ def test_its_backbone_writes_what_the_library_writes(inside):
         assert answer.text == generator.prompts.render(expected) and answer.evaluations == min(7, len(expected) + 1)
         alone = generator(prompt)
         assert (answer.text, answer.evaluations) == (alone.text, alone.evaluations)
-        assert answer.confidence == pytest.approx(alone.confidence, rel=1e-5)  # products of another number of rows may round otherwise
+        assert answer.confidence == pytest.approx(
+            alone.confidence, rel=1e-5
+        )  # products of another number of rows may round otherwise
 
 
 def test_the_refined_model_writes_token_after_token(inside, capsys):
