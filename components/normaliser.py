@@ -24,12 +24,13 @@ class RobustNormaliser(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def fit(self, x: Float[Tensor, "sentences dim"]) -> None:
-        """Take centre and scale from these rows; a channel without spread keeps scale 1."""
+        """Take centre and scale from these rows; a channel whose spread is within the rounding of its values keeps scale 1."""
         ordered = x.sort(0).values
         first, median, third = (_quantile(ordered, q) for q in QUARTILES)
         spread = NORMAL * (third - first)
         self.centre.copy_(median)
-        self.scale.copy_(torch.where(spread > 0, spread, torch.ones_like(spread)))
+        rounding = (torch.finfo(x.dtype).eps * ordered.abs().amax(0)).clamp_min(torch.finfo(x.dtype).tiny)
+        self.scale.copy_(torch.where(spread > rounding, spread, torch.ones_like(spread)))
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         return (x - self.centre) / self.scale
