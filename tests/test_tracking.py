@@ -279,7 +279,7 @@ def test_a_sender_that_is_killed_leaves_the_rest_to_ship(work, server):
 
 def killed(work, server, *, with_sender=False):
     """A run that was killed after some rows had arrived; returns how many it had written."""
-    process = work.start(pace=0.03)
+    process = work.start(pace=0.2)  # long enough for a sender that starts on a busy machine
     wait_until(lambda: server.tasks and work.rows(), "rows arrive")
     for sender in work.senders() if with_sender else []:
         sender.kill()
