@@ -136,6 +136,7 @@ MISTAKES = {
     "tail": shaped("common", "TAIL_LAYERS: 3", "extract: a tail of 3 layers cannot be cut from a backbone of 2"),
     "unfreeze": shaped("joint", "joint: {run: {unfreeze: [refnier]}}", "joint: no module matches 'refnier'",
         "the nearest are refiner"),
+    "nothing to train": shaped("warmup", "warmup: {run: {unfreeze: []}}", "warmup.run.unfreeze names nothing to train"),
     # command line
     "unknown flag": typed("warmup", "--chekc", told=("unknown flag --chekc", "did you mean 'check'?")),
     "setting as a flag": typed("warmup", "--loop.fit.steps=3", told=("unknown flag --loop.fit.steps=3", "known: check")),

@@ -4,6 +4,7 @@ Heads that do not divide a width, a refiner of another width, a tail deeper than
 all of it shows here, before a backbone was trained for hours.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from components.freezing import freeze_except
 from components.model import Model
 from components.refined_lm import RefinedLM
 from components.split import split_layer, tail_of
+from pipeline import loop
 from pipeline.backbones import check_causal
 from pipeline.errors import ConfigError
 from pipeline.settings import config
@@ -41,23 +43,34 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
         with _stage("backbone", texts):
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)
-            freeze_except(backbone, _argument("backbone", "unfreeze"))
+            _freeze("backbone", backbone)
         with _stage("extract", texts):
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
         with _stage("controls", texts):
-            freeze_except(backbone, _argument("controls", "unfreeze_backbone"))
+            _freeze("controls", backbone, "unfreeze_backbone", "fit_backbone")
         for stage in ("warmup", "joint", "finetune", "controls"):
             with _stage("warmup", texts):
                 refiner = _argument("warmup", "refiner")(dim=backbone.architecture["dim"])
             with _stage(stage, texts):
                 model = RefinedLM(backbone if stage == "finetune" else tail_of(backbone, split), refiner)
                 norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
-                freeze_except(model, _argument(stage, "unfreeze"), layer_norms=norms)
+                _freeze(stage, model, layer_norms=norms)
                 models[stage] = model
     with _stage("evaluate", texts):
         for make in (_argument("evaluate", "answers"), _argument("evaluate", "likelihood")):
             _ = make and make()
     return models
+
+
+def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
+    """As the stage will; if it takes steps, something must be left to train."""
+    frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
+    off = inspect.unwrap(_argument(stage, fit)) is not loop.fit or (stage == "finetune" and not _argument(stage, "steps"))
+    if not frozen.trainable and not off:
+        raise ConfigError(
+            f"{stage}: {stage}.run.{unfreeze} names nothing to train, and {fit} takes steps; name modules, or switch it off: "
+            "@loop.as_it_is"
+        )
 
 
 def sizes(models: Mapping[str, Model]) -> str:

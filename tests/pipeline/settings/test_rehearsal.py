@@ -112,6 +112,19 @@ def test_after_a_mistake_too(rehearse):
             "joint: {bindings: {joint.run.unfreeze: [backbone.blocks.0]}}",
             "^joint: no module matches 'backbone.blocks.0'; .*blocks.1",
         ),
+        (
+            "common: {bindings: {BACKBONE_TRAINS: []}}",
+            "^backbone: backbone.run.unfreeze names nothing to train, and fit takes steps",
+        ),
+        (
+            "common: {bindings: {CONTROL_TRAINS: []}}",
+            "^controls: controls.run.unfreeze_backbone names nothing .* fit_backbone takes",
+        ),
+        ("warmup: {bindings: {warmup.run.unfreeze: []}}", "^warmup: warmup.run.unfreeze names nothing to train"),
+        (
+            "finetune: {bindings: {finetune.run.steps: 1, FINETUNE_TRAINS: []}}",
+            "^finetune: finetune.run.unfreeze names nothing to train",
+        ),
         ("finetune: {bindings: {finetune.run.unfreeze: [trunk]}}", "^finetune: no module matches 'trunk'"),
         ("controls: {bindings: {controls.run.unfreeze: [slots]}}", "^controls: no module matches 'slots'; .*refiner.slots"),
     ],
@@ -119,6 +132,14 @@ def test_after_a_mistake_too(rehearse):
 def test_what_does_not_fit_is_told_with_its_stage(rehearse, line, message):
     with pytest.raises(ConfigError, match=message):
         rehearse(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["joint: {bindings: {JOINT_FIT: '@loop.as_it_is', joint.run.unfreeze: []}}", "finetune: {bindings: {FINETUNE_TRAINS: []}}"],
+)
+def test_a_phase_that_is_off_may_train_nothing(rehearse, line):
+    rehearse(line)
 
 
 @pytest.mark.parametrize(
