@@ -4,8 +4,9 @@ Notable: of LLM.int8() the part for outliers is left out, for it looks for them 
 on what it is batched with. What is left treats each token alone, in both kinds, so cached and live states are the same bits.
 """
 
+import logging
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -49,12 +50,12 @@ class OnShapes(nn.Module):
 
     def __init__(self, layer: nn.Linear, bits: Bits) -> None:
         super().__init__()
-        self.shape, self.bias = layer.weight.shape, layer.bias
+        self.out, self.bias = layer.out_features, layer.bias
         packed = torch.empty(layer.weight.numel() * bits // 8, dtype=torch.uint8, device=layer.weight.device)
         self.weight = nn.Parameter(packed, requires_grad=False)
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
-        return nn.functional.linear(x, x.new_empty(self.shape), self.bias)
+        return _product_of_shapes(x, self.out, self.bias)
 
 
 def _packed(layer: nn.Linear, bits: Bits) -> nn.Module:
@@ -62,14 +63,34 @@ def _packed(layer: nn.Linear, bits: Bits) -> nn.Module:
         import bitsandbytes  # brings seconds, and only these models need it
     except ImportError:
         raise ConfigError("a trunk in eight or four bits needs bitsandbytes: pip install 'slotloop[bits]'") from None
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # it tells of every product that it casts
     library, weight = bitsandbytes.nn, layer.weight.detach()
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
     if bits == 8:
-        made = library.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=0.0, device="meta")
+        made = _shared(library.Linear8bitLt)(*sizes, has_fp16_weights=False, threshold=0.0, device="meta")
         made.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
-        made = library.Linear4bit(*sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
-        made.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
+        made = _shared(library.Linear4bit)(*sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
         made.support_avx512bf16_for_cpu = False  # it would pack again at the first call, and round the scales
+        made.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
     made.bias = layer.bias
     return made.to(weight.device)  # which packs
+
+
+def _shared(kind: type[nn.Linear]) -> Any:
+    """The library's layer, whose operations can be counted on shapes as well."""
+
+    class Packed(kind):  # type: ignore[misc]
+        """A linear layer in few bits. It is never trained, so copies of a model share it, with what the library keeps beside it."""
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Packed":
+            return self
+
+        def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
+            return _product_of_shapes(x, self.out_features, self.bias) if x.is_meta else super().forward(x)
+
+    return Packed
+
+
+def _product_of_shapes(x: Float[Tensor, "*rows dim"], out: int, bias: Tensor | None) -> Float[Tensor, "*rows out"]:
+    return nn.functional.linear(x, x.new_empty(out, x.shape[-1]), bias)

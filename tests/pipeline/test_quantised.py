@@ -1,9 +1,12 @@
 """A trunk in eight or four bits: as many bytes, states close by and of each token alone; tails stay what they were."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from components.batch import Batch
 from components.freezing import freeze_except
 from components.selfcheck import selfcheck
 from pipeline import flops
@@ -76,6 +79,27 @@ def test_on_shapes_it_takes_as_many_bytes_and_operations(checkpoint, bits):
     plain = build(source(checkpoint), load=False)
     ids = torch.empty(2, 12, dtype=torch.int64, device="meta")
     assert counted(shapes, ids) == counted(plain, ids) > 0
+
+
+@pytest.mark.parametrize("bits", (8, 4))
+@torch.no_grad()
+def test_copies_share_what_is_packed_and_say_the_same(checkpoint, bits):
+    packed = build(source(checkpoint, trunk_bits=bits))
+    copied, ids = copy.deepcopy(packed), tokens()
+    expected = packed.trunk(ids, None, LAYERS - 1)
+    assert torch.equal(copied.trunk(ids, None, LAYERS - 1), expected) and bool(torch.isfinite(expected).all())
+    own, other = (model.model.model.layers[0].mlp.up_proj.weight for model in (packed, copied))
+    assert own is other
+
+
+@pytest.mark.parametrize("bits", (8, 4))
+def test_a_gradient_takes_the_operations_of_the_plain_model(checkpoint, bits):
+    ids, every = tokens(), torch.ones(4, 12, dtype=torch.bool)
+    batch = Batch(ids, ids, every, every.float(), None, None)
+    plain, packed = build(source(checkpoint)), build(source(checkpoint, trunk_bits=bits))
+    for model in (plain, packed):
+        freeze_except(model, ["model.model.layers.2"])
+    assert flops.of_gradient(packed, batch, [1.0]) == flops.of_gradient(plain, batch, [1.0]) > 0
 
 
 def counted(model, ids):
