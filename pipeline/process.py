@@ -45,13 +45,21 @@ class Lost(UserError):
 
 @contextlib.contextmanager
 def termination_noted() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM does not end the process: what is given tells whether it came."""
-    came = threading.Event()
+    """Within the block SIGTERM does not end the process: what is given tells whether it came.
+
+    A process that dies can send it once for each of its threads: one handler interrupts another, so neither may take a lock.
+    """
+    came = False
+
+    def note(*_: object) -> None:
+        nonlocal came
+        came = True
+
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield lambda: came
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    before = signal.signal(signal.SIGTERM, note)
     try:
-        yield came.is_set
+        yield lambda: came
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 TEN = ["configure", "prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report"]
 LONG = 60  # steps of a warmup that is killed on its way
 LONG_WARMUP = f"{{loop: {{fit: {{steps: {LONG}, save_every: 1}}}}}}"
-PATIENCE = 1200.0  # seconds until a test that waits gives up
+PATIENCE = 600.0  # seconds until a test that waits gives up
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

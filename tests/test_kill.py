@@ -205,7 +205,6 @@ def test_dvc_killed_alone_or_with_its_stage_continues_without_help(clone, tmp_pa
     assert not (clone / ".scratch").exists()
 
 
-# Fails where /bin/sh is dash (Debian, Ubuntu), which stays between DVC and the stage; DVC uses it whenever SHELL is not set.
-# process.die_with_parent then follows the shell, which outlives DVC. `exec python -m stages ...` in dvc.yaml would mend it.
+# DVC takes /bin/sh where SHELL is not set; dash (Debian, Ubuntu) would stay between it and the stage but for `exec` in dvc.yaml.
 def test_a_shell_between_dvc_and_its_stage_keeps_nothing_alive(clone):
     interrupted_repro(clone, os.kill, signal.SIGKILL, "/bin/sh")

@@ -109,3 +109,28 @@ def test_in_a_thread_signals_are_left_alone(noticed):
 
 def test_an_interruption_is_no_programmers_error():
     assert issubclass(Interrupted, UserError)
+
+
+NOTING = """
+from pipeline.process import termination_noted
+with termination_noted() as came:
+    print("ready", flush=True)
+    while not came():
+        pass
+    input()
+print("came")
+"""
+
+
+def test_sigterm_that_comes_while_another_one_is_noted_hangs_nothing():
+    """As when DVC dies, whose threads end one after the other and each send one."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", NOTING], env=env, text=True, **pipes) as child:
+        assert child.stdout.readline() == "ready\n"
+        for _ in range(50_000):
+            child.send_signal(signal.SIGTERM)
+        try:
+            assert child.communicate("\n", timeout=60)[0] == "came\n"
+        finally:
+            child.kill()
