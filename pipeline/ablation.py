@@ -66,7 +66,7 @@ def ablate(
     table = _table(rows, len(seeds))
     write_json(out / "metrics.json", {"seeds": list(seeds), "rows": rows})
     write_atomic(out / "table.md", table.encode())
-    from pipeline import figures  # brings matplotlib, half a second that only the end should pay
+    from pipeline.reporting import figures  # brings matplotlib, half a second that only the end should pay
 
     figures.ablations(rows, out / "ablations.png")
     return table

@@ -14,6 +14,11 @@ def cell(value: Mapping[str, float]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def bold_if_clear(value: Mapping[str, float]) -> str:
+    """A cell, bold where the interval is clear of zero."""
+    return f"**{cell(value)}**" if value["low"] > 0 or value["high"] < 0 else cell(value)
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A markdown table whose source lines up too."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -67,21 +67,21 @@ def _packed(layer: nn.Linear, bits: Bits) -> nn.Module:
     library, weight = bitsandbytes.nn, layer.weight.detach()
     sizes = (layer.in_features, layer.out_features, layer.bias is not None)
     if bits == 8:
-        made = _shared(library.Linear8bitLt)(*sizes, has_fp16_weights=False, threshold=0.0, device="meta")
+        made = _packing(library.Linear8bitLt)(*sizes, has_fp16_weights=False, threshold=0.0, device="meta")
         made.weight = library.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
-        made = _shared(library.Linear4bit)(*sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
+        made = _packing(library.Linear4bit)(*sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
         made.support_avx512bf16_for_cpu = False  # it would pack again at the first call, and round the scales
         made.weight = library.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
     made.bias = layer.bias
     return made.to(weight.device)  # which packs
 
 
-def _shared(kind: type[nn.Linear]) -> Any:
-    """The library's layer, whose operations can be counted on shapes as well."""
+def _packing(kind: type[nn.Linear]) -> Any:
+    """The library's layer as we use it: copies of a model share it, and its operations can be counted on shapes."""
 
     class Packed(kind):  # type: ignore[misc]
-        """A linear layer in few bits. It is never trained, so copies of a model share it, with what the library keeps beside it."""
+        """A linear layer in few bits; never trained. What the library keeps beside its weights does not survive a copy."""
 
         def __deepcopy__(self, memo: dict[int, Any]) -> "Packed":
             return self

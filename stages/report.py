@@ -12,6 +12,6 @@ def run(*, out: str, evaluation: str, phases: Mapping[str, str]) -> None:
         evaluation: folder that evaluate wrote.
         phases: folder of each training phase, for its curves.
     """
-    from pipeline import reporting  # brings matplotlib, half a second that only this stage should pay
+    from pipeline.reporting import page  # brings matplotlib, half a second that only this stage should pay
 
-    print(reporting.report(Path(out), Path(evaluation), phases))
+    print(page.report(Path(out), Path(evaluation), phases))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from components.retrieval import METRICS
-from pipeline import figures
 from pipeline.files import write_atomic
-from pipeline.markdown import cell, markdown
+from pipeline.markdown import bold_if_clear, cell, markdown
+from pipeline.reporting import figures
 
 HEAD = """# Results on test
 
@@ -57,7 +57,7 @@ def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> st
     rows = [["difference", *(f"{m} {metric}" for m in measures for metric in METRICS)]]
     for pair, by_measure in metrics["differences"].items():
         values = [by_measure[m][k] for m in measures for k in METRICS]
-        rows.append([pair, *(f"**{cell(v)}**" if v["low"] > 0 or v["high"] < 0 else cell(v) for v in values)])
+        rows.append([pair, *map(bold_if_clear, values)])
     return markdown(rows)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline import figures
+from pipeline.reporting import figures
 
 
 def value(mean):

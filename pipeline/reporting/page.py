@@ -1,0 +1,99 @@
+"""The report: one readable page (markdown) with the results table, the pictures and what looks unhealthy."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import curves
+from pipeline.concepts import concept_reporting
+from pipeline.files import read_json, write_atomic
+from pipeline.reporting import figures, tables
+from pipeline.reporting.findings import findings
+
+HEAD = """# Results on test
+
+Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats per masked token. `control_backbone` is the
+backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
+
+"""
+CAPTIONS = {
+    "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
+    "steps": "The headline after each recursion step, with 95 % intervals.",
+    "slots": "Slot norms and gates over training.",
+    "puzzles": "Traced puzzles on which the frozen backbone errs most, refined step by step: clues bold, right cells green, "
+    "wrong cells red, stronger colour = more certain.",
+}
+OPTIONAL = {  # what evaluate was asked for besides: its title, what it says, its table
+    "answers": (
+        "Generated answers",
+        "Share of right results; how they are found: docs/evaluation.md. Function evaluations are passes through the model for an "
+        "answer, times recursion steps in each.",
+        tables.answers,
+    ),
+    "likelihood": (
+        "Likelihood of whole answers",
+        "An upper bound on -log p in nats an answer, after ± the standard error of its Monte-Carlo estimate.",
+        tables.likelihood,
+    ),
+    "retention": (
+        "What the backbone knew",
+        "Hidden tokens of prompts, which no phase supervises: what does worse there than the frozen backbone has forgotten.",
+        tables.retention,
+    ),
+}
+
+
+def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
+    """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
+    metrics = read_json(evaluation / "metrics.json", "evaluate")
+    trace = read_json(evaluation / "trace.json", "evaluate")
+    ordered = sorted(phases, key=["backbone", *figures.MODELS].index)
+    trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
+    curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
+    if trace["rendering"] == "sentences":
+        shown = [name for name in figures.MODELS if name in metrics]
+        write_atomic(out / "steps.csv", tables.steps_csv(metrics, shown, "cosine").encode())
+        return concept_reporting.report(out, metrics, curve)
+    models = [name for name in figures.MODELS if name in metrics]
+    measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "nll" in value]
+    headline = metrics["headline"]
+
+    figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
+    figures.by_step(metrics, models, tables.headline_metric(metrics), f"{headline}: after each recursion step", out / "steps.png")
+    write_atomic(out / "steps.csv", tables.steps_csv(metrics, models, tables.headline_metric(metrics)).encode())
+    figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
+    pictures = ["losses", "steps", "slots"]
+    refined = next(name for name in ("finetune", "joint", "warmup") if name in metrics)
+    if trace["rendering"] == "sudoku":
+        figures.puzzles(trace, refined, _hardest(trace, 3), out / "puzzles.png")
+        pictures.append("puzzles")
+
+    table = tables.results(metrics, models, measures, trained)
+    write_atomic(out / "table.md", table.encode())
+    sections = {
+        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{tables.differences(metrics, measures)}",
+        "Whole answers, decoded in several passes": tables.decodes(metrics, models),
+        **optional(metrics, models),
+        "After each recursion step": tables.steps(metrics, models),
+        "Halting": tables.halting(metrics, models),
+        "Findings": "".join(f"- {line}\n" for line in findings(metrics, curve, models)),
+        "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
+    }
+    page = HEAD + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+    write_atomic(out / "report.md", page.encode())
+    return table
+
+
+def optional(metrics: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
+    """Sections on what evaluate was asked for besides."""
+    asked = {key: section for key, section in OPTIONAL.items() if key in metrics["frozen"]}
+    return {title: f"{what}\n\n{table(metrics, models)}" for title, what, table in asked.values()}
+
+
+def _hardest(trace: Mapping[str, Any], n: int) -> list[int]:
+    """The traced examples on which the frozen backbone errs most, in their own order."""
+    errors = []
+    for row, (target, hidden) in enumerate(zip(trace["tokens"], trace["response"], strict=True)):
+        ids = trace["models"]["frozen"][row][-1]["ids"]
+        errors.append((-sum(i != t for i, t, h in zip(ids, target, hidden, strict=True) if h), row))
+    return sorted(row for _, row in sorted(errors)[:n])
