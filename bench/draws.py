@@ -60,7 +60,7 @@ def main(preset: str = "sudoku4", seeds: int = 3, quick: bool = False, out: str 
         folder = Path(out).resolve() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place(folder, preset, CASES[preset])
         stack.enter_context(contextlib.chdir(folder))
-        ablation.ablate(Path("runs"), VARIANTS, {}, range(seeds), processes=1)
+        ablation.ablate(Path("runs"), VARIANTS, {}, range(seeds), processes=2)
         rows = measured(Path("runs"), seeds)
     if json:
         write_json(Path(json), rows)

@@ -10,12 +10,13 @@ import pytest
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.deep_supervision import backward
 from tests.closure import ROOT
+from tests.dvc import PATIENCE
 
 
 def run(tmp_path, name, *options):
     path = tmp_path / "rows.json"
     command = [sys.executable, "-m", f"bench.{name}", "--quick", "--json", str(path), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())
     for row in rows:
