@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import ablation, figures
+from pipeline import ablation
 from pipeline.closure import imports
 from pipeline.errors import ConfigError, UserError
+from pipeline.reporting import figures
 from tests.conftest import workspace
 
 DRAWN = figures.ablations
