@@ -96,6 +96,13 @@ def test_cores(tmp_path):
 
 
 @pytest.mark.slow
+def test_waiting(tmp_path):
+    rows, _ = run(tmp_path, "waiting")
+    assert [row["beside"] for row in rows] == ["nothing", "one busy program"]
+    assert all(row["spinning, s"] > 0 and row["asleep, s"] > 0 and row["asleep_vs_spinning"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_gpu(tmp_path):
     rows, out = run(tmp_path, "gpu", "--reference", str(tmp_path))
     assert {row["section"] for row in rows} >= {"ceilings", "heads", "steps", "cache"}
