@@ -24,3 +24,7 @@ def test_a_section_is_there_for_what_was_asked(metrics):
     models = ["frozen", "warmup"]
     assert optional(metrics, models) == {}
     assert list(optional(retained(metrics, 0.3), models)) == ["What the backbone knew"]
+
+
+def test_sections_on_whole_answers_are_named(whole):
+    assert list(optional(whole, ["frozen", "warmup"])) == ["Generated answers", "Likelihood of whole answers"]

@@ -60,24 +60,6 @@ def test_the_steps_table_leaves_blanks_after_the_last_step(metrics):
     assert table[5] == ["warmup", "exact", "1.000", "0.750", "0.500"]
 
 
-@pytest.fixture
-def whole(metrics):
-    """Generated answers and likelihood too."""
-    none, gain = value(0, 0), value(0.2, 0.1)
-    for name, steps, strict, apart in (("frozen", 1, 0.25, none), ("warmup", 4, 0.45, gain)):
-        minus = {"strict": apart, "flexible": value(0.05, 0.1)}
-        metrics[name]["answers"] = {
-            "strict": value(strict), "flexible": value(0.5), "minus_frozen": minus, "function_evaluations": 32.0,
-            "recursion_steps": steps,
-        }  # fmt: skip
-        metrics[name]["likelihood"] = {
-            "answer_nll": value(150.0), "answer_nll_per_token": value(1.5), "standard_error": 2.5, "samples": 8,
-            "answer_nll_by_step": [value(150.0 - k) for k in range(steps)],
-            "minus_frozen": {"answer_nll": value(-3.0), "standard_error": 0.25},
-        }  # fmt: skip
-    return metrics
-
-
 def test_generated_answers_have_a_table(whole):
     table = cells(tables.answers(whole, ["frozen", "warmup"]))
     assert table[0] == ["model", "flexible", "flexible - frozen", "strict", "strict - frozen", "function evaluations"]
