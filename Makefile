@@ -32,7 +32,7 @@ check: setup
 	mypy
 
 deps: setup
-	@python -m tests.closure
+	@python -m tests.support.closure
 
 seeds: setup
 	python -m bench.seeds

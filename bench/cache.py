@@ -19,15 +19,15 @@ import fire
 import torch
 
 from bench.subject import batch_of
+from components.backbones.pretrained_lm import PretrainedLM
 from components.batch import Batch
-from components.deep_supervision import backward
-from components.freezing import freeze_except
-from components.pretrained_lm import PretrainedLM
+from components.objective.deep_supervision import backward
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
-from pipeline import pretrained
-from pipeline.markdown import markdown
-from pipeline.pretrained import Source
+from components.refiners.refiner import SlotRefiner
+from components.training.freezing import freeze_except
+from pipeline.models import pretrained
+from pipeline.models.pretrained import Source
+from pipeline.reporting.markdown import markdown
 
 SEQUENCES, LENGTH, DIM, LAYERS, LIVE, VOCAB = 8, 128, 512, 24, 4, 4096
 SUPERVISED, STEPS = 0.3, (2, 4)

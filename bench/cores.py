@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.deep_supervision import MB, Row, device, peak, seconds, shown
-from components.core import Inputs, Layout
-from components.fused import Linear
-from components.recursive_core import RecursiveCore
-from pipeline.markdown import markdown
+from components.nn.fused import Linear
+from components.refiners.core import Inputs, Layout
+from components.refiners.recursive_core import RecursiveCore
+from pipeline.reporting.markdown import markdown
 
 TOKENS, PREFIX, VOCAB = 81, 16, 11
 BLOCKS, H_CYCLES, L_CYCLES, HEAD, EXPANSION = 2, 3, 6, 64, 4.0

@@ -23,7 +23,7 @@ import torch
 from bench import layouts
 from bench.layouts import Epoch, Samples
 from bench.stepping import loader_rows
-from pipeline.markdown import markdown
+from pipeline.reporting.markdown import markdown
 
 SIZES = {"20 KB": (81, 128, 32), "200 KB": (128, 768, 32), "1 MB": (256, 2048, 16), "4 MB": (512, 4096, 8)}  # tokens, dim, batch
 BUFFER = 8 << 20  # bytes that are read at a time

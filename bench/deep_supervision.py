@@ -26,14 +26,14 @@ import torch
 
 from bench.subject import Subject, batch_of, carry_bytes, graph_bytes, naive, plain, recursive, step_flops
 from components.batch import Batch
-from components.deep_supervision import backward
-from components.linear_cross_entropy import CHUNK_ROWS
-from components.losses import masked_cross_entropy
-from components.memory import recompute, store
 from components.model import Model
+from components.objective.deep_supervision import backward
+from components.objective.linear_cross_entropy import CHUNK_ROWS
+from components.objective.losses import masked_cross_entropy
+from components.objective.memory import recompute, store
 from components.recursion import full_gradient, one_step_gradient
-from pipeline import allocation
-from pipeline.markdown import markdown
+from pipeline.machine import allocation
+from pipeline.reporting.markdown import markdown
 
 SEQUENCES, LENGTH, DIM = 4, 256, 256
 STEPS, VOCABULARIES, SHARES = (1, 2, 4, 8, 16), (1000, 32000, 126464), (1.0, 0.2)
@@ -90,7 +90,7 @@ class Case:
 
 
 def ours(mode: str, model: Model, batch: Batch, steps: int, chunk: int = CHUNK_ROWS) -> None:
-    """One training step through ``components.deep_supervision``."""
+    """One training step through ``components.objective.deep_supervision``."""
     memory, stretches = OURS[mode]
     backward(
         model,

@@ -2,7 +2,7 @@
 
 Warmup on so few examples that it walks them a dozen times, with the trunk live (every epoch masks anew) and with 1, 2 and 4 stored
 draws, which repeat. Runs are those of `python -m stages ablate`: same data, backbone and steps, only the masks differ, paired over
-seeds. 1 draw comes from shards; 2 and 4 from the trunk with masks that repeat, the same bits (tests/pipeline/test_data.py).
+seeds. 1 draw comes from shards; 2 and 4 from the trunk with masks that repeat, the same bits (tests/pipeline/data/test_batches.py).
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from typing import Any
 
 import fire
 
-from components.metrics import over_seeds
+from components.inference.metrics import over_seeds
 from pipeline import ablation
 from pipeline.files import read_json, write_json
-from pipeline.markdown import cell, markdown
+from pipeline.reporting.markdown import cell, markdown
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 ROOT = Path(__file__).resolve().parent.parent

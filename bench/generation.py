@@ -12,14 +12,14 @@ from pathlib import Path
 import fire
 import torch
 
-from components import halting
-from components.metrics import interval
-from components.sampling import Sampler
+from components.inference import halting
+from components.inference.metrics import interval
+from components.inference.sampling import Sampler
+from pipeline.corpora.prepared import Prepared, Split
 from pipeline.inference.generation import Generator
-from pipeline.markdown import cell, markdown
-from pipeline.prepared import Prepared, Split
-from pipeline.runtime import Runtime
-from pipeline.text.rendering import renderer
+from pipeline.machine.runtime import Runtime
+from pipeline.reporting.markdown import cell, markdown
+from pipeline.text.detokenise import renderer
 
 WAYS = {
     "backbone, every cell a pass": ("data/backbone", {}),

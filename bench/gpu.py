@@ -24,11 +24,11 @@ from bench.gpu_heads import head_rows
 from bench.gpu_timing import CUDA, DEVICE, Budget, Row, captured, fused_softmax, launched, peak_flops, timed
 from bench.subject import Subject, batch_of, naive, step_flops
 from components.batch import Batch
-from components.core import Core, Layout
-from components.level import Level
-from components.recursive_core import RecursiveCore
-from components.refiner import SlotRefiner
-from pipeline.markdown import markdown
+from components.refiners.core import Core, Layout
+from components.refiners.recursive_core import RecursiveCore
+from components.refiners.recursive_network import RecursiveNetwork
+from components.refiners.refiner import SlotRefiner
+from pipeline.reporting.markdown import markdown
 
 SECONDS = {"ceilings": 25, "heads": 140, "steps": 150, "cache": 45, "reference": 40}
 CASES = {  # core, sequences, length, steps, vocabulary
@@ -163,7 +163,7 @@ def cache_rows(budget: Budget, quick: bool) -> list[Row]:
     sequences, length, steps, vocab = (2, 32, 3, 1000) if quick else (8, 512, 4, 126464)
     dim = int(shape["dim"])
     with torch.device(DEVICE):
-        trunk = _filled(Level(**shape).to(torch.bfloat16).requires_grad_(False))
+        trunk = _filled(RecursiveNetwork(**shape).to(torch.bfloat16).requires_grad_(False))
     core: Core = SlotRefiner(dim, heads=int(shape["heads"]), steps=steps)
     model = Subject(core, vocab).to(DEVICE, torch.bfloat16)
     stored = batch_of(sequences, length, dim, vocab, SUPERVISED).to(torch.device("cpu"))

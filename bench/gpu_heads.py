@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.gpu_timing import CUDA, DEVICE, Budget, Row, fused_softmax, timed
-from components.linear_cross_entropy import CHUNK_ROWS, linear_cross_entropy
+from components.objective.linear_cross_entropy import CHUNK_ROWS, linear_cross_entropy
 
 SIZES = [(512, 4096, 126464), (2048, 4096, 126464), (8192, 4096, 126464), (2048, 2048, 157184)]  # rows, dim, vocabulary
 TOY = [(32, 64, 1000)]
@@ -69,7 +69,7 @@ def full(h: Tensor, w: Tensor, y: Tensor) -> Tensor:
 
 
 def ours(compiled: bool = False, chunk: int = CHUNK_ROWS) -> Kernel:
-    """``components.linear_cross_entropy``."""
+    """``components.objective.linear_cross_entropy``."""
 
     def kernel(h: Tensor, w: Tensor, y: Tensor) -> Tensor:
         weights = torch.full((len(h),), 1 / len(h), device=h.device)

@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from components import linear_cross_entropy as head
+from components.objective import linear_cross_entropy as head
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

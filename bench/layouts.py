@@ -16,10 +16,10 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.data import Cached
-from pipeline.loading import Training
-from pipeline.reader import Shards
-from pipeline.shards import write_index, write_shard
+from pipeline.data.batches import CachedSource
+from pipeline.data.loading import TrainLoader
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_writer import write_index, write_shard
 
 BLOCK, SHARD = 8 << 20, 256 << 20  # bytes, as gin/extract.gin has them
 BESIDE = {"tokens": torch.int32, "targets": torch.int32, "masked": torch.bool, "weights": torch.float32}
@@ -93,7 +93,7 @@ def write_ours(folder: Path, samples: Samples) -> None:
 
 def ours(folder: Path, samples: Samples, threads: int) -> Epoch:
     """A freshly opened folder: its first pass checks every byte. ``threads`` read ahead; 0 = none."""
-    training = Training(Cached(Shards(folder), "train"), samples.batch, seed=0)
+    training = TrainLoader(CachedSource(ShardReader(folder), "train"), samples.batch, seed=0)
     os.environ["SLOTLOOP_READERS"] = str(threads)
     steps = training.steps(0, 1)
 

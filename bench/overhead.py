@@ -19,8 +19,8 @@ from pathlib import Path
 import fire
 import torch
 
-from pipeline.curves import Curves
-from pipeline.markdown import markdown
+from pipeline.reporting.markdown import markdown
+from pipeline.training.curves import Curves
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, COLUMNS, EVERY = 2000, 15, 50  # rows of a curve, values of a row, rows between host syncs

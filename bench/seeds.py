@@ -13,8 +13,8 @@ from pathlib import Path
 
 import fire
 
-from components.metrics import over_seeds
-from pipeline.markdown import cell, markdown
+from components.inference.metrics import over_seeds
+from pipeline.reporting.markdown import cell, markdown
 from pipeline.settings import params
 
 ROOT = Path(__file__).resolve().parent.parent

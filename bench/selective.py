@@ -15,10 +15,10 @@ from pathlib import Path
 import fire
 import torch
 
-from components.core import Core
-from components.hybrid import Hybrid
-from components.refiner import SlotRefiner
-from pipeline.markdown import markdown
+from components.refiners.core import Core
+from components.refiners.hybrid import Hybrid
+from components.refiners.refiner import SlotRefiner
+from pipeline.reporting.markdown import markdown
 
 SEQUENCES, LENGTH, DIM, STEPS, CHUNK = 8, 512, 256, 4, 16
 SHARES = (1.0, 0.5, 0.25)

@@ -16,10 +16,10 @@ from unittest import mock
 
 from bench.overhead import ROOT, seconds
 from components.batch import Batch
-from pipeline import phase
-from pipeline.fitstate import Fit
-from pipeline.loading import Training
+from pipeline.data.loading import TrainLoader
 from pipeline.settings import config, params
+from pipeline.training import phase
+from pipeline.training.train_state import TrainState
 from stages.__main__ import SECTIONS
 
 BLOCK = 10  # steps, few: what else runs on a machine changes; the loop reports as often
@@ -36,7 +36,7 @@ class Alternating:
         waited: likewise, seconds a step until its batch was there.
     """
 
-    def __init__(self, training: Training, pairs: int) -> None:
+    def __init__(self, training: TrainLoader, pairs: int) -> None:
         self.training, self.pairs, self.seed = training, pairs, training.seed
         self.taken: dict[str, list[float]] = {"loaded": [], "in memory": []}
         self.waited: dict[str, list[float]] = {"loaded": [], "in memory": []}
@@ -104,10 +104,10 @@ def workspace(folder: Path, preset: str) -> Path:
 def _trained(pairs: int) -> Alternating:
     """Run the stage with its settings, its loop over alternating data; returns what was noted."""
     found: list[Alternating] = []
-    train = phase.train
+    train = phase.run_phase
 
     def alternating(*of_phase: Any, fit: Any, **settings: Any) -> None:
-        def over_alternating(name: str, model: Any, training: Training, *rest: Any, **others: Any) -> Fit:
+        def over_alternating(name: str, model: Any, training: TrainLoader, *rest: Any, **others: Any) -> TrainState:
             found.append(Alternating(training, pairs))
             steps = COUNTED + (pairs + 1) * 2 * BLOCK + 1
             every = {"validate_every": steps + 1, "save_every": steps + 1, "log_every": BLOCK}

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.batch import Batch
-from components.core import Core, Inputs, Layout
 from components.model import Model
 from components.recursion import State, Tree, tensors
-from components.recursive_core import RecursiveCore
+from components.refiners.core import Core, Inputs, Layout
+from components.refiners.recursive_core import RecursiveCore
 
 
 class Subject(Model):

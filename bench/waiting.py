@@ -15,7 +15,7 @@ from pathlib import Path
 import fire
 
 from pipeline.files import sha256, write_json
-from pipeline.markdown import markdown
+from pipeline.reporting.markdown import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = [sys.executable, "-c", "while True: pass"]

@@ -26,7 +26,7 @@ class Batch:
         targets: ids as they should be.
         masked: True where the loss is taken.
         weights: loss weight of each position, 0 where ``masked`` is False. They are scaled so that the loss of a batch is
-            ``sum(weights * cross_entropy) / sequences`` (see ``components.masking``).
+            ``sum(weights * cross_entropy) / sequences`` (see ``components.objective.masking``).
         attention: True where a position holds a token, False for padding; None when no sequence is padded.
         hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
         rows: indices of the masked positions, sequence after sequence; ``to`` finds them on the host, so that no device waits.

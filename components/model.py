@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from components.batch import Batch
-from components.core import Layout, at_least_one_step, recur
 from components.recursion import State, Tree
+from components.refiners.core import Layout, at_least_one_step, recur
 
 
 class Model(nn.Module):
@@ -34,8 +34,8 @@ class Model(nn.Module):
         """States as the head reads them."""
         raise NotImplementedError
 
-    def repeated(self) -> list[nn.Module]:
-        """What is worth compiling, see ``Core.repeated``; nothing if there is but one step."""
+    def compile_targets(self) -> list[nn.Module]:
+        """What is worth compiling, see ``Core.compile_targets``; nothing if there is but one step."""
         return []
 
     def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from components.backbone import BackboneModel
+from components.backbones.backbone import BackboneModel
 from components.batch import Batch
-from components.core import Core, Inputs, Layout
 from components.model import Model
 from components.recursion import State, Tree
+from components.refiners.core import Core, Inputs, Layout
 
 
 class RefinedLM(Model):
@@ -46,7 +46,7 @@ class RefinedLM(Model):
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
         """Run the tail (from cached hidden states or from the tokens), then what of the refiner is the same at every step."""
         x, heads = self.backbone.states_and_heads(batch, self.context_layers)
-        confidence = self._confidence(x, batch) if self.refiner.routes else None
+        confidence = self._confidence(x, batch) if self.refiner.needs_confidence else None
         layout = Layout(batch.attention, positions, causal=self.backbone.causal)
         inputs = Inputs(x, self.backbone.embed(batch.tokens), heads, confidence)
         condition = self.refiner.condition(inputs, layout)
@@ -60,9 +60,9 @@ class RefinedLM(Model):
         """Through the backbone's own final norm."""
         return self.backbone.normed(state)
 
-    def repeated(self) -> list[nn.Module]:
+    def compile_targets(self) -> list[nn.Module]:
         """The refiner's."""
-        return self.refiner.repeated()
+        return self.refiner.compile_targets()
 
     @torch.no_grad()
     def _confidence(self, x: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "batch seq"]:

@@ -15,17 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.metrics import over_seeds
-from pipeline import scratch as snapshots
+from components.inference.metrics import over_seeds
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, sha256, write_atomic, write_json
-from pipeline.markdown import cell, markdown
+from pipeline.machine import snapshots
 from pipeline.progress import Progress
+from pipeline.reporting.markdown import cell, markdown
 from pipeline.settings import params
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 BASE = "default"
-SEEDS = 10  # as many as components.metrics.over_seeds knows intervals of
+SEEDS = 10  # as many as components.inference.metrics.over_seeds knows intervals of
 ROOT = Path(__file__).resolve().parent.parent
 
 

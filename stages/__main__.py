@@ -12,9 +12,9 @@ from pathlib import Path
 
 import fire
 
-from pipeline import launch, process
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import write_atomic
+from pipeline.machine import launch, process
 from pipeline.settings import config, describe, effective, params
 
 STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
@@ -177,22 +177,28 @@ def _load(stage: str, text: str, out: str = "") -> Callable[..., None]:
 
 def _call(stage: str, text: str, out: str, track_config: str) -> None:
     """Run the stage; outside DVC its output goes to ``runs/``, never over what DVC tracks."""
-    from pipeline import distributed, records, scratch  # these bring torch, which checks and help do without
+    from pipeline.machine import (
+        distributed,
+        snapshots,  # these bring torch, which checks and help do without
+    )
+    from pipeline.tracking import run_log
 
     root = f"stages.{stage}.run"
-    identity = scratch.key(stage, text, Path(__file__).resolve().parent.parent)
+    identity = snapshots.key(stage, text, Path(__file__).resolve().parent.parent)
     run = _load(stage, text)
     digest = effective.digest(effective.settings(root))
     if out or "DVC_STAGE" not in os.environ:
         config.bind(f"{root}.out", out or f"runs/{stage}/{digest[:12]}")
     settings, folder = effective.settings(root), Path(config.query(f"{root}.out"))
     preset = params.read(Path("params.yaml"), SECTIONS).preset if Path("params.yaml").is_file() else ""
-    facts = records.Facts(stage, STAGES.index(stage), preset, identity, digest, settings, folder, scratch.folders_named_in(text))
-    with distributed.joined(), scratch.kept(stage, identity):
+    facts = run_log.RunInfo(
+        stage, STAGES.index(stage), preset, identity, digest, settings, folder, snapshots.folders_named_in(text)
+    )
+    with distributed.joined(), snapshots.kept(stage, identity):
         if distributed.rank():
             run()
             return
-        with records.recorded(facts, track_config):
+        with run_log.recorded(facts, track_config):
             run()
             write_atomic(folder / "config.gin", effective.gin_text(settings).encode())
             write_atomic(folder / "config.yaml", effective.yaml_text(settings).encode())

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from components.backbone import BackboneModel
-from pipeline import backbones, phase
-from pipeline.data import VALIDATION, Examples, Masking
-from pipeline.fitstate import Fit
-from pipeline.prepared import Prepared
-from pipeline.runtime import Runtime
+from components.backbones.backbone import BackboneModel
+from pipeline.corpora.prepared import Prepared
+from pipeline.data.batches import VALIDATION, LiveSource, Masking
+from pipeline.machine.runtime import Runtime
+from pipeline.models import backbones
+from pipeline.training import phase
+from pipeline.training.train_state import TrainState
 
 
 def run(
@@ -20,7 +21,7 @@ def run(
     prepared: str,
     model: Callable[..., BackboneModel],
     masking: Masking,
-    fit: Callable[..., Fit],
+    fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     batch_size: int,
     buckets: Sequence[int],
@@ -46,9 +47,9 @@ def run(
     backbones.check_causal(backbone, data.vocabulary.causal)
     backbone.init_weights(torch.Generator().manual_seed(seed))
 
-    def source(split: str) -> Examples:
+    def source(split: str) -> LiveSource:
         stream = VALIDATION if split == "validation" else None
-        return Examples(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
+        return LiveSource(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
-    phase.train("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed)
+    phase.run_phase("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed)

@@ -24,11 +24,11 @@ def run(
     """
     texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages), overrides=overrides)
     if plan:
-        from pipeline.planning import estimate  # these bring the training loop, which checks do without
         from pipeline.planning import plan as planning
+        from pipeline.planning import plan_report  # these bring the training loop, which checks do without
 
         found = planning.plan(texts)
-        print(estimate.told(found, *estimate.speed(texts["warmup"], peak, mfu), Path()))
+        print(plan_report.told(found, *plan_report.speed(texts["warmup"], peak, mfu), Path()))
         return
     models = rehearsal.rehearse(texts)
     for stage, text in texts.items() if out else ():

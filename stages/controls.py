@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline import checkpoint, phase
-from pipeline.backbones import Backbone
-from pipeline.data import Source
-from pipeline.fitstate import Fit
-from pipeline.runtime import Runtime
+from pipeline.data.batches import Source
+from pipeline.machine.runtime import Runtime
+from pipeline.models import checkpoint
+from pipeline.models.backbones import Backbone
+from pipeline.training import phase
+from pipeline.training.train_state import TrainState
 
 
 def run(
@@ -19,8 +20,8 @@ def run(
     joint: str,
     states: Callable[..., Source],
     examples: Callable[..., Source],
-    fit: Callable[..., Fit],
-    fit_backbone: Callable[..., Fit],
+    fit: Callable[..., TrainState],
+    fit_backbone: Callable[..., TrainState],
     unfreeze: Sequence[str],
     unfreeze_backbone: Sequence[str],
     batch_size: int,
@@ -49,7 +50,7 @@ def run(
     base = Backbone(backbone)
     continued = base.model()
     folder = Path(out) / "backbone"
-    phase.train(
+    phase.run_phase(
         "controls/backbone", continued, partial(examples, backbone=base), folder,
         partial(checkpoint.save_model, folder, continued, base), runtime,
         fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size, seed=seed + 1,
@@ -58,7 +59,7 @@ def run(
     sources = partial(states, backbone=base)
     refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
     folder = Path(out) / "warmup"
-    phase.train(
+    phase.run_phase(
         "controls/warmup", refined, sources, folder,
         partial(checkpoint.save_model, folder, refined, base), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),

@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from components.answers import Answers
-from components.halting import Rule
-from components.likelihood import Likelihood
-from pipeline.backbones import Backbone
-from pipeline.concepts import concept_assessment
-from pipeline.evaluation import assessment
+from components.inference.answers import Answers
+from components.inference.halting import Rule
+from components.inference.likelihood import Likelihood
+from pipeline.evaluation import assessment, concept_assessment
 from pipeline.evaluation.limited import Limited
-from pipeline.runtime import Runtime
+from pipeline.machine.runtime import Runtime
+from pipeline.models.backbones import Backbone
 
 
 def run(
@@ -24,7 +23,7 @@ def run(
     halts: Mapping[str, Rule],
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
-    retention: tuple[str, float] | None,
+    forgetting: tuple[str, float] | None,
     limit: int | None,
     headline: str,
     samples: int,
@@ -41,10 +40,10 @@ def run(
         models: folder of each trained model.
         measures: name -> (split, fraction of the answer that is masked); one parallel decode each.
         decodes: name -> (split, passes, blocks, examples): decoding whole answers in several passes.
-        halts: name -> rule by which sequences leave the recursion (``components.halting``); on the headline measure.
+        halts: name -> rule by which sequences leave the recursion (``components.inference.halting``); on the headline measure.
         answers: generate answers and judge their results; None = not for this corpus.
         likelihood: estimate the nll of whole answers; None = leave it out.
-        retention: (split, fraction of the prompt that is masked): what models still know of text that no phase supervises; None =
+        forgetting: (split, fraction of the prompt that is masked): what models still know of text that no phase supervises; None =
             leave it out.
         limit: examples of each split that are looked at, in everything (``--limit``); None = all.
         headline: the measure whose metrics stand at the top.
@@ -55,8 +54,8 @@ def run(
     """
     data = Limited(prepared, limit)
     assess = concept_assessment.assess if data.vocabulary.rendering == "sentences" else assessment.assess
-    asked = assessment.Asked(
-        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, retention=retention,
+    asked = assessment.EvalConfig(
+        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, forgetting=forgetting,
         headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     assess(data, Backbone(backbone), models, Path(out), runtime, asked)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from components.split import split_layer
-from pipeline.backbones import Backbone
-from pipeline.data import Masking
+from components.backbones.split import split_layer
+from pipeline.corpora.prepared import Prepared
+from pipeline.data.batches import Masking
+from pipeline.data.extraction import Extraction, extract
+from pipeline.data.reader import ShardReader
 from pipeline.errors import ConfigError
-from pipeline.extraction import Extraction, extract
-from pipeline.prepared import Prepared
-from pipeline.reader import Shards
-from pipeline.runtime import Runtime
+from pipeline.machine.runtime import Runtime
+from pipeline.models.backbones import Backbone
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
         verify: check every byte of ``out`` instead (``--verify``).
     """
     if verify:
-        print(f"extract: {Shards(out).verify():,} bytes in {out} are those that were written")
+        print(f"extract: {ShardReader(out).verify():,} bytes in {out} are those that were written")
         return
     frozen, data = Backbone(backbone), Prepared(prepared)
     frozen.check(data.vocabulary, data.folder)

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline import checkpoint, phase
-from pipeline.backbones import Backbone
-from pipeline.data import Source
-from pipeline.fitstate import Fit
-from pipeline.runtime import Runtime
+from pipeline.data.batches import Source
+from pipeline.machine.runtime import Runtime
+from pipeline.models import checkpoint
+from pipeline.models.backbones import Backbone
+from pipeline.training import phase
+from pipeline.training.train_state import TrainState
 
 
 def run(
@@ -17,7 +18,7 @@ def run(
     backbone: str,
     joint: str,
     examples: Callable[..., Source],
-    fit: Callable[..., Fit],
+    fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     batch_size: int,
     steps: int,
@@ -30,7 +31,7 @@ def run(
         out: folder of the phase.
         backbone: folder of the backbone.
         joint: folder of the model to start from.
-        examples: token ids of a split (``pipeline.sources.tokens``).
+        examples: token ids of a split (``pipeline.data.sources.tokens``).
         fit: the training loop.
         unfreeze: module paths to train; "" is everything.
         batch_size: sequences of a microbatch.
@@ -44,7 +45,7 @@ def run(
     if steps == 0:
         phase.skipped(out, save)
         return
-    phase.train(
+    phase.run_phase(
         "finetune", model, partial(examples, backbone=base), out, save, runtime,
         fit=partial(fit, steps=steps), unfreeze=unfreeze, batch_size=batch_size, seed=seed + 2,
     )  # fmt: skip

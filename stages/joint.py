@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline import checkpoint, phase
-from pipeline.backbones import Backbone
-from pipeline.data import Source
-from pipeline.fitstate import Fit
-from pipeline.runtime import Runtime
+from pipeline.data.batches import Source
+from pipeline.machine.runtime import Runtime
+from pipeline.models import checkpoint
+from pipeline.models.backbones import Backbone
+from pipeline.training import phase
+from pipeline.training.train_state import TrainState
 
 
 def run(
@@ -17,7 +18,7 @@ def run(
     backbone: str,
     warmup: str,
     states: Callable[..., Source],
-    fit: Callable[..., Fit],
+    fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     layer_norms: bool,
     batch_size: int,
@@ -30,7 +31,7 @@ def run(
         out: folder of the phase.
         backbone: folder of the backbone.
         warmup: folder of the model to start from.
-        states: hidden states of a split (``pipeline.sources``).
+        states: hidden states of a split (``pipeline.data.sources``).
         fit: the training loop.
         unfreeze: module paths to train; ``backbone.blocks.*`` is the tail.
         layer_norms: train every norm too.
@@ -42,7 +43,7 @@ def run(
     sources = partial(states, backbone=base)
     model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
     save = partial(checkpoint.save_model, Path(out), model, base)
-    phase.train(
+    phase.run_phase(
         "joint", model, sources, out, save, runtime,
         fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed + 1,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import prepared
+from pipeline.corpora import prepared
 
 
 class Corpus(Protocol):

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import shipping
+from pipeline.tracking import uploader
 
 
-def run(*, trackers: Sequence[shipping.Tracker], every: float, patience: float, ship: bool = False, follow: str = "") -> None:
+def run(*, trackers: Sequence[uploader.Tracker], every: float, patience: float, ship: bool = False, follow: str = "") -> None:
     """List the records and where they were sent; with ``--ship``, send what is missing.
 
     Args:
@@ -17,8 +17,8 @@ def run(*, trackers: Sequence[shipping.Tracker], every: float, patience: float, 
         follow: the record of a run that has just begun, to be sent while it goes on (given by the launcher).
     """
     if follow:
-        shipping.follow(Path(follow), trackers, every, patience)
+        uploader.follow(Path(follow), trackers, every, patience)
     elif ship:
-        shipping.ship(trackers)
+        uploader.ship(trackers)
     else:
-        shipping.overview(trackers)
+        uploader.overview(trackers)

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from components.core import Core
 from components.refined_lm import RefinedLM
-from pipeline import checkpoint, phase
-from pipeline.backbones import Backbone
-from pipeline.data import Source
+from components.refiners.core import Core
+from pipeline.data.batches import Source
 from pipeline.errors import ConfigError
-from pipeline.fitstate import Fit
-from pipeline.runtime import Runtime
+from pipeline.machine.runtime import Runtime
+from pipeline.models import checkpoint
+from pipeline.models.backbones import Backbone
+from pipeline.training import phase
+from pipeline.training.train_state import TrainState
 
 
 def run(
@@ -22,7 +23,7 @@ def run(
     backbone: str,
     states: Callable[..., Source],
     refiner: Callable[..., Core],
-    fit: Callable[..., Fit],
+    fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     layer_norms: bool,
     batch_size: int,
@@ -34,7 +35,7 @@ def run(
     Args:
         out: folder of the phase.
         backbone: folder of the frozen backbone.
-        states: hidden states of a split (``pipeline.sources``).
+        states: hidden states of a split (``pipeline.data.sources``).
         refiner: takes dim; its other sizes are bound.
         fit: the training loop.
         unfreeze: module paths to train.
@@ -52,7 +53,7 @@ def run(
         raise ConfigError(f"warmup: {error}") from None
     model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size, runtime), torch.Generator().manual_seed(seed))
     save = partial(checkpoint.save_model, Path(out), model, frozen)
-    phase.train(
+    phase.run_phase(
         "warmup", model, sources, out, save, runtime,
         fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed,
     )  # fmt: skip

@@ -6,10 +6,10 @@ the founding design ("literal") starts anywhere, so its states move away with ev
 
 import torch
 
+from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
-from components.tiny_lm import TinyLM
+from components.refiners.refiner import SlotRefiner
 
 generator = torch.Generator().manual_seed(0)
 tokens = torch.randint(20, (2, 16), generator=generator)

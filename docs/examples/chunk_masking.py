@@ -8,9 +8,9 @@ from functools import partial
 
 import torch
 
-from components.hybrid import Hybrid
-from components.refiner import SlotRefiner, chunk_positions
-from pipeline.flops import count
+from components.refiners.hybrid import Hybrid
+from components.refiners.refiner import SlotRefiner, chunk_positions
+from pipeline.training.flops import count
 
 CHUNK, CHUNKS, STEPS = 16, 8, 4
 generator = torch.Generator().manual_seed(0)

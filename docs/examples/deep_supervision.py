@@ -15,16 +15,16 @@ import matplotlib
 import torch
 from torch.nn import functional as F
 
+from components.backbones.recursive_lm import RecursiveLM
 from components.batch import Batch
-from components.deep_supervision import backward
-from components.losses import masked_cross_entropy
-from components.memory import recompute, store
+from components.objective.deep_supervision import backward
+from components.objective.losses import masked_cross_entropy
+from components.objective.memory import recompute, store
+from components.objective.supervision import constant, exponential_decay, last_only, linear_decay
 from components.recursion import full_gradient, mapped, one_step_gradient, stretched
-from components.recursive_core import RecursiveCore
-from components.recursive_lm import RecursiveLM
-from components.supervision import constant, exponential_decay, last_only, linear_decay
-from pipeline.allocation import peak
-from pipeline.flops import count
+from components.refiners.recursive_core import RecursiveCore
+from pipeline.machine.allocation import peak
+from pipeline.training.flops import count
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -6,10 +6,10 @@ table counts their biases too. A pattern that matches nothing is an error, never
 
 import torch
 
-from components.freezing import freeze_except
+from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
-from components.tiny_lm import TinyLM
+from components.refiners.refiner import SlotRefiner
+from components.training.freezing import freeze_except
 
 with torch.device("meta"):
     model = RefinedLM(TinyLM(vocab=32000, seq=512, dim=1024, layers=12, heads=16), SlotRefiner(dim=1024, heads=16))

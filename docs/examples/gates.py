@@ -7,14 +7,14 @@ and untrained, so everything that is learned is the refiner's.
 
 import torch
 
+from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.deep_supervision import backward
-from components.freezing import freeze_except
+from components.objective.deep_supervision import backward
+from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
-from components.slots import NAMES
-from components.supervision import linear_decay
-from components.tiny_lm import TinyLM
+from components.refiners.refiner import SlotRefiner
+from components.refiners.slots import NAMES
+from components.training.freezing import freeze_except
 
 torch.set_num_threads(1)  # for so small a model a second thread costs more than it gives
 generator = torch.Generator().manual_seed(0)

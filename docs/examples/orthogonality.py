@@ -7,13 +7,13 @@ half of a sequence is the first half, backwards.
 
 import torch
 
+from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.deep_supervision import backward
-from components.freezing import freeze_except
+from components.objective.deep_supervision import backward
+from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
-from components.supervision import linear_decay
-from components.tiny_lm import TinyLM
+from components.refiners.refiner import SlotRefiner
+from components.training.freezing import freeze_except
 
 
 def mirrored(rows: int, generator: torch.Generator) -> Batch:

@@ -6,7 +6,7 @@ founding design bounds it by 0.1.
 
 import torch
 
-from components.refiner import SlotRefiner
+from components.refiners.refiner import SlotRefiner
 
 generator = torch.Generator().manual_seed(0)
 refiner = SlotRefiner(dim=64, heads=4, steps=4, design="literal")

@@ -1,7 +1,7 @@
 """How likely every model finds the same whole answers: a Monte-Carlo bound on their nll, after each recursion step.
 
-All models see the same masks, so that their differences are paired; finished batches survive a kill (``pipeline.pieces``). A causal
-model tells its nll exactly, in one pass.
+All models see the same masks, so that their differences are paired; finished batches survive a kill
+(``pipeline.machine.cached_results``). A causal model tells its nll exactly, in one pass.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components.likelihood import Likelihood, masks, standard_error, total
-from components.metrics import intervals
+from components.inference.likelihood import Likelihood, masks, standard_error, total
+from components.inference.metrics import intervals
 from components.model import Model
-from pipeline.data import assemble
-from pipeline.distributed import gathered, rank, world
+from pipeline.corpora.prepared import Prepared, Split, Vocabulary
+from pipeline.data.batches import assemble
 from pipeline.evaluation import evaluator
-from pipeline.pieces import piece
-from pipeline.prepared import Prepared, Split, Vocabulary
+from pipeline.machine.cached_results import cached_result
+from pipeline.machine.distributed import gathered, rank, world
+from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress
-from pipeline.runtime import Runtime
 
 
 def estimated(
@@ -76,7 +76,9 @@ def sampled(
     mine = []
     for number in range(rank(), -(-len(split) // size), world()):
         rows = split.take(slice(number * size, (number + 1) * size))
-        mine.append(piece(f"likelihood/{name}/{number}", partial(_of_batch, model, rows, vocabulary, samples, seed, runtime)))
+        mine.append(
+            cached_result(f"likelihood/{name}/{number}", partial(_of_batch, model, rows, vocabulary, samples, seed, runtime))
+        )
         if bar is not None:
             bar.advance(len(rows))
     return torch.cat([batch["nll"] for batch in evaluator.interleaved(gathered(mine))])

@@ -1,7 +1,8 @@
 """Generated answers: every model writes the same examples' answers out, and each is judged by the result that it comes to.
 
 How long an answer may be is what the corpus' padding says: up to the end of the sequence where end tokens fill it
-(``padding = 'end'``), as long as the reference where nothing does. Finished batches survive a kill (``pipeline.pieces``).
+(``padding = 'end'``), as long as the reference where nothing does. Finished batches survive a kill
+(``pipeline.machine.cached_results``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components import sampling
-from components.answers import Answers
 from components.batch import Batch
+from components.inference import sampling
+from components.inference.answers import Answers
 from components.model import Model
-from pipeline.distributed import gathered, rank, world
+from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 from pipeline.inference.predictor import predictor
-from pipeline.pieces import piece
-from pipeline.prepared import Prepared, Split, Vocabulary
+from pipeline.machine.cached_results import cached_result
+from pipeline.machine.distributed import gathered, rank, world
+from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress
-from pipeline.runtime import Runtime
-from pipeline.text import wording
-from pipeline.text.rendering import Render, renderer
+from pipeline.text import prompt_template
+from pipeline.text.detokenise import Render, renderer
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedAnswers:
     """What a model wrote.
 
     Attributes:
@@ -66,11 +67,11 @@ def answered(
     """
     if prepared.vocabulary.rendering != "text":
         raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
-    end, render = wording.read(prepared.folder)[0].id("end"), renderer(prepared.vocabulary, prepared.folder)
+    end, render = prompt_template.read(prepared.folder)[0].id("end"), renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
     expected = [answers.expected(text) for text in references]
-    judged: dict[str, Judged] = {}
+    judged: dict[str, JudgedAnswers] = {}
     with Progress("answers", len(models) * len(split), "answer") as bar:
         for name, model in models.items():
             tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar)
@@ -100,7 +101,7 @@ def generated(
     mine = []
     batches = enumerate(evaluator.batches(split, vocabulary, 1.0, 0, size))
     for number, batch in islice(batches, rank(), None, world()):
-        mine.append(piece(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
+        mine.append(cached_result(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
         bar.advance(len(batch))
     found = evaluator.interleaved(gathered(mine))
     return torch.cat([batch["tokens"] for batch in found]), torch.cat([batch["evaluations"] for batch in found])
@@ -131,16 +132,16 @@ def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:
     return texts
 
 
-def _judged(texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None]) -> Judged:
+def _judged(texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None]) -> JudgedAnswers:
     results = [answers.extracted(text) for text in texts]
     right = {
         name: torch.tensor([float(e is not None and r[name] == e) for r, e in zip(results, expected, strict=True)]).double()
         for name in answers.patterns
     }
-    return Judged(texts, results, right, evaluations)
+    return JudgedAnswers(texts, results, right, evaluations)
 
 
-def _metrics(judged: Judged, frozen: Judged, model: Model, group: Tensor) -> dict[str, Any]:
+def _metrics(judged: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: Tensor) -> dict[str, Any]:
     """Share of right answers by pattern with intervals, its paired difference from the frozen backbone, and what it cost."""
     ones = torch.ones_like(judged.evaluations)
     return {
@@ -157,7 +158,7 @@ def _lines(
     render: Render,
     references: list[str],
     expected: list[str | None],
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, JudgedAnswers],
 ) -> list[dict[str, Any]]:
     """An object for each example, in the order of the corpus."""
     valid = torch.ones_like(split.response) if split.valid is None else split.valid

@@ -9,26 +9,26 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from components.answers import Answers
 from components.batch import Batch
-from components.halting import Rule
-from components.likelihood import Likelihood
-from components.metrics import Counts
+from components.inference.answers import Answers
+from components.inference.halting import Rule
+from components.inference.likelihood import Likelihood
+from components.inference.metrics import Counts
 from components.model import Model
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
-from pipeline.distributed import rank
+from pipeline.corpora.prepared import Prepared
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
+from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
-from pipeline.evaluation.retention import retained
 from pipeline.files import read_json, write_atomic, write_json
-from pipeline.prepared import Prepared
+from pipeline.machine.distributed import rank
+from pipeline.machine.runtime import Runtime
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from pipeline.progress import Progress
-from pipeline.runtime import Runtime
-from pipeline.text.rendering import Render, renderer
+from pipeline.text.detokenise import Render, renderer
 
 T = TypeVar("T")
 PAIRS = (
@@ -38,7 +38,7 @@ PAIRS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvalConfig:
     """What an evaluation is asked for; see ``stages.evaluate``.
 
     Raises:
@@ -50,7 +50,7 @@ class Asked:
     halts: Mapping[str, Rule]
     answers: Callable[[], Answers] | None = None
     likelihood: Callable[[], Likelihood] | None = None
-    retention: tuple[str, float] | None = None
+    forgetting: tuple[str, float] | None = None
     headline: str
     samples: int
     batch_size: int
@@ -62,7 +62,9 @@ class Asked:
             raise ConfigError(f"evaluate.run.headline is '{self.headline}', which is none of the measures {known}")
 
 
-def assess(prepared: Limited, backbone: Backbone, models: Mapping[str, str], out: Path, runtime: Runtime, asked: Asked) -> None:
+def assess(
+    prepared: Limited, backbone: Backbone, models: Mapping[str, str], out: Path, runtime: Runtime, asked: EvalConfig
+) -> None:
     """Evaluate everything and write it.
 
     Raises:
@@ -100,9 +102,9 @@ def assess(prepared: Limited, backbone: Backbone, models: Mapping[str, str], out
         metrics[name] |= _of_the_recursion(model, again, asked.halts, split.group, runtime)
     metrics["differences"] = _differences(prepared, measures, counted)
     written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
-    if asked.retention is not None:
-        for name, values in retained(prepared, loaded, asked.retention, size, seed, runtime).items():
-            metrics[name]["retention"] = values
+    if asked.forgetting is not None:
+        for name, values in measure_forgetting(prepared, loaded, asked.forgetting, size, seed, runtime).items():
+            metrics[name]["forgetting"] = values
     if rank():
         return
     write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics})

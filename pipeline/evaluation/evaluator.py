@@ -9,18 +9,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from components import halting, masking, noise, sampling
+from components import noise
 from components.batch import Batch
-from components.halting import Rule
-from components.metrics import Counts, count, difference, interval, intervals
+from components.inference import halting, sampling
+from components.inference.halting import Rule
+from components.inference.metrics import Counts, count, difference, interval, intervals
 from components.model import Model
-from pipeline.data import assemble
-from pipeline.distributed import gathered, rank, world
+from components.objective import masking
+from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.data.batches import assemble
 from pipeline.errors import ConfigError
 from pipeline.inference.predictor import predictor
-from pipeline.pieces import piece
-from pipeline.prepared import Split, Vocabulary
-from pipeline.runtime import Runtime
+from pipeline.machine.cached_results import cached_result
+from pipeline.machine.distributed import gathered, rank, world
+from pipeline.machine.runtime import Runtime
 
 T = TypeVar("T")
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
@@ -60,7 +62,7 @@ def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime, name
     """Counts of every example after each recursion step (a backbone has one); ``name``: under which finished batches are kept."""
     mine: list[dict[str, Tensor]] = []  # of every batch that is this process's
     for number, batch in islice(enumerate(masked), rank(), None, world()):
-        mine.append(piece(f"{name}/{number}", partial(_counted, model, batch, runtime)))
+        mine.append(cached_result(f"{name}/{number}", partial(_counted, model, batch, runtime)))
     found = interleaved(gathered(mine))
     joined = {key: torch.cat([batch[key] for batch in found], -1) for key in found[0]}
     return [Counts(**{key: values[step] for key, values in joined.items()}) for step in range(len(joined["nll"]))]

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.answers import Answers
+from components.inference.answers import Answers
 from components.model import Model
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
+from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.evaluation import answer_likelihood, answering
-from pipeline.prepared import Prepared, Split
+from pipeline.machine.runtime import Runtime
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from pipeline.progress import Progress
-from pipeline.runtime import Runtime
-from pipeline.text import wording
+from pipeline.text import prompt_template
 
 
 class Requests:
@@ -41,7 +41,7 @@ class Requests:
         max_gen_toks: tokens of an answer, if the task does not say.
         seed: of the masks.
         batch_size: requests that run together.
-        device, precision, threads: see ``pipeline.runtime.Runtime``.
+        device, precision, threads: see ``pipeline.machine.runtime.Runtime``.
         max_batch_size: the harness passes it; not used.
 
     Raises:
@@ -78,7 +78,7 @@ class Requests:
         self.runtime = Runtime(device, precision, threads)
         data, base = Prepared(prepared), Backbone(backbone)
         base.check(data.vocabulary, data.folder)
-        encoding, _ = wording.read(data.folder)
+        encoding, _ = prompt_template.read(data.folder)
         self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")
         loaded: Model = base.model() if model == "frozen" else load_model(model, base, Path(model).name)
         self.model = loaded.to(self.runtime.device).eval()

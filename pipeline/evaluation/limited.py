@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
-from pipeline.prepared import Prepared, Split
 
 
 class Limited(Prepared):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from components.model import Model
-from pipeline import hub
-from pipeline.backbones import DESCRIPTION, WEIGHTS, Backbone
-from pipeline.checkpoint import load_model
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import read_json, sha256
+from pipeline.models import hub
+from pipeline.models.backbones import DESCRIPTION, WEIGHTS, Backbone
+from pipeline.models.checkpoint import load_model
 
 MANIFEST, BASE = "export.json", "backbone"
 MEND = "copy it again, or: python -m stages export"

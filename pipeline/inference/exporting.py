@@ -6,13 +6,13 @@ from typing import Any
 
 from components.model import Model
 from components.refined_lm import RefinedLM
-from pipeline import hub
-from pipeline.backbones import DESCRIPTION, PRETRAINED, WEIGHTS
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.inference.exported import BASE, MANIFEST, Opened, kind, opened
-from pipeline.markdown import cell, markdown
-from pipeline.text.wording import TOKENIZER, WORDING
+from pipeline.models import hub
+from pipeline.models.backbones import DESCRIPTION, PRETRAINED, WEIGHTS
+from pipeline.reporting.markdown import cell, markdown
+from pipeline.text.prompt_template import TOKENIZER, WORDING
 
 CARD = """# {name}
 

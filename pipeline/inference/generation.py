@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from components.batch import Batch
-from components.halting import Rule
+from components.inference.halting import Rule
+from components.inference.sampling import Pass, Sampler
 from components.model import Model
 from components.refined_lm import RefinedLM
-from components.sampling import Pass, Sampler
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
 from pipeline.inference import exported
 from pipeline.inference.predictor import predictor
-from pipeline.runtime import Runtime
+from pipeline.machine.runtime import Runtime
 from pipeline.text.prompts import Prompt, prompts_of
 
 GREEDY = Sampler()  # one token a pass, the most certain first

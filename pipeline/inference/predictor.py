@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from components import halting
 from components.batch import Batch
-from components.halting import Rule
+from components.inference import halting
+from components.inference.halting import Rule
+from components.inference.sampling import Predict
 from components.model import Model
-from components.sampling import Predict
+from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import ConfigError
-from pipeline.prepared import Vocabulary
-from pipeline.runtime import Runtime
+from pipeline.machine.runtime import Runtime
 
 
 def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime, halt: Rule | None = None) -> Predict:

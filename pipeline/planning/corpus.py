@@ -7,25 +7,25 @@ from typing import Any
 import torch
 
 from components.batch import Batch
-from pipeline.data import VALIDATION, Examples
-from pipeline.prepared import Split, Vocabulary
+from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.data.batches import VALIDATION, LiveSource
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Examples, prepared or expected."""
+    """LiveSource, prepared or expected."""
 
     splits: Mapping[str, Split]
     vocabulary: Vocabulary
 
-    def source(self, split: str, masks: Mapping[str, Any]) -> Examples:
+    def source(self, split: str, masks: Mapping[str, Any]) -> LiveSource:
         """Their batches under the ``masks`` of a stage, without states."""
         stream = VALIDATION if split == "validation" else None
         given = {name: masks[name] for name in ("buckets", "draws") if name in masks}
-        return Examples(self.splits[split], self.vocabulary, masks["masking"], masks["seed"], stream=stream, **given)
+        return LiveSource(self.splits[split], self.vocabulary, masks["masking"], masks["seed"], stream=stream, **given)
 
 
-def some(source: Examples, n: int) -> Batch:
+def some(source: LiveSource, n: int) -> Batch:
     """Its first ``n`` examples under the first draw of masks."""
     rows = torch.arange(min(n, len(source)))
     return source.batch(rows, torch.zeros_like(rows))

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.backbone import BackboneModel
+from components.backbones.backbone import BackboneModel
 from components.caching import gain
 from components.refined_lm import RefinedLM
-from pipeline.planning import footprint
+from pipeline.corpora.prepared import Prepared, Vocabulary
+from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus
-from pipeline.planning.expected import expected
-from pipeline.planning.reckoning import Cost, Reckoning
-from pipeline.prepared import Prepared, Vocabulary
+from pipeline.planning.cost_model import Cost, CostModel
+from pipeline.planning.dataset_size import expected
 from pipeline.settings import config, effective, rehearsal
 
 
@@ -60,21 +60,21 @@ def plan(texts: Mapping[str, str]) -> Plan:
     models = rehearsal.rehearse(texts, (corpus.vocabulary.size, corpus.vocabulary.sequence))
     backbone, refined = models["backbone"], models["finetune"]
     assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM)
-    reckoning = Reckoning(texts, corpus, backbone, refined)
-    with footprint.AnyPrecision():
-        costs = {stage: reckoning.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
+    cost_model = CostModel(texts, corpus, backbone, refined)
+    with memory.AnyPrecision():
+        costs = {stage: cost_model.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
         warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
-        costs["extract"] = reckoning.extraction()
-        costs["controls"] = reckoning.controls(models["controls"], warmup.flops, joint.flops)
-        costs["evaluate"] = reckoning.evaluation(models, with_finetune=costs["finetune"].steps > 0)
-        trunk = reckoning.trunk_over("train", ())
+        costs["extract"] = cost_model.extraction()
+        costs["controls"] = cost_model.controls(models["controls"], warmup.flops, joint.flops)
+        costs["evaluate"] = cost_model.evaluation(models, with_finetune=costs["finetune"].steps > 0)
+        trunk = cost_model.trunk_over("train", ())
     epochs = warmup.epochs + joint.epochs
     config.load_text(texts["extract"], "extract")
     return Plan(
         costs=[costs[stage] for stage in ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")],
         trunk=trunk / examples, step=(warmup.flops + joint.flops) / (epochs * examples),
         draws=config.argument("stages.extract.run", "draws"), epochs=epochs,
-        live=[stage for stage in reckoning.live if stage in ("warmup", "joint")], assumed=[*assumed, *reckoning.assumed],
+        live=[stage for stage in cost_model.live if stage in ("warmup", "joint")], assumed=[*assumed, *cost_model.assumed],
         examples=examples, causal=corpus.vocabulary.causal,
     )  # fmt: skip
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pipeline.markdown import cell
 from pipeline.reporting.figures import Curves
+from pipeline.reporting.markdown import cell
 from pipeline.reporting.tables import METRICS, headline_metric
 
 
@@ -26,7 +26,7 @@ def findings(metrics: Mapping[str, Any], curve: Mapping[str, Curves], models: Se
             falling = all(b <= a for a, b in pairwise(steps))
             found.append(f"{name}: nll falls with every recursion step" if falling else f"{name}: more steps are not always better")
     for name in models:
-        lost = metrics[name].get("retention", {}).get("minus_frozen", {}).get("prompt_nll", {"low": 0.0})
+        lost = metrics[name].get("forgetting", {}).get("minus_frozen", {}).get("prompt_nll", {"low": 0.0})
         if lost["low"] > 0:
             found.append(f"{name}: has forgotten, nll of prompts' tokens is {cell(lost)} above the frozen backbone's")
     for name, columns in curve.items():

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import curves
-from pipeline.concepts import concept_reporting
 from pipeline.files import read_json, write_atomic
-from pipeline.reporting import figures, tables
+from pipeline.reporting import concept_reporting, figures, tables
 from pipeline.reporting.findings import findings
+from pipeline.training import curves
 
 HEAD = """# Results on test
 
@@ -35,10 +34,10 @@ OPTIONAL = {  # what evaluate was asked for besides: its title, what it says, it
         "An upper bound on -log p in nats an answer, after ± the standard error of its Monte-Carlo estimate.",
         tables.likelihood,
     ),
-    "retention": (
-        "What the backbone knew",
+    "forgetting": (
+        "Forgetting",
         "Hidden tokens of prompts, which no phase supervises: what does worse there than the frozen backbone has forgotten.",
-        tables.retention,
+        tables.forgetting,
     ),
 }
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from pipeline.markdown import bold_if_clear, cell, markdown
+from pipeline.reporting.markdown import bold_if_clear, cell, markdown
 
 METRICS = {"exact": "exact", "token_accuracy": "token accuracy", "nll": "nll"}
 
@@ -94,11 +94,11 @@ def likelihood(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
     return markdown(rows)
 
 
-def retention(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def forgetting(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
     """What each model says of hidden tokens of prompts, and the paired difference from the frozen backbone."""
     rows = [["model", "nll", "nll - frozen", "tokens right"]]
     for name in models:
-        found = metrics[name]["retention"]
+        found = metrics[name]["forgetting"]
         lost = bold_if_clear(found["minus_frozen"]["prompt_nll"])
         rows.append([name, cell(found["prompt_nll"]), lost, cell(found["prompt_token_accuracy"])])
     return markdown(rows)

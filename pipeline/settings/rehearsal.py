@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from components.freezing import freeze_except
+from components.backbones.split import split_layer, tail_of
 from components.model import Model
 from components.refined_lm import RefinedLM
-from components.split import split_layer, tail_of
-from pipeline import loop
-from pipeline.backbones import check_causal
+from components.training.freezing import freeze_except
 from pipeline.errors import ConfigError
+from pipeline.models.backbones import check_causal
 from pipeline.settings import config
+from pipeline.training import loop
 
 
 def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> dict[str, Model]:

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import torch
 
+from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
-from pipeline.prepared import Split, Vocabulary
-from pipeline.text import pretrained_text, wording
+from pipeline.text import pretrained_text, prompt_template
 from pipeline.text import tokenizer as bpe
+from pipeline.text.prompt_template import PromptTemplate
 from pipeline.text.tables import rows
-from pipeline.text.wording import Wording
 
 RAW_VARIABLE = "SLOTLOOP_RAW"
 RAW_DEFAULT = "data/raw"
@@ -101,7 +101,7 @@ class QuestionAnswers:
         if encoding is None:
             encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
         asked = self._asked()
-        wording.write(out, encoding, Wording(self.prompt, dict(encoding.special), *wording.around(asked)))
+        prompt_template.write(out, encoding, PromptTemplate(self.prompt, dict(encoding.special), *prompt_template.around(asked)))
         splits, first = {}, 0
         for name, part in parts.items():
             splits[name] = self._encode(encoding, part, first, asked)

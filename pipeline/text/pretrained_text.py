@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub
 from pipeline.errors import DataError
-from pipeline.families import FAMILIES, family
 from pipeline.files import read_json
-from pipeline.pretrained import transformers
+from pipeline.models import hub
+from pipeline.models.families import FAMILIES, family
+from pipeline.models.pretrained import transformers
 from pipeline.text import tokenizer as bpe
 
 FILE, OWN_FILES = "tokenizer.json", ("vocab.json", "merges.txt")

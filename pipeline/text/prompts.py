@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
-from pipeline.prepared import Vocabulary
-from pipeline.text import wording
+from pipeline.text import prompt_template
+from pipeline.text.detokenise import renderer
 from pipeline.text.jsonl import checked, fields_of
-from pipeline.text.rendering import renderer
 
 Prompt = str | Mapping[str, str]  # of several fields: a mapping, as a line of JSON holds them
 EMPTY = ".0_"  # how an empty cell may be written
@@ -100,13 +100,15 @@ class Texts:
     def __init__(self, vocabulary: Vocabulary, folder: Path, longest: int | None) -> None:
         self.vocabulary, self.longest = vocabulary, longest
         self.render = renderer(vocabulary, folder)
-        self.encoding, self.wording = wording.read(folder)
+        self.encoding, self.wording = prompt_template.read(folder)
         self.fields = fields_of(self.wording.prompt)
         self.end_id: int | None = self.encoding.id("end")
         masks = not vocabulary.causal and "mask" in self.wording.special
         mark = self.encoding.id("mask") if masks else self.encoding.size
         if (self.encoding.size, mark) != (vocabulary.size, vocabulary.mask_id):
-            raise DataError(f"{folder / wording.TOKENIZER} is not the tokenizer of this model; run dvc repro prepare backbone")
+            raise DataError(
+                f"{folder / prompt_template.TOKENIZER} is not the tokenizer of this model; run dvc repro prepare backbone"
+            )
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """The template, filled, and room for the answer."""

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from components.batch import Batch
-from components.core import Layout
 from components.model import Model
 from components.recursion import State
+from components.refiners.core import Layout
 
 
 class Counting(Model):

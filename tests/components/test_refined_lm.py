@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
+from components.backbones.split import tail_of
+from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.hybrid import Hybrid
 from components.refined_lm import RefinedLM
-from components.refiner import SlotRefiner
-from components.split import tail_of
-from components.tiny_lm import TinyLM
+from components.refiners.hybrid import Hybrid
+from components.refiners.refiner import SlotRefiner
 
 LAYERS = 3
 

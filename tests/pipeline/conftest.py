@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from components.masking import exact_count
+from components.objective.masking import exact_count
+from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.data.reader import ShardReader
+from pipeline.data.shard_writer import TAR_UNIT, frame_crc, write_index, write_shard
 from pipeline.files import json_bytes, read_json, sha256
-from pipeline.prepared import Split, Vocabulary
-from pipeline.reader import Shards
-from pipeline.runtime import Runtime
-from pipeline.shards import TAR_UNIT, frame_crc, write_index, write_shard
+from pipeline.machine.runtime import Runtime
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def shards_of(tmp_path, rows):
     """``shards_of(n)``: a folder of shards over ``rows(n)``, blocks of 4 rows, 12 rows a file; states hold 1000 draw + row."""
 
     def make(n, draws=2):
-        return Shards(write_shards(tmp_path / f"shards_{n}_{draws}", rows(n), draws))
+        return ShardReader(write_shards(tmp_path / f"shards_{n}_{draws}", rows(n), draws))
 
     return make
 

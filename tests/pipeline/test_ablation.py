@@ -14,8 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import ablation
-from pipeline.closure import imports
 from pipeline.errors import ConfigError, UserError
+from pipeline.machine.closure import imports
 from pipeline.reporting import figures
 from tests.conftest import workspace
 

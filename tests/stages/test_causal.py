@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from components.batch import Batch
-from components.halting import by_change
-from components.sampling import Sampler
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
+from components.inference.halting import by_change
+from components.inference.sampling import Sampler
+from pipeline.corpora.prepared import Prepared
+from pipeline.data.reader import ShardReader
 from pipeline.errors import ConfigError
 from pipeline.inference.generation import Generator
-from pipeline.prepared import Prepared
-from pipeline.reader import Shards
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from pipeline.text import tokenizer as bpe
 from stages.__main__ import main
 from tests.conftest import TRAINING
-from tests.stages.over_checkpoint import run_over
+from tests.support.over_checkpoint import run_over
 
 transformers = pytest.importorskip("transformers")
 SPECIAL = {"end": "<end>", "pad": "<pad>"}
@@ -56,7 +56,7 @@ def test_every_phase_trains_and_the_answer_is_measured(inside):
 
 
 def test_one_draw_holds_every_token_of_an_answer(inside):
-    split, shards = Prepared("data/prepared").split("train"), Shards("data/shards")
+    split, shards = Prepared("data/prepared").split("train"), ShardReader("data/shards")
     assert shards.index["draws"] == 1
     assert sum(int(shards.read(shards.rows("train", 0), 48)["masked"].sum()) for _ in range(1)) == int(split.response.sum())
 

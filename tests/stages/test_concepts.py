@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
-from pipeline.prepared import Prepared, texts
+from pipeline.corpora.prepared import Prepared, texts
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from tests.conftest import TRAINING, run_stages, workspace
-from tests.pipeline.checkpoints import sonar
+from tests.support.checkpoints import sonar
 
 pytest.importorskip("transformers")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from tests.conftest import ROOT, run_stages, workspace
 
 GOLDEN = ROOT / "tests" / "golden" / "smoke.json"

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from components.batch import Batch
-from pipeline import flops
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
 from pipeline.errors import DataError
 from pipeline.inference.generation import Generator
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from pipeline.planning import plan as planning
 from pipeline.settings import config, params
 from pipeline.text import tokenizer as bpe
+from pipeline.training import flops
 from stages.__main__ import SECTIONS, main
 from tests.conftest import ROOT, TRAINING
-from tests.pipeline.checkpoints import LAYOUTS, VOCAB, written
-from tests.stages.over_checkpoint import run_over
+from tests.support.checkpoints import LAYOUTS, VOCAB, written
+from tests.support.over_checkpoint import run_over
 
 pytest.importorskip("transformers")
 
@@ -103,7 +103,7 @@ def test_joint_changes_the_last_layer_alone(inside):
 
 
 def test_answers_are_padded_with_ends_that_are_learned(inside):
-    from pipeline.prepared import Prepared
+    from pipeline.corpora.prepared import Prepared
 
     split = Prepared("data/prepared").split("train")
     end = bpe.pretrained(bpe.load(inside / "checkpoint/tokenizer.json"), "checkpoint", SPECIAL).id("end")

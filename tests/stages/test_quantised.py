@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import load_model
+from pipeline.corpora.prepared import Prepared
+from pipeline.data.reader import ShardReader
 from pipeline.inference.generation import Generator
-from pipeline.prepared import Prepared
-from pipeline.reader import Shards
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import load_model
 from tests.conftest import TRAINING
-from tests.pipeline.checkpoints import wide
-from tests.stages.over_checkpoint import run_over
 from tests.stages.test_pretrained import BINDINGS, checkpoint_of
+from tests.support.checkpoints import wide
+from tests.support.over_checkpoint import run_over
 
 pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
@@ -36,7 +36,7 @@ def test_every_phase_trains_above_the_trunk(tmp_path, monkeypatch, bits):
     kept = before.state_dict()
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, kept[name])}
     assert changed and all(name.startswith("model.model.layers.2.") for name in changed)
-    split, shards = Prepared("data/prepared").split("validation"), Shards("data/shards")
+    split, shards = Prepared("data/prepared").split("validation"), ShardReader("data/shards")
     rows = shards.rows("validation", 0)
     stored = shards.read(rows, 48)
     with torch.no_grad():

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.answers import Answers
-from components.tiny_lm import TinyLM
+from components.backbones.tiny_lm import TinyLM
+from components.inference.answers import Answers
+from pipeline.corpora.prepared import Prepared
 from pipeline.evaluation import answering
-from pipeline.prepared import Prepared
 from stages.__main__ import main
 from tests.conftest import SUMS
 
@@ -51,8 +51,8 @@ def test_every_model_is_judged_on_the_same_items(inside):
         assert found["flexible"]["n"] == 8 and found["function_evaluations"] == 4
         right = [line["generated"][name]["right"]["flexible"] for line in lines]
         assert found["flexible"]["mean"] == sum(right) / 8
-    assert {name for name, value in metrics.items() if isinstance(value, dict) and "retention" in value} == models
-    assert "## What the backbone knew" in (inside / "outputs/report/report.md").read_text()
+    assert {name for name, value in metrics.items() if isinstance(value, dict) and "forgetting" in value} == models
+    assert "## Forgetting" in (inside / "outputs/report/report.md").read_text()
     assert metrics["joint"]["answers"]["recursion_steps"] == 4 and metrics["joint"]["likelihood"]["samples"] == 2
 
 

@@ -7,14 +7,14 @@ from functools import partial
 
 import pytest
 
-from components.answers import Answers
-from components.halting import by_probability
-from components.likelihood import Likelihood
-from pipeline.backbones import Backbone
+from components.inference.answers import Answers
+from components.inference.halting import by_probability
+from components.inference.likelihood import Likelihood
+from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.assessment import Asked, assess, opened
+from pipeline.evaluation.assessment import EvalConfig, assess, opened
 from pipeline.evaluation.limited import Limited
-from pipeline.prepared import Prepared, write
+from pipeline.models.backbones import Backbone
 
 MEASURES = {"test_5": ("test_5", 1.0), "half": ("test_7", 0.5)}
 
@@ -34,7 +34,7 @@ def evaluate(finished, runtime, tmp_path):
             **settings,
         }
         prepared = settings.pop("prepared", Limited(finished / "data/prepared"))
-        assess(prepared, Backbone(finished / "data/backbone"), folders, tmp_path / "out", runtime, Asked(**settings))
+        assess(prepared, Backbone(finished / "data/backbone"), folders, tmp_path / "out", runtime, EvalConfig(**settings))
         return json.loads((tmp_path / "out/metrics.json").read_text())
 
     return evaluate

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components.core import Layout
-from components.halting import by_learning
+from components.inference.halting import by_learning
 from components.model import Model
 from components.recursion import State
+from components.refiners.core import Layout
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 

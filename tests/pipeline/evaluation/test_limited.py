@@ -2,9 +2,9 @@
 
 import pytest
 
+from pipeline.corpora.prepared import write
 from pipeline.errors import ConfigError
 from pipeline.evaluation.limited import Limited
-from pipeline.prepared import write
 
 
 @pytest.mark.parametrize(("limit", "there"), [(None, [5, 6, 7, 8]), (1, [5]), (3, [5, 6, 7]), (9, [5, 6, 7, 8])])

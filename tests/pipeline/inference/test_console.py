@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference import console
 from pipeline.inference.generation import Generator
-from tests.pipeline.trained import PUZZLE, puzzles
+from tests.support.trained import PUZZLE, puzzles
 
 OTHER = "1..4/..../..../.3.."
 

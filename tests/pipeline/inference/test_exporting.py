@@ -7,15 +7,15 @@ import shutil
 import pytest
 import torch
 
-from pipeline.backbones import Backbone
-from pipeline.checkpoint import save_model
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.exporting import export
 from pipeline.inference.generation import Generator
-from tests.pipeline.trained import PUZZLE, puzzles, texts
+from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import save_model
+from tests.support.trained import PUZZLE, puzzles, texts
 
 WRITTEN = {"model.json", "model.safetensors", "backbone/model.json", "backbone/model.safetensors", "export.json", "README.md"}
-OF_TEXT = {"tokenizer.json", "wording.json"}
+OF_TEXT = {"tokenizer.json", "prompt_template.json"}
 
 
 def exported(folder, out="exported", model="outputs/joint"):

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from components import halting
+from components.inference import halting
+from components.inference.sampling import Sampler
 from components.model import Model
 from components.recursion import State
-from components.sampling import Sampler
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import Generator
-from tests.pipeline.trained import PUZZLE, puzzles, texts
+from tests.support.trained import PUZZLE, puzzles, texts
 
 PROMPTS = ["How many?", "Tom buys 3 pears and 4 plums.", "12 + 3 ="]
 

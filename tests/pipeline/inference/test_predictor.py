@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from components import halting
 from components.batch import Batch
-from components.core import Layout
+from components.inference import halting
 from components.model import Model
 from components.recursion import State
+from components.refiners.core import Layout
+from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import ConfigError
 from pipeline.inference.predictor import predictor
-from pipeline.prepared import Vocabulary
 
 MASK = 9
 VOCABULARY = Vocabulary(10, MASK, 8, 3, "text")

@@ -15,7 +15,7 @@ from pipeline.planning import plan as planning
 from pipeline.settings import config, params
 from stages.__main__ import SECTIONS
 from tests.conftest import ROOT, run_stages, workspace
-from tests.pipeline.checkpoints import LLADA, LLADA_MOE
+from tests.support.checkpoints import LLADA, LLADA_MOE
 
 STAGES = ["backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate"]
 FOLDERS = {"backbone": "data/backbone", "warmup": "outputs/warmup", "joint": "outputs/joint"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.pipeline.reporting.handmade import model, pair, value
+from tests.support.handmade import model, pair, value
 
 
 @pytest.fixture

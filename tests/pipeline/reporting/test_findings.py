@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.reporting.findings import findings
-from tests.pipeline.reporting.handmade import pair, retained, value
+from tests.support.handmade import pair, retained, value
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import DataError
 from pipeline.reporting.page import optional, report
-from tests.pipeline.reporting.handmade import retained
+from tests.support.handmade import retained
 
 
 def test_the_page_holds_its_tables_and_pictures(finished):
@@ -23,7 +23,7 @@ def test_without_an_evaluation_the_stage_is_named(tmp_path):
 def test_a_section_is_there_for_what_was_asked(metrics):
     models = ["frozen", "warmup"]
     assert optional(metrics, models) == {}
-    assert list(optional(retained(metrics, 0.3), models)) == ["What the backbone knew"]
+    assert list(optional(retained(metrics, 0.3), models)) == ["Forgetting"]
 
 
 def test_sections_on_whole_answers_are_named(whole):

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.reporting import tables
-from tests.pipeline.reporting.handmade import cells, model, pair, retained, value
+from tests.support.handmade import cells, model, pair, retained, value
 
 TRAINED = {
     "warmup": {"flops": 2e12, "steps": 5},
@@ -77,6 +77,6 @@ def test_the_likelihood_has_a_table(whole):
 
 @pytest.mark.parametrize(("lost", "shown"), [(0.3, "**.300 [.200, .400]**"), (0.05, ".050 [-.050, .150]")])
 def test_forgetting_has_a_table(metrics, lost, shown):
-    table = cells(tables.retention(retained(metrics, lost), ["frozen", "warmup"]))
+    table = cells(tables.forgetting(retained(metrics, lost), ["frozen", "warmup"]))
     assert table[0] == ["model", "nll", "nll - frozen", "tokens right"]
     assert table[2][2] == ".000 [.000, .000]" and table[3][2] == shown

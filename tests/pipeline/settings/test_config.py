@@ -47,7 +47,7 @@ def append(file, *lines):
 @pytest.mark.parametrize("layers", range(1, 6))
 def test_later_layers_win(root, layers):
     """preset < stage file < common < stage section < command line: with the first n of them, the n-th decides."""
-    append(root / "gin/presets/smoke.gin", "from pipeline import loop", "loop.fit.clip = 1.0")
+    append(root / "gin/presets/smoke.gin", "from pipeline.training import loop", "loop.fit.clip = 1.0")
     if layers >= 2:
         append(root / "gin/warmup.gin", "loop.fit.clip = 2.0")
     common = "common: {bindings: {loop: {fit: {clip: 3.0}}}}\n" if layers >= 3 else ""
@@ -246,7 +246,7 @@ def test_a_forbidden_import_does_not_run(root):
     (root / "hostile.py").write_text("open('was_here', 'w').close()\n")
     (root / "gin/hostile.gin").write_text("import hostile\n")
     allowed = (
-        r"components, pipeline.concepts.sentence_encoder, .*, torch.nn, torch.optim "
+        r"components, pipeline.corpora.sudoku, .*, torch.nn, torch.optim "
         r"\(and what the environment variable SLOTLOOP_ALLOW lists\)"
     )
     with pytest.raises(ConfigError, match=rf"gin/hostile.gin:1: may not import 'hostile'; allowed are {allowed}$"):
@@ -255,7 +255,7 @@ def test_a_forbidden_import_does_not_run(root):
 
 
 def test_a_reference_cannot_reach_what_may_not_be_imported(root):
-    hostile = ["from pipeline import runtime", "from stages import warmup", "runtime.os.mkdir.path = 'was_here'"]
+    hostile = ["from pipeline.machine import runtime", "from stages import warmup", "runtime.os.mkdir.path = 'was_here'"]
     append(root / "gin/hostile.gin", *hostile, "warmup.run.unfreeze = [@runtime.os.mkdir()]")
     with pytest.raises(ConfigError, match=r"hostile.gin|runtime.os"):
         resolve("warmup", SMOKE + "warmup: {gin: [gin/hostile.gin]}\n")
@@ -290,14 +290,14 @@ def test_a_forbidden_import_cannot_hide_in_an_include(root):
     ],
 )
 def test_a_mistake_in_a_gin_file_names_the_file(root, line, message):
-    append(root / "gin/mine.gin", "from pipeline import loop", line)
+    append(root / "gin/mine.gin", "from pipeline.training import loop", line)
     with pytest.raises(ConfigError, match=message):
         resolve("warmup", SMOKE + "warmup: {gin: [gin/mine.gin]}\n")
 
 
 @pytest.mark.parametrize("line", ["loop.fit.steps = ", "include 'gin/nope.gin'"])
 def test_a_malformed_gin_file_is_a_config_error(root, line):
-    append(root / "gin/mine.gin", "from pipeline import loop", line)
+    append(root / "gin/mine.gin", "from pipeline.training import loop", line)
     with pytest.raises(ConfigError, match=r"mine.gin|nope.gin"):
         resolve("warmup", SMOKE + "warmup: {gin: [gin/mine.gin]}\n")
 
@@ -327,7 +327,7 @@ def test_comments_and_order_do_not_change_the_text(root):
 def test_the_text_is_valid_on_its_own(root):
     text = resolve("warmup", in_section("loop.fit.clip: 2.0"))
     config.load_text(text, "warmup")
-    assert config.query("pipeline.loop.fit.clip") == 2.0
+    assert config.query("pipeline.training.loop.fit.clip") == 2.0
 
 
 def test_a_text_of_another_stage_is_refused(root):
@@ -358,7 +358,7 @@ def test_the_config_of_a_run_holds_defaults_and_can_be_run_again(finished):
     text = (finished / "outputs/warmup/config.gin").read_text()
     assert "loop.fit.clip" not in resolve_in(finished, "warmup") and bound(text)["loop.fit.clip"] == "1.0"
     config.load_text(text, "warmup")
-    assert config.query("pipeline.loop.fit.clip") == 1.0
+    assert config.query("pipeline.training.loop.fit.clip") == 1.0
     assert config.query("stages.warmup.run.out") == "outputs/warmup"
 
 
@@ -389,7 +389,7 @@ def test_a_claim_of_common_is_kept_where_it_has_its_effect(root, stage, kept):
 
 
 def test_a_claim_of_a_gin_file_in_common_is_named_with_its_line(root):
-    append(root / "gin/mine.gin", "from pipeline import sources", "sources.cached.near = 9")
+    append(root / "gin/mine.gin", "from pipeline.data import sources", "sources.cached.near = 9")
     Path("params.yaml").write_text(SMOKE + "common: {gin: [gin/mine.gin]}\n")
     read = params.read(Path("params.yaml"), SECTIONS)
     kept = {stage for stage in SECTIONS if config.resolve(stage, read).claims["gin/mine.gin:3"][0]}
@@ -400,7 +400,7 @@ def test_a_claim_of_a_preset_is_lost_where_the_stage_file_sets_it_afterwards(roo
     append(
         root / "gin/presets/mine.gin",
         "include 'gin/presets/smoke.gin'",
-        "from components import optim",
+        "from components.training import optim",
         "optim.adamw.betas = [0.8, 0.9]",
     )
     append(root / "gin/joint.gin", "optim.adamw.betas = [0.7, 0.9]")
@@ -419,7 +419,7 @@ def test_a_macro_counts_as_used_by_whoever_names_it(root):
 
 
 def test_a_binding_of_a_named_gin_file_that_reaches_nothing_is_refused_with_its_line(root):
-    append(root / "gin/mine.gin", "from components import supervision", "supervision.constant.weight = 0.3")
+    append(root / "gin/mine.gin", "from components.objective import supervision", "supervision.constant.weight = 0.3")
     with pytest.raises(
         ConfigError, match=r"gin/mine.gin:3.*'supervision.constant.weight' is valid, but nothing that stage warmup builds"
     ):
@@ -427,7 +427,7 @@ def test_a_binding_of_a_named_gin_file_that_reaches_nothing_is_refused_with_its_
 
 
 def test_what_a_named_gin_file_includes_may_reach_nothing(root):
-    append(root / "gin/mine.gin", "include 'gin/sizes/tiny.gin'", "from pipeline import loop", "loop.fit.clip = 2.0")
+    append(root / "gin/mine.gin", "include 'gin/sizes/tiny.gin'", "from pipeline.training import loop", "loop.fit.clip = 2.0")
     assert bound(resolve("joint", SMOKE + "joint: {gin: [gin/mine.gin]}\n"))["loop.fit.clip"] == "2.0"
 
 

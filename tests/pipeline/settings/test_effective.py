@@ -110,8 +110,8 @@ def test_a_call_within_a_scope_has_values_of_its_own(values_of):
 
 def test_what_is_given_by_the_stage_or_has_no_form_is_left_out():
     gin.clear_config()
-    gin.parse_config("from __gin__ import dynamic_registration\nfrom pipeline import loop\nloop.fit.clip = 2.0\n")
-    fit = effective.settings("pipeline.loop.fit")["loop.fit"]
+    gin.parse_config("from __gin__ import dynamic_registration\nfrom pipeline.training import loop\nloop.fit.clip = 2.0\n")
+    fit = effective.settings("pipeline.training.loop.fit")["loop.fit"]
     assert fit["clip"] == 2.0 and fit["steps"] == 1000
     assert not {"model", "train", "optimizer", "schedule", "supervision"} & set(fit)  # without a default; functions
     gin.clear_config()

@@ -5,7 +5,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.settings.ginfiles import Name, Namespace, parse_value, scan
 
-LINES = {"loop": "from pipeline import loop", "optim": "from components import optim", "torch": "import torch"}
+LINES = {"loop": "from pipeline.training import loop", "optim": "from components.training import optim", "torch": "import torch"}
 
 
 @pytest.fixture
@@ -18,9 +18,12 @@ def write(tmp_path):
 
 
 def test_imports_of_includes_count(write, tmp_path):
-    write("inner.gin", "from components import optim")
-    outer = write("outer.gin", "from pipeline import loop", "include 'inner.gin'", "loop.fit.steps = 3")
-    assert scan(outer, tmp_path).imports == {"loop": "from pipeline import loop", "optim": "from components import optim"}
+    write("inner.gin", "from components.training import optim")
+    outer = write("outer.gin", "from pipeline.training import loop", "include 'inner.gin'", "loop.fit.steps = 3")
+    assert scan(outer, tmp_path).imports == {
+        "loop": "from pipeline.training import loop",
+        "optim": "from components.training import optim",
+    }
 
 
 def test_reading_runs_nothing(write, tmp_path, monkeypatch):
@@ -28,7 +31,7 @@ def test_reading_runs_nothing(write, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
         ConfigError,
-        match=r"a.gin:2: may not import 'pipeline_like'; allowed are components, pipeline.concepts.sentence_encoder",
+        match=r"a.gin:2: may not import 'pipeline_like'; allowed are components, pipeline.corpora.sudoku",
     ):
         scan(write("a.gin", "import pipeline_like"), tmp_path)
 
@@ -40,7 +43,7 @@ def test_what_is_not_allowed_is_refused_with_its_line(write, tmp_path, line):
 
 
 def test_bindings_of_the_file_and_of_its_includes_are_told_apart(write, tmp_path):
-    write("inner.gin", "from pipeline import loop", "loop.fit.clip = %CLIP", "CLIP = 1.0")
+    write("inner.gin", "from pipeline.training import loop", "loop.fit.clip = %CLIP", "CLIP = 1.0")
     outer = write("outer.gin", "include 'inner.gin'", "", "a/loop.fit.steps = 3", "STEPS = [%ONE, {'a': %TWO}]")
     found = scan(outer, tmp_path)
     assert [(s.origin, s.key) for s in found.bindings] == [(f"{outer}:4", "a/loop.fit.steps"), (f"{outer}:5", "STEPS")]
@@ -50,7 +53,12 @@ def test_bindings_of_the_file_and_of_its_includes_are_told_apart(write, tmp_path
 
 
 def test_names_that_are_bound_or_referred_to_are_listed(write, tmp_path):
-    file = write("a.gin", "from pipeline import loop", "from components import optim", "loop.fit.optimizer = @b/optim.adamw")
+    file = write(
+        "a.gin",
+        "from pipeline.training import loop",
+        "from components.training import optim",
+        "loop.fit.optimizer = @b/optim.adamw",
+    )
     found = scan(file, tmp_path)
     assert found.names == [(str(file), "loop.fit")] and found.references == [(str(file), "b/optim.adamw")]
 
@@ -149,8 +157,8 @@ def test_a_path_is_a_parameter_or_more_path(path, expected):
 @pytest.mark.parametrize(
     ("key", "full"),
     [
-        ("loop.fit.steps", ("", "pipeline.loop.fit", "steps")),
-        ("a/b/optim.adamw.lr", ("a/b", "components.optim.adamw", "lr")),
+        ("loop.fit.steps", ("", "pipeline.training.loop.fit", "steps")),
+        ("a/b/optim.adamw.lr", ("a/b", "components.training.optim.adamw", "lr")),
         ("SEED", ("SEED", "gin.macro", "value")),
     ],
 )
@@ -159,7 +167,7 @@ def test_a_key_has_a_full_form(key, full):
 
 
 def test_a_selector_is_the_full_name():
-    assert Namespace(LINES).selector(("optim", "adamw")) == "components.optim.adamw"
+    assert Namespace(LINES).selector(("optim", "adamw")) == "components.training.optim.adamw"
 
 
 def test_only_what_a_module_defines_is_offered():

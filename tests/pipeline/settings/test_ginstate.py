@@ -9,12 +9,12 @@ from pipeline.settings.ginfiles import MACRO
 from pipeline.settings.params import Binding
 
 HEADER = """from __gin__ import dynamic_registration
-from components import optim
-from components import supervision
-from pipeline import loop
-from pipeline import runtime
+from components.objective import supervision
+from components.training import optim
+from pipeline.machine import runtime
+from pipeline.training import loop
 """
-LOOP = "pipeline.loop.fit"
+LOOP = "pipeline.training.loop.fit"
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def test_arguments_that_a_root_gives_are_resolved_and_defaults_are_those_of_the_
     )  # fmt: skip
     found = ginstate.arguments(LOOP, LOOP, ("steps", "supervision", "clip"))
     assert found["steps"] == 3 and found["clip"] == 1.0 and found["supervision"](2) == [0.25, 1.0]
-    assert ginstate.arguments(LOOP, "components.optim.adamw", ("lr", "backbone_lr")) == {"lr": 0.1, "backbone_lr": None}
-    assert ginstate.arguments(LOOP, "pipeline.runtime.Runtime", ("device",)) is None
+    assert ginstate.arguments(LOOP, "components.training.optim.adamw", ("lr", "backbone_lr")) == {"lr": 0.1, "backbone_lr": None}
+    assert ginstate.arguments(LOOP, "pipeline.machine.runtime.Runtime", ("device",)) is None
 
 
 def test_macros_are_listed(parse):
@@ -68,8 +68,8 @@ def test_references_are_followed_through_macros_and_containers(parse):
 def test_a_scope_is_kept_where_it_is_entered(parse):
     parse("loop.fit.optimizer = @a/optim.adamw", "optim.adamw.lr = 0.1", "a/optim.adamw.lr = 0.2", "b/optim.adamw.lr = 0.3")
     used = ginstate.prune(LOOP)
-    assert ("a", "components.optim.adamw", "lr") in used and ("b", "components.optim.adamw", "lr") not in used
-    assert ("", "components.optim.adamw", "lr") not in used  # the more specific one always wins
+    assert ("a", "components.training.optim.adamw", "lr") in used and ("b", "components.training.optim.adamw", "lr") not in used
+    assert ("", "components.training.optim.adamw", "lr") not in used  # the more specific one always wins
 
 
 def test_a_call_runs_within_the_scopes_of_its_caller(parse):
@@ -80,7 +80,7 @@ def test_a_call_runs_within_the_scopes_of_its_caller(parse):
     )
     parse("supervision.constant.weight = 0.1", "a/supervision.constant.weight = 0.2", "b/supervision.constant.weight = 0.3")
     used = ginstate.prune(LOOP)
-    assert {scope for scope, selector, _ in used if selector == "components.supervision.constant"} == {"", "a"}
+    assert {scope for scope, selector, _ in used if selector == "components.objective.supervision.constant"} == {"", "a"}
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_canonical_text_has_one_binding_a_line_and_no_unused_import(parse):
     parse("loop.fit.out = '" + "x" * 300 + "'")
     assert text().splitlines() == [
         "from __gin__ import dynamic_registration",
-        "from pipeline import loop",
+        "from pipeline.training import loop",
         "loop.fit.out = '" + "x" * 300 + "'",
     ]
 
 
 def test_what_is_bound_is_known(parse):
     parse("loop.fit.steps = 3")
-    assert ginstate.is_bound(LOOP) and not ginstate.is_bound("pipeline.loop.nothing")
+    assert ginstate.is_bound(LOOP) and not ginstate.is_bound("pipeline.training.loop.nothing")
     assert ginstate.wrapped(LOOP).__name__ == "fit"
 
 
@@ -175,7 +175,7 @@ def test_what_is_built_comes_root_first_with_the_binding_that_reaches_each_param
     parse("loop.fit.schedule = [@a/optim.adamw, @b/optim.adamw]", "optim.adamw.weight_decay = 0.3")
     calls = ginstate.built(LOOP)
     found = {call.name: call.bindings for call in calls if call.selector != MACRO}
-    adamw = "components.optim.adamw"
+    adamw = "components.training.optim.adamw"
     assert next(iter(found)) == "loop.fit"
     assert found["optim.adamw"] == {"lr": ("", adamw, "lr"), "weight_decay": ("", adamw, "weight_decay")}
     assert found["a/optim.adamw"] == {"lr": ("a", adamw, "lr"), "weight_decay": ("", adamw, "weight_decay")}
@@ -211,7 +211,7 @@ def test_imports_are_listed_sorted(parse):
 
 def test_a_circle_through_scopes_is_refused(parse):
     parse("loop.fit.train = @a/loop.fit", "a/loop.fit.clip = 1.0")
-    with pytest.raises(ConfigError, match=r"'pipeline.loop.fit' refers to itself through scopes a/a/a/"):
+    with pytest.raises(ConfigError, match=r"'pipeline.training.loop.fit' refers to itself through scopes a/a/a/"):
         ginstate.prune(LOOP)
 
 

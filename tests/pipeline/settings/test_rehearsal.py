@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
-from components.tiny_lm import TinyLM
 from pipeline.errors import ConfigError
 from pipeline.settings import config, params, rehearsal
 from stages.__main__ import SECTIONS

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.text import prompt_template
 from pipeline.text import tokenizer as bpe
-from pipeline.text import wording
 from pipeline.text.jsonl import QuestionAnswers, raw_folder
 
 TRAIN = [{"question": f"How much is {i} plus {i + 1}?", "answer": f"It is {2 * i + 1} #### {2 * i + 1}"} for i in range(60)]
@@ -283,6 +283,6 @@ def test_a_template_that_does_not_fit_is_refused(raw, template, error, message):
 
 def test_the_words_of_prompts_are_kept_for_generation(raw):
     prepare(raw, prompt="Q: {question}")
-    encoding, words = wording.read(raw.parent / "out")
-    assert words == wording.Wording("Q: {question}", {"mask": "<mask>", "end": "<end>", "pad": "<pad>"})
+    encoding, words = prompt_template.read(raw.parent / "out")
+    assert words == prompt_template.PromptTemplate("Q: {question}", {"mask": "<mask>", "end": "<end>", "pad": "<pad>"})
     assert encoding.special == words.special

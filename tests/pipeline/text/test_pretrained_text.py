@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.text import prompt_template
 from pipeline.text import tokenizer as bpe
-from pipeline.text import wording
 from pipeline.text.jsonl import QuestionAnswers
 from pipeline.text.pretrained_text import chat, tokenizer
 
@@ -93,7 +93,7 @@ def test_a_corpus_asks_through_the_chat_and_learns_the_answer(tmp_path, monkeypa
     split = corpus.prepare(0, tmp_path / "out")[1]["test"]
     said = [trained.decode(t[v & ~r].tolist()) for t, v, r in zip(split.tokens, split.valid, split.response, strict=True)]
     assert said == [f"<user>{text}</user><assistant>" for text in TEXTS]
-    words = wording.read(tmp_path / "out")[1]  # as generation asks, without the template
+    words = prompt_template.read(tmp_path / "out")[1]  # as generation asks, without the template
     assert [words.asked({"question": text}) for text in TEXTS] == said
     with pytest.raises(ConfigError, match="takes the template of a pretrained model"):
         QuestionAnswers("train.jsonl", "test.jsonl", "", chat=True).prepare(0, tmp_path / "other")

@@ -2,13 +2,13 @@
 
 import pytest
 
+from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_json
-from pipeline.prepared import Vocabulary
 from pipeline.text import tokenizer as bpe
+from pipeline.text.prompt_template import WORDING, PromptTemplate, write
 from pipeline.text.prompts import prompts_of
-from pipeline.text.wording import WORDING, Wording, write
-from tests.pipeline.trained import PUZZLE, PUZZLES, TEXTS
+from tests.support.trained import PUZZLE, PUZZLES, TEXTS
 
 M = PUZZLES.mask_id
 
@@ -20,7 +20,7 @@ def puzzles(tmp_path):
 
 def texts_in(folder, prompt="Q: {question}\n", longest=64, frame=()):
     encoding = bpe.trained(TEXTS, 290)
-    write(folder, encoding, Wording(prompt, encoding.special, *frame))
+    write(folder, encoding, PromptTemplate(prompt, encoding.special, *frame))
     return prompts_of(Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"), folder, longest), encoding
 
 
@@ -97,7 +97,7 @@ def test_a_chat_stands_around_the_prompt(tmp_path):
 
 def test_a_causal_answer_is_what_is_written(tmp_path):
     encoding = bpe.trained(TEXTS, 290)
-    write(tmp_path, encoding, Wording("{question}", {"end": "<end>", "pad": "<pad>"}))
+    write(tmp_path, encoding, PromptTemplate("{question}", {"end": "<end>", "pad": "<pad>"}))
     texts = prompts_of(Vocabulary(encoding.size, encoding.size, encoding.id("pad"), 48, "text", causal=True), tmp_path, 48)
     canvas, words = texts.canvas("Tom", 6), encoding.encode(" buys 3")
     prompt, none = canvas[: canvas.index(encoding.size)], encoding.size
@@ -126,5 +126,5 @@ def test_a_malformed_wording_is_told(tmp_path, content):
 def test_a_folder_prepared_before_there_was_one_names_the_stage(tmp_path):
     _, encoding = texts_in(tmp_path)
     (tmp_path / WORDING).unlink()
-    with pytest.raises(DataError, match=r"wording.json does not exist; it is written by stage prepare"):
+    with pytest.raises(DataError, match=r"prompt_template.json does not exist; it is written by stage prepare"):
         prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)

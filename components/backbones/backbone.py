@@ -1,0 +1,69 @@
+"""BackboneModel: the interface of what is refined. A model of its own whose layers can be cut in two: frozen trunk, live tail."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.batch import Batch
+from components.model import Model
+from components.recursion import State, Tree
+from components.refiners.core import Layout
+
+
+class BackboneModel(Model):
+    """Token ids -> hidden states -> logits. A backbone alone is a recursion of one step, so every phase shares one training loop.
+
+    Attributes:
+        architecture: arguments that build the same model again, with the class's name as ``model``; ``dim`` and ``layers`` are
+            among them.
+        causal: states at i know tokens up to i, and predict token i + 1 (``Batch.targets`` stand at i); else they know every token,
+            and predict the masked ones.
+        first_layer: lowest layer held here; 0 = the whole model, ``layers`` = norm, head and embeddings alone.
+    """
+
+    architecture: dict[str, Any]
+    causal: bool = False
+    first_layer: int
+    n_steps: int = 1
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Fill every weight; ``generator`` is the only source of randomness."""
+        raise NotImplementedError
+
+    @classmethod
+    def described(cls, architecture: Mapping[str, Any], first_layer: int = 0) -> "BackboneModel":
+        """The model of this class that ``architecture`` describes, from ``first_layer`` on; its weights are not set."""
+        return cls(**{name: value for name, value in architecture.items() if name != "model"}, first_layer=first_layer)
+
+    def cut(self, first_layer: int) -> "BackboneModel":
+        """A model of the same architecture that holds the layers from ``first_layer`` on; its weights are not set."""
+        return self.described(self.architecture, first_layer)
+
+    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+        """Token embedding plus position: a table look-up, no layer runs."""
+        raise NotImplementedError
+
+    def trunk(
+        self, tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None, split: int
+    ) -> Float[Tensor, "batch seq dim"]:
+        """States entering layer ``split``: what extract stores."""
+        raise NotImplementedError
+
+    def states_and_heads(
+        self, batch: Batch, layers: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
+        """Last states of a batch, from its cached hidden states if it has any, else from its tokens; and the concatenated head
+        outputs of ``layers``, None if there are none.
+        """
+        raise NotImplementedError
+
+    def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
+        """Everything, if there is but one step."""
+        return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
+
+    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """Nothing is left to do, if there is but one step."""
+        return State(carry["hidden"], carry)

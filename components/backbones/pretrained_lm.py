@@ -1,0 +1,140 @@
+"""PretrainedLM: somebody else's transformer as a backbone. Its own forward runs; ``components.backbones.layers`` keeps some
+layers out of it.
+
+Notable: logits may be shifted (Dream: the state at i - 1 predicts token i). The shift is made on the last states, so
+that everything after them, refiner, loss and decoding, sees the state of a token at the token's own place.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from components.backbones.backbone import BackboneModel
+from components.backbones.layers import Layers, Parts
+from components.batch import Batch
+
+ATTENTION = ("attn", "attention")
+HEADS_INTO = ("o_proj", "out_proj", "output.dense", "dense", "Wo", "c_proj", "out_lin", "attn.o")
+
+
+class PretrainedLM(BackboneModel):
+    """A model of another library behind the interface of a backbone.
+
+    Args:
+        model: called with ``input_ids`` and ``attention_mask``; below ``first_layer`` its layers are empty.
+        parts: where it keeps what.
+        architecture: of ``build``; with ``dim``, ``layers``, ``vocab`` and ``seq``.
+        shift: how many places behind its token a state stands, 0 or 1.
+        first_layer: lowest layer held here.
+        build: another model of the same architecture from a layer on, without weights; see ``cut``.
+        causal: see ``BackboneModel``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parts: Parts,
+        architecture: Mapping[str, Any],
+        shift: int = 0,
+        first_layer: int = 0,
+        build: Callable[[int], "PretrainedLM"] | None = None,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model, self.architecture = model, dict(architecture)
+        self.shift, self.first_layer = shift, first_layer
+        self.build, self.layers, self.causal = build, Layers(model, parts), causal
+
+    @property
+    def head(self) -> nn.Linear:  # type: ignore[override]
+        """The model's output layer."""
+        output = self.model.get_submodule(self.layers.parts.output)
+        assert isinstance(output, nn.Linear)
+        return output
+
+    def train(self, mode: bool = True) -> "PretrainedLM":
+        """The model itself always runs as in evaluation: what is dropped out by chance would not be what was cached."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PretrainedLM":
+        """What lies on several devices is not moved to one."""
+        return self if len({weight.device for weight in self.parameters()}) > 1 else super()._apply(fn, recurse)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """They are there."""
+
+    def cut(self, first_layer: int) -> "PretrainedLM":
+        """The same model from ``first_layer`` on; its weights are not set."""
+        assert self.build is not None
+        return self.build(first_layer)
+
+    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+        """Token embedding alone: where the model adds positions to it, they are left out."""
+        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
+        assert isinstance(embeddings, nn.Module)
+        return embeddings(tokens)
+
+    def trunk(
+        self, tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None, split: int
+    ) -> Float[Tensor, "batch seq dim"]:
+        """States entering layer ``split``; before any shift.
+
+        Raises:
+            ValueError: the trunk is not held here.
+        """
+        if split == 0:
+            raise ValueError("the states entering layer 0 are the embeddings; train a pretrained model whole from its tokens")
+        if self.first_layer:
+            raise ValueError(f"this model holds layers {self.first_layer}.. only, it cannot run the trunk")
+        return self.layers.run(_inputs(tokens, attention), 0, split)[0].to(tokens.device)
+
+    def states_and_heads(
+        self, batch: Batch, layers: Sequence[int] = ()
+    ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
+        """Last states, before what the output layer's own norm makes of them, and what chosen layers' heads said."""
+        hidden, start = batch.hidden, self.first_layer
+        if hidden is None and start:
+            raise ValueError(f"this model holds layers {start}.. only, it needs the states that enter them")
+        if hidden is not None:
+            hidden = hidden.to(self.head.weight.dtype)
+        inside = {layer: self._heads(layer) for layer in layers}
+        states, found = self.layers.run(
+            _inputs(batch.tokens, batch.attention), 0 if hidden is None else start, None, hidden, inside
+        )
+        heads = torch.cat([found[layer] for layer in layers], -1) if layers else None
+        return self._shifted(states), None if heads is None else self._shifted(heads)
+
+    def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
+        """What the model puts between its last layer and the output layer."""
+        return self.layers.features(state)
+
+    def _shifted(self, states: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+        states = states.to(self.head.weight.device)
+        return torch.cat([states[:, :1], states[:, :-1]], 1) if self.shift else states
+
+    def _heads(self, layer: int) -> str:
+        """Path within a layer of the projection that its concatenated heads go into.
+
+        Raises:
+            ValueError: no such name is known.
+        """
+        paths = [path for path, module in self.layers.blocks[layer].named_modules() if getattr(module, "weight", None) is not None]
+        for name in HEADS_INTO:
+            for path in paths:
+                if path.endswith(f".{name}") and any(word in path.lower() for word in ATTENTION):
+                    return path
+        raise ValueError(f"layer {layer} has no output projection of its heads by a known name; it has {', '.join(paths)}")
+
+
+def _inputs(tokens: Tensor, attention: Tensor | None) -> dict[str, Any]:
+    """Arguments of the model's forward; on the meta device with a finished mask, for the library would look at another's values."""
+    found: dict[str, Any] = {"input_ids": tokens.long()}
+    if tokens.is_meta:
+        batch, seq = tokens.shape
+        return {**found, "attention_mask": torch.empty(batch, 1, seq, seq, dtype=torch.bool, device="meta")}
+    return found if attention is None else {**found, "attention_mask": attention.long()}

@@ -1,0 +1,60 @@
+"""Cascade: two refiners in sequence, a coarse one first; every step of both is supervised."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from components.recursion import State, Tree
+from components.refiners.core import Core, Inputs, Layout, shared_layers
+
+
+class Cascade(Core):
+    """All steps of ``coarse``, then those of ``fine`` from where it left off; both see the backbone's states.
+
+    Args:
+        dim: width of the states.
+        coarse: takes dim.
+        fine: takes dim.
+
+    Raises:
+        ValueError: they read the heads of different backbone layers.
+    """
+
+    def __init__(self, dim: int, coarse: Callable[..., Core], fine: Callable[..., Core]) -> None:
+        super().__init__()
+        self.coarse, self.fine = coarse(dim=dim), fine(dim=dim)
+        self.dim, self.n_steps = dim, self.coarse.n_steps + self.fine.n_steps
+        self.context_layers = shared_layers(self.coarse, self.fine)
+        self.needs_confidence = self.coarse.needs_confidence or self.fine.needs_confidence
+        self.architecture = {
+            "core": "Cascade", "dim": dim, "coarse": self.coarse.architecture, "fine": self.fine.architecture
+        }  # fmt: skip
+
+    def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
+        """Those of both."""
+        self.coarse.init_weights(hidden_rms, generator)
+        self.fine.init_weights(hidden_rms, generator)
+
+    def condition(self, inputs: Inputs, layout: Layout) -> Tree:
+        """Those of both."""
+        return {"coarse": self.coarse.condition(inputs, layout), "fine": self.fine.condition(inputs, layout)}
+
+    def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Tree) -> Tree:
+        """The coarse one's."""
+        return self.coarse.initial_carry(hidden, condition["coarse"])
+
+    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """A step of the one whose turn it is."""
+        if number >= self.coarse.n_steps:
+            return self.fine.step(number - self.coarse.n_steps, carry, condition["fine"], layout, statistics)
+        state = self.coarse.step(number, carry, condition["coarse"], layout, statistics)
+        if number < self.coarse.n_steps - 1:
+            return state
+        return replace(state, carry=self.fine.initial_carry(state.hidden, condition["fine"]))
+
+    def compile_targets(self) -> list[nn.Module]:
+        """Those of both."""
+        return [*self.coarse.compile_targets(), *self.fine.compile_targets()]

@@ -1,0 +1,211 @@
+"""Core: the one interface of everything that refines hidden states step by step. State in, state out, one yield a supervised step.
+
+What is the same at every step is computed once (``condition``); what a step hands to the next is its ``carry``, and nothing else.
+That is what lets training keep a step's graph or make it again, cut the gradient anywhere, and drop sequences that are done.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.recursion import State, Tree
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is to be refined, and what is known about it.
+
+    Attributes:
+        x: the backbone's hidden states.
+        embedding: the frozen token embeddings (with positions) of the same tokens.
+        heads: concatenated head outputs of chosen backbone layers; None unless the core reads them.
+        confidence: the backbone's largest probability at masked positions, 1 elsewhere; None unless the core routes by it.
+    """
+
+    x: Float[Tensor, "batch seq dim"]
+    embedding: Float[Tensor, "batch seq dim"]
+    heads: Float[Tensor, "batch seq context"] | None = None
+    confidence: Float[Tensor, "batch seq"] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which positions there are, what they may see and which may change.
+
+    Attributes:
+        attention: False at padding; None = no padding.
+        positions: True where states may change; elsewhere they come out bit-identical to x. None = everywhere.
+        places: index of each token in its sequence, for distances where only some tokens are there; None = all are.
+        causal: no token may learn of what stands behind it.
+    """
+
+    attention: Bool[Tensor, "batch seq"] | None = None
+    positions: Bool[Tensor, "batch seq"] | None = None
+    places: Int[Tensor, "batch seq"] | None = None
+    causal: bool = False
+
+    def visible(self, x: Float[Tensor, "batch seq dim"]) -> Bool[Tensor, "_ 1 _ seq"] | None:
+        """Which tokens each one's attention may see, over (batch, heads, queries, keys); None = all."""
+        keys = None if self.attention is None else rearrange(self.attention, "b s -> b 1 1 s")
+        if not self.causal:
+            return keys
+        past = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        return past if keys is None else past & keys
+
+    def kept(self, new: Float[Tensor, "batch seq dim"], x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        """``new`` where states may change, ``x`` elsewhere."""
+        return new if self.positions is None else torch.where(self.positions[..., None], new, x)
+
+    def take(self, rows: Int[Tensor, "some"] | slice) -> "Layout":
+        """That of these sequences."""
+        attention, positions, places = (None if x is None else x[rows] for x in (self.attention, self.positions, self.places))
+        return Layout(attention, positions, places, self.causal)
+
+    def parts(self, size: int, batch: int) -> list["Layout"]:
+        """Those of ``size`` sequences each."""
+        return [self.take(slice(first, first + size)) for first in range(0, batch, size)]
+
+
+class Core(nn.Module):
+    """A refiner of hidden states of width ``dim`` in ``n_steps`` supervised steps.
+
+    Attributes:
+        architecture: arguments that build the same core again, with the class's name as ``core``.
+        dim: width of the states.
+        n_steps: supervised steps, the same in training and evaluation.
+        context_layers: backbone layers whose head outputs the core reads.
+        needs_confidence: it needs to know the backbone's confidence.
+    """
+
+    architecture: dict[str, Any]
+    dim: int
+    n_steps: int
+    context_layers: tuple[int, ...] = ()
+    needs_confidence: bool = False
+
+    def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
+        """Fill every weight; ``hidden_rms`` (of the backbone's states) is the unit of an update."""
+        raise NotImplementedError
+
+    def condition(self, inputs: Inputs, layout: Layout) -> Tree:
+        """What is the same at every step."""
+        raise NotImplementedError
+
+    def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Tree) -> Tree:
+        """What the first step starts from, when it begins at ``hidden``."""
+        raise NotImplementedError
+
+    def forward(self, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """One supervised step."""
+        raise NotImplementedError
+
+    def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
+        """Step ``number`` (from 0): the same for every number, unless a core is made of several."""
+        state: State = self(carry, condition, layout, statistics)
+        return state
+
+    def compile_targets(self) -> list[nn.Module]:
+        """Modules whose call is the work of a step, on tensors of the same shapes every time: what is worth compiling.
+
+        Raises:
+            ValueError: shapes differ from batch to batch.
+        """
+        return [self]
+
+    def refine(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        embedding: Float[Tensor, "batch seq dim"],
+        attention: Bool[Tensor, "batch seq"] | None = None,
+        *,
+        positions: Bool[Tensor, "batch seq"] | None = None,
+        heads: Float[Tensor, "batch seq context"] | None = None,
+        confidence: Float[Tensor, "batch seq"] | None = None,
+        steps: int | None = None,
+        statistics: bool = False,
+    ) -> Iterator[State]:
+        """Yield the state after each step, everything in one graph.
+
+        Args:
+            x, embedding, heads, confidence: see ``Inputs``.
+            attention, positions: see ``Layout``.
+            steps: another number of steps than the core's own.
+            statistics: also measure what the core can tell (no host sync).
+
+        Raises:
+            ValueError: fewer than one step.
+        """
+        n_steps = at_least_one_step(self.n_steps if steps is None else steps)
+        layout = Layout(attention, positions)
+        condition = self.condition(Inputs(x, embedding, heads, confidence), layout)
+        yield from recur(self.step, n_steps, self.initial_carry(x, condition), condition, layout, statistics)
+
+
+def recur(
+    step: Callable[[int, Tree, Tree, Layout, bool], State],
+    steps: int,
+    carry: Tree,
+    condition: Tree,
+    layout: Layout,
+    statistics: bool,
+) -> Iterator[State]:
+    """Yield the state after each of ``steps`` steps, everything in one graph."""
+    for number in range(steps):
+        state = step(number, carry, condition, layout, statistics)
+        yield state
+        carry = state.carry
+
+
+def shared_layers(*cores: Core) -> tuple[int, ...]:
+    """The backbone layers whose heads these cores read; a model hands out one set of heads.
+
+    Raises:
+        ValueError: two of them read different ones.
+    """
+    first, *others = dict.fromkeys(core.context_layers for core in cores if core.context_layers) or [()]
+    if others:
+        raise ValueError(f"refiners of one model must read the heads of the same layers, got {list(first)} and {list(others[0])}")
+    return first
+
+
+def at_least_one_step(steps: int) -> int:
+    """``steps``, if the recursion can run that many; ValueError if not."""
+    if steps < 1:
+        raise ValueError(f"the recursion needs at least 1 step, got {steps}")
+    return steps
+
+
+class Injection(nn.Module):
+    """What every step sees besides its own state: x and the token embeddings, each normed and projected."""
+
+    def __init__(self, dim: int, width: int | None = None) -> None:
+        super().__init__()
+        width = dim if width is None else width
+        self.x_norm = nn.LayerNorm(dim, bias=False)
+        self.project_x, self.project_embedding = nn.Linear(dim, width, bias=False), nn.Linear(dim, width, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], embedding: Float[Tensor, "batch seq dim"]
+    ) -> Float[Tensor, "batch seq width"]:
+        return self.project_x(self.x_norm(x)) + self.project_embedding(F.rms_norm(embedding, embedding.shape[-1:]))
+
+
+def uniform_(module: nn.Module, generator: torch.Generator) -> None:
+    """Every linear layer below: weights and biases U(+-1/sqrt(fan-in))."""
+    for linear in module.modules():
+        if isinstance(linear, nn.Linear):
+            bound = linear.in_features**-0.5
+            for parameter in linear.parameters(recurse=False):
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+
+def zeros_(linear: nn.Linear) -> None:
+    """A layer that says nothing at first: the refined states then *are* the backbone's."""
+    for parameter in linear.parameters(recurse=False):
+        nn.init.zeros_(parameter)

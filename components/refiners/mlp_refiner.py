@@ -1,0 +1,58 @@
+"""MLPRefiner: the founding baseline. A small MLP changes each token by what it and its chunk hold; no attention, no slots."""
+
+import torch
+from einops import rearrange, reduce, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from components.refiners.core import Layout
+from components.refiners.residual import Residual
+
+
+class MLPRefiner(Residual):
+    """Recursive refinement head: hidden += rms * MLP(token, mean of its chunk), x and embeddings injected at every step.
+
+    Args:
+        dim: width of the states.
+        steps: supervised steps.
+        chunk: tokens that share a mean; a last shorter chunk is one too.
+        ratio: width of the MLP over ``dim``.
+
+    Raises:
+        ValueError: no step, or chunks of no token.
+    """
+
+    def __init__(self, dim: int, steps: int = 4, chunk: int = 16, ratio: int = 4) -> None:
+        super().__init__(dim, steps)
+        if steps < 1 or chunk < 1:
+            raise ValueError(f"the MLP refiner needs at least 1 step and chunks of 1 token, got steps {steps}, chunk {chunk}")
+        self.architecture = {"core": "MLPRefiner", "dim": dim, "steps": steps, "chunk": chunk, "ratio": ratio}
+        self.chunk = chunk
+        self.up, self.down = nn.Linear(2 * dim, ratio * dim), nn.Linear(ratio * dim, dim)
+
+    def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
+        """Of a token and the mean of its chunk."""
+        return F.gelu(self.up(torch.cat([u, chunk_means(u, self.chunk, layout.attention, layout.causal)], -1)))
+
+
+def chunk_means(
+    x: Float[Tensor, "batch seq dim"], chunk: int, attention: Bool[Tensor, "batch seq"] | None = None, causal: bool = False
+) -> Float[Tensor, "batch seq dim"]:
+    """Each token's chunk's mean over the tokens that are not padding; 0 where there is none. Causal: over those up to itself.
+
+    >>> chunk_means(torch.tensor([1.0, 3.0, 5.0]).reshape(1, 3, 1), 2).flatten().tolist()
+    [2.0, 2.0, 5.0]
+    """
+    seq = x.shape[1]
+    kept = x.new_ones(x.shape[:2]) if attention is None else attention.to(x.dtype)
+    more = -seq % chunk
+    held, counted = F.pad(x * kept[..., None], (0, 0, 0, more)), F.pad(kept, (0, more))
+    if causal:
+        sums = rearrange(held, "b (c n) d -> b c n d", n=chunk).cumsum(2)
+        counts = rearrange(counted, "b (c n) -> b c n 1", n=chunk).cumsum(2)
+        return rearrange(sums / counts.clamp(min=1), "b c n d -> b (c n) d")[:, :seq]
+    sums = reduce(held, "b (c n) d -> b c d", "sum", n=chunk)
+    counts = reduce(counted, "b (c n) -> b c", "sum", n=chunk)
+    means = sums / rearrange(counts.clamp(min=1), "b c -> b c 1")
+    return repeat(means, "b c d -> b (c n) d", n=chunk)[:, :seq]

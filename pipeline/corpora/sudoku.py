@@ -1,0 +1,210 @@
+"""Generated puzzles with exactly one solution: the embedded corpus.
+
+Clues are the prompt, the other cells the response. Train, validation and test are cut by *solution grid*, so no test solution
+was ever a training target. (4x4 has only 288 grids, all relabellings and symmetries of two: what is tested is reasoning over
+unseen grids, not over unseen structure.)
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.errors import ConfigError
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+
+
+@dataclass(frozen=True)
+class Sudoku:
+    """Puzzles of ``size`` x ``size`` cells. Token ids: digit 1..size -> 0..size-1, mask = size.
+
+    Args:
+        size: 4, 6 or 9.
+        grids: solution grids drawn at most (4x4: all 288 are used).
+        train: training puzzles.
+        clues: fewest and most clues of a training or validation puzzle.
+        validation: validation puzzles.
+        test: puzzles of each test split.
+        test_clues: one test split ``test_<n>`` for each number of clues.
+        held_out: fraction of grids kept for test, and half as many for validation.
+    """
+
+    size: int = 4
+    grids: int = 288
+    train: int = 12000
+    clues: tuple[int, int] = (4, 8)
+    validation: int = 512
+    test: int = 600
+    test_clues: tuple[int, ...] = (7, 5)
+    held_out: float = 1 / 6
+    causal: ClassVar[bool] = False
+
+    def shape(self) -> tuple[int, int]:
+        """Token ids (digits and the mask), and cells of a puzzle.
+
+        Raises:
+            ConfigError: a size without known boxes.
+        """
+        if self.size not in BOXES:
+            raise ConfigError(f"Sudoku.size must be one of {', '.join(map(str, BOXES))}, got {self.size}")
+        return self.size + 1, self.size**2
+
+    def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
+        """Generate every split. Same seed, same puzzles; nothing is read from or written to disk.
+
+        Raises:
+            ConfigError: a size without known boxes, or more puzzles asked for than could be found.
+        """
+        ids, cells = self.shape()
+        rng = random.Random(seed)
+        rules = Rules(self.size)
+        grids = rules.grids(rng, self.grids)
+        test = round(len(grids) * self.held_out)
+        validation = max(1, test // 2)
+        parts = {
+            "train": (grids[test + validation :], self.train, self.clues),
+            "validation": (grids[test : test + validation], self.validation, self.clues),
+            **{f"test_{n}": (grids[:test], self.test, (n, n)) for n in self.test_clues},
+        }
+        numbers = {grid: i for i, grid in enumerate(grids)}
+        splits = {name: self._split(name, rules, random.Random(f"{seed}/{name}"), numbers, *part) for name, part in parts.items()}
+        vocabulary = Vocabulary(size=ids, mask_id=self.size, pad_id=self.size, sequence=cells, rendering="sudoku")
+        return vocabulary, splits, {}
+
+    def _split(
+        self,
+        name: str,
+        rules: "Rules",
+        rng: random.Random,
+        ids: dict[tuple[int, ...], int],
+        grids: list[tuple[int, ...]],
+        n: int,
+        clues: tuple[int, int],
+    ) -> Split:
+        """``n`` different puzzles, their grids in turn."""
+        found: dict[tuple[int | None, ...], tuple[int, ...]] = {}
+        for attempt in range(20 * n):
+            if len(found) == n:
+                break
+            grid = grids[attempt % len(grids)]
+            puzzle = rules.remove_clues(grid, rng.randint(*clues), rng)
+            if puzzle is not None:
+                found[puzzle] = grid
+        else:
+            raise ConfigError(
+                f"found only {len(found)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids; "
+                "ask for fewer puzzles or other clues"
+            )
+        tokens = torch.tensor(list(found.values()), dtype=torch.int32)
+        response = torch.tensor([[cell is None for cell in puzzle] for puzzle in found])
+        group = torch.tensor([ids[grid] for grid in found.values()])
+        return Split(tokens=tokens, response=response, group=group)
+
+
+class Rules:
+    """Rows, columns and boxes of one puzzle size, and a bit-mask solver over them."""
+
+    def __init__(self, size: int) -> None:
+        rows, columns = BOXES[size]
+        self.size = size
+        self.full = (1 << size) - 1
+        self.units = [
+            (i // size, size + i % size, 2 * size + (i // size // rows) * (size // columns) + i % size // columns)
+            for i in range(size * size)
+        ]
+
+    def grids(self, rng: random.Random, n: int) -> list[tuple[int, ...]]:
+        """Up to ``n`` different solved grids in random order; all there are if ``n`` is at least that many (4x4: 288)."""
+        if self.size == 4:
+            found = list(self.solutions([None] * 16, limit=288))
+            rng.shuffle(found)
+            return found[:n]
+        unique: dict[tuple[int, ...], None] = {}
+        while len(unique) < n:
+            unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
+        return list(unique)
+
+    def remove_clues(self, grid: tuple[int, ...], clues: int, rng: random.Random) -> tuple[int | None, ...] | None:
+        """Take clues away in random order while the solution stays the only one; None if ``clues`` is not reached.
+
+        A clue may go unless some solution has another value in its cell: far cheaper to refute than to count solutions.
+        """
+        puzzle: list[int | None] = list(grid)
+        left = len(grid)
+        for cell in rng.sample(range(len(grid)), len(grid)):
+            if left == clues:
+                break
+            puzzle[cell] = None
+            if next(self.solutions(puzzle, limit=1, without=(cell, grid[cell])), None) is None:
+                left -= 1
+            else:
+                puzzle[cell] = grid[cell]
+        return tuple(puzzle) if left == clues else None
+
+    def solutions(
+        self,
+        puzzle: list[int | None],
+        limit: int,
+        rng: random.Random | None = None,
+        without: tuple[int, int] | None = None,
+    ) -> Iterator[tuple[int, ...]]:
+        """Yield up to ``limit`` solutions, most constrained cell first.
+
+        Args:
+            puzzle: values, None where empty.
+            limit: solutions at most.
+            rng: try values in random order.
+            without: (cell, value) that no solution may have.
+        """
+        free = [self.full] * (3 * self.size)
+        cells = list(puzzle)
+        for i, value in enumerate(cells):
+            if value is not None:
+                for unit in self.units[i]:
+                    free[unit] &= ~(1 << value)
+        empty = [i for i, value in enumerate(cells) if value is None]
+        if rng is not None:
+            rng.shuffle(empty)
+        if without is None:
+            yield from islice(self._search(cells, empty, free, rng), limit)
+            return
+        cell, forbidden = without
+        others = [v for v in range(self.size) if v != forbidden and self._candidates(cell, free) >> v & 1]
+        rest = [i for i in empty if i != cell]
+        yield from islice((found for v in others for found in self._with(cell, v, cells, rest, free, rng)), limit)
+
+    def _search(
+        self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None
+    ) -> Iterator[tuple[int, ...]]:
+        if not empty:
+            yield tuple(cells)  # type: ignore[arg-type]  # nothing is empty
+            return
+        best = min(empty, key=lambda i: self._candidates(i, free).bit_count())
+        rest = [i for i in empty if i != best]
+        values = [v for v in range(self.size) if self._candidates(best, free) >> v & 1]
+        if rng is not None:
+            rng.shuffle(values)
+        for value in values:
+            yield from self._with(best, value, cells, rest, free, rng)
+        cells[best] = None
+
+    def _with(
+        self, cell: int, value: int, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None
+    ) -> Iterator[tuple[int, ...]]:
+        """Solutions that have ``value`` in ``cell``."""
+        cells[cell] = value
+        for unit in self.units[cell]:
+            free[unit] ^= 1 << value
+        yield from self._search(cells, empty, free, rng)
+        for unit in self.units[cell]:
+            free[unit] ^= 1 << value
+
+    def _candidates(self, cell: int, free: list[int]) -> int:
+        row, column, box = self.units[cell]
+        return free[row] & free[column] & free[box]

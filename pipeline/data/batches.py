@@ -1,0 +1,172 @@
+"""What training reads: sources give any rows of any epoch as a Batch, cached or live, and training cannot tell which.
+
+No randomness is ever drawn: order and masks are counter-based, so a batch is a pure function of its rows and their epochs.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from components import noise
+from components.backbones.backbone import BackboneModel
+from components.batch import Batch
+from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.data.reader import ShardReader
+from pipeline.errors import DataError
+
+Masking = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+VALIDATION = 1 << 33  # the stream of the validation masks, the same at every evaluation
+
+
+class Source(Protocol):
+    """Rows of a split.
+
+    Attributes:
+        layer: that the batches' hidden states enter; 0 = the first, from the tokens.
+        padded: tokens that each row takes up in a batch.
+        blocks: number of the stored block that each row lies in; None = none are stored.
+        near: blocks among which training shuffles at a time; 0 = all rows.
+        fingerprint: hash of the data.
+    """
+
+    layer: int
+    padded: Tensor
+    blocks: Tensor | None
+    near: int
+    fingerprint: str
+
+    def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
+        """The given rows, each as masked in its epoch, padded to the longest ``padded`` among them."""
+
+
+def padded_lengths(lengths: Tensor, buckets: Sequence[int], sequence: int) -> Tensor:
+    """The smallest bucket that holds each length; the whole sequence is always one.
+
+    >>> padded_lengths(torch.tensor([3, 64, 65, 200]), [64, 128], 256).tolist()
+    [64, 64, 128, 256]
+    """
+    bounds = torch.tensor(sorted({*(b for b in buckets if b < sequence), sequence}))
+    return bounds[torch.searchsorted(bounds, lengths)]
+
+
+class LiveSource:
+    """Live batches from prepared examples: masks drawn anew each epoch, hidden states from the trunk if one is given.
+
+    Args:
+        split: the examples.
+        vocabulary: their token ids.
+        masking: the forward process (``components.objective.masking``).
+        seed: of the masks.
+        buckets: lengths that batches are padded to; the whole sequence is always one.
+        draws: masks repeat after this many epochs, as cached draws do; None = never.
+        stream: fixed noise stream instead of the epoch's (validation).
+        trunk: backbone whose states entering ``layer`` come with each batch; None = batches without hidden states.
+        layer: the split.
+        dtype: states are rounded to it, as they are in shards.
+        autocast: precision of the trunk, the one that extract ran it in.
+        fingerprint: hash of the data.
+    """
+
+    blocks: Tensor | None = None
+    near = 0
+
+    def __init__(
+        self,
+        split: Split,
+        vocabulary: Vocabulary,
+        masking: Masking,
+        seed: int,
+        *,
+        buckets: Sequence[int] = (),
+        draws: int | None = None,
+        stream: int | None = None,
+        trunk: BackboneModel | None = None,
+        layer: int = 0,
+        dtype: torch.dtype = torch.float32,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        fingerprint: str = "",
+    ) -> None:
+        self.split, self.vocabulary, self.masking, self.seed = split, vocabulary, masking, seed
+        self.draws, self.stream, self.trunk, self.dtype = draws, stream, trunk, dtype
+        self.autocast, self.layer, self.fingerprint = autocast, layer, fingerprint
+        self.padded = padded_lengths(split.lengths(), buckets, split.tokens.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
+        examples = self.split.take(rows)
+        streams = torch.full_like(epochs, self.stream) if self.stream is not None else epochs
+        streams = streams if self.draws is None or self.stream is not None else streams % self.draws
+        assert examples.uid is not None
+        numbers = noise.uniform(self.seed, streams, examples.uid, self.vocabulary.sequence + 1)
+        masked, weights = self.masking(examples.response, numbers)
+        batch = assemble(examples.tokens, masked, weights, examples.valid, self.vocabulary)
+        batch = batch.cut(int(self.padded[rows].max()))
+        return batch if self.trunk is None else self._with_states(batch)
+
+    @torch.no_grad()
+    def _with_states(self, batch: Batch) -> Batch:
+        assert self.trunk is not None
+        moved = batch.to(self.trunk.head.weight.device)
+        with self.autocast():
+            hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
+        return replace(batch, hidden=hidden.to(self.dtype))  # the rest moves with it, its masked positions found on the host
+
+
+class CachedSource:
+    """Batches from shards; epochs walk the stored draws.
+
+    Args:
+        shards: an opened folder.
+        split: "train" or "validation".
+        buckets: lengths that batches are padded to; the whole sequence is always one.
+        near: shuffle among this many blocks at a time, for disks that are slow to seek; 0 = among all rows.
+    """
+
+    def __init__(self, shards: ShardReader, split: str, buckets: Sequence[int] = (), near: int = 0) -> None:
+        self.shards, self.near = shards, near
+        draws = 1 if split == "validation" else int(shards.index["draws"])
+        stored = [shards.rows(split, draw) for draw in range(draws)]
+        if any(not np.array_equal(shards.uid[rows], shards.uid[stored[0]]) for rows in stored):
+            raise DataError(f"{shards.folder}: draws of {split} do not hold the same rows; run dvc repro extract")
+        self.positions = torch.stack(stored)
+        self.layer, self.fingerprint = int(shards.index["layer"]), shards.fingerprint
+        first = self.positions[0]
+        blocks = torch.from_numpy(shards.block)[first]
+        self.blocks: Tensor | None = blocks - blocks.min()
+        sequence = int(shards.index["sequence"])
+        self.padded = padded_lengths(torch.from_numpy(shards.length)[first], buckets, sequence)
+
+    def __len__(self) -> int:
+        return self.positions.shape[1]
+
+    def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
+        padded = int(self.padded[rows].max())
+        found = self.shards.read(self.positions[epochs % len(self.positions), rows], padded)
+        attention = torch.arange(padded) < found["length"][:, None] if self.shards.index["padded"] else None
+        names = ("masked", "weights", "hidden", "scale")
+        return Batch(
+            tokens=found["tokens"].long(), targets=found["targets"].long(), attention=attention, channel=self.shards.channel,
+            **{name: found[name] for name in names if name in found},
+        )  # fmt: skip
+
+
+def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, vocabulary: Vocabulary) -> Batch:
+    """The one place where a Batch is made from examples: the mask is put over the targets.
+
+    Causal: nothing is hidden, and what is to be predicted stands one place earlier. A first token is predicted from nothing, and
+    is left out.
+    """
+    targets, weights = tokens.long(), weights.float()
+    if vocabulary.causal:
+        following, predicted, weights = (F.pad(x[:, 1:], (0, 1)) for x in (targets, masked, weights))
+        return Batch(targets, following, predicted, weights, valid)
+    seen = torch.where(masked, torch.tensor(vocabulary.mask_id), targets)
+    return Batch(tokens=seen, targets=targets, masked=masked, weights=weights, attention=valid)

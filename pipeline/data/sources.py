@@ -1,0 +1,76 @@
+"""Where hidden states come from: shards, or the frozen trunk run live. Both give the same Batch: training knows no difference."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from components.backbones.split import split_layer
+from pipeline.corpora.prepared import Prepared
+from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Masking
+from pipeline.data.reader import ShardReader
+from pipeline.machine.runtime import Runtime
+from pipeline.models.backbones import Backbone
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int] = (), near: int = 0) -> CachedSource:
+    """States that extract stored.
+
+    Args:
+        split: "train" or "validation".
+        backbone: the one that they must be of.
+        shards: their folder.
+        buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
+        near: shuffle among this many blocks at a time, for disks that are slow to seek; 0 = among all rows.
+
+    Raises:
+        DataError: the shards were made with another backbone, or are damaged.
+    """
+    opened = ShardReader(shards)
+    backbone.check_fingerprint(opened.index["backbone"], opened.folder, "extract")
+    return CachedSource(opened, split, buckets, near)
+
+
+def live(
+    split: str,
+    *,
+    backbone: Backbone,
+    prepared: str,
+    masking: Masking,
+    seed: int,
+    tail_layers: int,
+    draws: int | None = None,
+    dtype: Literal["fp32", "bf16"],
+    runtime: Runtime,
+    buckets: Sequence[int] = (),
+) -> LiveSource:
+    """States from the frozen trunk, run for every batch: never repeats a mask (``draws`` = None), costs the trunk each time."""
+    examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets)
+    examples.layer = split_layer(backbone.architecture["layers"], tail_layers)
+    examples.trunk, examples.dtype = backbone.model().to(runtime.device).eval().requires_grad_(False), DTYPES[dtype]
+    examples.autocast = runtime.autocast
+    return examples
+
+
+def tokens(
+    split: str,
+    *,
+    backbone: Backbone,
+    prepared: str,
+    masking: Masking,
+    seed: int,
+    draws: int | None = None,
+    buckets: Sequence[int] = (),
+) -> LiveSource:
+    """Token ids alone, for models that are trained from their first layer on.
+
+    Raises:
+        DataError: the prepared data speaks of other token ids than the backbone.
+    """
+    opened = Prepared(prepared)
+    backbone.check(opened.vocabulary, opened.folder)
+    stream = VALIDATION if split == "validation" else None
+    found, digest = opened.split(split), opened.manifest["splits"][split]["sha256"]
+    return LiveSource(found, opened.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=digest)

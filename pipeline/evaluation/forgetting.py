@@ -1,0 +1,59 @@
+"""What models still know of text that no phase supervises: tokens of the prompts, hidden as answers' tokens are.
+
+Phases learn answers alone, and those that train layers of the backbone may cost it what it knew before (catastrophic forgetting;
+Source: McCloskey and Cohen 1989). The frozen backbone under the same masks is what is kept or lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from components.model import Model
+from pipeline.corpora.prepared import Prepared, Split
+from pipeline.errors import ConfigError
+from pipeline.evaluation import evaluator
+from pipeline.machine.runtime import Runtime
+
+
+def asked_of_prompts(split: Split, causal: bool) -> Split:
+    """The same examples with prompts in place of answers; of a causal model without the first token, which nothing foretells.
+
+    Raises:
+        ConfigError: there are no prompts.
+    """
+    prompt = ~split.response if split.valid is None else split.valid & ~split.response
+    if causal:
+        prompt = prompt & (torch.arange(prompt.shape[1]) > 0)
+    if not bool(prompt.any()):
+        raise ConfigError("evaluate.run.forgetting looks at prompts, and these examples have none; set it to None")
+    return replace(split, response=prompt)
+
+
+def measure_forgetting(
+    prepared: Prepared, models: Mapping[str, Model], looked_at: tuple[str, float], size: int, seed: int, runtime: Runtime
+) -> dict[str, Any]:
+    """Every model's nll and accuracy at hidden tokens of prompts, and the paired difference from the frozen backbone.
+
+    Args:
+        prepared: the corpus.
+        models: by name, "frozen" among them.
+        looked_at: split, and the fraction of a prompt that is masked.
+        size: sequences that run together.
+        seed: of the masks.
+        runtime: where it computes.
+    """
+    split_name, ratio = looked_at
+    split = evaluator.by_length(asked_of_prompts(prepared.split(split_name), prepared.vocabulary.causal))
+    last = {}
+    for name, model in models.items():
+        masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
+        last[name] = evaluator.counts_by_step(model, masked, runtime, f"forgetting/{name}")[-1]
+    found: dict[str, Any] = {}
+    for name, counts in last.items():
+        whole, other = evaluator.summary([counts], split.group), evaluator.compare(counts, last["frozen"], split.group)
+        told = {"prompt_nll": "nll", "prompt_token_accuracy": "token_accuracy"}
+        found[name] = {key: whole[metric] for key, metric in told.items()}
+        found[name]["minus_frozen"] = {key: other[metric] for key, metric in told.items()}
+    return found

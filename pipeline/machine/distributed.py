@@ -1,0 +1,124 @@
+"""The processes of one job. The only door to ``torch.distributed``; alone, every function is what one process needs.
+
+How many there are comes from the environment (``torchrun``, or SLOTLOOP_PROCESSES before any stage) and is no setting: every number
+that a run writes is the same for one process and for several, to the last bit where they share microbatches in powers of two.
+Every process holds the whole trained part; gradients are summed once, after the last recursion step's backward.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from components.training.summation import pairwise
+from pipeline.machine.process import Interrupted, Lost
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(minutes=30)  # a process waits so long for the others: loading and validation included
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine: its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What fails within the block because another process is not there is ``Lost``; also a decorator."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # what the libraries below raise for it
+        reason = str(error).partition("] ")[2] or str(error)
+        raise Lost(f"lost the other processes ({reason.partition('. ')[0]}); run it again to continue") from None
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Work together with the job's other processes within the block; all but the first print nothing but errors."""
+    if world() == 1:
+        yield
+        return
+    with _together():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    with contextlib.ExitStack() as stack:
+        if rank():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        try:
+            yield
+        except Interrupted:  # it came to all: none ends, and has the others stopped, before the first has written what it did
+            barrier()
+            raise
+        barrier()
+    dist.destroy_process_group()
+
+
+@_together()
+def barrier() -> None:
+    """Wait for every process."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process runs the block before all others do."""
+    if rank():
+        barrier()
+    yield
+    if not rank():
+        barrier()
+
+
+@_together()
+def any_of(flag: bool) -> bool:
+    """Whether any process says so."""
+    if world() == 1:
+        return flag
+    told = torch.tensor(float(flag))
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return bool(told)
+
+
+@_together()
+def gathered(value: T) -> list[T]:
+    """Every process's value, in their order."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
+@_together()
+def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sum of every process's tensors, by the tree of ``components.training.summation`` over the processes; the same bits in each.
+
+    Each process sums one part of the numbers and sends it to the others: the traffic of a ring, in a fixed order.
+    """
+    if world() == 1:
+        return list(tensors)
+    flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
+    size = -(-len(flat) // world())
+    mine = torch.empty(world(), size, device=flat.device)
+    dist.all_to_all_single(mine, torch.nn.functional.pad(flat, (0, size * world() - len(flat))).view(world(), size))
+    whole = torch.empty(world(), size, device=flat.device)
+    dist.all_gather(list(whole.unbind()), pairwise(mine))
+    parts = whole.flatten()[: len(flat)].split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,0 +1,102 @@
+"""Several processes for one stage on this machine, through torch's own launcher; each runs the same command again.
+
+As many as the environment variable SLOTLOOP_PROCESSES says: it changes no result, so it is no setting. Over several machines use
+``torchrun`` itself; a stage sees by its environment that it is one of several.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, UserError
+from pipeline.machine import process
+
+PROCESSES = "SLOTLOOP_PROCESSES"
+ERRORS = "SLOTLOOP_ERRORS"  # folder in which started processes leave their errors; what started them prints one
+GRACE = 120  # seconds that processes have after SIGTERM, to finish a step and save
+
+
+def wanted() -> int:
+    """Processes to start; 1 within one of several.
+
+    Raises:
+        ConfigError: the variable is no number.
+    """
+    if "RANK" in os.environ:
+        return 1
+    text = os.environ.get(PROCESSES, "1")
+    if not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise ConfigError(f"{PROCESSES} is '{text}'; expected how many processes to start, 1 or more")
+    return int(text)
+
+
+def launch(arguments: list[str], processes: int) -> None:
+    """Run ``python -m stages`` with ``arguments`` in several processes, and wait for all.
+
+    Raises:
+        UserError: the error of the first process that failed, or what became of it; the others were stopped.
+        Interrupted: SIGTERM came, and all have saved.
+        KeyboardInterrupt: SIGINT came, and all have saved.
+    """
+    # Else a store of an earlier, killed attempt can answer, and processes wait for one another for ever (pytorch issue 135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    options = ["--standalone", f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={GRACE}"]
+    options += ["--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"]  # SIGINT ends this process, which sends SIGTERM to all
+    logging.disable(logging.ERROR)  # the library tells of every signal; what happened is told once, below
+    try:
+        with tempfile.TemporaryDirectory(prefix="slotloop-") as folder:
+            os.environ[ERRORS] = folder
+            try:
+                main([*options, f"--log-dir={folder}", "-m", "stages", *arguments])
+            except SignalException as error:
+                told = (text for rank in range(processes) if (text := _left(folder, rank)))
+                raise process.Interrupted(next(told, f"{error.sigval.name}; run it again to continue")) from None
+            except ChildFailedError as error:
+                raise _cause(error.failures, processes, folder) from None
+    finally:
+        logging.disable(logging.NOTSET)
+        os.environ.pop(ERRORS, None)
+
+
+def told_elsewhere(message: str) -> bool:
+    """Whether this process need not print its error: what started it will, or another process of this machine has."""
+    if folder := os.environ.get(ERRORS):
+        Path(folder, f"error-{os.environ['RANK']}").write_text(message)
+        return True
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's; its folders of this attempt lie side by side
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes as soon as one has ended, and shall not leave this one silent
+        with contextlib.suppress(OSError):
+            try:
+                (Path(file).parent.parent / hashlib.sha256(message.encode()).hexdigest()).touch(exist_ok=False)
+            except FileExistsError:
+                return True
+    return False
+
+
+def _left(folder: str, rank: int) -> str:
+    file = Path(folder, f"error-{rank}")
+    return file.read_text() if file.is_file() else ""
+
+
+def _cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError:
+    """The error that ended the job: the first one that is not the consequence of another."""
+    rank, failure = min(failures.items(), key=lambda pair: (pair[1].exitcode == process.LOST, pair[1].timestamp))
+    code, told = failure.exitcode, _left(folder, rank)
+    if code in (-signal.SIGTERM, process.INTERRUPTED):
+        return process.Interrupted(told or "SIGTERM; run it again to continue")
+    if code < 0:
+        name = signal.Signals(-code).name
+        return UserError(f"process {rank} of {processes} was ended by {name}, the others were stopped; run it again to continue")
+    kind = ConfigError if code == 2 else UserError
+    return kind(told or f"process {rank} of {processes} failed with status {code}, the others were stopped")

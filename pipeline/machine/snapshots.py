@@ -1,0 +1,165 @@
+"""State of unfinished work, outside DVC's outputs: a killed stage continues from here and ends with the same bytes.
+
+Kept in ``.scratch/<stage>/<key>`` of the main repository; the key is a hash of resolved settings, inputs and code, so that other
+work never continues this one. A snapshot is a folder written beside its name and renamed, with the hash of every file: a kill at
+any moment leaves a whole snapshot or none. Removed when the stage is done; what was abandoned is collected by age.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipeline.errors import DataError, UserError
+from pipeline.files import sha256, synced, verify
+from pipeline.machine.closure import closure, gin_imports
+from pipeline.machine.distributed import barrier, rank
+
+STATE, DESCRIPTION = "state.safetensors", "state.json"
+STALE_AFTER = 14 * 24 * 3600.0  # seconds
+KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
+_folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
+
+
+def key(stage: str, text: str, code: Path, place: Path = Path()) -> str:
+    """Identity of a stage's work: its settings, the manifests of the folders they name, and the code that they reach.
+
+    Args:
+        stage: its name.
+        text: resolved configuration.
+        code: folder that holds the packages.
+        place: folder that names in the configuration are relative to.
+    """
+    digest = hashlib.sha256(text.encode())
+    manifests = [file for folder in folders_named_in(text, place) for file in sorted((place / folder).glob("*.json"))]
+    sources = closure({f"stages/{stage}.py", *gin_imports(text, code)}, code)
+    for name, file in (*((file.name, file) for file in manifests), *((name, code / name) for name in sources)):
+        digest.update(f"{name} {sha256(file)}".encode())
+    return digest.hexdigest()
+
+
+def folders_named_in(text: str, place: Path = Path()) -> list[Path]:
+    """The folders below ``place`` that a configuration names and that exist: a stage's inputs, and what it wrote before."""
+    return [Path(name) for name in sorted(set(re.findall(r"'([\w./-]+)'", text))) if (place / name).is_dir()]
+
+
+@contextlib.contextmanager
+def kept(stage: str, identity: str) -> Iterator[None]:
+    """While the block runs, ``of`` gives places to keep state; when it ends well they are removed.
+
+    Raises:
+        UserError: another process is doing the same work.
+    """
+    root = Path(os.environ.get("SLOTLOOP_SCRATCH") or Path(os.environ.get("DVC_ROOT", ".")) / ".scratch")
+    folder = root / stage / identity[:16]
+    if rank():  # the first process holds the lock and removes the folder, after all others are done
+        token = _folder.set(folder)
+        try:
+            barrier()
+            yield
+            barrier()
+        finally:
+            _folder.reset(token)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _collect(root, keep=folder)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"stage {stage} is already running with these settings (lock {folder}/lock); wait for it") from None
+        token, done = _folder.set(folder), False
+        try:
+            barrier()
+            yield
+            barrier()
+            done = True
+        finally:
+            _folder.reset(token)
+            if done or [file.name for file in folder.iterdir()] == ["lock"]:
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # not empty: other work is kept there
+                    folder.parent.rmdir()
+                    root.rmdir()
+
+
+class Scratch:
+    """Snapshots of one training run: tensors, numbers, and copies of what it has written so far."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
+        """Write one snapshot and drop the older ones."""
+        if self.folder is None:
+            return
+        temporary, final = self.folder / "writing", self.folder / f"step-{step:09d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        (temporary / STATE).write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+        for file in (f for f in out.iterdir() if f.is_file()):
+            shutil.copyfile(file, temporary / f"out-{file.name}")
+        files = {file.name: sha256(file) for file in temporary.iterdir()}
+        (temporary / DESCRIPTION).write_text(json.dumps({"numbers": numbers, "files": files}))
+        for path in (*temporary.iterdir(), temporary):
+            synced(path)
+        os.replace(temporary, final)
+        synced(self.folder)
+        for older in self._snapshots()[KEPT:]:
+            shutil.rmtree(older)
+
+    def load(self, out: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest whole snapshot; None if there is none.
+
+        Args:
+            out: its files are put back there, and damaged snapshots are removed; None = only look.
+        """
+        for snapshot in self._snapshots():
+            try:
+                description = json.loads((snapshot / DESCRIPTION).read_bytes())
+                for name, expected in description["files"].items():
+                    verify(snapshot / name, expected, "")
+            except (DataError, OSError, ValueError, KeyError):
+                if out is not None:
+                    shutil.rmtree(snapshot)
+                continue
+            if out is not None:
+                out.mkdir(parents=True, exist_ok=True)
+                for file in snapshot.glob("out-*"):
+                    shutil.copyfile(file, out / file.name.removeprefix("out-"))
+            return load_file(snapshot / STATE), description["numbers"]
+        return None
+
+    def _snapshots(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder is not None and self.folder.is_dir() else []
+
+
+def of(name: str) -> Scratch:
+    """Where a training run of the current stage keeps its state; nowhere outside ``kept``."""
+    return Scratch(folder(name))
+
+
+def folder(name: str) -> Path | None:
+    """A folder of the current stage's work; None outside ``kept``."""
+    found = _folder.get()
+    return None if found is None else found / name
+
+
+def _collect(root: Path, keep: Path) -> None:
+    """Remove what nobody has touched for ``STALE_AFTER`` seconds."""
+    for folder in root.glob("*/*"):
+        newest = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
+        if folder != keep and time.time() - newest > STALE_AFTER:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,97 @@
+"""A backbone on disk: ``model.safetensors`` + ``model.json`` with architecture, vocabulary and fingerprint. Never pickle."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from components.backbones.backbone import BackboneModel
+from components.backbones.backbones import build_backbone
+from components.backbones.pretrained_lm import PretrainedLM
+from components.backbones.sentence_table import SentenceTable
+from pipeline.corpora.prepared import SENTENCES, Vocabulary
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+from pipeline.models import pretrained
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
+
+
+class Backbone:
+    """A backbone folder, opened: its architecture, vocabulary and fingerprint (sha256 of the weights).
+
+    Raises:
+        DataError: the folder is missing or its weights are not what the description says.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        description = read_json(self.folder / DESCRIPTION, "backbone")
+        self.fingerprint: str = description["fingerprint"]
+        self.architecture: dict[str, Any] = description["architecture"]
+        self.vocabulary = Vocabulary(**description["vocabulary"])
+        self.description = description
+        if self.architecture["model"] != PRETRAINED:  # the hub's files are looked at when they are read
+            verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
+
+    def model(self, first_layer: int = 0) -> BackboneModel:
+        """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
+        if self.architecture["model"] == PRETRAINED:
+            return pretrained.opened(self.description, first_layer)
+        model = build_backbone(self.architecture, first_layer)
+        kept = set(model.state_dict())
+        weights = load_file(self.folder / WEIGHTS)
+        model.load_state_dict({name: value for name, value in weights.items() if name in kept})
+        return model
+
+    def check(self, vocabulary: Vocabulary, origin: Path) -> None:
+        """Raise DataError unless data and backbone speak of the same token ids."""
+        if vocabulary != self.vocabulary:
+            raise DataError(
+                f"{origin} was made with {_differences(asdict(vocabulary), asdict(self.vocabulary))} than the backbone in "
+                f"{self.folder}; run dvc repro backbone"
+            )
+        if "origin" in self.description:  # a table of sentences: the same number of ids does not make them the same
+            verify(origin / SENTENCES, self.description["origin"]["sentences"], "backbone")
+
+    def check_fingerprint(self, fingerprint: str, origin: Path, stage: str) -> None:
+        """Raise DataError unless ``origin`` was made with this backbone."""
+        if fingerprint != self.fingerprint:
+            raise DataError(
+                f"{origin} belongs to backbone {fingerprint[:12]}, but {self.folder} holds {self.fingerprint[:12]}; "
+                f"run dvc repro {stage}"
+            )
+
+
+def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) -> None:
+    """Write a whole backbone; of a pretrained one, where its weights lie and what they are (they are not copied)."""
+    description = {"kind": "backbone", "architecture": model.architecture, "vocabulary": asdict(vocabulary)}
+    if isinstance(model, PretrainedLM):
+        write_json(folder / DESCRIPTION, {**description, **pretrained.described(model)})
+        return
+    if isinstance(model, SentenceTable):
+        description |= {"origin": model.origin}
+    write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
+    write_json(folder / DESCRIPTION, {**description, "fingerprint": sha256(folder / WEIGHTS)})
+
+
+def check_causal(backbone: BackboneModel, causal: bool) -> None:
+    """Raise ConfigError unless the backbone predicts what the data asks for (``causal``: the next token)."""
+    if backbone.causal != causal:
+        kinds = {False: "masked tokens", True: "the next token"}
+        raise ConfigError(
+            f"the backbone predicts {kinds[backbone.causal]}, the data asks for {kinds[causal]}: jsonl.QuestionAnswers.causal and "
+            "the backbone (pretrained.model.objective) must agree"
+        )
+
+
+def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as safetensors wants them: on the host, contiguous. Trained step weights belong to the training, not to the model."""
+    return {n: value.detach().cpu().contiguous() for n, value in state.items() if not n.startswith("step_weights.")}
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {a[k]} instead of {b[k]}" for k in a if a[k] != b[k])

@@ -1,0 +1,278 @@
+"""Pretrained models from the hub or a folder, through transformers: the only door to that library.
+
+A model's own code never runs (unless ``remote_code`` asks for it). Weights are read as safetensors, of the layers that are needed
+and of no others; anything missing is an error, where the library would fill it with noise and warn.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from components.backbones.layers import Parts, emptied
+from components.backbones.pretrained_lm import PretrainedLM
+from components.backbones.selfcheck import Refused, selfcheck
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import json_bytes, read_json
+from pipeline.models import hub, placement
+from pipeline.models.discovery import discovered
+from pipeline.models.families import FAMILIES, family
+from pipeline.models.placement import DeviceMap
+from pipeline.models.quantised import Bits, quantise
+
+LEAST = (5, 2)  # below, transformers ignores config.is_causal = False, without a word
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CAUSAL = "next token"
+OBJECTIVES = {  # -> transformers' kind of class
+    "masked diffusion": "AutoModelForCausalLM", "masked language model": "AutoModelForMaskedLM", CAUSAL: "AutoModelForCausalLM",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pretrained model: where it comes from and how it is read. Everything here decides the states, and goes into the manifest.
+
+    Attributes:
+        path: folder, or name on the hub.
+        revision: commit on the hub; None for a folder.
+        objective: what it was trained for: "masked diffusion", "masked language model" or "next token".
+        dtype: of weights and states.
+        attention: implementation that transformers is to use ("sdpa", "eager", "flash_attention_2").
+        device_map: of the whole model, if it is to lie on several devices: "auto" and its kin, or module -> device; None = one.
+            Tails, which are trained, lie on one.
+        trunk_bits: 8 or 4, of the weights in the trunk's linear layers; None = as ``dtype``. Such layers are never trained.
+        tail_layers: last layers that keep ``dtype`` beside a trunk in fewer bits; at least ``extract.run.tail_layers``.
+        remote_code: run the code that comes with the checkpoint. Read it first.
+        parts: where the model keeps its layers, if it cannot be discovered: values of ``components.backbones.layers.Parts``.
+    """
+
+    path: str
+    revision: str | None = None
+    objective: str = "masked diffusion"
+    dtype: str = "bf16"
+    attention: str = "sdpa"
+    device_map: DeviceMap | None = None
+    remote_code: bool = False
+    parts: Mapping[str, Any] | None = None
+    trunk_bits: Bits | None = None
+    tail_layers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("objective", OBJECTIVES), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} of a pretrained model must be one of {', '.join(known)}, got '{getattr(self, name)}'")
+
+
+def transformers() -> Any:
+    """The library.
+
+    Raises:
+        ConfigError: it is not installed, or too old to be safe.
+    """
+    try:
+        import transformers as library  # brings seconds, and only these models need it
+    except ImportError:
+        raise ConfigError("pretrained models need transformers: pip install 'slotloop[hf]'") from None
+    version = tuple(int(part) for part in library.__version__.split(".")[:2])
+    if version < LEAST:
+        raise ConfigError(
+            f"transformers {library.__version__} would run a bidirectional model causally without a word; "
+            f"at least {'.'.join(map(str, LEAST))} is needed: pip install 'slotloop[hf]'"
+        )
+    library.utils.logging.disable_progress_bar()
+    library.utils.logging.set_verbosity_error()  # what matters of its reports is an error here
+    return library
+
+
+def configuration(source: Source) -> tuple[Any, str | None]:
+    """The model's configuration, and the name of its family if transformers does not know it by itself."""
+    library = transformers()
+    raw = read_json(hub.file(source.path, source.revision, "config.json"), "backbone")
+    name = family(raw)
+    if name is None or source.remote_code:
+        path, code = hub.local(source.path) or source.path, source.remote_code
+        config = library.AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=code)
+        name = None
+    elif source.objective == CAUSAL:
+        raise ConfigError(f"{source.path} fills masks; its objective is 'masked diffusion', not '{CAUSAL}'")
+    else:
+        known = FAMILIES[name]
+        config = library.AutoConfig.for_model(known.model_type, **known.config(raw))
+    config.is_causal = source.objective == CAUSAL
+    config.use_cache = False
+    return config, name
+
+
+def build(source: Source, first_layer: int = 0, *, load: bool = True) -> PretrainedLM:
+    """The model from ``first_layer`` on; the layers below are never read.
+
+    Args:
+        source: what and how.
+        first_layer: 0 = whole.
+        load: False leaves the weights out (on the meta device: shapes alone).
+
+    Raises:
+        ConfigError: it cannot be had, or not as asked for.
+        DataError: weights are missing, or are of another model.
+    """
+    config, name = configuration(source)
+    cls = _class(source, config)
+    parts = _parts(source, config, cls)
+    depth = int(config.get_text_config().num_hidden_layers)
+    if not 0 <= first_layer <= depth:
+        raise ValueError(f"the split must lie within 0..{depth} (the backbone's layers), got {first_layer}")
+    packed = _packed_layers(source, depth, first_layer)
+
+    class Tail(cls):  # type: ignore[misc]
+        """The class itself, its lower layers empty before any weight is looked for."""
+
+        def __init__(self, config: Any, *given: Any, **named: Any) -> None:
+            super().__init__(config, *given, **named)
+            emptied(self, parts.layers, first_layer)
+
+    Tail.__name__ = cls.__name__
+    model = _loaded(Tail, source, config, name, parts, first_layer) if load else _on_shapes(Tail, config).to(DTYPES[source.dtype])
+    if source.trunk_bits and packed:
+        blocks = model.get_submodule(parts.layers)
+        assert isinstance(blocks, nn.ModuleList)
+        quantise(blocks[:packed], source.trunk_bits)
+    text, output = config.get_text_config(), model.get_submodule(parts.output)
+    assert isinstance(output, nn.Linear)
+    architecture = {
+        "model": "PretrainedLM", "source": asdict(source), "class": cls.__name__, "dim": text.hidden_size, "layers": depth,
+        "vocab": output.out_features, "seq": getattr(text, "max_position_embeddings", None),
+        "parts": asdict(parts),
+    }  # fmt: skip
+    shift = FAMILIES[name].shift if name else 0
+    again = partial(build, source, load=False)
+    return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, again, causal=source.objective == CAUSAL)
+
+
+def model(
+    vocab: int,
+    seq: int,
+    *,
+    path: str,
+    revision: str | None = None,
+    objective: str = "masked diffusion",
+    dtype: Literal["fp32", "bf16", "fp16"] = "bf16",
+    attention: str = "sdpa",
+    device_map: DeviceMap | None = None,
+    remote_code: bool = False,
+    parts: Mapping[str, Any] | None = None,
+    trunk_bits: Bits | None = None,
+    tail_layers: int = 0,
+) -> PretrainedLM:
+    """A pretrained model as ``backbone.run.model``, by the arguments of ``Source``; on the meta device its shapes alone.
+
+    Raises:
+        ConfigError: the data speaks of more token ids, or of longer sequences, than the model knows.
+    """
+    source = Source(path, revision, objective, dtype, attention, device_map, remote_code, parts, trunk_bits, tail_layers)
+    found = build(source, load=torch.get_default_device().type != "meta")
+    known, longest = found.architecture["vocab"], found.architecture["seq"]
+    if vocab > known:
+        raise ConfigError(f"the data has {vocab} token ids, {path} knows {known}; prepare it with the model's own tokenizer")
+    if longest is not None and seq > longest:
+        raise ConfigError(f"sequences of {seq} tokens are longer than {path} knows ({longest})")
+    return found
+
+
+def described(backbone: PretrainedLM) -> dict[str, Any]:
+    """What the backbone's description says of a pretrained model, once it has proved to be what it is taken for.
+
+    Raises:
+        ConfigError: it failed its selfcheck.
+    """
+    source = Source(**backbone.architecture["source"])
+    try:
+        checked = selfcheck(backbone, causal=backbone.causal)
+    except Refused as error:
+        raise ConfigError(f"{source.path} cannot be a backbone: {error}") from None
+    files = hub.described(source.path, source.revision)
+    identity = json_bytes([backbone.architecture, files])
+    return {"files": files, "selfcheck": checked, "fingerprint": hashlib.sha256(identity).hexdigest()}
+
+
+def opened(description: Mapping[str, Any], first_layer: int) -> PretrainedLM:
+    """The described model from ``first_layer`` on.
+
+    Raises:
+        DataError: its files are no longer what they were.
+    """
+    source = Source(**description["architecture"]["source"])
+    hub.unchanged(source.path, source.revision, description["files"])
+    return build(source, first_layer)
+
+
+def _class(source: Source, config: Any) -> Any:
+    name = OBJECTIVES[source.objective]
+    own = getattr(config, "auto_map", {}).get(name)
+    if source.remote_code and own:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        return get_class_from_dynamic_module(own, source.path, revision=source.revision)
+    try:
+        return getattr(transformers(), name)._model_mapping[type(config)]
+    except KeyError:
+        raise ConfigError(f"transformers has no class for '{config.model_type}' under {name} ({source.path})") from None
+
+
+def _packed_layers(source: Source, depth: int, first_layer: int) -> int:
+    """How many of the lowest layers are held in fewer bits: none of a tail."""
+    if source.trunk_bits is None:
+        return 0
+    packed = depth - source.tail_layers
+    if packed < 1:
+        raise ConfigError(f"a tail of {source.tail_layers} layers leaves none of {depth} for a trunk in {source.trunk_bits} bits")
+    if 0 < first_layer < packed:
+        raise ConfigError(
+            f"{source.path}: layers below {packed} are in {source.trunk_bits} bits and cannot belong to a tail, which begins at "
+            f"layer {first_layer}; raise pretrained.model.tail_layers to {depth - first_layer}"
+        )
+    return 0 if first_layer else packed
+
+
+def _parts(source: Source, config: Any, cls: Any) -> Parts:
+    if source.parts is not None:
+        return Parts(**{**source.parts, "readout": tuple(source.parts["readout"])})
+    return discovered(_on_shapes(cls, config), config)
+
+
+def _on_shapes(cls: Any, config: Any) -> Any:
+    with torch.device("meta"):
+        return cls(config)
+
+
+def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Parts, first_layer: int) -> nn.Module:
+    if (device_map := None if first_layer else source.device_map) is not None:
+        placement.check(device_map)
+    keys = {"key_mapping": FAMILIES[name].keys} if name and FAMILIES[name].keys else {}
+    model, told = cls.from_pretrained(
+        hub.folder(source.path, source.revision), config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
+        device_map=device_map, use_safetensors=True, output_loading_info=True, **keys,
+    )  # fmt: skip
+    complete(source.path, told, tuple(f"{parts.layers}.{number}." for number in range(first_layer)))
+    if device_map is not None:
+        placement.check_ends(model.get_input_embeddings(), model.get_submodule(parts.output))
+    return model
+
+
+def complete(path: str, told: Mapping[str, Any], below: tuple[str, ...] = ()) -> None:
+    """Raise DataError unless every weight was found and used, by what transformers told when it loaded; ``below`` is left out."""
+    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if wrong := sorted(map(str, told.get(what) or ())):
+            raise DataError(f"{path}: {len(wrong)} weights are {what.split('_')[0]}, '{wrong[0]}' first; they would be noise")
+    if unknown := sorted(key for key in told["unexpected_keys"] if not key.startswith(below) and not _harmless(key)):
+        raise DataError(f"{path} holds {len(unknown)} weights that the model has no place for, '{unknown[0]}' first")
+
+
+def _harmless(key: str) -> bool:
+    """Weights of tasks that are not asked for, and buffers that are computed."""
+    return key.endswith(("rotary_emb.inv_freq", "position_ids")) or key.startswith(
+        ("cls.seq_relationship", "bert.pooler", "pooler")
+    )

@@ -1,0 +1,285 @@
+"""What a stage will take, reckoned on shapes: models without weights, batches drawn as training will draw them, and operations
+counted by the very code that training counts with. From prepared data the numbers are those that ``metrics.json`` will hold.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.backbones.backbone import BackboneModel
+from components.backbones.split import split_layer
+from components.batch import Batch
+from components.model import Model
+from components.objective.losses import masked_cross_entropy
+from components.refined_lm import RefinedLM
+from components.training.freezing import freeze_except
+from components.training.order import DeterministicSampler
+from pipeline.data.batches import padded_lengths
+from pipeline.data.extraction import STORED, token_bytes
+from pipeline.errors import ConfigError
+from pipeline.evaluation import evaluator
+from pipeline.machine.runtime import Runtime
+from pipeline.planning import memory
+from pipeline.planning.corpus import Corpus, some
+from pipeline.settings import config, ginstate
+from pipeline.training import flops, loop
+from pipeline.training.gradients import accumulate
+
+META = torch.device("meta")
+ORDER = {"backbone": 0, "warmup": 0, "joint": 1, "finetune": 2}  # what a stage adds to its seed for the order of its examples
+FIT = ("steps", "supervision", "deepen", "recursion", "memory", "accumulation", "validate_every")
+MASKS = ("masking", "seed", "buckets")
+LOOKED_AT = 16  # examples from which the cost of a forward pass is reckoned
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes.
+
+    Attributes:
+        stage: its name.
+        parameters: of its models, with what is not loaded; ``trained`` and ``held`` in memory: of them.
+        memory: bytes of weights, optimizer and average, and what a step holds at most.
+        steps: optimizer steps; ``epochs``: how often they see each example.
+        flops_per_step, flops: floating-point operations of one and of all of them, as ``metrics.json`` tells them.
+        beside: operations of validations and of a trunk that runs live; all there are of a stage that trains nothing.
+        disk: bytes of states that it writes.
+    """
+
+    stage: str
+    parameters: int
+    trained: int
+    held: int
+    memory: int = 0
+    steps: int = 0
+    epochs: float = 0.0
+    flops_per_step: int = 0
+    flops: int = 0
+    beside: int = 0
+    disk: int = 0
+
+
+class OnShapes(Runtime):
+    """The meta device; nothing of this machine is set or asked for."""
+
+    def __init__(self) -> None:
+        self.device, self.precision = META, "fp32"
+
+    def autocast(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Shapes have no precision."""
+        return nullcontext()
+
+
+class CostModel:
+    """The stages of one configuration.
+
+    Args:
+        texts: resolved text of each stage.
+        corpus: what it learns from.
+        backbone, refined: whole, on the meta device.
+
+    Attributes:
+        layer: the split.
+        live: stages that are set to run the trunk live.
+        assumed: what is not known, in words.
+    """
+
+    def __init__(self, texts: Mapping[str, str], corpus: Corpus, backbone: BackboneModel, refined: RefinedLM) -> None:
+        self.texts, self.corpus, self.backbone, self.refined = texts, corpus, backbone, refined
+        self.layer = split_layer(backbone.architecture["layers"], *self._arguments("extract", "tail_layers"))
+        self.live, self.assumed = list[str](), list[str]()
+
+    def extraction(self) -> Cost:
+        """The trunk over every draw, and what is stored of it."""
+        draws, dtype, batch_size, buckets = self._arguments("extract", "draws", "dtype", "batch_size", "buckets")
+        tokens = {name: int(self.corpus.splits[name].lengths().sum()) for name in ("train", "validation")}
+        work = draws * self.trunk_over("train", buckets) + self.trunk_over("validation", buckets)
+        most = memory.peak(partial(self._trunk, batch_size, self.corpus.vocabulary.sequence))
+        disk = (tokens["train"] * draws + tokens["validation"]) * token_bytes(self.backbone.architecture["dim"], dtype)
+        held = _size(self.backbone)
+        return Cost("extract", held, 0, held, memory.weights(self.backbone) + most, beside=work, disk=disk)
+
+    def training(self, stage: str, model: Model) -> Cost:
+        """Every step and validation of a phase; nothing but sizes of one that takes no steps."""
+        if model is self.backbone:
+            freeze_except(model, *self._arguments(stage, "unfreeze"))  # finetune, which shares it, has frozen something else
+        whole = self.backbone if model is self.backbone else self.refined
+        sizes = Cost(stage, _size(whole), _size(model, trained=True), _size(model), memory.weights(model))
+        batch_size, seed = self._arguments(stage, "batch_size", "seed")
+        fit = ginstate.arguments(f"stages.{stage}.run", "pipeline.training.loop.fit", FIT)
+        if stage == "finetune" and fit is not None:
+            (fit["steps"],) = self._arguments(stage, "steps")
+        if fit is None or not fit["steps"]:
+            return sizes
+        steps, size, rows = fit["steps"], batch_size * fit["accumulation"], self.corpus.splits
+        sizes = replace(sizes, steps=steps, epochs=steps * size / len(rows["train"]))
+        if not self._has_fixed_shapes(stage, model):
+            return sizes
+        masks, dtype = self._masks(stage)
+        first = self._first(masks, size, batch_size, seed + ORDER[stage])
+        micro = [[self._on_shapes(batch, dtype) for batch in step] for step in first]
+        validations = -(-steps // fit["validate_every"])
+        beside = validations * len(rows["validation"]) * self._validation(model, masks, dtype)
+        if masks.get("live"):
+            self.live.append(stage)
+            seen = {"train": steps * size, "validation": validations * len(rows["validation"])}
+            beside += sum(n * self.trunk_over(name, masks["buckets"]) // len(rows[name]) for name, n in seen.items())
+        a_step, most = self._step(stage, model, micro, fit, size)
+        return replace(
+            sizes, memory=sizes.memory + memory.trained(model) + most, flops_per_step=a_step, flops=steps * a_step, beside=beside
+        )
+
+    def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
+        """The backbone trained on for warmup's and joint's operations, whose memory is told, and warmup continued for joint's."""
+        batch_size, unfreeze = self._arguments("controls", "backbone_batch_size", "unfreeze_backbone")
+        masks, _ = self._masks("controls")
+        freeze_except(self.backbone, unfreeze)
+        batch = self._on_shapes(some(self.corpus.source("train", masks), batch_size), None)
+        work = partial(accumulate, self.backbone, [batch], [1.0] * self.backbone.n_steps, OnShapes())
+        size, most = _size(self.backbone), memory.peak(partial(work, sequences=batch_size, seed=0, step=0, statistics=False))
+        whole = memory.weights(self.backbone) + memory.trained(self.backbone) + most
+        held, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
+        return Cost("controls", size + _size(self.refined), trained, held, whole, flops=warmup + 2 * joint)
+
+    def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
+        """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained.
+
+        Args:
+            trained: model of each phase, what it does not train frozen.
+            with_finetune: it takes steps.
+        """
+        names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "forgetting", "seed")
+        models, measures, decodes, halts, headline, answers, likelihood, forgetting, seed = self._arguments("evaluate", *names)
+        kept = [name for name in models if name != "finetune" or with_finetune]
+        plain = 1 + sum("backbone" in name for name in kept)
+        told = 1 + len(kept) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
+        looks = [(split, ratio, len(self.corpus.splits[split]), 1 + (len(halts) if name == headline else 0))
+                 for name, (split, ratio) in measures.items()]  # fmt: skip
+        written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
+        if answers is not None:
+            written.append(((asked := answers()).split, asked.passes, asked.items))
+        if likelihood is not None:  # half of an answer is masked on average
+            bound, causal = likelihood(), self.corpus.vocabulary.causal
+            looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples), 1))
+        if forgetting is not None:  # a look at as many tokens, in other places
+            looks.append((*forgetting, len(self.corpus.splits[forgetting[0]]), 1))
+        work = 0
+        for split, ratio, examples, times in looks:
+            batch = self._looked_at(split, ratio, seed)
+            work += examples * (self._forward(self.refined, batch, times * told) + self._forward(self.backbone, batch, plain))
+        for split, passes, examples in written:
+            batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
+            work += passes * rows * (self._decoding(self.refined, batch, told) + self._decoding(self.backbone, batch, plain))
+        of = {"control_backbone": self.backbone, "control_warmup": trained["controls"], **trained}
+        own = [tensor for name in kept for tensor in memory.own(of[name])]
+        held = _size(self.backbone) + sum(tensor.numel() for tensor in own)
+        return Cost("evaluate", held, 0, held, memory.weights(self.backbone) + memory.size(own), beside=work)
+
+    def _looked_at(self, split: str, ratio: float, seed: int) -> Batch:
+        """A few of its examples with this share of each answer masked."""
+        rows = self.corpus.splits[split].take(slice(0, LOOKED_AT))
+        return next(evaluator.batches(rows, self.corpus.vocabulary, ratio, seed, LOOKED_AT))
+
+    def trunk_over(self, name: str, buckets: Sequence[int]) -> int:
+        """Operations of the trunk over every example of a split once."""
+        padded = padded_lengths(self.corpus.splits[name].lengths(), buckets, self.corpus.vocabulary.sequence)
+        lengths, rows = padded.unique(return_counts=True)
+        return sum(n * flops.count(partial(self._trunk, 1, at)) for n, at in zip(rows.tolist(), lengths.tolist(), strict=True))
+
+    def _arguments(self, stage: str, *names: str) -> list[Any]:
+        """Of a stage's ``run``, whose settings are then in force."""
+        config.load_text(self.texts[stage], stage)
+        return [config.argument(f"stages.{stage}.run", name) for name in names]
+
+    def _masks(self, stage: str) -> tuple[dict[str, Any], torch.dtype | None]:
+        """How a stage masks its examples, and the type of the states that come with them; the settings they need are in force."""
+        if stage == "backbone":
+            return dict(zip(MASKS, self._arguments(stage, *MASKS), strict=True)), None
+        self._arguments(stage)
+        root = f"stages.{stage}.run"
+        if stage in ("finetune", "controls"):
+            return ginstate.arguments(root, "pipeline.data.sources.tokens", (*MASKS, "draws")) or {}, None
+        if live := ginstate.arguments(root, "pipeline.data.sources.live", (*MASKS, "draws", "dtype")):
+            return {**live, "live": True}, STORED[live["dtype"]]
+        if (cached := ginstate.arguments(root, "pipeline.data.sources.cached", ("buckets",))) is None:
+            raise ConfigError(f"{stage}: its states come from neither sources.cached nor sources.live; they cannot be planned")
+        masking, seed, draws, dtype = self._arguments("extract", "masking", "seed", "draws", "dtype")
+        whole = torch.float32 if STORED[dtype].itemsize == 1 else STORED[dtype]
+        return {"masking": masking, "seed": seed, "draws": draws, **cached}, whole
+
+    def _first(self, masks: Mapping[str, Any], size: int, batch_size: int, seed: int) -> list[list[Batch]]:
+        """The microbatches of the steps over which training counts operations."""
+        source = self.corpus.source("train", masks)
+        try:
+            order = DeterministicSampler(source.padded, size, seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        steps = (zip(*(part.split(batch_size) for part in order.step(step)), strict=True) for step in range(loop.COUNTED))
+        return [[source.batch(*part) for part in step] for step in steps]
+
+    def _on_shapes(self, batch: Batch, states: torch.dtype | None) -> Batch:
+        """The batch without its values, with states of this type if any."""
+        moved = batch.to(META)
+        if states is None:
+            return moved
+        shape = (*batch.tokens.shape, self.backbone.architecture["dim"])
+        return replace(moved, hidden=torch.zeros(shape, dtype=states, device=META))
+
+    def _has_fixed_shapes(self, stage: str, model: Model) -> bool:
+        """Whether its operations can be told from shapes; a guess is noted if not."""
+        try:
+            model.compile_targets()
+        except ValueError:
+            self.assumed.append(f"{stage}: what the refiner computes depends on the tokens; its operations are left out")
+            return False
+        return True
+
+    def _step(self, stage: str, model: Model, micro: list[list[Batch]], fit: Mapping[str, Any], size: int) -> tuple[int, int]:
+        """Operations of an optimizer step, and the most bytes that what it computes takes at once."""
+        self._arguments(stage)
+        with META:
+            weights = loop.weights_of_steps(model, fit["supervision"], fit["deepen"])
+        gradient = partial(accumulate, model, runtime=OnShapes(), stretches=fit["recursion"], memory=fit["memory"], sequences=size)
+        gradient = partial(gradient, seed=0)
+        a_step = loop.flops_per_step(micro, gradient, weights, fit["steps"])
+        most = memory.peak(partial(gradient, micro=micro[0], weights=weights(1.0), step=0, statistics=False))
+        for parameter in model.parameters():
+            parameter.grad = None
+        return a_step, most
+
+    def _validation(self, model: Model, masks: Mapping[str, Any], dtype: torch.dtype | None) -> int:
+        return self._forward(model, self._on_shapes(some(self.corpus.source("validation", masks), LOOKED_AT), dtype))
+
+    @torch.no_grad()
+    def _forward(self, model: Model, batch: Batch, times: int = 1) -> int:
+        """Operations of all steps and of what they say of masked positions, an example, so many times."""
+        if not times:
+            return 0
+        moved = self._on_shapes(batch, None) if batch.hidden is None else batch
+
+        def work() -> None:
+            for state in model.steps(moved):
+                masked_cross_entropy(model, state.hidden, moved, compute=True)
+
+        return times * flops.count(work) // len(batch)
+
+    @torch.no_grad()
+    def _decoding(self, model: Model, batch: Batch, times: int) -> int:
+        """Operations of one pass with the last step's logits of every position, an example, so many times."""
+        if not times:
+            return 0
+        moved = self._on_shapes(batch, None)
+        return times * flops.count(lambda: model.readout(model.states(moved))) // len(batch)
+
+    @torch.no_grad()
+    def _trunk(self, rows: int, length: int) -> Tensor:
+        return self.backbone.trunk(torch.zeros(rows, length, dtype=torch.int64, device=META), None, self.layer)
+
+
+def _size(model: nn.Module, *, trained: bool = False) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trained)

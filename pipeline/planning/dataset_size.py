@@ -1,0 +1,70 @@
+"""What a corpus will hold, told from its settings before it is prepared: how many examples, how long, how much of each is answer.
+
+Tokens are all 0: what is reckoned from them (bytes, operations) depends on shapes alone.
+"""
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from pipeline.corpora.prepared import Split
+from pipeline.corpora.sudoku import Sudoku
+from pipeline.errors import ConfigError
+from pipeline.text.jsonl import QuestionAnswers, raw_folder, read_pairs
+
+CHARACTERS = 2.7  # of a token: what 4,096 byte pairs reach on GSM8K; larger vocabularies reach more
+
+Expected = tuple[dict[str, Split], str]  # splits by name, and what of them is a guess ("" = nothing)
+
+
+@singledispatch
+def expected(corpus: object) -> Expected:
+    """Splits of the size that ``prepare`` will make them, and in words what of that is assumed.
+
+    Raises:
+        ConfigError: nothing is known of a corpus of this kind.
+        DataError: its raw files are missing or malformed.
+    """
+    raise ConfigError(f"how large a {type(corpus).__name__} will be is not known before it is prepared; run: dvc repro prepare")
+
+
+@expected.register
+def _(corpus: Sudoku) -> Expected:
+    cells = corpus.shape()[1]
+
+    def split(n: int, clues: tuple[int, int]) -> Split:
+        given = clues[0] + torch.arange(n) % (clues[1] - clues[0] + 1)
+        return _split(given, torch.full((n,), cells), cells)
+
+    tests = {f"test_{n}": split(corpus.test, (n, n)) for n in corpus.test_clues}
+    found = {"train": split(corpus.train, corpus.clues), "validation": split(corpus.validation, corpus.clues), **tests}
+    return found, "every number of clues is as frequent as any other"
+
+
+@expected.register
+def _(corpus: QuestionAnswers) -> Expected:
+    sequence, found = corpus.sequence, {}
+    for name, file in (("train", corpus.train), ("test", corpus.test)):
+        pairs = read_pairs(raw_folder() / file, corpus.download, corpus.prompt, corpus.response, ())
+        prompts, answers = (
+            torch.tensor([len(text) / CHARACTERS for text in texts]).ceil().long()
+            for texts in ([pair.prompt for pair in pairs], [pair.response for pair in pairs])
+        )
+        ends = torch.full_like(prompts, sequence) if corpus.padding == "end" else (prompts + answers + 1).clamp_max(sequence)
+        found[name] = _split(prompts, ends, sequence).take(prompts < sequence)
+    train = found.pop("train")
+    held = round(len(train) * corpus.validation)
+    parts = {"train": train.take(slice(held, None)), "validation": train.take(slice(held)), **found}
+    frame = ", the chat template is left out" if corpus.chat else ""
+    return parts, f"a token is {CHARACTERS} characters{frame}; which questions are held out for validation decides a few examples"
+
+
+def _split(begin: Tensor, end: Tensor, sequence: int) -> Split:
+    """Examples whose answers reach from ``begin`` to ``end``, where their tokens end."""
+    places, n = torch.arange(sequence), len(begin)
+    valid = places < end[:, None]
+    return Split(
+        tokens=torch.zeros(n, sequence, dtype=torch.int32), response=(places >= begin[:, None]) & valid, group=torch.arange(n),
+        valid=None if bool(valid.all()) else valid, uid=torch.arange(n),
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""A plan in words: what it takes, how long at a given speed, and whether the cache pays. Every guess stands beside its numbers."""
+
+from pathlib import Path
+
+from components.caching import gain, most_draws
+from pipeline.data.shard_writer import free_bytes
+from pipeline.errors import ConfigError
+from pipeline.machine.runtime import Runtime
+from pipeline.planning.cost_model import Cost
+from pipeline.planning.plan import Plan
+from pipeline.reporting.markdown import markdown
+from pipeline.settings import config, ginstate
+from pipeline.training import flops
+
+UNITS = ("", " k", " M", " G", " T", " P", " E", " Z")
+MFU = 0.4  # share of a device's largest rate that training reaches, where none is given; sudoku4's warmup on a CPU: 0.37
+HEAD = ("stage", "parameters", "trained", "in memory", "memory", "steps", "epochs", "FLOPs a step", "FLOPs", "time", "disk")
+
+
+def speed(text: str, peak: str, mfu: str) -> tuple[float, str]:
+    """FLOP/s that training will reach, and where that number comes from; 0 where it cannot be told.
+
+    Args:
+        text: resolved text of warmup, whose machine it is.
+        peak: TFLOP/s of the device; "" = what a large matrix product reaches here.
+        mfu: share of them that training reaches, above 0 and at most 1; "" = 0.4.
+
+    Raises:
+        ConfigError: no such number.
+    """
+    share, told = (_number("mfu", mfu, 1.0), "as given") if mfu else (MFU, "a guess: --mfu")
+    used = f"{share:.0%} of them used (MFU, {told})"
+    if peak:
+        return share * _number("peak", peak, 1e6) * 1e12, f"{float(peak):g} TFLOP/s (as given), {used}"
+    config.load_text(text, "warmup")
+    names = ("device", "precision", "threads")
+    machine = ginstate.arguments("stages.warmup.run", "pipeline.machine.runtime.Runtime", names)
+    assert machine is not None
+    try:
+        found = flops.ceiling(Runtime(**machine))
+    except ConfigError as error:
+        return 0.0, f"not told: {error}, or give --peak (TFLOP/s of the device)"
+    where = f"a matrix product here: {', '.join(f'{name} {machine[name]}' for name in names)}"
+    return share * found, f"{found / 1e12:.3g} TFLOP/s ({where}), {used}"
+
+
+def told(plan: Plan, rate: float, source: str, folder: Path) -> str:
+    """The plan as text.
+
+    Args:
+        plan: what the stages take.
+        rate: FLOP/s; 0 = times are left out.
+        source: where that number comes from.
+        folder: of the shards, for the room on its disk.
+    """
+    costs = [cost for cost in plan.costs if cost.flops or cost.beside]
+    work = sum(cost.flops + cost.beside for cost in costs)
+    total = ["all", *[""] * 7, _si(work), _time(work, rate), ""]
+    lines = [markdown([HEAD, *(_row(cost, rate) for cost in costs), total])]
+    lines.append(f"speed: {source}. FLOPs: of steps, and of validations and live trunks where time is told.")
+    lines.append("memory: weights, optimizer, average, and at most what a step holds; fused attention and bf16 take less.")
+    written, free = sum(cost.disk for cost in costs), free_bytes(folder)
+    short = "" if written <= free else "; THIS DOES NOT FIT"
+    lines.append(f"disk: {written / 1e9:.2f} GB of states, {free / 1e9:.1f} GB free{short}")
+    lines += [*_economics(plan), *(f"assumed: {guess}" for guess in plan.assumed)]
+    return "\n".join(lines)
+
+
+def _economics(plan: Plan) -> list[str]:
+    """Which of cache and live trunk is cheaper, by how much, and what to set."""
+    worth, draws, epochs = plan.gain, plan.draws, plan.epochs
+    formula = f"E (F + C) / (M F + E C) = {worth:.3f}"
+    given = f"F {_si(plan.trunk)} trunk and C {_si(plan.step)} rest of an example's step, M {draws} draws, E {epochs:.2f} epochs"
+    first = f"cache: {'cached' if worth > 1 else 'live'} is cheaper: {formula} ({given}: warmup's and joint's)"
+    set_live = "warmup and joint: states = '@sources.live'"
+    most = most_draws(epochs)
+    if worth > 1:
+        again = f"each mask is seen {epochs / draws:.1f} times; what that costs in quality: docs/performance.md"
+        again = advice = "nothing is masked, so one stored draw is exact" if plan.causal else again
+        if plan.live:
+            runs = "runs" if len(plan.live) == 1 else "run"
+            advice = f"{' and '.join(plan.live)} {runs} the trunk live now: states = '@sources.cached' would save it; {again}"
+    elif plan.live == ["warmup", "joint"]:
+        advice = "which is what is set; the shards serve the controls alone"
+    elif most:
+        one = f"DRAWS = {most} ({gain(plan.trunk, plan.step, most, epochs):.3f})"
+        advice = f"fewer draws than epochs pay: {one}; or run the trunk live ({set_live})"
+    else:
+        advice = f"no example is seen twice, so nothing is re-used: {set_live}, or more epochs"
+    return [first, f"       {advice}"]
+
+
+def _row(cost: Cost, rate: float) -> list[str]:
+    work = cost.flops + cost.beside
+    steps = [f"{cost.steps:,}", f"{cost.epochs:.2f}", _si(cost.flops_per_step)] if cost.steps else [""] * 3
+    memory = [_si(cost.parameters), _si(cost.trained), _si(cost.held), f"{_si(cost.memory)}B"]
+    return [cost.stage, *memory, *steps, _si(cost.flops or work), _time(work, rate), f"{_si(cost.disk)}B" if cost.disk else ""]
+
+
+def _si(value: float) -> str:
+    """
+    >>> [_si(value) for value in (0, 999, 8.02e9, 5.4e16)]
+    ['0', '999', '8.02 G', '54 P']
+    """
+    thousands = 0
+    while value >= 999.5:
+        value, thousands = value / 1000, thousands + 1
+    return f"{value:.3g}{UNITS[thousands]}"
+
+
+def _time(work: float, rate: float) -> str:
+    """
+    >>> [_time(work, 1.0) for work in (5, 300, 9000)], _time(1, 0)
+    (['5 s', '5 min', '2.5 h'], '')
+    """
+    if not rate:
+        return ""
+    seconds = work / rate
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds / 60:.2g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
+def _number(flag: str, text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= most:
+        raise ConfigError(f"--{flag} is '{text}'; expected a number above 0 and at most {most:g}")
+    return value

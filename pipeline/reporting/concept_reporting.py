@@ -1,0 +1,73 @@
+"""The report on models that predict a sentence's embedding: the same page with other metrics."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from components.inference.retrieval import METRICS
+from pipeline.files import write_atomic
+from pipeline.reporting import figures
+from pipeline.reporting.markdown import bold_if_clear, cell, markdown
+
+HEAD = """# Results on test
+
+Means with 95 % intervals (bootstrap over documents), in the encoder's own space. *retrieval_k*: the true sentence is among the k
+nearest of all sentences that are to be predicted. `frozen` is a ridge regression from the sentence before, the mean of all before
+it, and the first.
+
+"""
+
+
+def report(out: Path, metrics: Mapping[str, Any], curve: Mapping[str, figures.Curves]) -> str:
+    """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table.
+
+    Args:
+        out: folder.
+        metrics: of the evaluation.
+        curve: of each phase that took steps.
+    """
+    models = [name for name in metrics if isinstance(metrics[name], dict) and "cosine_by_step" in metrics[name]]
+    models.sort(key=lambda name: len(metrics[name]["cosine_by_step"]))
+    measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "cosine_by_step" in value]
+    figures.losses(curve, out / "losses.png")
+    figures.by_step(metrics, models, "cosine", f"{metrics['headline']}: after each recursion step", out / "steps.png")
+    if any(key.startswith("slot/") for columns in curve.values() for key in columns):
+        figures.slots(curve, out / "slots.png")
+    table = results_table(metrics, models, measures)
+    write_atomic(out / "table.md", table.encode())
+    sections = {
+        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(metrics, measures)}",
+        "After each recursion step": steps_table(metrics, models),
+        "Pictures": "\n\n".join(f"![{name}]({name}.png)" for name in ("losses", "steps", "slots")
+                                if (out / f"{name}.png").is_file()) + "\n",
+    }  # fmt: skip
+    page = HEAD + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+    write_atomic(out / "report.md", page.encode())
+    return table
+
+
+def results_table(metrics: Mapping[str, Any], models: Sequence[str], measures: Sequence[str]) -> str:
+    """One row a model."""
+    header = ["model", *(f"{m} {metric}" for m in measures for metric in METRICS)]
+    return markdown([header, *([name, *(cell(metrics[name][m][k]) for m in measures for k in METRICS)] for name in models)])
+
+
+def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> str:
+    """Paired differences; bold where the interval is clear of zero."""
+    rows = [["difference", *(f"{m} {metric}" for m in measures for metric in METRICS)]]
+    for pair, by_measure in metrics["differences"].items():
+        values = [by_measure[m][k] for m in measures for k in METRICS]
+        rows.append([pair, *map(bold_if_clear, values)])
+    return markdown(rows)
+
+
+def steps_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+    """The headline measure of each refined model after each recursion step."""
+    refined = [name for name in models if len(metrics[name]["cosine_by_step"]) > 1]
+    longest = max((len(metrics[name]["cosine_by_step"]) for name in refined), default=0)
+    rows = [["model", "metric", *(f"step {i + 1}" for i in range(longest))]]
+    for name in refined:
+        for key in METRICS:
+            values = metrics[name][f"{key}_by_step"]
+            rows.append([name, key, *(f"{v['mean']:.3f}" for v in values), *([""] * (longest - len(values)))])
+    return markdown(rows)

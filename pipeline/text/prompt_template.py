@@ -1,0 +1,73 @@
+"""The words that a prompt stands in, and which tokens are special: kept beside the tokenizer, so that a model is asked as it was
+trained. The template of a chat is kept as what stands around a prompt; it is a program, and generation runs none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.files import read_json, write_json
+from pipeline.text import tokenizer as bpe
+
+TOKENIZER, WORDING = "tokenizer.json", "prompt_template.json"
+PROBE, EDGE = "\x00", "\n\t"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How prompts are written.
+
+    Attributes:
+        prompt: template over the fields of a prompt.
+        special: token by role: "mask" (unless the model is causal), "end", "pad".
+        before, after: of a chat, what stands around the prompt.
+        strips: the chat leaves out white space at a prompt's ends.
+    """
+
+    prompt: str
+    special: Mapping[str, str]
+    before: str = ""
+    after: str = ""
+    strips: bool = False
+
+    def asked(self, fields: Mapping[str, str]) -> str:
+        """What stands before the answer."""
+        prompt = self.prompt.format(**fields)
+        return self.before + (prompt.strip() if self.strips else prompt) + self.after
+
+
+def around(chat: Callable[[str], str]) -> tuple[str, str, bool]:
+    """``before``, ``after`` and ``strips`` of a chat.
+
+    >>> around(lambda prompt: f"<user> {prompt.strip()}<end>")
+    ('<user> ', '<end>', True)
+    """
+    before, _, after = chat(f"{EDGE}{PROBE}{EDGE[::-1]}").partition(PROBE)
+    strips = not before.endswith(EDGE)
+    return (before, after, True) if strips else (before.removesuffix(EDGE), after.removeprefix(EDGE[::-1]), False)
+
+
+def write(folder: Path, encoding: bpe.Encoding, wording: PromptTemplate) -> None:
+    """Write the tokenizer and the words."""
+    bpe.save(encoding.tokenizer, folder / TOKENIZER)
+    write_json(folder / WORDING, asdict(wording))
+
+
+def read(folder: Path) -> tuple[bpe.Encoding, PromptTemplate]:
+    """What ``write`` wrote.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    held: Any = read_json(folder / WORDING, "prepare")
+    try:
+        wording = PromptTemplate(**held)
+        words = {name: getattr(wording, name) for name in ("prompt", "before", "after")}
+        if not all(isinstance(word, str) for word in words.values()) or not isinstance(wording.special, dict):
+            raise TypeError("texts and a map of special tokens were expected")
+    except TypeError as error:
+        raise DataError(f"{folder / WORDING} does not say how prompts are written ({error}); run dvc repro prepare") from None
+    roles = [role for role in bpe.ROLES if role != "mask" or role in wording.special]
+    return bpe.pretrained(bpe.load(folder / TOKENIZER), str(folder / TOKENIZER), wording.special, roles), wording

@@ -1,0 +1,219 @@
+"""ClearML, through the REST session of its SDK: every call returns when it has arrived or fails within seconds.
+
+The SDK's ``Task`` is not used: it patches the process that it runs in, reads the host, the packages and the uncommitted diff, and
+waits for hours where no server answers. Scalars that are sent twice are stored once: the server's key of an event is (task,
+iteration, metric, variant). Source: clearml-server, apiserver/bll/event/event_bll.py, ``event_id_fields``. Artifacts and models are
+taken of running tasks only (bll/task/utils.py, ``get_task_for_update``), so a task that is reported to again is started again.
+"""
+
+import json
+import math
+import mimetypes
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pipeline.tracking import values
+from pipeline.tracking.run_log import TrackingError, lock, root
+from pipeline.tracking.uploader import Row, Unreachable
+
+SINGLE = -(2**31)  # the iteration under which ClearML keeps single values
+BATCH = 500  # events of one request
+TIMEOUT = 10.0  # seconds for one request
+TYPES = {"prepare": "data_processing", "extract": "data_processing", "evaluate": "testing"}
+ENDED = {"completed": "completed", "failed": "failed", "stopped": "stopped", "killed": "stopped"}
+
+
+class ClearML:
+    """One task per stage run, in one project, child of its upstream stage's task.
+
+    A server is set up by ``clearml.conf`` or CLEARML_API_HOST, CLEARML_API_ACCESS_KEY and CLEARML_API_SECRET_KEY; without, records
+    wait.
+
+    Args:
+        project: name of the project.
+        host_name: also send the name of this machine.
+    """
+
+    name = "clearml"
+    resumes = True
+
+    def __init__(self, project: str = "slotloop", host_name: bool = False) -> None:
+        self.project, self.host = project, platform.node() if host_name else ""
+        self._connection: Any = None
+        self._task = ""
+
+    def missing(self) -> str:
+        """No server is configured."""
+        file = Path(os.environ.get("CLEARML_CONFIG_FILE") or "~/clearml.conf").expanduser()
+        keys = ("CLEARML_API_ACCESS_KEY", "CLEARML_API_SECRET_KEY")
+        if file.is_file() or all(os.environ.get(key) for key in keys) or os.environ.get("CLEARML_AUTH_TOKEN"):
+            return ""
+        return "no server is configured (clearml-init writes ~/clearml.conf, or set CLEARML_API_HOST and the two API keys)"
+
+    def create(self, facts: dict[str, Any], parent: str) -> str:
+        """Create the task; one that was created without our noticing is found by its tag."""
+        tag = f"record:{facts['id']}"
+        found = self._call("tasks.get_all", tags=[tag], only_fields=["id"])["tasks"]
+        if found:
+            return str(found[0]["id"])
+        tags = [tag, f"stage:{facts['stage']}", f"config:{facts['config'][:12]}"]
+        tags += [f"{key}:{facts[key]}" for key in ("preset", "experiment") if facts[key]]
+        settings = {key: {"section": "gin", "name": key, "value": value} for key, value in facts["settings"].items()}
+        script = {"repository": facts["repository"], "branch": facts["branch"], "version_num": facts["revision"]}
+        created = self._call(
+            "tasks.create", name=facts["stage"], type=TYPES.get(facts["stage"], "training"), project=self._project(),
+            tags=tags, hyperparams={"gin": settings},
+            script={**script, "entry_point": f"-m stages {facts['stage']}", "working_dir": "."},
+            comment="files differ from this revision" if facts["changed"] else "",
+            **({"parent": parent} if parent else {}), **({"runtime": {"hostname": self.host}} if self.host else {}),
+        )  # fmt: skip
+        return str(created["id"])
+
+    def begin(self, run: str, facts: dict[str, Any]) -> None:
+        """Start the task, or start it again."""
+        self._task = run
+        self._call("tasks.started", task=run, force=True)
+
+    def scalars(self, series: str, rows: Sequence[Row]) -> None:
+        """One event per value; ``loss/step_0`` is series ``step_0`` of plot ``loss``. Values that are not finite are left out."""
+        events = []
+        for step, held in rows:
+            for key, value in held.items():
+                plot, _, line = key.partition("/")
+                events.append(self._scalar(f"{series}/{plot}" if series else plot, line or plot, step, value))
+        self._events(events)
+
+    def end(self, facts: dict[str, Any], files: Path) -> None:
+        """Single values, short curves, pictures, artifacts, models, status."""
+        if facts["status"] != "killed":
+            self._events([self._scalar("Summary", name, SINGLE, value) for name, value in values.single(files).items()])
+            for series, name, points in values.curves(files):
+                self.scalars(series, [(step, {name: value}) for step, value in points])
+            self._pictures(facts, files)
+            reported = [file for file in sorted(files.rglob("*")) if file.suffix in (".json", ".md", ".gin", ".yaml")]
+            artifacts = [self._artifact(facts, file, files) for file in reported]
+            self._call("tasks.add_or_update_artifacts", task=self._task, artifacts=artifacts, force=True)
+            self._models(facts)
+        self._call(f"tasks.{ENDED[facts['status']]}", task=self._task, force=True, status_reason=facts["status"])
+
+    def _project(self) -> str:
+        """The project; of senders that find none at the same time one makes it."""
+        root().mkdir(parents=True, exist_ok=True)
+        with lock(root() / "project", patience=2 * TIMEOUT):
+            found = self._call("projects.get_all", name=f"^{re.escape(self.project)}$", only_fields=["id", "name"])["projects"]
+            exact = [entry["id"] for entry in found if entry["name"] == self.project]
+            return str(exact[0] if exact else self._call("projects.create", name=self.project, description="")["id"])
+
+    def _scalar(self, metric: str, variant: str, step: int, value: float) -> dict[str, Any]:
+        event = {"type": "training_stats_scalar", "task": self._task, "iter": step, "timestamp": _now()}
+        return {**event, "metric": metric, "variant": variant, "value": value}
+
+    def _pictures(self, facts: dict[str, Any], files: Path) -> None:
+        event = {"type": "training_debug_image", "task": self._task, "iter": 0, "metric": facts["stage"]}
+        for file in sorted(files.rglob("*.png")):
+            name = file.relative_to(files).with_suffix("").as_posix()
+            self._events([{**event, "variant": name, "url": self._upload(facts, file, files), "timestamp": _now()}])
+
+    def _artifact(self, facts: dict[str, Any], file: Path, files: Path) -> dict[str, Any]:
+        content = file.read_bytes()
+        kind = mimetypes.guess_type(file.name)[0] or "text/plain"
+        about = {"content_type": kind, "preview": content[:2000].decode(errors="replace")}
+        key, url = file.relative_to(files).as_posix(), self._upload(facts, file, files)
+        return {"key": key, "type": "custom", "uri": url, "content_size": len(content), "type_data": about}
+
+    def _models(self, facts: dict[str, Any]) -> None:
+        """Models by reference: their weights stay where they are."""
+        fields = ["id", "name"]
+        known = {m["name"]: m["id"] for m in self._call("models.get_all", task=[self._task], only_fields=fields)["models"]}
+        for model in facts["models"]:
+            about = f"sha256 {model['sha256']}, {model['bytes']} bytes, revision {facts['revision']}"
+            made = {"task": self._task, "name": model["path"], "uri": model["path"], "framework": "PyTorch", "comment": about}
+            identity = known.get(model["path"]) or self._call("models.create", **made)["id"]
+            self._call("tasks.add_or_update_model", task=self._task, name=model["path"], model=identity, type="output")
+
+    def _upload(self, facts: dict[str, Any], file: Path, files: Path) -> str:
+        """Put a file on the files server; returns its address there."""
+        path = f"{self.project}/{facts['stage']}.{self._task}/{file.relative_to(files).as_posix()}"
+        self._asked(f"the upload of {file.name}", lambda session: session.upload(path, file.read_bytes()))
+        return f"{self._connection.files_server()}/{quote(path)}"
+
+    def _events(self, events: list[dict[str, Any]]) -> None:
+        finite = [event for event in events if math.isfinite(event.get("value", 0.0))]
+        for start in range(0, len(finite), BATCH):
+            lines = "\n".join(json.dumps(event) for event in finite[start : start + BATCH])
+            answer = self._send("events.add_batch", data=lines.encode(), headers={"Content-Type": "application/json-lines"})
+            if answer.get("errors"):
+                raise TrackingError(f"ClearML's server refused {answer['errors']} events: {answer.get('errors_info')}")
+
+    def _call(self, endpoint: str, **body: Any) -> dict[str, Any]:
+        return self._send(endpoint, json=body)
+
+    def _send(self, endpoint: str, **request: Any) -> dict[str, Any]:
+        answer = self._asked(endpoint, lambda session: session.send_request(*endpoint.split("."), method="post", **request))
+        try:
+            return dict(answer.json()["data"])
+        except (ValueError, KeyError, TypeError):
+            raise TrackingError(f"what answers {endpoint} is not a ClearML server") from None
+
+    def _asked(self, what: str, ask: Callable[[Any], Any]) -> Any:
+        """An answer of the server, which is asked once."""
+        import requests
+
+        self._connection = self._connection or _session(self.host)
+        try:
+            answer = ask(self._connection)
+        except requests.RequestException as error:
+            raise Unreachable(f"ClearML's server does not answer ({type(error).__name__})") from None
+        if answer.status_code == 401:  # next time we log in again
+            self._connection = None
+        if answer.status_code != 200:
+            told = answer.json().get("meta", {}).get("result_msg", "") if "json" in answer.headers.get("Content-Type", "") else ""
+            raise TrackingError(f"ClearML's server refused {what}: status {answer.status_code} {told}".rstrip())
+        return answer
+
+
+def _now() -> int:
+    """Milliseconds since 1970, as events hold them."""
+    return int(time.time() * 1000)
+
+
+def _session(host: str) -> Any:
+    """The SDK's session, which knows clearml.conf, made to ask once: its own tries for minutes, and where a certificate is wrong or
+    an answer breaks off for ever; and it names the host in a header.
+    """
+    try:
+        from clearml.backend_api import Session
+    except ImportError:
+        raise TrackingError("the package clearml is not installed: pip install 'slotloop[clearml]'") from None
+    import requests
+
+    class Once(Session):
+        def _send_request(
+            self, service: str, action: str, version: str | None = None, method: str | None = None,
+            headers: dict[str, str] | None = None, refresh_token_if_unauthorized: bool = True, **request: Any,
+        ) -> Any:  # fmt: skip
+            named = {**(headers or {}), **({"X-ClearML-Worker": host} if host else {})}
+            return self._once(method or "post", f"{self.host}/{service}.{action}", headers=named, **request)
+
+        def upload(self, path: str, content: bytes) -> Any:
+            return self._once("post", self.files_server(), files={path: content}, headers=self.add_auth_headers({}))
+
+        def files_server(self) -> str:
+            return str(self.get_files_server_host(self.config)).rstrip("/")
+
+        def _once(self, *request: Any, **options: Any) -> Any:
+            return self._Session__http_session.request(*request, timeout=(3.0, TIMEOUT), **options)
+
+    Once._write_session_timeout = (3.0, TIMEOUT)
+    try:
+        return Once(http_retries_config={"total": 0})
+    except Exception as error:  # the SDK wraps whatever happened in a LoginError
+        if isinstance(error.__context__, requests.RequestException) or isinstance(error, requests.RequestException):
+            raise Unreachable(f"ClearML's server does not answer ({type(error.__context__ or error).__name__})") from None
+        raise TrackingError(f"ClearML: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,296 @@
+"""Sending records to trackers: in a process of its own, resumable, every row once.
+
+How far a record has come at a tracker stands in ``sent/<tracker>.json`` beside it and is written after each delivery, so a sender
+that dies or a server that is away loses nothing: whoever comes next goes on from there.
+"""
+
+import contextlib
+import csv
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.tracking.run_log import Record, TrackingError, all_records, lock, read, root
+
+Row = tuple[int, dict[str, float]]
+Reached = dict[str, Any]  # how far a curves file has been sent: the offset behind a row, and that row's line
+POLL, ROWS = 0.1, 200  # seconds between looks at the run, rows of one delivery
+
+
+class Unreachable(TrackingError):
+    """A tracker does not answer: there is no use in trying it with the next record."""
+
+
+class Tracker(Protocol):
+    """Where runs are reported. Methods return when what they send has arrived, and raise TrackingError if it has not.
+
+    Attributes:
+        name: of its file under ``sent/``.
+        resumes: what arrived outlives the sender, and comes to nothing if it is sent again. If not, ``begin`` starts the run anew
+            and all its rows are sent again.
+    """
+
+    name: str
+    resumes: bool
+
+    def missing(self) -> str:
+        """What has to be set up before anything can be sent; "" if nothing."""
+
+    def create(self, facts: dict[str, Any], parent: str) -> str:
+        """Make the run, or find it if it was made before; returns the tracker's id of it.
+
+        Args:
+            facts: what ``pipeline.tracking.run_log`` keeps of its start.
+            parent: the tracker's id of the upstream stage's run, or "".
+        """
+
+    def begin(self, run: str, facts: dict[str, Any]) -> None:
+        """Report to this run from now on."""
+
+    def scalars(self, series: str, rows: Sequence[Row]) -> None:
+        """Report rows of a curves file; ``series`` is its folder within the run's output, "" for the output itself."""
+
+    def end(self, facts: dict[str, Any], files: Path) -> None:
+        """Report metrics, pictures and models of a run, and its ``status`` (``facts``); of one that was killed the status alone."""
+
+
+class Delivery:
+    """One record's way to one tracker."""
+
+    def __init__(self, record: Record, tracker: Tracker) -> None:
+        self.record, self.tracker = record, tracker
+        self.file = record.folder / "sent" / f"{tracker.name}.json"
+        self.state: dict[str, Any] = {"run": "", "curves": {}, "ended": ""}
+        if self.file.is_file():
+            self.state |= read(self.file, "delete it to send the run again")
+        self.begun = False
+
+    def created(self) -> str:
+        """The tracker's id of the run; it is made if need be, and its upstream runs before it."""
+        if not self.state["run"]:
+            name = self.record.facts["parent"]
+            parent = _created(Record(self.record.folder.with_name(name)), self.tracker) if name else ""
+            self._keep(run=self.tracker.create(self.record.facts, parent))
+        return str(self.state["run"])
+
+    def advance(self, source: Path) -> None:
+        """Send the rows that ``source`` (the run's output folder, or the record's copy of it) has and the tracker has not."""
+        if not self.begun:
+            self.tracker.begin(self.created(), self.record.facts)
+            self._keep(ended="", curves=self.state["curves"] if self.tracker.resumes else {})
+            self.begun = True
+        for file in sorted(source.rglob("curves.csv")):
+            name = file.relative_to(source).as_posix()
+            for rows, reached in rows_after(file, self.state["curves"].get(name)):
+                self.tracker.scalars(name.removesuffix("curves.csv").rstrip("/"), rows)
+                self._keep(curves={**self.state["curves"], name: reached})
+
+    def finish(self) -> None:
+        """Send everything that is still missing of a run that has ended."""
+        end = self.record.end
+        if end["status"] in ("running", self.state["ended"]):
+            return
+        self.advance(self.record.files)
+        self.tracker.end({**self.record.facts, **end}, self.record.files)
+        self._keep(ended=end["status"])
+        self.begun = False
+
+    def _keep(self, **changes: Any) -> None:
+        self.state |= changes
+        write_json(self.file, self.state)
+
+
+def _created(record: Record, tracker: Tracker) -> str:
+    """The tracker's id of an upstream run; "" if it was forgotten or damaged."""
+    try:
+        _ = record.facts
+    except TrackingError:
+        return ""
+    delivery = Delivery(record, tracker)
+    if delivery.state["run"]:
+        return delivery.created()
+    with lock(record.folder / "sending") as held:
+        if not held:
+            raise TrackingError(f"waits for {record.folder.name}, which another process sends")
+        return Delivery(record, tracker).created()
+
+
+def rows_after(file: Path, reached: Reached | None) -> Iterator[tuple[list[Row], Reached]]:
+    """Whole rows of a curves file that were not sent yet, in portions, each with how far it reaches.
+
+    A run that was killed goes on from its last snapshot and writes rows again: steps that were sent are left out, wherever they
+    stand.
+    """
+    last = reached["last"].encode() if reached else b""
+    with file.open("rb") as opened:
+        header = opened.readline()
+        offset = len(header)
+        if reached and reached["offset"] >= offset + len(last):
+            opened.seek(reached["offset"] - len(last))
+            offset = reached["offset"] if opened.read(len(last)) == last else offset
+        opened.seek(offset)
+        rest = opened.read()
+    names = next(csv.reader([header.decode()]), [])
+    sent = _row(names, last)[0] if last else -1
+    lines = rest[: rest.rfind(b"\n") + 1].splitlines(keepends=True)
+    for start in range(0, len(lines), ROWS):
+        portion = lines[start : start + ROWS]
+        offset += sum(map(len, portion))
+        rows = [row for row in (_row(names, line) for line in portion) if row[0] > sent]
+        if rows:
+            yield rows, {"offset": offset, "last": portion[-1].decode()}
+
+
+def _row(names: list[str], line: bytes) -> Row:
+    values = dict(zip(names, map(float, line.decode().strip().split(",")), strict=True))
+    return int(values.pop("step")), values
+
+
+def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: float) -> None:
+    """Send a run's record while the run goes on, and the rest when it has ended.
+
+    Args:
+        folder: the record.
+        trackers: where to; those that are not set up are left out.
+        every: seconds between deliveries, and until what failed is tried again.
+        patience: seconds after the run's end until what could not be sent is left for ``ship``; this process ends then, whatever
+            it hangs in.
+    """
+    record, done = Record(folder), threading.Event()
+    watch = threading.Thread(target=_end_after, args=(record, patience, done), daemon=True)
+    watch.start()
+    try:
+        with lock(folder / "sending", patience=math.inf):
+            wanted = [tracker for tracker in trackers if not tracker.missing()]
+            deliveries = list[Delivery]()
+            log = _Log()
+            for tracker in wanted:
+                log.tried(tracker.name, lambda tracker=tracker: deliveries.append(Delivery(record, tracker)))
+            while deliveries and _running(record):
+                for delivery in deliveries:
+                    log.tried(delivery.tracker.name, delivery.advance, Path(record.facts["out"]))
+                _wait_for_end(record, every)
+            if deliveries and record.end["status"] == "killed":  # what it wrote will be gone when it is run again
+                log.tried("what the run wrote", record.salvage)
+            while not all([log.tried(delivery.tracker.name, delivery.finish) for delivery in deliveries]):
+                time.sleep(every)
+            if len(deliveries) < len(wanted):
+                raise TrackingError("not everything could be sent")
+    finally:
+        done.set()
+        watch.join()
+
+
+def _running(record: Record) -> bool:
+    with contextlib.suppress(TrackingError, OSError):
+        return bool(record.end["status"] == "running")
+    return False
+
+
+def _end_after(record: Record, patience: float, done: threading.Event) -> None:
+    """End this process ``patience`` seconds after the run, unless it is done by then."""
+    while not done.wait(POLL) and _running(record):
+        pass
+    if not done.wait(patience):
+        print(f"{time.strftime('%H:%M:%S')} given up after {patience:g} s", flush=True)
+        os._exit(1)
+
+
+def _wait_for_end(record: Record, patience: float) -> None:
+    until = time.monotonic() + patience
+    while _running(record) and time.monotonic() < until:
+        time.sleep(POLL)
+
+
+class _Log:
+    """Attempts: what went wrong is printed once, not every time."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, str] = {}
+
+    def tried(self, name: str, send: Callable[..., object], *arguments: Any) -> bool:
+        """Send; whether it went well."""
+        told = ""
+        try:
+            send(*arguments)
+        except Exception as error:  # whatever a tracker's library raises: other trackers and later attempts go on
+            told = _told(error)
+        if told != self.last.get(name, ""):
+            print(f"{time.strftime('%H:%M:%S')} {name}: {told or 'goes on'}", flush=True)
+        self.last[name] = told
+        return not told
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def ship(trackers: Sequence[Tracker]) -> None:
+    """Send whatever is missing of every run that has ended, oldest first; prints a line for each record and tracker.
+
+    Raises:
+        TrackingError: not everything could be sent.
+    """
+    records, wrong = all_records()
+    left, away = len(wrong), set[str]()
+    print("\n".join(wrong), end="\n" if wrong else "")
+    for record in records:
+        with lock(record.folder / "sending") as held:
+            for tracker in trackers:
+                told = _shipped(record, tracker, away) if held else "another process is sending it"
+                left += told not in ("sent", "running")
+                _print(record, tracker, told)
+    if left:
+        raise TrackingError(f"{left} could not be sent; they wait in {root()}")
+    print("everything is sent" if records else "no records")
+
+
+def overview(trackers: Sequence[Tracker]) -> None:
+    """Print a line for each record and tracker: how the run ended and whether it was sent."""
+    records, wrong = all_records()
+    print("\n".join(wrong or ([] if records else ["no records"])), end="" if records and not wrong else "\n")
+    for record in records:
+        for tracker in trackers:
+            _print(record, tracker, _state(record, tracker))
+
+
+def _shipped(record: Record, tracker: Tracker, away: set[str]) -> str:
+    """Send one record; says how far it came. A tracker that does not answer is noted as ``away`` and not asked again."""
+    told = _state(record, tracker)
+    if told in ("sent", "running") or tracker.missing():
+        return told
+    if tracker.name in away:
+        return "not sent: as above"
+    try:
+        if record.end["status"] == "killed":
+            record.salvage()
+        Delivery(record, tracker).finish()
+    except Unreachable as error:
+        away.add(tracker.name)
+        return f"not sent: {error}"
+    except Exception as error:  # whatever a tracker's library raises: the other records go on
+        return f"not sent: {_told(error)}"
+    return _state(record, tracker)
+
+
+def _state(record: Record, tracker: Tracker) -> str:
+    try:
+        status, state = record.end["status"], Delivery(record, tracker).state
+    except TrackingError as error:
+        return str(error)
+    if status == "running":
+        return "running"
+    return "sent" if state["ended"] == status else tracker.missing() or ("sent in part" if state["run"] else "not sent")
+
+
+def _print(record: Record, tracker: Tracker, told: str) -> None:
+    status = "damaged"
+    with contextlib.suppress(TrackingError):
+        status = record.end["status"]
+    print(f"{record.folder.name:<28} {status:<10} {tracker.name}: {told}", flush=True)

@@ -1,0 +1,69 @@
+"""How the steps of a recursion are run while a model is trained: as they are written, or compiled. The only door to torch.compile.
+
+Values differ in rounding only. Nothing of a model changes but the way it is called: its weights keep their names, so a run may be
+continued either way. Validation and evaluation run as written.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from components.model import Model
+from pipeline.errors import ConfigError
+
+Execution = Callable[[Model], Model]  # the same model
+GRAPHS = 64  # that one step may be compiled to, a few for every length of the batches; torch's own limit is 8
+
+
+def eager(model: Model) -> Model:
+    """As it is written."""
+    return model
+
+
+def compiled(model: Model) -> Model:
+    """Compile one supervised step and use it for all K of them, for fixed shapes: a length of the batches costs a compilation.
+
+    Two graphs serve any K: the first step starts from what needs no gradient, every other from what a step left (with
+    ``memory.recompute`` four: statistics are measured in the second pass only). Works with any ``recursion``; a model without a
+    repeated step (a backbone alone) runs as written. Compiling takes from seconds to a minute, so it pays for long runs, and most
+    on a GPU, where launching kernels is what a small step waits for.
+
+    Raises:
+        ConfigError: there is no compiler here, or the model has no fixed shapes.
+    """
+    try:
+        modules = model.compile_targets()
+    except ValueError as error:
+        raise ConfigError(f"loop.fit.execution = @execution.compiled: {error}; use @execution.eager") from None
+    if not modules:
+        return model
+    _check_compiler(next(model.parameters()).device)
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for module in modules:
+        module.forward = _in_training(module, module.forward, torch.compile(module.forward, dynamic=False, fullgraph=True))
+    return model
+
+
+def _in_training(module: nn.Module, written: Callable[..., object], fast: Callable[..., object]) -> Callable[..., object]:
+    """``fast`` while the module is trained."""
+    return lambda *arguments: (fast if module.training else written)(*arguments)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile something small."""
+    import torch._inductor.config  # importing these takes seconds
+    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._inductor.exc import InductorError
+
+    try:
+        with torch._inductor.config.patch(force_disable_caches=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which say that caches are off: what was compiled before needs no compiler
+            torch.compile(torch.sin, dynamic=False)(torch.ones(8, device=device))
+    except (BackendCompilerFailed, InductorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"loop.fit.execution = @execution.compiled needs a compiler (on CPU a C++ compiler such as g++, on a GPU Triton) and "
+            f"found none that works: {reason}. Install one, or use @execution.eager"
+        ) from None

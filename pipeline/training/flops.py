@@ -1,0 +1,120 @@
+"""Floating-point operations: counted by running a computation (what compute-matched controls are matched by) or by running it on
+shapes alone; and the rate at which a training works, beside what its device can do.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.batch import Batch
+from components.model import Model
+from components.objective.deep_supervision import backward
+from components.objective.supervision import LearnedWeights, Weights
+from components.recursion import Stretches, full_gradient
+from pipeline.machine.runtime import Runtime
+
+ONEDNN = "_linear_pointwise"  # what components.nn.fused calls; absent where torch is built without oneDNN
+
+SIDE = {"cuda": 8192, "cpu": 1024}  # of the product that measures what a device can do
+PATIENCE = 5.0  # seconds of training after which a tenth of one is spent on that
+
+
+def count(work: Callable[[], object]) -> int:
+    """Run ``work`` and count the operations of its matrix products, forward and backward.
+
+    Attention runs as plain products while counting: fused CPU kernels are invisible to the counter.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_known()) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def _known() -> dict[Any, Any]:
+    found = {getattr(torch.ops.mkldnn, ONEDNN): _of_linear} if hasattr(torch.ops.mkldnn, ONEDNN) else {}
+    return {**found, torch.ops.aten._grouped_mm: _of_grouped} if hasattr(torch.ops.aten, "_grouped_mm") else found
+
+
+def _of_linear(x: tuple[int, ...], weight: tuple[int, ...], *_: object, **__: object) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _of_grouped(a: tuple[int, ...], b: tuple[int, ...], *_: object, **__: object) -> int:
+    """Of a mixture of experts: rows lie end to end, each goes through one expert; their number is what is not stacked."""
+    return 2 * math.prod(a[-2:] if len(b) == 2 else a) * b[-1]
+
+
+def of_gradient(model: Model, batch: Batch, weights: Weights, stretches: Stretches = full_gradient) -> int:
+    """Operations that the gradient of a microbatch needs, whatever is computed twice to save memory: what MFU counts.
+
+    Counted on shapes alone (the meta device). With C the operations of a recursion step whose every weight is trained, and a frozen
+    head, it is 3 C + 4 dim vocab rows a step; 6 operations a weight and token would be wrong by far: weights serve every step,
+    frozen ones need no gradient of their own, and the head reads supervised positions only.
+    """
+    held: list[Tensor] = [*model.parameters(), *model.buffers()]
+    copied = copy.deepcopy(model, {id(tensor): _on_meta(tensor) for tensor in held})  # the copy's weights take no memory
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)  # a compiled one, which would call the original
+    moved = batch.to(torch.device("meta"))
+    given = [1.0] * model.n_steps if isinstance(weights, LearnedWeights) else weights
+    return count(lambda: backward(copied, moved, given, sequences=len(batch), stretches=stretches))
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    """Its shape, in bfloat16: products take as many operations, and those of experts have shapes of no other type."""
+    empty = tensor.detach().to("meta", torch.bfloat16 if tensor.is_floating_point() else None)
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class Meter:
+    """Model FLOPs a second of this process's device over a whole run, validations included, and their share of its ceiling (MFU).
+
+    The ceiling is measured: a large product at the run's precision, on as many threads.
+    """
+
+    def __init__(self, model: Model, runtime: Runtime, stretches: Stretches) -> None:
+        self.model, self.runtime, self.stretches = model, runtime, stretches
+        self._began, self._ceiling = time.monotonic(), 0.0
+        self._flops: dict[tuple[bool, ...], int] = {}
+
+    def told(self, micro: Sequence[Batch], weights: Weights, speed: float) -> str:
+        """The rate in words, for the microbatches of a step at ``speed`` steps a second; "" for a model without fixed shapes,
+        since there the work depends on what is in the tokens.
+        """
+        try:
+            self.model.compile_targets()
+        except ValueError:
+            return ""
+        supervised = () if isinstance(weights, LearnedWeights) else tuple(weight != 0 for weight in weights)
+        if supervised not in self._flops:
+            self._flops[supervised] = sum(of_gradient(self.model, batch, weights, self.stretches) for batch in micro)
+        if not self._ceiling and time.monotonic() - self._began > PATIENCE:
+            self._ceiling = ceiling(self.runtime)
+        rate = self._flops[supervised] * speed
+        return f"{rate / 1e12:.3g} TF/s" + (f", MFU {rate / self._ceiling:.1%}" if self._ceiling else "")
+
+
+def ceiling(runtime: Runtime, seconds: float = 0.1) -> float:
+    """FLOP/s of a large matrix product on this device at this precision: the best within about ``seconds``."""
+    side, device = SIDE[runtime.device.type], runtime.device
+    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best, end = _seconds(a, b), time.monotonic() + seconds  # the first warms up
+    while time.monotonic() < end:
+        best = min(best, _seconds(a, b))
+    return 2 * side**3 / best
+
+
+def _seconds(a: Tensor, b: Tensor) -> float:
+    wait = torch.cuda.synchronize if a.is_cuda else torch.get_num_threads  # on CPU there is nothing to wait for
+    wait()
+    began = time.perf_counter()
+    a @ b
+    wait()
+    return time.perf_counter() - began

@@ -1,0 +1,95 @@
+"""What every training phase has in common: freeze, load, fit, save, report. The stages say what differs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from components.backbones.backbone import BackboneModel
+from components.model import Model
+from components.training.freezing import freeze_except
+from pipeline.data.batches import Source
+from pipeline.data.loading import TrainLoader, in_order
+from pipeline.errors import ConfigError
+from pipeline.files import read_json, write_atomic, write_json
+from pipeline.machine.distributed import rank
+from pipeline.machine.runtime import Runtime
+from pipeline.training.train_state import TrainState
+
+
+def run_phase(
+    name: str,
+    model: Model,
+    sources: Callable[[str], Source],
+    out: str | Path,
+    save: Callable[[], None],
+    runtime: Runtime,
+    *,
+    fit: Callable[..., TrainState],
+    unfreeze: Sequence[str],
+    layer_norms: bool = False,
+    batch_size: int,
+    seed: int,
+    budget: int | None = None,
+) -> None:
+    """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, and write ``metrics.json``.
+
+    Args:
+        name: of the phase.
+        model: everything of it that no pattern names stays frozen.
+        sources: batches of a split.
+        out: folder of the phase.
+        save: writes the model.
+        runtime: where it computes.
+        fit: the training loop with its settings.
+        unfreeze: module paths to train.
+        layer_norms: train every norm too.
+        batch_size: sequences of a microbatch.
+        seed: of the order of the examples.
+        budget: floating-point operations to spend instead of the loop's number of steps.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or the batch is larger than the data.
+    """
+    out = Path(out)
+    try:
+        table = freeze_except(model, unfreeze, layer_norms=layer_norms)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    print(f"{name}: training\n{table}", flush=True)
+    training = TrainLoader(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
+    validation = partial(in_order, sources("validation"), max(batch_size, 256))
+    limit = {} if budget is None else {"budget": budget}
+    result = fit(name, model, training, validation, out, save, runtime, **limit)
+    if rank():
+        return
+    parameters = {"total": table.total, "trainable": table.trainable}
+    write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
+
+
+def spent(folder: str | Path, stage: str) -> int:
+    """Floating-point operations that a finished phase took, from its metrics."""
+    return int(read_json(Path(folder) / "metrics.json", stage)["flops"])
+
+
+@torch.no_grad()
+def hidden_rms(model: BackboneModel, source: Source, batch_size: int, runtime: Runtime) -> float:
+    """Root mean square of the states that a refiner will see, over the first rows."""
+    rows = torch.arange(min(batch_size, len(source.padded)))
+    batch = source.batch(rows, torch.zeros_like(rows)).to(runtime.device)
+    with runtime.autocast():
+        states = model.to(runtime.device).eval().states(batch).float()
+    kept = states if batch.attention is None else states[batch.attention]
+    return float(kept.square().mean().sqrt())
+
+
+def skipped(out: str | Path, save: Callable[[], None]) -> None:
+    """The model as it is, metrics and curves of a phase that is switched off: zero steps."""
+    if rank():
+        return
+    save()
+    out = Path(out)
+    write_json(out / "metrics.json", {"steps": 0, "flops": 0})
+    write_atomic(out / "curves.csv", b"step,loss\n")

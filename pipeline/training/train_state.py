@@ -1,0 +1,95 @@
+"""How far a training run has come: what it reports at its end, and what it needs to continue."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.model import Model
+from components.training.ema import EMA
+from pipeline.data.loading import TrainLoader
+from pipeline.machine.distributed import first_alone, rank
+from pipeline.machine.snapshots import Scratch
+
+
+@dataclass
+class TrainState:
+    """Numbers of a run, finished or not.
+
+    Attributes:
+        steps: optimizer steps taken (fewer than asked for after an early stop).
+        flops_per_step: floating-point operations of one, on average over the run that was planned.
+        best_step: step of the best validation loss, the one that was saved.
+        best_loss: that loss (last recursion step, nats per answer token).
+        stopped: patience ran out.
+        validation: one entry per validation: step, loss, loss of each recursion step.
+    """
+
+    steps: int = 0
+    flops_per_step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    stopped: bool = False
+    validation: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all steps."""
+        return self.steps * self.flops_per_step
+
+    def worse(self) -> int:
+        """Validations since the best one."""
+        return sum(1 for entry in self.validation if entry["step"] > self.best_step)
+
+
+def progress_of(
+    model: Model, optimizer: torch.optim.Optimizer, average: EMA, result: TrainState, train: TrainLoader, accumulation: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that the next step depends on, as tensors and numbers."""
+    tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
+    order = train.state(result.steps, accumulation)
+    return tensors, {"fit": asdict(result), "average_updates": average.updates, "order": order}
+
+
+@torch.no_grad()
+def resume(
+    scratch: Scratch,
+    out: Path,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    average: EMA,
+    train: TrainLoader,
+    accumulation: int,
+) -> TrainState:
+    """Put the newest whole snapshot back, in every process the same; a fresh ``TrainState`` if there is none.
+
+    Raises:
+        DataError: it belongs to another order of examples.
+    """
+    with first_alone():
+        found = scratch.load(None if rank() else out)
+        if found is None and rank() == 0:
+            (out / "curves.csv").unlink(missing_ok=True)
+    if found is None:
+        return TrainState()
+    tensors, numbers = found
+    train.check(numbers["order"], accumulation)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(tensors[f"model/{name}"])
+    for i, value in enumerate(average.average):
+        value.copy_(tensors[f"average/{i}"])
+    average.updates = numbers["average_updates"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return TrainState(**numbers["fit"])

@@ -1,0 +1,138 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.inference.metrics import count, difference, interval
+
+hypothesis_settings = settings(max_examples=25, deadline=None)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def width(result):
+    return result["high"] - result["low"]
+
+
+@hypothesis_settings
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
+def test_counts_equal_plain_loops(batch, seq, seed):
+    g = seeded(seed)
+    targets = torch.randint(3, (batch, seq), generator=g)
+    masked = torch.rand(batch, seq, generator=g) < 0.5
+    masked[:, 0] = True
+    logits = torch.randn(batch, seq, 3, generator=g)
+    counts = count(logits[masked], targets, masked)
+    for row in range(batch):
+        places = [i for i in range(seq) if masked[row, i]]
+        p = [[math.exp(z) / sum(math.exp(y) for y in logits[row, i].tolist()) for z in logits[row, i].tolist()] for i in places]
+        right = [p_i.index(max(p_i)) == targets[row, i].item() for p_i, i in zip(p, places, strict=True)]
+        nll = -sum(math.log(p_i[targets[row, i]]) for p_i, i in zip(p, places, strict=True))
+        assert counts.nll[row].item() == pytest.approx(nll, rel=1e-5)
+        assert counts.correct[row].item() == sum(right)
+        assert counts.tokens[row].item() == len(places)
+        assert counts.exact[row].item() == all(right)
+
+
+@st.composite
+def ratios(draw):
+    """Correct and supervised tokens per example, and the group of each."""
+    n = draw(st.integers(1, 20))
+    tokens = draw(st.lists(st.integers(1, 9), min_size=n, max_size=n))
+    correct = [draw(st.integers(0, t)) for t in tokens]
+    group = draw(st.lists(st.integers(-3, 7), min_size=n, max_size=n))
+    return torch.tensor(correct).double(), torch.tensor(tokens).double(), torch.tensor(group)
+
+
+@hypothesis_settings
+@given(ratios(), st.integers(0, 2**31))
+def test_mean_is_the_ratio_of_sums_and_lies_within_the_interval(data, seed):
+    correct, tokens, group = data
+    result = interval(correct, tokens, group, generator=seeded(seed), resamples=300)
+    assert result["mean"] == pytest.approx(sum(correct.tolist()) / sum(tokens.tolist()))
+    assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
+    assert result["n"] == len(correct)
+
+
+@hypothesis_settings
+@given(ratios(), st.integers(0, 2**31))
+def test_the_same_seed_gives_the_same_interval(data, seed):
+    first, second = (interval(*data, generator=seeded(seed), resamples=50) for _ in range(2))
+    assert first == second
+
+
+def test_interval_of_a_mean_is_close_to_the_normal_approximation():
+    values = torch.randn(400, generator=seeded(), dtype=torch.float64)
+    result = interval(values, torch.ones(400), torch.arange(400), generator=seeded(1))
+    error = values.std().item() / 20
+    assert result["low"] == pytest.approx(result["mean"] - 1.96 * error, abs=0.3 * error)
+    assert result["high"] == pytest.approx(result["mean"] + 1.96 * error, abs=0.3 * error)
+
+
+def test_grouping_identical_rows_widens_the_interval_by_the_root_of_their_number():
+    rows = torch.randn(100, generator=seeded(), dtype=torch.float64).repeat_interleave(9)
+    clustered = interval(rows, torch.ones(900), torch.arange(100).repeat_interleave(9), generator=seeded(1))
+    independent = interval(rows, torch.ones(900), torch.arange(900), generator=seeded(1))
+    assert width(clustered) == pytest.approx(3 * width(independent), rel=0.15)
+
+
+def test_groups_are_resampled_whole_whatever_their_labels_and_order():
+    values = torch.randn(60, generator=seeded(), dtype=torch.float64)
+    group = torch.arange(60) // 3
+    order = torch.randperm(60, generator=seeded(2))
+    plain = interval(values, torch.ones(60), group, generator=seeded(1))
+    shuffled = interval(values[order], torch.ones(60), 10 * group[order] - 50, generator=seeded(1))
+    assert shuffled == pytest.approx(plain)
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.06), (1.0, 0.94, 1.0)])
+def test_a_proportion_of_zero_or_one_gets_the_rule_of_three_over_groups(value, low, high):
+    values = torch.full((100,), value)
+    result = interval(values, torch.ones(100), torch.arange(100) // 2, generator=seeded(), resamples=50)
+    assert result == pytest.approx({"mean": value, "low": low, "high": high, "n": 100})
+
+
+def test_the_rule_of_three_never_leaves_zero_to_one():
+    result = interval(torch.zeros(2), torch.ones(2), torch.arange(2), generator=seeded(), resamples=50)
+    assert (result["low"], result["high"]) == (0.0, 1.0)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    g, truth, covered = seeded(), 0.3, 0
+    for _ in range(100):
+        hits = (torch.rand(100, generator=g) < truth).double()
+        result = interval(hits, torch.ones(100), torch.arange(100), generator=g, resamples=200)
+        covered += result["low"] <= truth <= result["high"]
+    assert 85 <= covered <= 99
+
+
+def two_models():
+    """Scores of two models that find the same examples hard."""
+    a = torch.randn(200, generator=seeded(), dtype=torch.float64)
+    return a, a - 0.1 + 0.1 * torch.randn(200, generator=seeded(1), dtype=torch.float64)
+
+
+def test_difference_equals_the_difference_of_means():
+    a, b = two_models()
+    result = difference(a, b, torch.ones(200), torch.arange(200), generator=seeded(2))
+    assert result["mean"] == pytest.approx(a.mean().item() - b.mean().item())
+    assert 0 < result["low"] < result["mean"] < result["high"]
+
+
+def test_a_paired_difference_is_tighter_than_an_unpaired_one():
+    a, b = two_models()
+    ones, group = torch.ones(200), torch.arange(200)
+    paired = difference(a, b, ones, group, generator=seeded(2))
+    unpaired = difference(a, b[torch.randperm(200, generator=seeded(3))], ones, group, generator=seeded(2))
+    assert unpaired["mean"] == pytest.approx(paired["mean"])
+    assert width(paired) < 0.25 * width(unpaired)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing():
+    values, ones = torch.rand(20, generator=torch.Generator().manual_seed(0)), torch.ones(20)
+    found = difference(values, values, ones, torch.arange(20), generator=torch.Generator().manual_seed(0))
+    assert (found["mean"], found["low"], found["high"]) == (0, 0, 0)

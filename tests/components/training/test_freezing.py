@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from components.backbones.tiny_lm import TinyLM
+from components.refined_lm import RefinedLM
+from components.refiners.refiner import SlotRefiner
+from components.training.freezing import freeze_except
+
+
+@pytest.fixture
+def model():
+    return RefinedLM(TinyLM(11, 6, 16, layers=2, heads=2), SlotRefiner(16, heads=2, design="literal"))
+
+
+def trainable(model):
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def below(model, *prefixes):
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "prefixes"),
+    [
+        (["refiner"], ["refiner."]),
+        (["backbone.blocks.1"], ["backbone.blocks.1."]),
+        (["backbone.blocks.?"], ["backbone.blocks."]),
+        (["refiner.slots.*", "backbone.head"], ["refiner.slots.project.", "refiner.slots.norms.", "backbone.head."]),
+        ([""], [""]),
+        ([], ["no parameter starts like this"]),
+    ],
+)
+def test_only_matched_modules_are_trainable(model, patterns, prefixes):
+    freeze_except(model, patterns)
+    assert trainable(model) == below(model, *prefixes)
+
+
+def test_what_was_trainable_before_is_frozen(model):
+    freeze_except(model, [""])
+    freeze_except(model, ["backbone.norm"])
+    assert trainable(model) == {"backbone.norm.weight"}
+
+
+def test_layer_norms_are_unfrozen_on_request(model):
+    freeze_except(model, ["backbone.head"], layer_norms=True)
+    norms = {name for name, _ in model.named_parameters() if "norm" in name}
+    assert {"backbone.blocks.0.mlp_norm.weight", "refiner.slots.norms.context.weight"} <= norms
+    assert trainable(model) == norms | {"backbone.head.weight", "refiner.entry.weight", "refiner.entry.bias"}
+
+
+@pytest.mark.parametrize("pattern", ["refinr", "refiner.slot", "backbone.blocks.7"])
+def test_a_pattern_that_matches_nothing_is_an_error_with_the_nearest_paths(model, pattern):
+    near = {"refinr": "refiner", "refiner.slot": "refiner.slots", "backbone.blocks.7": "backbone.blocks.1"}[pattern]
+    with pytest.raises(ValueError, match=rf"no module matches '{pattern}'.*{near}"):
+        freeze_except(model, ["backbone.head", pattern])
+
+
+def test_an_error_leaves_the_model_as_it_was(model):
+    freeze_except(model, ["backbone.head"])
+    with pytest.raises(ValueError, match="nothing_here"):
+        freeze_except(model, ["refiner", "nothing_here"])
+    assert trainable(model) == {"backbone.head.weight"}
+
+
+def test_totals_equal_a_count_over_parameters(model):
+    table = freeze_except(model, ["backbone.head", "refiner.slots"])
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    assert table.total == sum(sizes.values())
+    assert table.trainable == sum(sizes[name] for name in below(model, "backbone.head", "refiner.slots"))
+
+
+def test_rows_name_each_module_that_holds_parameters(model):
+    rows = {row.module: row for row in freeze_except(model, ["refiner"]).rows}
+    assert set(rows) == {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    assert (rows["backbone.head"].parameters, rows["backbone.head"].trainable) == (11 * 16, False)
+    assert (rows["refiner.confidence"].parameters, rows["refiner.confidence"].trainable) == (2 + 1, True)
+
+
+def test_the_table_as_text_lists_trainable_modules_and_totals(model):
+    table = freeze_except(model, ["backbone.head"])
+    first, *_ = lines = str(table).splitlines()
+    assert first.split() == ["backbone.head", "176"]
+    assert lines[1].split()[:2] == ["trainable", "176"]
+    assert lines[2].split() == ["frozen", f"{table.total - 176:,}"]
+
+
+def test_a_module_with_parameters_at_its_root_is_listed():
+    root = torch.nn.Linear(2, 3)
+    assert [(row.module, row.parameters) for row in freeze_except(root, [""]).rows] == [("(root)", 9)]

@@ -1,0 +1,151 @@
+"""Where states come from: shards or the live trunk, the same batches, and nothing that belongs to another backbone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from components.backbones.backbones import build_backbone
+from components.objective.masking import exact_count
+from pipeline.corpora.prepared import Prepared, write
+from pipeline.data import sources
+from pipeline.errors import ConfigError, DataError
+from pipeline.machine.runtime import Runtime
+from pipeline.models.backbones import Backbone, save_backbone
+from stages import extract
+from stages.__main__ import main
+from tests.pipeline.conftest import forge
+
+DATA = {"masking": exact_count, "seed": 0}
+
+
+def first(source, n, epoch=0):
+    """The first n rows as they are in an epoch."""
+    return source.batch(torch.arange(n), torch.full((n,), epoch))
+
+
+@pytest.fixture
+def live(finished, backbone, runtime):
+    """``live(...)``: states from the trunk over the smoke run's training examples, one layer below the end."""
+
+    def live(**changes):
+        settings = {
+            "split": "train",
+            "prepared": str(finished / "data/prepared"),
+            "tail_layers": 1,
+            "dtype": "fp32",
+            **DATA,
+            **changes,
+        }
+        return sources.live(backbone=backbone, runtime=settings.pop("runtime", runtime), **settings)
+
+    return live
+
+
+@pytest.fixture
+def backbone(finished):
+    return Backbone(finished / "data/backbone")
+
+
+@pytest.fixture
+def other(finished, tmp_path):
+    """Another backbone of the same sizes."""
+    known = Backbone(finished / "data/backbone")
+    model = build_backbone(known.architecture)
+    model.init_weights(torch.Generator().manual_seed(5))
+    save_backbone(tmp_path / "other", model, known.vocabulary)
+    return Backbone(tmp_path / "other")
+
+
+@pytest.fixture
+def resized(finished, tmp_path):
+    """The prepared examples under another vocabulary."""
+    data = Prepared(finished / "data/prepared")
+    changed = replace(data.vocabulary, size=7, mask_id=6)
+    write(tmp_path / "resized", changed, {name: data.split(name) for name in ("train", "validation")}, {})
+    return str(tmp_path / "resized")
+
+
+def test_shards_of_this_backbone_are_opened(finished, backbone):
+    source = sources.cached("train", backbone=backbone, shards=str(finished / "data/shards"))
+    assert len(source) == 300 and source.layer == 1 and source.near == 0
+    assert not torch.equal(first(source, 5).masked, first(source, 5, epoch=1).masked)
+    assert torch.equal(first(source, 5).masked, first(source, 5, epoch=2).masked)  # two draws
+
+
+def test_shards_of_another_backbone_are_refused(finished, backbone, other):
+    message = rf"belongs to backbone {backbone.fingerprint[:12]}, but .*other holds {other.fingerprint[:12]}; run dvc repro extract"
+    with pytest.raises(DataError, match=message):
+        sources.cached("train", backbone=other, shards=str(finished / "data/shards"))
+
+
+def test_data_with_other_token_ids_is_refused_with_both_values(backbone, resized, live):
+    message = r"size 7 instead of 5, mask_id 6 instead of 4 than the backbone"
+    with pytest.raises(DataError, match=message):
+        sources.tokens("train", backbone=backbone, prepared=resized, **DATA)
+    with pytest.raises(DataError, match=message):
+        live(prepared=resized)
+
+
+def test_extract_refuses_data_with_other_token_ids(copy_of, resized, runtime):
+    with pytest.raises(DataError, match=r"size 7 instead of 5, mask_id 6 instead of 4 than the backbone"):
+        extract.run(
+            out=str(copy_of / "elsewhere"), prepared=resized, backbone=str(copy_of / "data/backbone"), masking=exact_count,
+            tail_layers=1, draws=1, dtype="fp32", batch_size=50, buckets=(), shard_bytes=10_000,
+            block_bytes=1000, seed=0, runtime=runtime,
+        )  # fmt: skip
+    assert not (copy_of / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_tokens_come_without_states_and_with_the_masks_of_the_live_source(finished, backbone, live, split):
+    tokens = sources.tokens(split, backbone=backbone, prepared=str(finished / "data/prepared"), **DATA)
+    for epoch in (0, 1):
+        a, b = first(tokens, 20, epoch), first(live(split=split), 20, epoch)
+        assert a.hidden is None and b.hidden is not None
+        assert torch.equal(a.masked, b.masked) and torch.equal(a.tokens, b.tokens)
+
+
+def test_training_masks_change_with_the_epoch_and_validation_masks_do_not(finished, backbone):
+    changed = {}
+    for split in ("train", "validation"):
+        source = sources.tokens(split, backbone=backbone, prepared=str(finished / "data/prepared"), **DATA)
+        changed[split] = not torch.equal(first(source, 20, epoch=0).masked, first(source, 20, epoch=1).masked)
+    assert changed == {"train": True, "validation": False}
+
+
+@pytest.mark.parametrize("tail", [0, 1, 2])
+def test_live_states_enter_the_layer_below_the_tail(backbone, live, tail):
+    source = live(tail_layers=tail)
+    batch = first(source, 10)
+    assert source.layer == 2 - tail
+    assert torch.equal(batch.hidden, backbone.model().eval().trunk(batch.tokens, None, 2 - tail))
+    assert not batch.hidden.requires_grad
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "bf16"), ("bf16", "bf16"), ("bf16", "fp32")])
+def test_live_states_are_computed_and_rounded_as_stored_ones(finished, backbone, live, tmp_path, precision, dtype):
+    runtime = Runtime(precision=precision, threads=1)
+    extract.run(
+        out=str(tmp_path / "shards"), prepared=str(finished / "data/prepared"), backbone=str(backbone.folder), masking=exact_count,
+        tail_layers=1, draws=1, dtype=dtype, batch_size=30, buckets=(), shard_bytes=10_000_000, block_bytes=100_000, seed=0,
+        runtime=runtime,
+    )  # fmt: skip
+    cached = sources.cached("train", backbone=backbone, shards=str(tmp_path / "shards"))
+    stored, fresh = (first(source, 30).hidden for source in (cached, live(dtype=dtype, runtime=runtime)))
+    assert stored.dtype == fresh.dtype == sources.DTYPES[dtype] and torch.equal(stored, fresh)
+
+
+def test_a_live_tail_longer_than_the_backbone_is_refused(live):
+    with pytest.raises((ConfigError, DataError, ValueError), match="tail"):
+        live(tail_layers=3)
+
+
+def test_an_index_of_another_backbone_stops_warmup(copy_of, monkeypatch, capsys):
+    forge(copy_of / "data/shards", lambda index: index.update(backbone="a" * 64))
+    monkeypatch.chdir(copy_of)
+    assert main(["warmup"]) == 1
+    torch.use_deterministic_algorithms(False)
+    fingerprint = Backbone("data/backbone").fingerprint[:12]
+    assert f"error: data/shards belongs to backbone aaaaaaaaaaaa, but data/backbone holds {fingerprint};" in capsys.readouterr().err
+    assert not (copy_of / "runs").exists()

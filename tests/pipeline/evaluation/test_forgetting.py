@@ -1,0 +1,64 @@
+"""Forgetting: hidden tokens of prompts, every model under the same masks; a spoilt backbone shows."""
+
+import copy
+
+import pytest
+import torch
+
+from pipeline.corpora.prepared import Split
+from pipeline.errors import ConfigError
+from pipeline.evaluation.forgetting import asked_of_prompts, measure_forgetting
+from pipeline.evaluation.limited import Limited
+from pipeline.models.backbones import Backbone
+
+
+def split(response, valid=None):
+    given = torch.tensor(response)
+    return Split(
+        torch.zeros(given.shape, dtype=torch.int64),
+        given,
+        torch.arange(len(given)),
+        valid=None if valid is None else torch.tensor(valid),
+    )
+
+
+def test_prompts_take_the_place_of_answers():
+    found = asked_of_prompts(split([[False, False, True], [False, True, True]]), causal=False)
+    assert found.response.tolist() == [[True, True, False], [True, False, False]]
+
+
+def test_padding_is_no_prompt():
+    found = asked_of_prompts(split([[False, True, False]], valid=[[True, True, False]]), causal=False)
+    assert found.response.tolist() == [[True, False, False]]
+
+
+def test_nothing_foretells_the_first_token_of_a_causal_model():
+    assert asked_of_prompts(split([[False, False, True]]), causal=True).response.tolist() == [[False, True, False]]
+
+
+def test_examples_without_prompts_are_refused():
+    with pytest.raises(ConfigError, match="forgetting looks at prompts, and these examples have none"):
+        asked_of_prompts(split([[True, True]]), causal=False)
+
+
+@pytest.fixture
+def looked(finished, runtime):
+    def looked(**models):
+        data = Limited(finished / "data/prepared")
+        return measure_forgetting(data, models, ("test_7", 0.5), 20, 0, runtime)
+
+    return looked
+
+
+def test_what_a_backbone_lost_is_told_with_an_interval(looked, finished):
+    frozen = Backbone(finished / "data/backbone").model().eval()
+    spoilt = copy.deepcopy(frozen)
+    with torch.no_grad():
+        spoilt.head.weight.mul_(-1)
+    found = looked(frozen=frozen, same=copy.deepcopy(frozen), spoilt=spoilt)
+    assert found["same"]["minus_frozen"]["prompt_nll"]["mean"] == 0 == found["frozen"]["minus_frozen"]["prompt_nll"]["high"]
+    lost = found["spoilt"]["minus_frozen"]["prompt_nll"]
+    assert lost["low"] > 0 and lost["mean"] == pytest.approx(
+        found["spoilt"]["prompt_nll"]["mean"] - found["frozen"]["prompt_nll"]["mean"]
+    )
+    assert found["spoilt"]["minus_frozen"]["prompt_token_accuracy"]["mean"] < 0

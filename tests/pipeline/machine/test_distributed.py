@@ -1,0 +1,159 @@
+"""Processes of a job: what they exchange is exact and in order, the first one speaks, and one that is left alone says so."""
+
+import re
+
+import pytest
+import torch
+
+from components.training.summation import pairwise
+from pipeline.machine import distributed
+from pipeline.machine.process import INTERRUPTED, LOST, Lost
+from tests.support.jobs import together
+
+GROUP = """
+import time
+from pathlib import Path
+import torch
+from pipeline.machine.distributed import any_of, barrier, first_alone, gathered, joined, rank, summed, world
+
+def parts(of):
+    g = torch.Generator().manual_seed(of)
+    return [torch.randn(n, generator=g) * 10.0 ** torch.randint(-6, 6, (n,), generator=g) for n in (7, 1, 24)]
+
+with joined():
+    print(f"printed by {rank()} of {world()}")
+    mine = parts(rank())
+    mine[2] = mine[2].view(2, 3, 4)
+    found = {"sum": summed(mine), "short": summed([torch.tensor(float(rank()))])}
+    found["given"] = mine
+    found["double"] = summed([torch.ones(2, dtype=torch.float64)])
+    found["gathered"] = gathered({"rank": rank(), "text": "x" * (1 + 1000 * rank())})
+    found["any"] = [any_of(False), any_of(rank() == world() - 1), any_of(True)]
+    with first_alone():
+        if rank() == 0:
+            time.sleep(0.5)  # the others would be here long ago
+            Path("order").write_text("0")
+        found["saw"] = Path("order").is_file()
+    barrier()
+    torch.save(found, f"found-{rank()}")
+"""
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def group(request, tmp_path_factory):
+    """What each process of a group printed, and what it found."""
+    folder = tmp_path_factory.mktemp(f"group{request.param}")
+    done = together(GROUP, request.param, folder)
+    assert all(process.returncode == 0 for process in done), [process.stderr for process in done]
+    return [process.stdout for process in done], [
+        torch.load(folder / f"found-{rank}", weights_only=True) for rank in range(request.param)
+    ]
+
+
+def test_a_sum_is_the_tree_of_one_process_bit_for_bit(group):
+    found = group[1]
+    for i in range(3):
+        given = torch.stack([of["given"][i].flatten() for of in found])
+        expected = pairwise(given).view(found[0]["given"][i].shape)
+        assert all(torch.equal(of["sum"][i], expected) for of in found)
+    if len(found) == 3:  # the tree is a choice: another order would give other bits
+        assert not torch.equal(given[0] + (given[1] + given[2]), expected.flatten())
+
+
+def test_a_sum_may_have_fewer_numbers_than_there_are_processes(group):
+    found = group[1]
+    assert [of["short"][0].item() for of in found] == [sum(range(len(found)))] * len(found)
+    assert found[0]["short"][0].shape == ()
+
+
+def test_a_sum_keeps_its_dtype(group):
+    found = group[1]
+    assert all(of["double"][0].dtype == torch.float64 and of["double"][0].tolist() == [len(found)] * 2 for of in found)
+
+
+def test_values_come_in_the_order_of_the_processes(group):
+    for of in group[1]:
+        assert [value["rank"] for value in of["gathered"]] == list(range(len(group[1])))
+        assert [len(value["text"]) for value in of["gathered"]] == [1 + 1000 * rank for rank in range(len(group[1]))]
+
+
+def test_one_process_that_says_so_is_enough(group):
+    assert all(of["any"] == [False, True, True] for of in group[1])
+
+
+def test_the_first_process_goes_ahead(group):
+    assert all(of["saw"] for of in group[1])
+
+
+def test_only_the_first_process_prints(group):
+    told = group[0]
+    assert told == [f"printed by 0 of {len(told)}\n", *[""] * (len(told) - 1)]
+
+
+def test_one_process_alone_needs_nothing_of_a_group():
+    x = torch.randn(3, 2)
+    with distributed.joined(), distributed.first_alone():
+        distributed.barrier()
+        assert not torch.distributed.is_initialized()
+        [total] = distributed.summed([x])
+    assert torch.equal(total, x)
+    assert (distributed.rank(), distributed.world(), distributed.local_rank()) == (0, 1, 0)
+    assert distributed.gathered("x") == ["x"]
+    assert [distributed.any_of(False), distributed.any_of(True)] == [False, True]
+
+
+LEFT = """
+import os, signal
+from pipeline.machine.distributed import barrier, gathered, joined, rank
+from pipeline.machine.process import LOST, Lost, leave
+
+try:
+    with joined():
+        barrier()
+        if rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        gathered(1)
+except Lost as error:
+    print("lost:", error)
+    leave(LOST)
+"""
+
+
+def test_a_process_whose_partner_is_gone_says_so_in_one_line(tmp_path):
+    left, gone = together(LEFT, 2, tmp_path)
+    assert gone.returncode == -9 and left.returncode == LOST, left.stderr
+    assert re.fullmatch(r"lost: lost the other processes \(.+\); run it again to continue\n", left.stdout)
+
+
+def test_an_error_of_ones_own_is_not_taken_for_a_lost_partner():
+    for kind in (ValueError, torch.OutOfMemoryError):
+        with pytest.raises(kind, match="mine"), distributed._together():
+            raise kind("mine")
+    message = r"lost the other processes \(Connection closed\); run it again"
+    with pytest.raises(Lost, match=message), distributed._together():
+        raise RuntimeError("[/there/gloo/tcp/pair.cc:1] Connection closed. See elsewhere.")
+
+
+WAITS = """
+import os, signal, time
+from pipeline.machine.distributed import gathered, joined, rank
+from pipeline.machine.process import INTERRUPTED, Interrupted, leave
+from pathlib import Path
+
+try:
+    with joined():
+        gathered(1)
+        if rank() == 0:
+            try:
+                raise Interrupted("enough")
+            finally:
+                time.sleep(0.5)
+                Path("written").touch()
+        raise Interrupted("enough")
+except Interrupted:
+    leave(INTERRUPTED if Path("written").is_file() else 1)  # as stages do: the group's threads would abort a process that exits
+"""
+
+
+def test_after_an_interruption_none_ends_before_the_first_has_written(tmp_path):
+    assert [(process.returncode, process.stderr) for process in together(WAITS, 2, tmp_path)] == [(INTERRUPTED, "")] * 2

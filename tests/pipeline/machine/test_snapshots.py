@@ -1,0 +1,222 @@
+"""State of unfinished work: whole snapshots only, the right one, and nothing left behind."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.machine import snapshots
+from pipeline.machine.closure import imports
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
+    return tmp_path / "scratch"
+
+
+def snapshot(place, step, out):
+    (out / "curves.csv").write_text(f"step {step}")
+    place.save(step, {"x": torch.tensor([float(step)])}, {"step": step}, out)
+
+
+def test_the_newest_snapshot_comes_back_with_its_files(root, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with snapshots.kept("warmup", "k" * 64):
+        place = snapshots.of("warmup")
+        snapshot(place, 1, out)
+        snapshot(place, 2, out)
+        (out / "curves.csv").write_text("later rows that were never saved")
+        tensors, numbers = place.load(out)
+        assert tensors["x"].item() == 2 and numbers == {"step": 2}
+        assert (out / "curves.csv").read_text() == "step 2"
+
+
+def test_two_snapshots_are_kept(tmp_path):
+    out, place = tmp_path / "out", snapshots.Scratch(tmp_path / "place")
+    out.mkdir()
+    for step, left in ((9, [9]), (10, [9, 10]), (11, [10, 11]), (100, [11, 100])):
+        snapshot(place, step, out)
+        assert sorted(p.name for p in place.folder.iterdir()) == [f"step-{n:09d}" for n in left]
+
+
+def test_a_finished_stage_leaves_nothing_and_a_failed_one_its_state(root, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(RuntimeError), snapshots.kept("joint", "k" * 64):
+        snapshot(snapshots.of("joint"), 1, out)
+        raise RuntimeError
+    with snapshots.kept("joint", "k" * 64):
+        assert snapshots.of("joint").load(out) is not None
+    assert not root.exists()
+
+
+def test_other_settings_start_fresh(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(RuntimeError), snapshots.kept("joint", "a" * 64):
+        snapshot(snapshots.of("joint"), 1, out)
+        raise RuntimeError
+    with snapshots.kept("joint", "b" * 64):
+        assert snapshots.of("joint").load(out) is None
+
+
+DAMAGES = pytest.mark.parametrize("damage", ["flip", "cut", "remove", "description", "no description", "file", "no file"])
+
+
+def harm(snapshot, damage):
+    """Change one file of a snapshot."""
+    file = snapshot / ("state.json" if "description" in damage else "out-curves.csv" if "file" in damage else "state.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content if damage in ("flip", "file") else content[:-3]))
+    if damage in ("remove", "no description", "no file"):
+        file.unlink()
+
+
+@DAMAGES
+def test_a_damaged_snapshot_is_never_used(tmp_path, damage):
+    out = tmp_path / "out"
+    out.mkdir()
+    place = snapshots.Scratch(tmp_path / "place")
+    snapshot(place, 1, out)
+    harm(tmp_path / "place/step-000000001", damage)
+    assert place.load(out) is None
+    assert not list((tmp_path / "place").iterdir())
+
+
+@DAMAGES
+def test_where_the_newest_is_damaged_the_one_before_comes_back(tmp_path, damage):
+    out = tmp_path / "out"
+    out.mkdir()
+    place = snapshots.Scratch(tmp_path / "place")
+    for step in (1, 2, 3):
+        snapshot(place, step, out)
+    harm(tmp_path / "place/step-000000003", damage)
+    tensors, numbers = place.load(out)
+    assert tensors["x"].item() == 2 and numbers == {"step": 2}
+    assert (out / "curves.csv").read_text() == "step 2"
+    assert [p.name for p in place.folder.iterdir()] == ["step-000000002"]
+
+
+def test_to_look_changes_nothing(tmp_path):
+    """What all processes but the first do, after it: the same snapshot, and no file is touched."""
+    out = tmp_path / "out"
+    out.mkdir()
+    place = snapshots.Scratch(tmp_path / "place")
+    snapshot(place, 1, out)
+    snapshot(place, 2, out)
+    (out / "curves.csv").write_text("later")
+    assert place.load(None)[1] == {"step": 2}
+    harm(tmp_path / "place/step-000000002", "cut")
+    assert place.load(None)[1] == {"step": 1}
+    assert (out / "curves.csv").read_text() == "later" and len(list(place.folder.iterdir())) == 2
+
+
+def test_a_file_that_was_not_there_yet_is_no_part_of_a_snapshot(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    place = snapshots.Scratch(tmp_path / "place")
+    snapshot(place, 1, out)
+    (out / "model.safetensors").write_bytes(b"best")
+    snapshot(place, 2, out)
+    for file in out.iterdir():
+        file.unlink()
+    place.load(out)
+    assert (out / "model.safetensors").read_bytes() == b"best" and len(list(out.iterdir())) == 2
+
+
+def test_outside_of_a_stage_nothing_is_kept(tmp_path):
+    place = snapshots.of("warmup")
+    place.save(1, {"x": torch.ones(1)}, {}, tmp_path)
+    assert place.folder is None and place.load(tmp_path) is None and snapshots.folder("shards") is None
+
+
+def test_a_snapshot_has_reached_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    out, synced = tmp_path / "out", []
+    out.mkdir()
+    real_sync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino) or real_sync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: synced.append("named") or real_replace(a, b))
+    place = snapshots.Scratch(tmp_path / "place")
+    snapshot(place, 1, out)
+    made = tmp_path / "place/step-000000001"
+    before, after = synced[: synced.index("named")], synced[synced.index("named") + 1 :]
+    assert set(before) == {path.stat().st_ino for path in (made, *made.iterdir())} and len(list(made.iterdir())) == 3
+    assert after == [(tmp_path / "place").stat().st_ino]
+
+
+def test_an_unfinished_snapshot_is_not_a_snapshot(tmp_path):
+    (tmp_path / "place" / "writing").mkdir(parents=True)
+    assert snapshots.Scratch(tmp_path / "place").load(tmp_path) is None
+
+
+def test_the_same_work_twice_at_once_is_refused():
+    with snapshots.kept("warmup", "k" * 64), pytest.raises(UserError, match="already running"), snapshots.kept("warmup", "k" * 64):
+        pass
+
+
+def test_of_several_processes_the_first_alone_holds_and_removes_the_work(root, monkeypatch):
+    with snapshots.kept("warmup", "k" * 64):
+        monkeypatch.setenv("RANK", "1")
+        with snapshots.kept("warmup", "k" * 64):
+            place = snapshots.folder("warmup")
+        assert place.parent.is_dir()
+        monkeypatch.setenv("RANK", "0")
+        assert snapshots.folder("warmup") == place
+    assert not root.exists()
+
+
+def test_abandoned_work_is_collected_by_age(root, monkeypatch):
+    old = root / "warmup" / "abandoned"
+    old.mkdir(parents=True)
+    with snapshots.kept("warmup", "a" * 64):
+        assert old.exists()
+    much_later = time.time() + snapshots.STALE_AFTER + 1
+    monkeypatch.setattr(time, "time", lambda: much_later)
+    with snapshots.kept("warmup", "a" * 64):
+        assert not old.exists()
+
+
+def test_the_key_changes_with_settings_inputs_and_the_code_that_they_reach(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = tmp_path / "code"
+    for folder in (tmp_path / "data", code / "pipeline", code / "stages"):
+        folder.mkdir(parents=True)
+    (tmp_path / "data/index.json").write_text("1")
+    (code / "stages/warmup.py").write_text("from pipeline.training import loop\n")
+    for module in ("loop", "sources", "report"):
+        (code / f"pipeline/{module}.py").write_text("1")
+
+    def now(text="x.shards = 'data'\n"):
+        imports.cache_clear()
+        return snapshots.key("warmup", f"from pipeline.data import sources\n{text}", code)
+
+    seen = [now()]
+    assert now() == seen[0] and now("x.shards = 'data'\ny = 1\n") != seen[0]
+    for file in ("data/index.json", "code/stages/warmup.py", "code/pipeline/training/loop.py", "code/pipeline/data/sources.py"):
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
+        seen.append(now())
+    assert len(set(seen)) == 5
+    (code / "pipeline/report.py").write_text("2")
+    assert now() == seen[-1]
+
+
+def test_folders_are_those_of_the_place(tmp_path):
+    (tmp_path / "place/data").mkdir(parents=True)
+    (tmp_path / "place/data/index.json").write_text("1")
+    (tmp_path / "code/stages").mkdir(parents=True)
+    (tmp_path / "code/stages/warmup.py").write_text("1")
+    text = "x.shards = 'data'\ny.other = 'none'\n"
+
+    def now(place):
+        return snapshots.key("warmup", text, tmp_path / "code", place)
+
+    assert snapshots.folders_named_in(text, tmp_path / "place") == [Path("data")] and not snapshots.folders_named_in(text, tmp_path)
+    seen = [now(tmp_path), now(tmp_path / "place")]
+    (tmp_path / "place/data/index.json").write_text("2")
+    assert len({*seen, now(tmp_path / "place")}) == 3 and now(tmp_path) == seen[0]

@@ -1,0 +1,156 @@
+"""Checkpoints in their original layouts load with every weight in its place, whole or from a layer on; what is wrong is refused."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.backbones.selfcheck import selfcheck
+from components.batch import Batch
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import pretrained
+from pipeline.models.pretrained import Source, build
+from tests.support.checkpoints import LAYERS, LAYOUTS, LLADA, VOCAB, llada_weights, written
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(params=sorted(LAYOUTS))
+def checkpoint(request, tmp_path):
+    config, shapes = LAYOUTS[request.param]
+    return written(tmp_path, config, shapes())
+
+
+def source(folder, **changed):
+    return Source(**{"path": str(folder), "dtype": "fp32"} | changed)
+
+
+def digests(tensors):
+    return sorted(hashlib.sha256(t.contiguous().numpy().tobytes()).hexdigest() for t in tensors)
+
+
+def plain_weights(folder):
+    return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
+
+
+def unfused(model):
+    """The model's weights as the checkpoint holds them: fused experts taken apart."""
+    for name, tensor in model.model.state_dict().items():
+        if name.endswith("gate_up_proj"):
+            yield from (half for expert in tensor for half in expert.chunk(2))
+        elif name.endswith("experts.down_proj"):
+            yield from tensor
+        else:
+            yield tensor
+
+
+def test_every_weight_finds_its_place(checkpoint):
+    model, held = build(source(checkpoint)), plain_weights(checkpoint)
+    found = list(unfused(model))
+    assert len(found) == len(held) >= 30
+    assert digests(found) == digests(held.values())
+    assert {"readout", "split", "padding"} <= set(selfcheck(model, causal=False))
+
+
+@pytest.mark.parametrize("split", [1, 2, LAYERS])
+def test_a_tail_reads_its_layers_alone_and_gives_the_same_states(checkpoint, split):
+    whole, tail = build(source(checkpoint)), build(source(checkpoint), split)
+    tokens = torch.randint(VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
+    nothing = torch.zeros_like(tokens, dtype=torch.bool)
+    hidden = whole.trunk(tokens, None, split)
+    cut = tail.states(Batch(tokens, tokens, nothing, nothing.float(), hidden=hidden))
+    assert torch.equal(cut, whole.states(Batch(tokens, tokens, nothing, nothing.float())))
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (whole, tail)]
+    block = sum(p.numel() for p in whole.layers.blocks[0].parameters())
+    assert sizes[0] - sizes[1] == split * block
+    assert not any(p.is_meta for p in tail.parameters())
+
+
+def test_dream_is_shifted_by_one_and_llada_is_not(tmp_path):
+    for name, shift in (("dream", 1), ("llada", 0)):
+        (tmp_path / name).mkdir()
+        model = build(source(written(tmp_path / name, LAYOUTS[name][0], LAYOUTS[name][1]())))
+        tokens = torch.arange(6)[None]
+        nothing = torch.zeros_like(tokens, dtype=torch.bool)
+        logits = model.readout(model.states(Batch(tokens, tokens, nothing, nothing.float())))
+        plain = model.model(input_ids=tokens).logits
+        torch.testing.assert_close(logits[:, shift:], plain[:, : 6 - shift])
+
+
+def test_a_missing_weight_is_an_error_and_not_noise(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    shapes = next(make() for known, make in LAYOUTS.values() if known == config)
+    lost = sorted(name for name in shapes if "1" in name and "norm" in name)[0]
+    written(checkpoint, config, shapes, drop={lost})
+    with pytest.raises(DataError, match="weights are missing"):
+        build(source(checkpoint))
+
+
+def test_a_weight_without_a_place_is_an_error(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    shapes = next(make() for known, make in LAYOUTS.values() if known == config)
+    written(checkpoint, config, {**shapes, "model.transformer.blocks.0.extra.weight": (3,)})
+    with pytest.raises(DataError, match="no place for"):
+        build(source(checkpoint))
+
+
+def test_what_the_native_class_does_not_do_is_refused(tmp_path):
+    written(tmp_path, {**LLADA, "alibi": True}, llada_weights())
+    with pytest.raises(DataError, match="alibi = True, and only False"):
+        build(source(tmp_path))
+
+
+def test_other_objectives_are_refused(checkpoint):
+    with pytest.raises(ConfigError, match="must be one of masked diffusion, masked language model, next token, got 'diffusion'"):
+        Source("x", objective="diffusion")
+    with pytest.raises(ConfigError, match="fills masks; its objective is 'masked diffusion', not 'next token'"):
+        build(source(checkpoint, objective="next token"))
+
+
+def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path):
+    """A class of its own beside the weights, which leaves a file behind when it is imported."""
+    transformers = pretrained.transformers()
+    config = transformers.LlamaConfig(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=VOCAB, max_position_embeddings=32
+    )
+    config.auto_map = {"AutoModelForCausalLM": "modeling_own.Own"}
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    mark = tmp_path / "it_ran"
+    (tmp_path / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\n"
+        f"open({str(mark)!r}, 'w').close()\n"
+        "class Own(LlamaForCausalLM):\n    pass\n"
+    )  # fmt: skip
+    assert build(source(tmp_path)).architecture["class"] == "LlamaForCausalLM" and not mark.exists()
+    assert build(source(tmp_path, remote_code=True)).architecture["class"] == "Own" and mark.exists()
+
+
+def test_shapes_alone_take_no_memory(checkpoint):
+    model = build(source(checkpoint), 1, load=False)
+    assert all(p.is_meta for p in model.parameters()) and model.first_layer == 1
+    assert model.cut(2).first_layer == 2
+
+
+def test_an_old_library_is_refused(monkeypatch):
+    class Old:
+        __version__ = "5.1.0"
+
+    monkeypatch.setitem(sys.modules, "transformers", Old)
+    with pytest.raises(ConfigError, match=r"transformers 5\.1\.0 would run a bidirectional model causally"):
+        pretrained.transformers()
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'slotloop\[hf\]'"):
+        pretrained.transformers()
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"config\.json"):
+        build(source(tmp_path))
+    assert Path(tmp_path).exists()

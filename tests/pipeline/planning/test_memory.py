@@ -1,0 +1,76 @@
+"""Bytes on shapes are those that the same computation takes with values."""
+
+import copy
+
+import pytest
+import torch
+
+from components.objective.deep_supervision import backward
+from components.objective.memory import recompute, store
+from pipeline.planning import memory
+from tests.support import cores
+
+META = torch.device("meta")
+
+
+def _grouped(dtype, device="meta"):
+    """A product of experts, and its gradients."""
+    x = torch.zeros(12, 16, dtype=dtype, device=device, requires_grad=True)
+    weight = torch.zeros(4, 24, 16, dtype=dtype, device=device, requires_grad=True)
+    y = torch._grouped_mm(x, weight.transpose(1, 2), offs=torch.zeros(4, dtype=torch.int32, device=device))
+    (y * y).sum().backward()
+    return [(tensor.shape, tensor.dtype) for tensor in (y, x.grad, weight.grad)]
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no grouped products")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products_of_experts_have_shapes_in_any_precision(dtype):
+    with memory.AnyPrecision():
+        found = _grouped(dtype)
+    assert found == [((12, 24), dtype), ((12, 16), dtype), ((4, 24, 16), dtype)] == _grouped(dtype, "cpu")
+
+
+def test_weights_are_counted_once_and_by_their_type():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3).bfloat16(), torch.nn.BatchNorm1d(3, affine=False))
+    model.append(model[0])
+    assert memory.weights(model) == 4 * 20 + 2 * 18 + 2 * 4 * 3 + 8
+
+
+def test_training_keeps_four_copies_of_what_is_trained():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    assert memory.trained(model) == 4 * 4 * 18
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_nothing_holds_any_more_is_not_counted(device):
+    def work():
+        a = torch.ones(100, 10, device=device)
+        b = a * 2
+        c = a @ b.T  # 4,000 + 4,000 + 40,000 bytes
+        del a, b
+        return c.view(-1)[:7] + 1
+
+    assert memory.peak(work) == 48_000
+
+
+@pytest.mark.parametrize("memory", [store, recompute])
+def test_a_training_step_takes_on_shapes_what_it_takes(memory):
+    model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
+    shapes = copy.deepcopy(model).to(META)
+
+    def step(model, batch):
+        return lambda: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), memory=memory)
+
+    really, reckoned = memory.peak(step(model, batch)), memory.peak(step(shapes, batch.to(META)))
+    assert reckoned == pytest.approx(really, rel=0.05)
+    assert memory.peak(step(shapes, batch.to(META))) <= reckoned
+
+
+def test_recomputation_takes_less():
+    model, batch = cores.model_of("slots", dtype=torch.float32).to(META), cores.batch().to(META)
+    kept, made_again = (
+        memory.peak(lambda memory=memory: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), memory=memory))
+        for memory in (store, recompute)
+    )
+    assert made_again < 0.8 * kept

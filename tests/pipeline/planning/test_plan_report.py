@@ -1,0 +1,119 @@
+"""A plan in words: times at a speed, room on the disk, and what the economics of the cache come to."""
+
+import re
+from dataclasses import replace
+
+import gin
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.planning import plan_report
+from pipeline.planning.cost_model import Cost
+from pipeline.planning.plan import Plan
+from pipeline.planning.plan_report import speed, told
+from pipeline.training import flops
+
+WARMUP = """from __gin__ import dynamic_registration
+from pipeline.machine import runtime
+from stages import warmup
+warmup.run.runtime = @runtime.Runtime()
+runtime.Runtime.device = '{device}'
+runtime.Runtime.threads = 1
+"""
+COSTS = [
+    Cost("extract", 8_000_000_000, 0, 8_000_000_000, 18 * 10**9, beside=5 * 10**16, disk=31_400_000_000),
+    Cost("warmup", 8_100_000_000, 100_000_000, 2_000_000_000, 16 * 10**9, 2200, 5.0, 85 * 10**12, 187 * 10**15, 10**15),
+    Cost("finetune", 8_100_000_000, 1, 8_100_000_000),
+]
+PLAN = Plan(COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000, causal=False)
+
+
+@pytest.fixture(autouse=True)
+def _left_as_it_was():
+    yield
+    gin.clear_config()
+    torch.use_deterministic_algorithms(False)
+
+
+def words(tmp_path, rate=1e15, **changes):
+    return told(replace(PLAN, **changes), rate, "as given", tmp_path)
+
+
+def cells(text, stage):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {stage} "))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_of_each_stage_that_computes(tmp_path):
+    text = words(tmp_path)
+    assert cells(text, "extract") == ["extract", "8 G", "0", "8 G", "18 GB", "", "", "", "50 P", "50 s", "31.4 GB"]
+    assert cells(text, "warmup") == [
+        "warmup", "8.1 G", "100 M", "2 G", "16 GB", "2,200", "5.00", "85 T", "187 P", "3.1 min", ""
+    ]  # fmt: skip
+    assert cells(text, "all")[-3:] == ["238 P", "4 min", ""] and "finetune" not in text
+    assert text.splitlines()[-1] == "assumed: a guess" and "speed: as given." in text
+
+
+def test_without_a_speed_there_is_no_time(tmp_path):
+    text = words(tmp_path, rate=0.0)
+    assert cells(text, "warmup")[-2] == cells(text, "all")[-2] == "" and cells(text, "warmup")[-3] == "187 P"
+
+
+@pytest.mark.parametrize(("free", "said"), [(40e9, "40.0 GB free\n"), (20e9, "20.0 GB free; THIS DOES NOT FIT\n")])
+def test_room_on_the_disk(tmp_path, monkeypatch, free, said):
+    monkeypatch.setattr(plan_report, "free_bytes", lambda folder: free)
+    assert f"disk: 31.40 GB of states, {said}" in words(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {},
+            r"cached is cheaper: .* = 2\.276 \(F 7\.28 T .* C 3\.11 T .* M 1 draws, E 5\.00 .*\n +each mask is seen 5\.0 times",
+        ),
+        ({"causal": True}, r"cached is cheaper: .*\n +nothing is masked, so one stored draw is exact"),
+        ({"live": ["joint"]}, r"cached is cheaper.*\n +joint runs the trunk live now: states = '@sources.cached' would save it"),
+        ({"live": ["warmup", "joint"]}, r"\n +warmup and joint run the trunk live now"),
+        (
+            {"draws": 8},
+            r"live is cheaper: .* = 0\.704 .*\n +fewer draws than epochs pay: DRAWS = 4 \(1\.163\); or run .*@sources.live",
+        ),
+        ({"draws": 5}, r"live is cheaper: .* = 1\.000 "),
+        ({"draws": 8, "live": ["warmup", "joint"]}, r"live is cheaper: .*\n +which is what is set"),
+        (
+            {"epochs": 0.9},
+            r"live is cheaper: .*\n +no example is seen twice, so nothing is re-used: .*@sources.live', or more epochs",
+        ),
+    ],
+)
+def test_which_is_cheaper_and_what_to_set(tmp_path, changes, said):
+    assert re.search(said, words(tmp_path, **changes))
+
+
+def test_a_speed_that_is_given():
+    rate, source = speed("", "989", "0.5")
+    assert rate == 989e12 / 2 and source == "989 TFLOP/s (as given), 50% of them used (MFU, as given)"
+    assert speed("", "989", "")[0] == 989e12 * 0.4 and "a guess: --mfu" in speed("", "989", "")[1]
+
+
+def test_a_speed_that_is_measured_here(monkeypatch):
+    monkeypatch.setattr(flops, "ceiling", lambda runtime: 2e11 if str(runtime.device) == "cpu" else None)
+    rate, source = speed(WARMUP.format(device="cpu"), "", "0.25")
+    assert rate == 5e10
+    assert source.startswith("0.2 TFLOP/s (a matrix product here: device cpu, precision fp32, threads 1), 25% of them")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_machine_that_is_not_here_is_asked_for():
+    rate, source = speed(WARMUP.format(device="cuda"), "", "")
+    assert rate == 0 and "no CUDA device is visible here" in source and "give --peak (TFLOP/s of the device)" in source
+
+
+@pytest.mark.parametrize(
+    "peak, mfu", [("fast", ""), ("0", ""), ("-3", ""), ("nan", ""), ("989", "1.5"), ("989", "0"), ("989", "40%")]
+)
+def test_numbers_that_are_none(peak, mfu):
+    with pytest.raises(ConfigError, match=r"--(peak|mfu) is '.*'; expected a number above 0 and at most 1"):
+        speed("", peak, mfu)

@@ -1,0 +1,159 @@
+"""Compiled steps: the values of written ones, few graphs for any number of steps, and a clear word where it cannot work."""
+
+import os
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.backbones.tiny_lm import TinyLM
+from components.objective.deep_supervision import backward
+from components.objective.memory import recompute
+from components.recursion import one_step_gradient
+from components.refined_lm import RefinedLM
+from pipeline.errors import ConfigError
+from pipeline.machine.runtime import Runtime
+from pipeline.training.execution import compiled, eager
+from pipeline.training.loop import fit, validation_losses
+from tests.conftest import ROOT
+from tests.support.cores import DIM, batch, made, model_of, recursive, slots
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def gradients(model, steps, **settings):
+    """A copy of every gradient and loss."""
+    model.zero_grad(set_to_none=True)
+    found = backward(model.train(), batch(), [1.0] * steps, sequences=3, statistics=True, **settings)
+    return [p.grad for p in model.parameters() if p.grad is not None] + [torch.stack(found.losses)]
+
+
+def close(one, other):
+    return len(one) == len(other) > 5 and all((a - b).norm() <= 1e-6 * b.norm() for a, b in zip(one, other, strict=True))
+
+
+def refined(core, steps):
+    backbone = model_of("slots", dtype=torch.float32).backbone
+    return RefinedLM(backbone, made(lambda dim: core(dim, steps=steps)))
+
+
+def test_as_written_is_the_default_and_changes_nothing():
+    model = model_of("slots")
+    before = vars(model.refiner).keys()
+    eager(model)
+    assert vars(model.refiner).keys() == before and fit.__kwdefaults__["execution"] is eager
+
+
+def test_a_backbone_alone_has_nothing_to_compile():
+    model = TinyLM(9, 6, DIM, 1, heads=2)
+    compiled(model)
+    assert "forward" not in vars(model)
+
+
+def test_packed_tokens_are_an_error_that_names_the_setting():
+    with pytest.raises(ConfigError, match=r"loop\.fit\.execution = .* a Hybrid packs its tokens.*@execution\.eager"):
+        compiled(model_of("hybrid"))
+
+
+def test_what_is_repeated():
+    assert [type(m).__name__ for m in model_of("cascade_recursive").compile_targets()] == ["SlotRefiner", "RecursiveCore"]
+    assert [type(m).__name__ for m in model_of("recursive_updates").compile_targets()] == ["RecursiveNetwork"]
+    assert [type(m).__name__ for m in model_of("standalone").compile_targets()] == ["RecursiveCore"]
+
+
+def check_values(core):
+    core = {"slots": slots, "recursive": recursive}[core]
+    for steps, new in ((3, 2), (5, 0)):  # other numbers of steps, and other models of the same sizes, share them
+        written, fast = refined(core, steps).double(), refined(core, steps).double()  # rounding grows with the steps
+        names = list(fast.state_dict())
+        compiled(fast)
+        assert list(fast.state_dict()) == names
+        first = graphs()
+        for _ in range(2):
+            assert close(gradients(fast, steps), gradients(written, steps))
+        assert graphs() - first == new, graphs() - first
+        validation_losses(fast, enumerate([batch(seed=1, sequences=2)]), Plain())  # as written: no graph of its own
+        assert graphs() - first == new
+    settings = {"memory": recompute, "stretches": one_step_gradient}
+    assert close(gradients(fast, steps, **settings), gradients(written, steps, **settings))
+
+
+class Plain:
+    device = torch.device("cpu")
+
+    def autocast(self):
+        return torch.autocast("cpu", enabled=False)
+
+
+class Same:
+    """One microbatch over and over."""
+
+    seed = 0
+
+    def steps(self, first, accumulation):
+        return ([batch()] for _ in count(first))
+
+    def sequences(self, accumulation):
+        return 3
+
+    def state(self, step, accumulation):
+        return {"step": step}
+
+    def check(self, state, accumulation):
+        pass
+
+
+def check_resuming(folder):
+    ends = []
+    runtime = Runtime(threads=1)
+    for name, executions in {"written": [eager], "both": [compiled, eager]}.items():
+        for number, execution in enumerate(executions):
+            model, last = refined(slots, 2), number == len(executions) - 1
+            model.backbone.requires_grad_(False)
+            supply = Same()
+            if not last:  # it ends for want of batches, after two steps
+                supply.steps = lambda first, accumulation: iter([[batch()]] * 2)
+            settings = {"steps": 4, "save_every": 1, "execution": execution}
+            try:
+                fit(name, model, supply, lambda: enumerate([batch(seed=1)]), Path(folder) / name, lambda: None, runtime, **settings)
+            except StopIteration:
+                assert not last
+        ends.append(torch.cat([p.detach().flatten() for p in model.refiner.parameters()]))
+    assert torch.allclose(*ends, atol=1e-4) and not torch.equal(ends[0], parameters_at_first())
+
+
+def parameters_at_first():
+    return torch.cat([p.detach().flatten() for p in refined(slots, 2).refiner.parameters()])
+
+
+def plainly(call, folder=ROOT, **variables):
+    """Run a check of this file in a process of its own: checks of types, which other tests run with, are nothing to compile."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_SCRATCH": str(folder), **variables}
+    work = f"from tests.pipeline import test_execution; test_execution.{call}"
+    return subprocess.run([sys.executable, "-c", work], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("core", ["slots", "recursive"])
+def test_two_graphs_serve_any_number_of_steps_and_give_the_same_values(core):
+    done = plainly(f"check_values('{core}')")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_was_compiled_continues_as_written(tmp_path):
+    """Two steps compiled and two as written end where four as written do."""
+    done = plainly(f"check_resuming('{tmp_path}')", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_no_compiler_is_an_error_that_says_what_to_install():
+    done = plainly("compiled(test_execution.model_of('slots'))", CXX="/no/such/compiler")
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ConfigError" in last and "needs a compiler (on CPU a C++ compiler such as g++" in last and "@execution.eager" in last

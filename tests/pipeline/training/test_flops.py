@@ -1,0 +1,116 @@
+"""Operations are counted as the products that a model is made of."""
+
+import pytest
+import torch
+
+from components.backbones.tiny_lm import TinyLM
+from components.batch import Batch
+from components.nn.fused import Linear
+from components.objective.deep_supervision import backward
+from components.objective.losses import masked_cross_entropy
+from components.objective.memory import recompute
+from components.recursion import full_gradient, one_step_gradient
+from components.refiners.hybrid import Hybrid
+from pipeline.machine.runtime import Runtime
+from pipeline.training import flops
+from tests.support import cores
+
+ROWS, SEQ, DIM, VOCAB = 3, 6, 8, 11
+
+
+def test_a_matrix_product():
+    assert flops.count(lambda: torch.ones(3, 4) @ torch.ones(4, 5)) == 2 * 3 * 4 * 5
+
+
+def test_nothing_costs_nothing():
+    assert flops.count(lambda: torch.ones(9).sum()) == 0
+
+
+def test_the_work_is_done():
+    done = []
+    flops.count(lambda: done.append(1))
+    assert done == [1]
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_a_training_step_of_the_backbone(layers):
+    """Forward 2 operations a weight and token, backward twice that; attention scores and sums; the head at masked positions."""
+    model = TinyLM(VOCAB, SEQ, DIM, layers, heads=2)
+    model.init_weights(torch.Generator().manual_seed(0))
+    tokens = torch.zeros(ROWS, SEQ, dtype=torch.long)
+    masked = torch.arange(SEQ).expand(ROWS, SEQ) < 2
+    batch = Batch(tokens, tokens, masked, masked.float())
+    linear = layers * (3 + 1 + 4 + 4) * DIM**2 * ROWS * SEQ
+    attention = layers * 2 * ROWS * SEQ * SEQ * DIM
+    head = ROWS * 2 * DIM * VOCAB
+    forward = flops.count(lambda: model.readout(model.states(batch).flatten(0, 1)[batch.supervised]))
+    assert forward == 2 * (linear + attention + head)
+    step = flops.count(lambda: masked_cross_entropy(model, model.states(batch), batch, compute=True)[0].backward())
+    assert step == 3 * 2 * (linear + attention + head)
+
+
+def test_a_product_by_onednn_counts_as_any_other():
+    layer, x = Linear(4, 5), torch.ones(2, 3, 4, requires_grad=True)
+    assert flops.count(lambda: layer(x).sum().backward()) == 3 * 2 * 2 * 3 * 4 * 5
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_mixture_of_experts_counts_each_row_once_forward_and_twice_backward(stacked):
+    rows, experts, width, inner = 16, 4, 8, 24
+    with torch.device("meta"):
+        x = torch.zeros(*((experts, rows // experts) if stacked else (rows,)), width, dtype=torch.bfloat16, requires_grad=True)
+        weight = torch.zeros(experts, width, inner, dtype=torch.bfloat16, requires_grad=True)
+        ends = None if stacked else torch.zeros(experts, dtype=torch.int32)
+    product = 2 * rows * width * inner
+    assert flops.count(lambda: torch._grouped_mm(x, weight, offs=ends)) == product
+    assert flops.count(lambda: torch._grouped_mm(x, weight, offs=ends).square().sum().backward()) == 3 * product
+
+
+def counted(model, batch, **settings):
+    return flops.count(lambda: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), **settings))
+
+
+@pytest.mark.parametrize("stretches", [full_gradient, one_step_gradient])
+@pytest.mark.parametrize("name", sorted(name for name in cores.CORES if not isinstance(cores.made(cores.CORES[name]), Hybrid)))
+def test_the_gradient_of_every_core_on_shapes_takes_what_it_takes(name, stretches):
+    model, batch = cores.model_of(name, dtype=torch.float32), cores.batch()
+    expected = counted(model, batch, stretches=stretches)
+    assert flops.of_gradient(model, batch, [1.0] * model.n_steps, stretches) == expected > 1e5
+    assert all(p.device.type == "cpu" for p in model.parameters())
+
+
+def test_what_is_computed_twice_to_save_memory_does_not_count():
+    model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
+    assert flops.of_gradient(model, batch, [1.0] * model.n_steps) == counted(model, batch) < counted(model, batch, memory=recompute)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_formula_of_a_two_state_core(joint):
+    """3 C a step where every weight is trained, 4 dim vocab rows for the frozen head; the injection once, the tail twice or not."""
+    model, batch = cores.model_of("recursive", joint=joint, dtype=torch.float32), cores.batch()
+    model.backbone.head.requires_grad_(False)
+    steps, tokens, rows, dim = 3, batch.tokens.numel(), int(batch.masked.sum()), cores.DIM
+    width = 48  # of the SwiGLU: 4 dim * 2 / 3, rounded up to a multiple of 8
+    attention = 4 * tokens * cores.SEQ * dim
+    block = 2 * tokens * (4 * dim**2 + 3 * dim * width) + attention
+    core = 3 * (3 * block + 2 * tokens * dim**2)  # two updates of z_L and one of z_H, and the answer
+    head = 4 * dim * cores.VOCAB * rows
+    injection = 2 * tokens * dim**2 * (4 + (2 if joint else 1))  # x is normed by weights, so its product goes back to its input
+    tail = cores.LAYERS * (2 * tokens * (4 + 8) * dim**2 + attention) * (3 if joint else 1)
+    assert flops.of_gradient(model, batch, [1.0] * steps) == steps * (core + head) + injection + tail
+
+
+def test_a_meter_tells_rate_and_share_of_the_ceiling(monkeypatch):
+    model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
+    meter = flops.Meter(model, Runtime(threads=1), full_gradient)
+    weights = [1.0] * model.n_steps
+    needed = 2 * flops.of_gradient(model, batch, weights)
+    assert meter.told([batch, batch], weights, 10.0) == f"{needed * 10 / 1e12:.3g} TF/s"
+    monkeypatch.setattr(flops, "PATIENCE", -1)
+    monkeypatch.setattr(flops, "ceiling", lambda runtime: needed * 40)
+    assert meter.told([batch, batch], weights, 10.0).endswith("TF/s, MFU 25.0%")
+    assert flops.Meter(cores.model_of("hybrid"), Runtime(threads=1), full_gradient).told([batch], weights, 1.0) == ""
+
+
+def test_a_ceiling_is_that_of_a_matrix_product():
+    assert 1e9 < flops.ceiling(Runtime(threads=1), seconds=0.01) < 1e15

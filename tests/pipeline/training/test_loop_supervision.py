@@ -1,0 +1,231 @@
+"""The loop's ways to supervise a recursion: learned weights, a growing depth, cut gradients, recomputation; and what they cost."""
+
+import shutil
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.backbones.tiny_lm import TinyLM
+from components.objective.memory import recompute, store
+from components.objective.supervision import constant, deepened, last_only, learned, linear_decay
+from components.recursion import full_gradient, one_step_gradient, truncated_gradient
+from components.refined_lm import RefinedLM
+from components.refiners.mlp_refiner import MLPRefiner
+from components.training.optim import adamw
+from pipeline.errors import ConfigError
+from pipeline.machine import snapshots
+from pipeline.machine.process import Interrupted
+from pipeline.models.backbones import Backbone, save_backbone
+from pipeline.models.checkpoint import load_model, save_model
+from pipeline.training import flops
+from pipeline.training.curves import read
+from pipeline.training.gradients import accumulate
+from pipeline.training.loop import fit
+from tests.pipeline.training.test_loop import VOCABULARY, Fixed, asked_to_end, batch, ended_at, falling, plain_descent, weights
+
+BATCHES = [batch(seed=seed) for seed in range(3)]
+LONG = {"steps": 6, "validate_every": 3, "log_every": 2, "ema": 0.9}
+STEPS = 3
+
+
+def refined(core, seed=0):
+    """A refiner of three steps whose output layer is awake, over a frozen backbone."""
+    generator = torch.Generator().manual_seed(seed)
+    lm = TinyLM(vocab=9, seq=6, dim=16, layers=1, heads=2)
+    lm.init_weights(generator)
+    core.init_weights(1.0, generator)
+    for name, parameter in core.named_parameters():
+        if name == "down.weight":
+            torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return RefinedLM(lm.requires_grad_(False), core)
+
+
+@pytest.fixture
+def model():
+    return refined(MLPRefiner(16, steps=STEPS, chunk=3))
+
+
+@pytest.fixture
+def train(model, runtime, tmp_path):
+    """``train(...)``: fit from the model's first weights, whatever was trained before; returns what it ended with."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    save_backbone(tmp_path / "backbone", model.backbone, VOCABULARY)
+
+    def train(out="model", **settings):
+        if hasattr(model, "step_weights"):
+            del model.step_weights
+        model.load_state_dict(start)
+        save = partial(save_model, tmp_path / out, model, Backbone(tmp_path / "backbone"))
+        settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": falling, **settings}
+        held_out = [batch(seed=9)]
+        return fit("test", model, Fixed(*BATCHES), lambda: enumerate(held_out), tmp_path / out, save, runtime, **settings)
+
+    return train
+
+
+@pytest.fixture
+def content(tmp_path):
+    return lambda name: {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    """``work()``: the block's snapshots are kept unless it ends well."""
+    monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
+    return lambda: snapshots.kept("test", "k" * 64)
+
+
+def columns(tmp_path, out="model"):
+    return read(tmp_path / out / "curves.csv")
+
+
+# Killed and gone on
+
+KINDS = {
+    "learned": {"supervision": learned},
+    "learned_accumulated": {"supervision": learned, "accumulation": 2},
+    "deepened": {"deepen": 0.8},
+    "recomputed": {"memory": recompute, "recursion": truncated_gradient},
+}
+
+
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_killed_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, settings, last):
+    settings = {**LONG, **settings}
+    expected = train("whole", **settings)
+    ended = weights(model).clone()
+    with pytest.raises(Interrupted), work():
+        train("parts", **{**settings, "schedule": ended_at(last, asked_to_end)})
+    assert not torch.equal(weights(model), ended)
+    shutil.rmtree(tmp_path / "parts")
+    with work():
+        result = train("parts", **settings)
+    assert asdict(result) == asdict(expected) and torch.equal(weights(model), ended)
+    assert content("parts") == content("whole") and len(content("whole")) == 3
+
+
+# Learned weights
+
+
+def test_learned_weights_are_trained_along_by_their_own_rule(train, model, tmp_path):
+    """d/ds of exp(-s) loss + s is 1 - loss at s = 0; plain descent from there."""
+    train(supervision=learned, steps=1, optimizer=plain_descent, schedule=lambda step, steps: 1.0, clip=1e9)
+    losses = [columns(tmp_path)[f"loss/step_{k}"][0] for k in range(STEPS)]
+    assert model.step_weights.log_variance.tolist() == pytest.approx([-0.1 * (1 - loss) for loss in losses], rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loss_is_weighted_by_what_was_learned(train, model, tmp_path, accumulation):
+    train(supervision=learned, steps=5, accumulation=accumulation)
+    found = columns(tmp_path)
+    assert found["loss"][0] == pytest.approx(sum(found[f"loss/step_{k}"][0] for k in range(STEPS)), rel=1e-5)  # exp(0) each
+    assert found["loss"][4] != pytest.approx(sum(found[f"loss/step_{k}"][4] for k in range(STEPS)), rel=1e-3)
+    assert model.step_weights.log_variance.requires_grad and (model.step_weights.log_variance != 0).all()
+
+
+def test_learned_weights_go_into_snapshots_and_not_into_the_model(train, model, work, tmp_path):
+    with pytest.raises(Interrupted), work():
+        train(supervision=learned, steps=6, validate_every=2, schedule=ended_at(4, asked_to_end))
+    (snapshot,) = (tmp_path / "scratch").rglob("step-000000005/state.safetensors")
+    kept = load_file(snapshot)["model/step_weights.log_variance"]
+    assert kept.any() and torch.equal(kept, model.step_weights.log_variance.detach())
+    saved = load_model(tmp_path / "model", Backbone(tmp_path / "backbone"), "warmup")
+    assert not any("step_weights" in name for name in load_file(tmp_path / "model/model.safetensors"))
+    assert not hasattr(saved, "step_weights")
+
+
+def test_learned_weights_cannot_be_deepened(train):
+    with pytest.raises(ConfigError, match=r"deepen grows given weights; supervision\.learned finds its own"):
+        train(supervision=learned, deepen=0.5)
+
+
+# Deepening
+
+
+def supervised(found, step, schedule=linear_decay):
+    """How many recursion steps a row's loss is the weighted sum of."""
+    losses = [found[f"loss/step_{k}"][step] for k in range(STEPS)]
+    sums = [sum(w * loss for w, loss in zip(schedule(k), losses, strict=False)) for k in range(1, STEPS + 1)]
+    return [depth for depth, total in enumerate(sums, 1) if total == pytest.approx(found["loss"][step], rel=1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("deepen", "depths"),
+    [(0.0, [3] * 12), (1.0, [1] * 4 + [2] * 4 + [3] * 4), (0.5, [1] * 2 + [2] * 2 + [3] * 8), (0.25, [1, 2, 3] + [3] * 9)],
+)
+def test_supervision_grows_from_the_first_step_to_all(train, tmp_path, deepen, depths):
+    train(steps=12, deepen=deepen)
+    found = columns(tmp_path)
+    assert [supervised(found, step) for step in range(12)] == [[depth] for depth in depths]
+
+
+def test_deepening_trains_otherwise_and_reports_every_step(train, model, tmp_path):
+    train(steps=4, deepen=1.0)
+    ended = weights(model).clone()
+    assert len(columns(tmp_path)["loss/step_2"]) == 4
+    train(steps=4)
+    assert not torch.equal(weights(model), ended)
+
+
+# Memory and gradients
+
+
+@pytest.mark.parametrize("recursion", [full_gradient, truncated_gradient, one_step_gradient])
+@pytest.mark.parametrize("supervision", [linear_decay, learned, last_only])
+def test_recomputation_ends_with_the_same_bytes(train, content, recursion, supervision):
+    for name, memory in (("stored", store), ("again", recompute)):
+        train(name, recursion=recursion, supervision=supervision, memory=memory)
+    assert content("stored") == content("again") and len(content("stored")) == 3
+
+
+def test_where_the_gradient_is_cut_decides_what_is_learned(train, model, tmp_path):
+    found, first = [], []
+    for recursion in (full_gradient, truncated_gradient, one_step_gradient):
+        train(recursion=recursion)
+        found.append(weights(model).clone())
+        first.append([columns(tmp_path)[f"loss/step_{k}"][0] for k in range(STEPS)])
+    assert first[0] == first[1] == first[2]  # where it is cut changes no value
+    assert not any(torch.equal(found[a], found[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+# Operations
+
+
+def counted(model, runtime, schedules, **settings):
+    """Mean operations of a gradient step over the first four batches and the given weights."""
+    total = 0
+    for schedule, times in Counter(map(tuple, schedules)).items():
+        for number in range(4):
+            one = partial(accumulate, model, [BATCHES[number % 3]], list(schedule), runtime, statistics=False, **settings)
+            total += times * flops.count(partial(one, sequences=8, seed=0, step=number))
+    return total // (4 * len(schedules))
+
+
+@pytest.mark.parametrize("deepen", [0.5, 1.0])
+def test_operations_of_a_growing_depth_are_those_of_the_depths_that_are_trained(train, model, runtime, deepen):
+    found = train(steps=12, deepen=deepen).flops_per_step
+    schedules = [deepened(linear_decay, STEPS, step / 12 / deepen) for step in range(12)]
+    assert found == counted(model, runtime, schedules)
+    assert 0.3 < found / train(steps=12).flops_per_step < 0.97
+    assert counted(model, runtime, [linear_decay(STEPS)]) == train(steps=12).flops_per_step
+
+
+def test_a_budget_buys_more_steps_of_a_growing_depth(train, tmp_path):
+    budget = 20 * train(steps=10).flops_per_step
+    whole, grown = train(steps=10, budget=budget), train("grown", steps=10, budget=budget, deepen=1.0)
+    assert whole.steps == 20 < grown.steps == round(budget / grown.flops_per_step)
+    found, third = columns(tmp_path, "grown"), grown.steps // 3
+    assert [supervised(found, step) for step in (0, third + 1, grown.steps - 1)] == [[1], [2], [3]]
+
+
+def test_the_budget_pays_for_what_memory_and_supervision_cost(train):
+    """Recomputation runs every step's forward once more; a step that weighs nothing needs no backward pass."""
+    stored = train(steps=1, supervision=constant).flops_per_step
+    assert stored < train(steps=1, supervision=constant, memory=recompute).flops_per_step < 1.5 * stored
+    assert train(steps=1, supervision=last_only, recursion=one_step_gradient).flops_per_step < 0.7 * stored
+    assert train(supervision=constant, budget=5 * stored).steps == 5

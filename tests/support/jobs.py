@@ -1,0 +1,90 @@
+"""Stages as processes of their own, one or several, for the tests that watch and stop them."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import ROOT
+from tests.support.dvc import content, marked
+
+MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
+PYTHON = (sys.executable, "-m", "stages")
+TORCHRUN = (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node=2", "-m", "stages")
+
+
+def start(
+    folder: Path, stage: str, *overrides: str, out: str = "", command: tuple[str, ...] = PYTHON, **variables: str
+) -> subprocess.Popen[str]:
+    """A stage as DVC starts it: a process of its own, in the workspace, its outputs removed.
+
+    Args:
+        folder: the workspace.
+        stage: its name.
+        overrides: settings.
+        out: folder of its outputs, in the workspace.
+        command: what runs it.
+        variables: of the environment.
+    """
+    shutil.rmtree(folder / (out or f"outputs/{stage}"), ignore_errors=True)
+    settings = {"DVC_STAGE": stage, "DVC_ROOT": str(folder), "SLOTLOOP_TRACKING": "off", MARK: str(folder)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings, **variables}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, stage, *overrides], cwd=folder, env=env, **pipes)
+
+
+def completed(folder: Path, stage: str, *overrides: str, out: str = "", **how: str) -> dict[str, bytes]:
+    """What a stage writes if nothing stops it."""
+    process = start(folder, stage, *overrides, out=out, **how)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+    return content(folder / (out or f"outputs/{stage}"))
+
+
+def running(folder: Path) -> list[psutil.Process]:
+    """Everything alive that was started for a workspace."""
+    return marked(MARK, str(folder))
+
+
+def member(folder: Path, rank: int) -> psutil.Process:
+    """The process of a job with a number."""
+    [found] = [process for process in running(folder) if process.environ().get("RANK") == str(rank)]
+    return found
+
+
+@contextlib.contextmanager
+def nothing_left(folder: Path) -> Iterator[Path]:
+    """The workspace; what of it still runs at the end of the block is killed."""
+    try:
+        yield folder
+    finally:
+        for process in running(folder):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def together(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """Run a script in several processes that can find one another; returns how each ended and what it printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=folder,
+            env={**os.environ, **where, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    told = [process.communicate(timeout=300) for process in started]
+    return [subprocess.CompletedProcess(p.args, p.returncode, *pair) for p, pair in zip(started, told, strict=True)]

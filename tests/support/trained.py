@@ -1,0 +1,46 @@
+"""Folders of small models with random weights, as the stages leave them: one that solves puzzles, one that answers in text."""
+
+import torch
+
+from components.backbones.tiny_lm import TinyLM
+from components.refined_lm import RefinedLM
+from components.refiners.refiner import SlotRefiner
+from pipeline.corpora.prepared import Vocabulary
+from pipeline.files import write_json
+from pipeline.models.backbones import Backbone, save_backbone
+from pipeline.models.checkpoint import save_model
+from pipeline.text import prompt_template
+from pipeline.text import tokenizer as bpe
+from pipeline.text.prompt_template import PromptTemplate
+
+PUZZLES = Vocabulary(size=5, mask_id=4, pad_id=4, sequence=16, rendering="sudoku")
+TEXTS = ["Janet has 12 apples. How many?", "Tom buys 3 pears and 4 plums.", "12 + 3 = 15"]
+PUZZLE = "12../..../..4./..2."
+
+
+def puzzles(folder):
+    """``data/backbone``, ``data/prepared``, ``outputs/joint`` and what evaluate found of it."""
+    model = {"exact": {"mean": 0.9, "low": 0.8, "high": 1.0, "n": 30}, "nll": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 30}}
+    write_json(folder / "outputs/evaluate/metrics.json", {"headline": "test_5", "frozen": model, "joint": model})
+    return written(folder, PUZZLES)
+
+
+def texts(folder, prompt="Q: {question}\n"):
+    """The same with a tokenizer, and nothing evaluated."""
+    encoding = bpe.trained(TEXTS, 290)
+    prompt_template.write(folder / "data/prepared", encoding, PromptTemplate(prompt, encoding.special))
+    return written(folder, Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"))
+
+
+def written(folder, vocabulary):
+    base = TinyLM(vocab=vocabulary.size, seq=vocabulary.sequence, dim=16, layers=2, heads=2)
+    base.init_weights(torch.Generator().manual_seed(0))
+    save_backbone(folder / "data/backbone", base, vocabulary)
+    backbone = Backbone(folder / "data/backbone")
+    model = RefinedLM(backbone.model(), SlotRefiner(dim=16, heads=2, steps=3))
+    model.refiner.init_weights(1.0, g := torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for parameter in (*model.refiner.parameters(), *model.backbone.blocks["1"].parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=g) * 0.2)  # it says something else than the backbone
+    save_model(folder / "outputs/joint", model, backbone)
+    return folder

@@ -1,0 +1,121 @@
+"""The benches of training steps run and say what they promise; their numbers are for who runs them."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
+from components.objective.deep_supervision import backward
+from tests.support.closure import ROOT
+from tests.support.dvc import PATIENCE
+
+
+def run(tmp_path, name, *options):
+    path = tmp_path / "rows.json"
+    command = [sys.executable, "-m", f"bench.{name}", "--quick", "--json", str(path), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())
+    for row in rows:
+        for column, value in row.items():
+            if "_vs_" in column and value is not None:
+                assert math.isfinite(value) and value > 0, (column, row)
+    return rows, done.stdout
+
+
+def test_what_is_measured_trains_the_same_as_naive_does():
+    model, batch = recursive(32, vocab=100), batch_of(2, 16, 32, 100, 0.5)
+    naive(model, batch, 3)
+    expected = [p.grad.clone() for p in model.parameters() if p.requires_grad and p.grad is not None]
+    model.zero_grad()
+    backward(model, batch, [1.0] * 3, sequences=2)
+    found = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+    assert len(found) == len(expected) >= 8
+    assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(found, expected, strict=True))
+
+
+def test_sizes_are_those_of_the_shapes():
+    model, batch = recursive(32, vocab=100, blocks=1, heads=2), batch_of(2, 16, 32, 100, 0.5)
+    width, tokens = 88, 2 * 16  # 4 * 32 * 2 / 3, rounded up to a multiple of 8
+    block = 2 * tokens * (4 * 32 * 32 + 3 * 32 * width) + 4 * tokens * 16 * 32
+    assert step_flops(model.refiner, 2, 16) == 2 * block + 2 * tokens * 32 * 32
+    assert graph_bytes(model, batch) > 2 * tokens * (3 * 32 + 3 * width) * 4
+
+
+@pytest.mark.slow
+def test_deep_supervision(tmp_path):
+    rows, _ = run(tmp_path, "deep_supervision")
+    modes = {row["mode"] for row in rows}
+    assert modes == {"naive", "plain", "store", "recompute", "detach"}
+    timed = [row for row in rows if "seconds" in row]
+    assert len(timed) == 10 and all(row["memory_mb"] > 0 and row["seconds"] > 0 for row in timed)
+    for ratio in ("memory_vs_naive", "time_vs_naive", "memory_vs_plain", "time_vs_plain", "flops_vs_floor", "memory_vs_floor"):
+        assert all(row[ratio] > 0 for row in timed)
+    growing = [row for row in rows if "memory_per_step_vs_carry" in row]
+    assert [row["mode"] for row in growing] == ["recompute"]
+
+
+@pytest.mark.slow
+def test_selective(tmp_path):
+    rows, _ = run(tmp_path, "selective")
+    assert {(row["pass"], row["refined"]) for row in rows} == {(p, s) for p in ("training", "evaluation") for s in (1, 0.5, 0.25)}
+    assert all(row["saved"] == 1 - row["time_vs_all"] for row in rows)
+
+
+@pytest.mark.slow
+def test_cache(tmp_path):
+    rows, _ = run(tmp_path, "cache")
+    assert [(row["phase"], row["recursion steps"]) for row in rows] == [(p, k) for p in ("warmup", "joint") for k in (2, 4)]
+    assert all(row["loss difference"] <= 1e-6 and row["held_live_vs_cached"] > 3 for row in rows)
+
+
+@pytest.mark.slow
+def test_draws(tmp_path):
+    rows, out = run(tmp_path, "draws")
+    assert [row["masks"] for row in rows] == ["live, never repeated", "4 draws", "2 draws", "1 draw"]
+    assert {(row["steps"], row["epochs"]) for row in rows} == {(20, 10.0)}
+    measured = ("validation nll", "test nll", "exact")
+    assert all(row[what]["n"] == 2 and row[what]["low"] <= row[what]["mean"] for row in rows for what in measured)
+    assert [row["test nll - live"] is None for row in rows] == [True, False, False, False]
+    assert len({row["validation nll"]["mean"] for row in rows}) == 4  # other masks, other weights
+    assert "smoke, 2 seeds, 20 steps, 10.0 epochs" in out
+
+
+@pytest.mark.slow
+def test_cores(tmp_path):
+    rows, _ = run(tmp_path, "cores")
+    sizes = [(512, "float32"), (128, "float32"), (512, "bfloat16")]
+    assert [(row["hidden"], row["precision"], row["mode"]) for row in rows] == [
+        (*size, mode) for size in sizes for mode in ("store", "recompute")
+    ]
+    assert all(row["time_vs_store"] > 0 and row["time_vs_floor"] > 0 for row in rows)
+    assert all(row["memory_vs_store"] < 0.8 for row in rows if row["mode"] == "recompute")
+
+
+@pytest.mark.slow
+def test_waiting(tmp_path):
+    rows, _ = run(tmp_path, "waiting")
+    assert [row["beside"] for row in rows] == ["nothing", "one busy program"]
+    assert all(row["spinning, s"] > 0 and row["asleep, s"] > 0 and row["asleep_vs_spinning"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_gpu(tmp_path):
+    rows, out = run(tmp_path, "gpu", "--reference", str(tmp_path))
+    assert {row["section"] for row in rows} >= {"ceilings", "heads", "steps", "cache"}
+    assert {row["what"] for row in rows if row["section"] == "heads"} >= {"full logits", "ours", "ours, compiled"}
+    modes = {(row["mode"], row["execution"]) for row in rows if row["section"] == "steps"}
+    assert modes >= {("naive", "eager"), ("store", "eager"), ("recompute", "eager"), ("store", "compiled")}
+    assert all(row["time_vs_live"] > 0 for row in rows if row["section"] == "cache")
+    assert "Error" not in out, out
+
+
+def test_ways_to_decode_are_measured(tmp_path, finished):
+    rows, out = run(tmp_path, "generation", "--root", str(finished))
+    found = {row["way"]: row for row in rows}
+    assert len(found) >= 10 and all(0 <= row["solved"]["mean"] <= 1 and row["ms"] > 0 for row in rows)
+    assert found["one pass"]["evaluations"] == 1 and found["every cell a pass"]["evaluations"] == 11  # of 16, 5 are clues
+    assert 2 <= found["threshold .9, guidance 1"]["evaluations"] <= 22 and "| solved" in out

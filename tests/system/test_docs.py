@@ -1,0 +1,69 @@
+"""Every command and every params.yaml of the documents does what they say."""
+
+import re
+import subprocess
+
+import pytest
+
+from pipeline.settings import config, params, rehearsal
+from stages.__main__ import SECTIONS
+from tests.conftest import ROOT
+from tests.support.dvc import PATIENCE, committed_clone, dvc, environment, nothing_left, processes, wait_until
+
+PAGES = ("README.md", "docs/configuration.md")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Fenced blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """What the pages on settings and data let a user type."""
+    pages = ("docs/configuration.md", "docs/data.md")
+    lines = [line for page in pages for block in blocks(page, "sh") for line in block.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_shown_params_file_resolves(page, tmp_path):
+    shown = blocks(page, "yaml")
+    assert shown
+    for text in shown:
+        (tmp_path / "params.yaml").write_text(text)
+        rehearsal.rehearse(config.resolve_all(SECTIONS, params.read(tmp_path / "params.yaml", SECTIONS), root=ROOT))
+
+
+def test_bindings_of_the_table_mean_what_it_says(tmp_path):
+    rows = re.findall(r"^\| `(\w.*)` \| `(\w.+?)`", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 2
+    for written, _ in rows[:2]:
+        (tmp_path / "params.yaml").write_text(f"preset: smoke\ncommon:\n  bindings:\n    {written}\n")
+        config.resolve_all(SECTIONS, params.read(tmp_path / "params.yaml", SECTIONS), root=ROOT)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs") / "slotloop"
+    committed_clone(tmp_path_factory.getbasetemp(), folder)
+    with nothing_left(folder):
+        yield folder
+        dvc(folder, "queue", "stop", "--kill")
+        wait_until(lambda: not processes(folder), "workers end")
+
+
+@pytest.mark.slow
+def test_every_command_runs(clone):
+    typed = commands()
+    assert len(typed) >= 24
+    for command in typed:
+        log = clone.with_name("log")  # a file: workers that a command leaves behind would hold a pipe open
+        with log.open("wb") as out:
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=clone, env=environment(clone), stdout=out, stderr=out, timeout=PATIENCE
+            )
+        assert done.returncode == 0, f"{command}\n{log.read_text()}"
+        if command == "dvc queue start":
+            wait_until(
+                lambda: "Queued" not in (status := dvc(clone, "queue", "status")) and "Running" not in status, "the queue", 2.0
+            )

@@ -1,0 +1,81 @@
+"""The pipeline through DVC in a temporary clone, as users run it (smoke preset). `make test-slow`."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.dvc import TEN, bind, clone_to, dvc, finished_clone, git, ran
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A clone after one `dvc repro`."""
+    return finished_clone(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("clone") / "slotloop")
+
+
+def test_a_second_repro_runs_nothing(clone):
+    assert ran(dvc(clone, "repro")) == []
+
+
+def test_git_sees_metrics_and_lock_only(clone):
+    changed = {line[3:] for line in git(clone, "status", "--porcelain").splitlines()}
+    outputs = {name for name in changed if name.startswith(("outputs/", "data/", "build/"))}
+    assert "dvc.lock" in changed
+    assert all(name.endswith("metrics.json") for name in outputs)
+
+
+def test_a_learning_rate_of_joint_runs_joint_and_what_follows(clone):
+    params = clone / "params.yaml"
+    before = params.read_text()
+    bind(params, "joint", "{optim: {adamw: {lr: 5e-4}}}")
+    assert ran(dvc(clone, "repro")) == ["configure", "joint", "finetune", "controls", "evaluate", "report"]
+    params.write_text(before)
+    assert ran(dvc(clone, "repro")) == []  # yesterday's result comes back from the run cache
+
+
+def test_a_comment_runs_configure_alone(clone):
+    gin = clone / "gin" / "warmup.gin"
+    gin.write_text(gin.read_text() + "# a comment\n")
+    assert ran(dvc(clone, "repro")) == ["configure"]
+
+
+def test_a_mistake_stops_before_anything_costs(clone):
+    params = clone / "params.yaml"
+    before = params.read_text()
+    bind(params, "warmup", "{loop: {fit: {step: 9}}}")
+    output = dvc(clone, "repro", expect=255)
+    assert "params.yaml:" in output and "has no parameter 'step'; did you mean 'steps'?" in output
+    assert ran(output) == ["configure"] and "Traceback" not in output
+    params.write_text(before)
+
+
+def test_an_experiment_overrides_a_binding(clone):
+    output = dvc(clone, "exp", "run", "-S", "+warmup.bindings.loop.fit.steps=4", "-n", "shorter")
+    assert "warmup" in ran(output) and "extract" not in ran(output)
+    assert json.loads((clone / "outputs/warmup/metrics.json").read_text())["steps"] == 4
+
+
+def test_metrics_and_plots_are_shown(clone, tmp_path):
+    assert "outputs/evaluate/metrics.json" in dvc(clone, "metrics", "show")
+    assert "slots (warmup)" in dvc(clone, "plots", "show", "--json")
+    dvc(clone, "plots", "show", "-o", str(tmp_path / "plots"))
+    assert "slots (warmup)" in (tmp_path / "plots/index.html").read_text()  # drawn by Vega, which the page loads from a CDN
+
+
+RAW = os.environ.get("SLOTLOOP_RAW")
+
+
+@pytest.mark.skipif(not RAW, reason="SLOTLOOP_RAW is not set: no GSM8K here")
+def test_gsm8k_runs_end_to_end_on_real_text(tmp_path):
+    folder = clone_to(tmp_path / "text", "gsm8k_smoke")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    bind(folder / "params.yaml", "evaluate", "{evaluate: {run: {limit: 100}}}")
+    assert ran(dvc(folder, "repro")) == TEN
+    metrics = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
+    assert metrics["frozen"]["nll"]["n"] == 100
+    sample = json.loads((folder / "outputs/evaluate/samples.jsonl").read_text().splitlines()[0])
+    assert "_" in sample["prompt"] and "####" in sample["answer"]

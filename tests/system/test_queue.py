@@ -1,0 +1,107 @@
+"""Experiments through DVC's queue: a grid runs to its end, and a killed one that is queued again continues. `make test-slow`."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.dvc import (
+    LONG,
+    committed_clone,
+    content,
+    dvc,
+    dvc_json,
+    git,
+    locked,
+    long_warmup,
+    nothing_left,
+    processes,
+    ran,
+    snapshot,
+    steps_of,
+    wait_until,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def clone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Path]:
+    with nothing_left(committed_clone(tmp_path_factory.getbasetemp(), tmp_path / "slotloop")) as folder:
+        yield folder
+
+
+def status(folder: Path) -> dict[str, str]:
+    """State of each queued experiment, by name."""
+    rows = [line.split() for line in dvc(folder, "queue", "status").partition("Status\n")[2].partition("\n\n")[0].splitlines()]
+    return {row[1]: row[-1] for row in rows}
+
+
+def work_off(folder: Path) -> None:
+    """Start one worker and wait until nothing is queued or running."""
+    dvc(folder, "queue", "start", "-j", "1")
+    wait_until(lambda: not {"Queued", "Running"} & set(status(folder).values()), "the queue is worked off", pause=1)
+
+
+def stop(folder: Path) -> None:
+    """Stop the workers and wait until their processes are gone."""
+    dvc(folder, "queue", "stop", "--kill")
+    wait_until(lambda: not processes(folder), "workers end", pause=0.5)
+
+
+def experiments(folder: Path) -> dict[str, dict[str, Any]]:
+    """What ``dvc exp show`` says of each finished experiment, by name."""
+    found = [one for baseline in dvc_json(folder, "exp", "show") for one in baseline["experiments"] or ()]
+    return {one["name"]: one["revs"][0]["data"] for one in found}
+
+
+def test_a_grid_of_learning_rates(clone):
+    before = content(clone / "outputs")
+    output = dvc(clone, "exp", "run", "--queue", "-S", "+joint.bindings.optim.adamw.lr=1e-3,5e-4", "joint")
+    assert output.count("Queued experiment") == 2
+    assert list(status(clone).values()) == ["Queued", "Queued"]
+    work_off(clone)
+    names = status(clone)
+    assert list(names.values()) == ["Success", "Success"]
+    for name in names:
+        assert ran(dvc(clone, "queue", "logs", name)) == ["configure", "joint"]
+    stop(clone)
+    shown = experiments(clone)
+    assert set(shown) == set(names)
+    rates = {data["params"]["params.yaml"]["data"]["joint"]["bindings"]["optim"]["adamw"]["lr"] for data in shown.values()}
+    assert rates == {1e-3, 5e-4}
+    assert len({str(data["metrics"]["outputs/joint/metrics.json"]["data"]) for data in shown.values()}) == 2
+    assert len({data["outs"]["outputs/joint/model.safetensors"]["hash"] for data in shown.values()}) == 2
+    assert content(clone / "outputs") == before and git(clone, "status", "--porcelain") == ""
+    assert not (clone / ".scratch").exists()
+
+
+def test_a_killed_experiment_queued_again_continues_to_the_same_bytes(clone, tmp_path_factory):
+    settings = [f"-S+warmup.bindings.loop.fit.steps={LONG}", "-S+warmup.bindings.loop.fit.save_every=1"]
+    dvc(clone, "exp", "run", "--queue", "--name", "killed", *settings, "warmup")
+    dvc(clone, "queue", "start", "-j", "1")
+    wait_until(lambda: snapshot(clone, "warmup") >= 5, "warmup trains")  # in the main repository, not in the experiment's copy
+    [stage] = [process for process in processes(clone) if process.cmdline()[1:4] == ["-m", "stages", "warmup"]]
+    stage.send_signal(signal.SIGSTOP)  # time for DVC to start; what it sends is the first thing that is seen afterwards
+    reached = snapshot(clone, "warmup")
+    dvc(clone, "queue", "kill", "--force", "killed")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        stage.send_signal(signal.SIGCONT)
+    wait_until(lambda: status(clone)["killed"] == "Failed", "the experiment failed", pause=1)
+    wait_until(lambda: stage not in processes(clone), "its stage ended")
+    kept = snapshot(clone, "warmup")
+    assert 5 <= reached <= kept <= reached + 2 < LONG  # a step that was being saved, and the one in which the end was asked for
+    dvc(clone, "exp", "run", "--queue", "--name", "again", *settings, "warmup")
+    work_off(clone)
+    assert status(clone)["again"] == "Success"
+    assert steps_of(dvc(clone, "queue", "logs", "again"), "warmup") == list(range(kept + 1, LONG + 1))
+    stop(clone)
+    dvc(clone, "exp", "apply", "again")
+    expected = long_warmup(tmp_path_factory.getbasetemp())
+    assert content(clone / "outputs/warmup") == content(expected / "outputs/warmup")
+    assert locked(clone, "warmup") == locked(expected, "warmup")
+    assert not (clone / ".scratch").exists()
