@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro setup test test-slow check deps seeds data-gsm8k
+.PHONY: repro setup test test-slow check seeds data-gsm8k
 
 repro: setup
 	dvc repro
@@ -30,9 +30,6 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
-
-deps: setup
-	@python -m tests.support.closure
 
 seeds: setup
 	python -m bench.seeds

@@ -21,7 +21,7 @@ from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.machine import snapshots
 from pipeline.progress import Progress
 from pipeline.reporting.markdown import cell, markdown
-from pipeline.settings import params
+from pipeline.settings import dependencies, params
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 BASE = "default"
@@ -111,7 +111,7 @@ def _identity(stage: str, text: str, place: Path, folder: Path) -> str:
     """Of a finished job: its settings and code, and what it read and wrote."""
     read = [raw_folder() / name for name in sorted(set(re.findall(r"'([\w./-]+)'", text)))]
     files = [file for file in (*read, *sorted(folder.glob("*.json"))) if file.is_file()]
-    return "".join([snapshots.key(stage, text, ROOT, place), *(sha256(file) for file in files)])
+    return "".join([snapshots.key(text, dependencies.code_listing(stage, text, ROOT), place), *(sha256(file) for file in files)])
 
 
 def _prepared(place: Path) -> str:

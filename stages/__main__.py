@@ -157,7 +157,7 @@ def command(
     elif stage in SHARED and (processes := launch.wanted()) > 1:
         launch.launch(sys.argv[1:], processes)
     else:
-        _call(stage, text, out, track_config=str(Path(config).with_name("track.gin")) if config else "")
+        _call(stage, text, out, config)
 
 
 def _text(stage: str, file: str, overrides: tuple[str, ...]) -> str:
@@ -175,16 +175,17 @@ def _load(stage: str, text: str, out: str = "") -> Callable[..., None]:
     return config.stage_function(stage)
 
 
-def _call(stage: str, text: str, out: str, track_config: str) -> None:
+def _call(stage: str, text: str, out: str, config_file: str) -> None:
     """Run the stage; outside DVC its output goes to ``runs/``, never over what DVC tracks."""
     from pipeline.machine import (
         distributed,
         snapshots,  # these bring torch, which checks and help do without
     )
+    from pipeline.settings import dependencies
     from pipeline.tracking import run_log
 
     root = f"stages.{stage}.run"
-    identity = snapshots.key(stage, text, Path(__file__).resolve().parent.parent)
+    identity = dependencies.identity(stage, text, config_file)
     run = _load(stage, text)
     digest = effective.digest(effective.settings(root))
     if out or "DVC_STAGE" not in os.environ:
@@ -198,7 +199,7 @@ def _call(stage: str, text: str, out: str, track_config: str) -> None:
         if distributed.rank():
             run()
             return
-        with run_log.recorded(facts, track_config):
+        with run_log.recorded(facts, str(Path(config_file).with_name("track.gin")) if config_file else ""):
             run()
             write_atomic(folder / "config.gin", effective.gin_text(settings).encode())
             write_atomic(folder / "config.yaml", effective.yaml_text(settings).encode())

@@ -1,15 +1,20 @@
 """configure: resolves and checks every stage's settings before anything costs."""
 
+import os
 from pathlib import Path
 
 from pipeline.files import write_atomic
-from pipeline.settings import config, params, rehearsal
+from pipeline.settings import config, dependencies, effective, params, rehearsal
+
+BESIDE = ("ablate", "generate", "export", "track")  # no stages of dvc.yaml
 
 
 def run(
     *, out: str, stages: tuple[str, ...], overrides: tuple[str, ...] = (), plan: bool = False, peak: str = "", mfu: str = ""
 ) -> None:
-    """Write one canonical text per stage; one mistake anywhere and nothing is written.
+    """Write, per stage, its canonical text, and for DVC the values in effect and what its results depend on.
+
+    One mistake anywhere and nothing is written.
 
     Args:
         out: folder of the texts; "" = check only.
@@ -33,4 +38,10 @@ def run(
     models = rehearsal.rehearse(texts)
     for stage, text in texts.items() if out else ():
         write_atomic(Path(out) / f"{stage}.gin", text.encode())
+        if stage not in BESIDE:
+            write_atomic(Path(out) / f"{stage}.code", dependencies.listing(stage, text).encode())
+            config.load_text(text, stage)
+            write_atomic(Path(out) / f"{stage}.yaml", effective.yaml_text(effective.settings(f"stages.{stage}.run")).encode())
+    if out and "DVC_STAGE" in os.environ:
+        dependencies.link_outside_files(texts)
     print(f"configure: {len(texts)} stages resolved, checked and built on shapes; parameters to train: {rehearsal.sizes(models)}")

@@ -1,24 +1,9 @@
 """prepare: raw corpus -> tokenised examples, split deterministically."""
 
 from pathlib import Path
-from typing import Protocol
 
 from pipeline.corpora import prepared
-
-
-class Corpus(Protocol):
-    """What can be prepared.
-
-    ``shape``: token ids and sequence length, known before anything is read. ``prepare``: vocabulary, splits, and the hashes of what
-    was read. ``causal``: see ``Vocabulary``.
-    """
-
-    @property
-    def causal(self) -> bool: ...
-
-    def shape(self) -> tuple[int, int]: ...
-
-    def prepare(self, seed: int, out: Path) -> tuple[prepared.Vocabulary, dict[str, prepared.Split], dict[str, str]]: ...
+from pipeline.corpora.corpus import Corpus
 
 
 def run(*, out: str, corpus: Corpus, seed: int) -> None:

@@ -55,6 +55,10 @@ class Sudoku:
             raise ConfigError(f"Sudoku.size must be one of {', '.join(map(str, BOXES))}, got {self.size}")
         return self.size + 1, self.size**2
 
+    def raw_files(self) -> tuple[str, ...]:
+        """Name the files that are read: none, puzzles are generated."""
+        return ()
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Generate every split. Same seed, same puzzles; nothing is read from or written to disk.
 

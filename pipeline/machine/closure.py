@@ -1,52 +1,105 @@
-"""What code a stage's results depend on: the files that its module and its settings import, followed to the end but never run.
-
-Unfinished work is continued as long as none of these changes; dvc.yaml names them as dependencies (`make deps`).
+"""What code a result depends on: the files that a module and its settings import, followed to the end but never run, and a hash of
+each that a comment does not change.
 """
 
 import ast
+import hashlib
+import io
 import re
-from collections.abc import Iterable
+import tokenize
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
+from importlib.util import resolve_name
 from pathlib import Path
+from typing import Any
 
 PACKAGES = ("components", "pipeline", "stages")
-# Used by every stage and without influence on numbers.
-NEUTRAL = {"pipeline/errors.py", "pipeline/progress.py"}
+# Messages and progress bars: imported everywhere, without influence on what is written.
+NEUTRAL = ("pipeline/errors.py", "pipeline/progress.py")
 
 
-def closure(files: Iterable[str], code: Path) -> list[str]:
-    """The given files and all they import of this project, sorted; paths relative to ``code``."""
+def closure(files: Iterable[str], code: Path, without: Collection[str] = ()) -> list[str]:
+    """List the given files and all they import of this project, sorted; paths relative to ``code``.
+
+    Args:
+        files: where to begin.
+        code: folder that holds the packages.
+        without: files, and folders (with a slash at the end), that are neither listed nor followed, as ``NEUTRAL`` never is.
+    """
+    left_out = (*NEUTRAL, *without)
     queue, seen = set(files), set[str]()
     while queue:
         path = queue.pop()
-        if path not in seen:
-            seen.add(path)
-            queue |= imports(code / path, code)
-    return sorted(seen - NEUTRAL)
+        if path in seen or any(path.startswith(other) if other.endswith("/") else path == other for other in left_out):
+            continue
+        seen.add(path)
+        queue |= imports(code / path, code)
+    return sorted(seen)
 
 
 @cache
 def imports(path: Path, code: Path) -> frozenset[str]:
-    """Files of this project that a Python file imports."""
-    found = set[str]()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
-            for name in node.names:
-                found |= _file(f"{node.module}.{name.name}", code) or _file(node.module, code)
-        elif isinstance(node, ast.Import):
-            for name in node.names:
-                found |= _file(name.name, code)
-    return frozenset(found)
+    """List the files of this project that a Python file imports, within functions too."""
+    return frozenset(file for module in imported_modules(path) if (file := project_file(module, code)))
 
 
-def gin_imports(text: str, code: Path) -> set[str]:
-    """Files of this project that gin text imports."""
-    found = set[str]()
-    for package, name in re.findall(r"^from ([\w.]+) import (\w+)$", text, re.MULTILINE):
-        found |= _file(f"{package}.{name}", code)
-    return found
+def imported_modules(path: Path, package: str = "") -> set[str]:
+    """Name the modules that a Python file may import; of ``from a import b`` both ``a`` and ``a.b``.
+
+    Args:
+        path: of the file.
+        package: that relative imports are relative to.
+    """
+    modules = set[str]()
+    for node in _statements(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            modules |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            modules |= {module, *(f"{module}.{name.name}" for name in node.names)}
+    return modules
 
 
-def _file(module: str, code: Path) -> set[str]:
+def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield every statement, however deep; ``ast.walk`` would visit every expression too and take four times as long."""
+    queue: list[Any] = list(tree.body)
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.stmt):
+            yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            queue += getattr(node, block, ())
+
+
+def gin_modules(text: str) -> list[str]:
+    """Name the modules that a gin text imports, gin's own switches aside.
+
+    >>> gin_modules("from __gin__ import dynamic_registration\\nfrom torch import nn\\nimport mine.corpus as corpus\\n")
+    ['torch.nn', 'mine.corpus']
+    """
+    lines = re.findall(r"^(?:from ([\w.]+) )?import ([\w.]+)(?: as \w+)?$", text, re.MULTILINE)
+    return [f"{package}.{name}" if package else name for package, name in lines if package != "__gin__"]
+
+
+def project_file(module: str, code: Path) -> str:
+    """The file of a module of this project, relative to ``code``; "" if it is none."""
     path = Path(*module.split(".")).with_suffix(".py")
-    return {path.as_posix()} if path.parts[0] in PACKAGES and (code / path).is_file() else set()
+    return path.as_posix() if path.parts[0] in PACKAGES and (code / path).is_file() else ""
+
+
+@cache
+def source_hash(path: Path) -> str:
+    """Hash a Python file without its comments and blank lines (sha256, in hex); docstrings count.
+
+    The text is hashed and not the tokens, which differ from one Python to the next; the tokens say where comments and blank lines
+    are, as text within strings can look like either.
+    """
+    source = path.read_bytes()
+    lines: list[str | None] = list(io.TextIOWrapper(io.BytesIO(source), tokenize.detect_encoding(io.BytesIO(source).readline)[0]))
+    for token in tokenize.tokenize(io.BytesIO(source).readline):
+        row, column = token.start[0] - 1, token.start[1]
+        if token.type == tokenize.COMMENT:
+            lines[row] = (lines[row] or "")[:column].rstrip() + "\n"
+        if token.type in (tokenize.COMMENT, tokenize.NL) and row < len(lines) and not (lines[row] or "").strip():
+            lines[row] = None
+    return hashlib.sha256("".join(line for line in lines if line is not None).encode()).hexdigest()

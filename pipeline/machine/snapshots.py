@@ -23,7 +23,6 @@ from torch import Tensor
 
 from pipeline.errors import DataError, UserError
 from pipeline.files import sha256, synced, verify
-from pipeline.machine.closure import closure, gin_imports
 from pipeline.machine.distributed import barrier, rank
 
 STATE, DESCRIPTION = "state.safetensors", "state.json"
@@ -32,21 +31,23 @@ KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
 _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
-def key(stage: str, text: str, code: Path, place: Path = Path()) -> str:
-    """Identity of a stage's work: its settings, the manifests of the folders they name, and the code that they reach.
+def key(text: str, dependencies: str, place: Path = Path()) -> str:
+    """Identify a stage's work: its settings, the code and files they reach, and the manifests of the folders they name.
 
     Args:
-        stage: its name.
         text: resolved configuration.
-        code: folder that holds the packages.
+        dependencies: list of paths and hashes, as configure writes it for DVC.
         place: folder that names in the configuration are relative to.
     """
-    digest = hashlib.sha256(text.encode())
-    manifests = [file for folder in folders_named_in(text, place) for file in sorted((place / folder).glob("*.json"))]
-    sources = closure({f"stages/{stage}.py", *gin_imports(text, code)}, code)
-    for name, file in (*((file.name, file) for file in manifests), *((name, code / name) for name in sources)):
-        digest.update(f"{name} {sha256(file)}".encode())
+    digest = hashlib.sha256(f"{text}{dependencies}".encode())
+    for file in (file for folder in folders_named_in(text, place) for file in sorted((place / folder).glob("*.json"))):
+        digest.update(f"{file.name} {sha256(file)}".encode())
     return digest.hexdigest()
+
+
+def root() -> Path:
+    """Name the folder that holds all unfinished work."""
+    return Path(os.environ.get("SLOTLOOP_SCRATCH") or Path(os.environ.get("DVC_ROOT", ".")) / ".scratch")
 
 
 def folders_named_in(text: str, place: Path = Path()) -> list[Path]:
@@ -61,8 +62,7 @@ def kept(stage: str, identity: str) -> Iterator[None]:
     Raises:
         UserError: another process is doing the same work.
     """
-    root = Path(os.environ.get("SLOTLOOP_SCRATCH") or Path(os.environ.get("DVC_ROOT", ".")) / ".scratch")
-    folder = root / stage / identity[:16]
+    folder = root() / stage / identity[:16]
     if rank():  # the first process holds the lock and removes the folder, after all others are done
         token = _folder.set(folder)
         try:
@@ -73,7 +73,7 @@ def kept(stage: str, identity: str) -> Iterator[None]:
             _folder.reset(token)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _collect(root, keep=folder)
+    _collect(keep=folder)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +91,7 @@ def kept(stage: str, identity: str) -> Iterator[None]:
                 shutil.rmtree(folder)
                 with contextlib.suppress(OSError):  # not empty: other work is kept there
                     folder.parent.rmdir()
-                    root.rmdir()
+                    root().rmdir()
 
 
 class Scratch:
@@ -157,9 +157,9 @@ def folder(name: str) -> Path | None:
     return None if found is None else found / name
 
 
-def _collect(root: Path, keep: Path) -> None:
+def _collect(keep: Path) -> None:
     """Remove what nobody has touched for ``STALE_AFTER`` seconds."""
-    for folder in root.glob("*/*"):
+    for folder in root().glob("*/*"):
         newest = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
         if folder != keep and time.time() - newest > STALE_AFTER:
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -251,8 +251,21 @@ class Namespace:
 
 def allowed() -> tuple[str, ...]:
     """Packages that .gin files may import from."""
-    return (*ALLOWED, *filter(None, (name.strip() for name in os.environ.get(MORE_ALLOWED, "").split(","))))
+    return (*ALLOWED, *_more_allowed())
+
+
+def allowed_by_environment(module: str) -> bool:
+    """Whether the environment, and not this project, allows that .gin files import a module."""
+    return _is_within(module, _more_allowed()) and not _is_within(module, ALLOWED)
+
+
+def _more_allowed() -> tuple[str, ...]:
+    return tuple(filter(None, (name.strip() for name in os.environ.get(MORE_ALLOWED, "").split(","))))
 
 
 def _is_allowed(module: str) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in allowed())
+    return _is_within(module, allowed())
+
+
+def _is_within(module: str, packages: Iterable[str]) -> bool:
+    return any(f"{module}.".startswith(f"{package}.") for package in packages)

@@ -76,6 +76,10 @@ class QuestionAnswers:
             return self._pretrained().size, self.sequence
         return self.vocabulary, self.sequence
 
+    def raw_files(self) -> tuple[str, str]:
+        """Name the files that are read, relative to the raw folder."""
+        return self.train, self.test
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
 
@@ -108,7 +112,7 @@ class QuestionAnswers:
             first += len(part)
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
-        return vocabulary, splits, {name: sha256(folder / name) for name in (self.train, self.test)}
+        return vocabulary, splits, {name: sha256(folder / name) for name in self.raw_files()}
 
     def _pretrained(self) -> bpe.Encoding:
         assert self.tokenizer is not None

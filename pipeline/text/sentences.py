@@ -72,6 +72,10 @@ class Documents:
             raise ConfigError(f"sentences.Documents.remove is no regular expression: {error}") from None
         return MOST + 2, self.sequence
 
+    def raw_files(self) -> tuple[str, str]:
+        """Name the files that are read, relative to the raw folder."""
+        return self.train, self.test
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split into sentences, and number them in order of appearance.
 
@@ -102,7 +106,7 @@ class Documents:
         write_atomic(out / SENTENCES, "".join(json.dumps(text) + "\n" for text in ids).encode())
         vocabulary = Vocabulary(len(ids) + 2, len(ids), len(ids) + 1, self.sequence, "sentences", causal=True)
         found = {name: examples(numbered, vocabulary, first) for name, (numbered, first) in splits.items()}
-        return vocabulary, found, {name: sha256(folder / name) for name in (self.train, self.test)}
+        return vocabulary, found, {name: sha256(folder / name) for name in self.raw_files()}
 
     def _split(self, document: Texts) -> list[str]:
         text = re.sub(self.remove, "", document.texts[0]) if self.remove else document.texts[0]

@@ -9,7 +9,7 @@ import pytest
 
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.objective.deep_supervision import backward
-from tests.support.closure import ROOT
+from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE
 
 

@@ -171,6 +171,9 @@ class Corpus:
     def shape(self) -> tuple[int, int]:
         return 5, 16
 
+    def raw_files(self):
+        return ()
+
     def prepare(self, seed, out):
         raise NotImplementedError
 """

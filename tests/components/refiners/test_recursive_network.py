@@ -9,7 +9,7 @@ from components.nn.attention import rotate
 from components.refiners.core import Layout
 from components.refiners.recursive_core import RecursiveCore
 from components.refiners.recursive_network import PostNormBlock, RecursiveNetwork
-from tests.support.closure import ROOT
+from tests.conftest import ROOT
 
 DIM, HEADS, SEQ = 12, 2, 5
 PADDING = torch.tensor([[True] * 5, [True, True, True, False, False]])

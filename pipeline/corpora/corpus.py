@@ -1,0 +1,25 @@
+"""What a corpus must offer to be prepared: the protocol that corpora of one's own fill in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pipeline.corpora.prepared import Split, Vocabulary
+
+
+class Corpus(Protocol):
+    """What can be prepared.
+
+    ``shape``: token ids and sequence length, known before anything is read. ``prepare``: vocabulary, splits, and the hashes of what
+    was read. ``causal``: see ``Vocabulary``. ``raw_files``: names of the files that ``prepare`` reads, relative to the raw folder;
+    when one of them changes, DVC prepares again.
+    """
+
+    @property
+    def causal(self) -> bool: ...
+
+    def shape(self) -> tuple[int, int]: ...
+
+    def raw_files(self) -> Sequence[str]: ...
+
+    def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]: ...

@@ -1,0 +1,153 @@
+"""What a stage's results depend on beside its settings and the data of other stages: one list for DVC and for unfinished work.
+
+A line is ``name hash``. Of this project: every file that the resolved settings, the stage and the launcher reach, hashed without
+comments and blank lines. From outside: the raw files that the corpus names (``raw/...``), the files of a pretrained model that lies
+in a folder (``checkpoint/...``), and modules that the environment allows (by their dotted name). No line holds an absolute path.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.machine import snapshots
+from pipeline.machine.closure import closure, gin_modules, imported_modules, imports, project_file, source_hash
+from pipeline.machine.file_hashes import content_hash
+from pipeline.models import hub
+from pipeline.settings import config
+from pipeline.settings.ginfiles import allowed_by_environment
+from pipeline.text.jsonl import RAW_DEFAULT, raw_folder
+
+CODE = Path(__file__).resolve().parents[2]
+LAUNCHER = "stages/__main__.py"
+# What the launcher reaches without influence on what a stage writes: other stages, plans, records and help, signals, and this list.
+BESIDE = (
+    "pipeline/planning/", "pipeline/tracking/", "pipeline/settings/describe.py", "pipeline/settings/rehearsal.py",
+    "pipeline/settings/dependencies.py", "pipeline/machine/launch.py", "pipeline/machine/process.py",
+)  # fmt: skip
+LINKS = Path(RAW_DEFAULT) / "links-made-by-configure"
+
+
+@dataclass(frozen=True)
+class OutsideFile:
+    """A file outside this project that a stage reads: its name in the list, and where it lies."""
+
+    name: str
+    path: Path
+
+
+def identity(stage: str, text: str, config_file: str = "", place: Path = Path(), code: Path = CODE) -> str:
+    """Identify a stage's work (see ``snapshots.key``).
+
+    Args:
+        stage: its name.
+        text: resolved configuration.
+        config_file: that configure wrote, with the list beside it; under DVC the list must still hold.
+        place: folder that names in the configuration are relative to.
+        code: folder that holds the packages.
+
+    Raises:
+        DataError: code or a raw file has changed since configure ran, so that DVC would record what did not run.
+    """
+    current = listing(stage, text, code)
+    recorded = Path(config_file).with_suffix(".code")
+    if config_file and "DVC_STAGE" in os.environ and recorded.is_file() and recorded.read_text() != current:
+        lines = sorted(set(recorded.read_text().splitlines()) ^ set(current.splitlines()))
+        raise DataError(
+            f"{lines[0].rpartition(' ')[0]} changed after configure listed what stage {stage} depends on ({recorded}); "
+            "run: dvc repro --force configure, then dvc repro"
+        )
+    return snapshots.key(text, current, place)
+
+
+def listing(stage: str, text: str, code: Path = CODE) -> str:
+    """List what a stage's results depend on, one line ``name hash`` each; loads the settings of prepare to ask its corpus."""
+    lines = [
+        f"{file.name} {source_hash(file.path) if file.path.suffix == '.py' else content_hash(file.path)}\n"
+        for file in outside_files(stage, text)
+    ]
+    return code_listing(stage, text, code) + "".join(sorted(lines))
+
+
+def code_listing(stage: str, text: str, code: Path = CODE) -> str:
+    """List the files of this project that a stage with these settings reaches, and those of the launcher."""
+    modules = gin_modules(text)
+    reached = {f"stages/{stage}.py", *filter(None, (project_file(module, code) for module in modules))}
+    for path in _allowed_modules(modules).values():
+        reached |= imports(path, code)
+    others = [path.relative_to(code).as_posix() for path in (code / "stages").glob("*.py") if path.name != Path(LAUNCHER).name]
+    launcher = closure({LAUNCHER} if (code / LAUNCHER).is_file() else (), code, (*BESIDE, *others))
+    files = {*closure(reached, code, [LAUNCHER]), *launcher}
+    return "".join(f"{name} {source_hash(code / name)}\n" for name in sorted(files))
+
+
+def outside_files(stage: str, text: str) -> list[OutsideFile]:
+    """List the files outside this project that a stage with these settings reads."""
+    modules = [OutsideFile(name, path) for name, path in _allowed_modules(gin_modules(text)).items()]
+    return [*modules, *_checkpoint_files(text), *(_raw_files(text) if stage == "prepare" else [])]
+
+
+def link_outside_files(stages: dict[str, str], folder: Path = LINKS) -> None:
+    """Link into ``data/raw``, which configure depends on, what lies elsewhere: DVC then sees it change.
+
+    What is installed with Python is left out: an environment comes and goes, and a link to nowhere stops DVC.
+
+    Args:
+        stages: resolved text of each.
+        folder: of the links, made anew.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    raw, installed = Path(RAW_DEFAULT).resolve(), Path(sys.prefix).resolve()
+    for file in (file for stage, text in stages.items() for file in outside_files(stage, text)):
+        target, link = file.path.resolve(), folder / file.name
+        if target.is_file() and not any(parent in target.parents for parent in (raw, installed)) and not link.is_symlink():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
+
+
+def _raw_files(text: str) -> list[OutsideFile]:
+    config.load_text(text, "prepare")
+    corpus = config.argument("stages.prepare.run", "corpus")
+    return [OutsideFile(f"raw/{name.lstrip('/')}", raw_folder() / name) for name in corpus.raw_files()]
+
+
+def _checkpoint_files(text: str) -> Iterator[OutsideFile]:
+    """Files of the folders of pretrained models (they hold a config.json) that a text names."""
+    for name in sorted(set(re.findall(r"= '([^'\n]{1,255})'$", text, re.MULTILINE))):
+        try:
+            folder = hub.local(name)
+        except (ConfigError, OSError, ValueError):  # no path at all, or of a package that is not installed: the stage says so
+            continue
+        if folder is not None and (folder / "config.json").is_file():
+            files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+            yield from (OutsideFile(f"checkpoint/{folder.resolve().name}/{path.name}", path) for path in files)
+
+
+def _allowed_modules(modules: list[str]) -> dict[str, Path]:
+    """Source files of the modules that the environment allows, and of those of the same packages that they import."""
+    sources: dict[str, Path] = {}
+    queue = [module for module in modules if allowed_by_environment(module)]
+    while queue:
+        module = queue.pop()
+        if module in sources or (spec := _spec(module)) is None or spec.origin is None or not spec.origin.endswith(".py"):
+            continue
+        sources[module] = Path(spec.origin)
+        queue += [name for name in imported_modules(sources[module], spec.parent or "") if _package(name) == _package(module)]
+    return dict(sorted(sources.items()))
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
