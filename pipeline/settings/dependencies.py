@@ -56,14 +56,18 @@ def identity(stage: str, text: str, config_file: str = "", place: Path = Path(),
         DataError: code or a raw file has changed since configure ran, so that DVC would record what did not run.
     """
     current = listing(stage, text, code)
-    recorded = Path(config_file).with_suffix(".code")
-    if config_file and "DVC_STAGE" in os.environ and recorded.is_file() and recorded.read_text() != current:
-        lines = sorted(set(recorded.read_text().splitlines()) ^ set(current.splitlines()))
+    if config_file and "DVC_STAGE" in os.environ:
+        _check_recorded(stage, Path(config_file).with_suffix(".code"), current)
+    return snapshots.key(text, current, place)
+
+
+def _check_recorded(stage: str, file: Path, current: str) -> None:
+    recorded = file.read_text() if file.is_file() else current
+    if changed := sorted(set(recorded.splitlines()) ^ set(current.splitlines())):
         raise DataError(
-            f"{lines[0].rpartition(' ')[0]} changed after configure listed what stage {stage} depends on ({recorded}); "
+            f"{changed[0].rpartition(' ')[0]} changed after configure listed what stage {stage} depends on ({file}); "
             "run: dvc repro --force configure, then dvc repro"
         )
-    return snapshots.key(text, current, place)
 
 
 def listing(stage: str, text: str, code: Path = CODE) -> str:

@@ -1,4 +1,4 @@
-"""What a stage depends on: exactly the code that its settings reach, the raw files of its corpus, its checkpoint, allowed modules."""
+"""What a stage depends on: exactly the code that its settings reach, raw files of its corpus, its checkpoint, allowed modules."""
 
 import shutil
 import sys
