@@ -37,19 +37,23 @@ def closure(files: Iterable[str], code: Path, without: Collection[str] = ()) -> 
     return sorted(seen)
 
 
-@cache
-def imports(path: Path, code: Path) -> frozenset[str]:
+def imports(path: Path, code: Path) -> set[str]:
     """List the files of this project that a Python file imports, within functions too."""
-    return frozenset(file for module in imported_modules(path) if (file := project_file(module, code)))
+    return {file for module in imported_modules(path) if (file := project_file(module, code))}
 
 
-def imported_modules(path: Path, package: str = "") -> set[str]:
+def imported_modules(path: Path, package: str = "") -> frozenset[str]:
     """Name the modules that a Python file may import; of ``from a import b`` both ``a`` and ``a.b``.
 
     Args:
         path: of the file.
         package: that relative imports are relative to.
     """
+    return _imported_modules(path, package, _stamp(path))
+
+
+@cache
+def _imported_modules(path: Path, package: str, stamp: tuple[int, int]) -> frozenset[str]:
     modules = set[str]()
     for node in _statements(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
@@ -57,7 +61,13 @@ def imported_modules(path: Path, package: str = "") -> set[str]:
         elif isinstance(node, ast.ImportFrom) and (package or not node.level):
             module = resolve_name("." * node.level + (node.module or ""), package)
             modules |= {module, *(f"{module}.{name.name}" for name in node.names)}
-    return modules
+    return frozenset(modules)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change: a long-lived process reads a file anew after an edit, and once between two."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.stmt]:
@@ -87,13 +97,17 @@ def project_file(module: str, code: Path) -> str:
     return path.as_posix() if path.parts[0] in PACKAGES and (code / path).is_file() else ""
 
 
-@cache
 def source_hash(path: Path) -> str:
     """Hash a Python file without its comments and blank lines (sha256, in hex); docstrings count.
 
     The text is hashed and not the tokens, which differ from one Python to the next; the tokens say where comments and blank lines
     are, as text within strings can look like either.
     """
+    return _source_hash(path, _stamp(path))
+
+
+@cache
+def _source_hash(path: Path, stamp: tuple[int, int]) -> str:
     source = path.read_bytes()
     lines: list[str | None] = list(io.TextIOWrapper(io.BytesIO(source), tokenize.detect_encoding(io.BytesIO(source).readline)[0]))
     for token in tokenize.tokenize(io.BytesIO(source).readline):

@@ -15,7 +15,6 @@ from ruamel.yaml import YAML
 
 from pipeline import ablation
 from pipeline.errors import ConfigError, UserError
-from pipeline.machine.closure import imports
 from pipeline.reporting import figures
 from tests.conftest import workspace
 
@@ -77,9 +76,7 @@ def jobs(tmp_path, monkeypatch):
     for file, content in {"raw/train.txt": "one", **{f"code/stages/{stage}.py": "1" for stage in STAGES}}.items():
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(content)
-    imports.cache_clear()
     yield made
-    imports.cache_clear()
 
 
 VARIANTS = {"better": ["a.b=1", "c=@d.e"], "same": ["a.b=2"]}
@@ -159,7 +156,6 @@ def test_what_an_edit_of_code_or_inputs_reaches_is_run_again(jobs, tmp_path, edi
     ablate()
     jobs.ran.clear()
     (tmp_path / edited).write_text('{"edited": 1}' if edited.endswith("json") else "2")
-    imports.cache_clear()
     ablate()
     assert jobs.stages() == sorted(again)  # what is written anew and comes out the same goes no further
     assert {seed for seed, *_ in jobs.ran} == ({0} if "seed-0" in edited else {0, 1})

@@ -1,5 +1,7 @@
 """The files that a file's imports lead to, read and not run, and their hashes."""
 
+import hashlib
+
 import pytest
 
 from pipeline.machine.closure import closure, gin_modules, imported_modules, imports, project_file, source_hash
@@ -97,8 +99,12 @@ def test_a_hash_changes_with_the_code_and_not_with_comments(tmp_path, change):
 
 
 def test_without_comments_and_blank_lines_the_hash_is_of_the_text(tmp_path):
-    """What it is, in plain words: stable over Python's versions, whose tokens differ."""
-    import hashlib
-
     (tmp_path / "a.py").write_text("x = f'{1}#'\nif x:\n    y = 2\n")
     assert source_hash(tmp_path / "a.py") == hashlib.sha256(b"x = f'{1}#'\nif x:\n    y = 2\n").hexdigest()
+
+
+def test_an_edit_is_seen_by_a_process_that_read_the_file_before(code):
+    file = code / "components/d.py"
+    before = source_hash(file)
+    file.write_text("import components.c\n")
+    assert source_hash(file) != before and closure({"components/d.py"}, code) == ["components/c.py", "components/d.py"]
