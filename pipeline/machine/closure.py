@@ -5,6 +5,7 @@ each that a comment does not change.
 import ast
 import hashlib
 import io
+import os
 import re
 import tokenize
 from collections.abc import Collection, Iterable, Iterator
@@ -93,8 +94,10 @@ def gin_modules(text: str) -> list[str]:
 
 def project_file(module: str, code: Path) -> str:
     """The file of a module of this project, relative to ``code``; "" if it is none."""
-    path = Path(*module.split(".")).with_suffix(".py")
-    return path.as_posix() if path.parts[0] in PACKAGES and (code / path).is_file() else ""
+    if module.partition(".")[0] not in PACKAGES:
+        return ""
+    file = f"{module.replace('.', '/')}.py"
+    return file if os.path.isfile(f"{code}/{file}") else ""
 
 
 def source_hash(path: Path) -> str:
