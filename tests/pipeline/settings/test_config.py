@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from pipeline.errors import ConfigError
-from pipeline.settings import config, params
+from pipeline.settings import config, dependencies, params
 from stages import configure
 from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
@@ -453,7 +454,11 @@ def test_one_parameter_can_be_set(root):
 def test_configure_writes_every_text(root, capsys):
     Path("params.yaml").write_text(SMOKE)
     configure.run(out="build", stages=SECTIONS)
-    assert {p.stem: p.read_text() for p in Path("build").iterdir()} == {stage: resolve(stage) for stage in SECTIONS}
+    assert {p.stem: p.read_text() for p in Path("build").glob("*.gin")} == {stage: resolve(stage) for stage in SECTIONS}
+    for kind in ("code", "yaml"):
+        assert {p.stem for p in Path("build").glob(f"*.{kind}")} == set(STAGES)
+    assert Path("build/warmup.code").read_text() == dependencies.listing("warmup", resolve("warmup"))
+    assert YAML(typ="safe").load(Path("build/prepare.yaml"))["sudoku"]["Sudoku"]["size"] == 4
     told = capsys.readouterr().out
     assert told.startswith("configure: 13 stages resolved, checked and built on shapes; parameters to train: backbone 6,640, ")
 
