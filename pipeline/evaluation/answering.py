@@ -147,7 +147,7 @@ def _metrics(judged: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: 
     return {
         **{name: evaluator.mean(right, ones, group) for name, right in judged.right.items()},
         "minus_frozen": {name: evaluator.paired(right, frozen.right[name], ones, group) for name, right in judged.right.items()},
-        "function_evaluations": float(judged.evaluations.mean()),
+        "function_evaluations": evaluator.mean(judged.evaluations, ones, group),
         "recursion_steps": model.n_steps,
     }
 

@@ -100,14 +100,14 @@ def assess(
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][asked.headline].items() if not k.startswith("decode_")}
         metrics[name] |= _of_the_recursion(model, again, asked.halts, split.group, runtime)
-    metrics["differences"] = _differences(prepared, measures, counted)
     written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
     if asked.forgetting is not None:
         for name, values in measure_forgetting(prepared, loaded, asked.forgetting, size, seed, runtime).items():
             metrics[name]["forgetting"] = values
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics})
+    beside = {"headline": asked.headline, "measures": list(measures), "differences": _differences(prepared, measures, counted)}
+    write_json(out / "metrics.json", {**beside, **prepared.provenance, "models": metrics})
     _write_samples(prepared, loaded, split_name, asked.samples, written, out, runtime)
 
 

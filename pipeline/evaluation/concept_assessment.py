@@ -63,6 +63,7 @@ def assess(
     names = [*loaded, *BASELINES]
     metrics: dict[str, Any] = {name: {} for name in names}
     differences: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, int] = {}
     with Progress("evaluate", len(measures) * len(names), "models") as bar:
         for measure, (split_name, _) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
@@ -78,12 +79,13 @@ def assess(
             for a, b in pairs(names):
                 compared = compare(found[a][-1], found[b][-1], groups(split))
                 differences.setdefault(f"{a} - {b}", {})[measure] = compared
-            metrics.setdefault("candidates", {})[measure] = len(ids)
+            candidates[measure] = len(ids)
     for name in names:
         metrics[name] |= metrics[name][asked.headline]
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics, "differences": differences})
+    beside = {"headline": asked.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
+    write_json(out / "metrics.json", {**beside, **prepared.provenance, "models": metrics})
     write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
     _write_samples(prepared, loaded, table, measures[asked.headline][0], asked.samples, out, runtime, seed)
 

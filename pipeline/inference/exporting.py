@@ -124,14 +124,15 @@ def _facts(phase: str, found: Opened, base: str | None, licence: str | None) -> 
 
 
 def _results(phase: str, metrics: Path) -> str:
-    """What evaluate found of the model and of the frozen backbone; nothing if it did not look."""
-    held: Any = read_json(metrics, "evaluate") if metrics.is_file() else {}
-    if phase not in held:
+    """The evaluation's metrics of the model and of the frozen backbone; nothing if it was not evaluated."""
+    evaluation: Any = read_json(metrics, "evaluate") if metrics.is_file() else {"models": {}}
+    models = evaluation["models"]
+    if phase not in models:
         return ""
-    names = [name for name in ("exact", "token_accuracy", "nll") if name in held[phase]]
+    names = [name for name in ("exact", "token_accuracy", "nll") if name in models[phase]]
     rows = [
         ["model", *names],
-        *([name, *(cell(held[name][metric]) for metric in names)] for name in ("frozen", phase) if name in held),
+        *([name, *(cell(models[name][metric]) for metric in names)] for name in ("frozen", phase) if name in models),
     ]
-    n = held[phase][names[0]]["n"]
-    return f"\n## Results\n\n{held['headline']}, on test ({n} examples), mean and 95 % interval:\n\n{markdown(rows)}"
+    n = models[phase][names[0]]["n"]
+    return f"\n## Results\n\n{evaluation['headline']}, on test ({n} examples), mean and 95 % interval:\n\n{markdown(rows)}"

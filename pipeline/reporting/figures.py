@@ -73,13 +73,13 @@ def ablations(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _save(figure, path)
 
 
-def by_step(metrics: Mapping[str, Any], models: Sequence[str], metric: str, label: str, path: Path) -> None:
+def by_step(models: Mapping[str, Any], metric: str, label: str, path: Path) -> None:
     """A metric with its interval after each recursion step, refined models; backbones as horizontal lines."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.6, 3.2))
-        longest = max(len(metrics[name][f"{metric}_by_step"]) for name in models)
-        for name in models:
-            values = metrics[name][f"{metric}_by_step"]
+        longest = max(len(measured[f"{metric}_by_step"]) for measured in models.values())
+        for name, measured in models.items():
+            values = measured[f"{metric}_by_step"]
             if len(values) == 1:
                 axis.axhline(values[0]["mean"], color=MODELS.get(name), ls="--", lw=1.2, label=name)
                 axis.axhspan(values[0]["low"], values[0]["high"], color=MODELS.get(name), alpha=0.08, lw=0)

@@ -9,10 +9,11 @@ from typing import Any
 
 def single(files: Path) -> dict[str, float]:
     """Every finite number of a run's metrics by its name; those of a folder below carry its name."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for folder, metrics in _metrics(files):
-        found |= {f"{folder}/{name}" if folder else name: value for name, value in flat(metrics).items() if math.isfinite(value)}
-    return found
+        named = {**{name: value for name, value in metrics.items() if name != "models"}, **metrics.get("models", {})}
+        numbers |= {f"{folder}/{name}" if folder else name: value for name, value in flat(named).items() if math.isfinite(value)}
+    return numbers
 
 
 def curves(files: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
@@ -20,8 +21,8 @@ def curves(files: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
     for folder, metrics in _metrics(files):
         if metrics.get("validation"):
             yield folder, "validation/loss", [(entry["step"], entry["loss"]) for entry in metrics["validation"]]
-        for model, held in metrics.items():
-            for name, values in held.items() if isinstance(held, dict) else ():
+        for model, measured in metrics.get("models", {}).items():
+            for name, values in measured.items():
                 if name.endswith("_by_step"):
                     yield from ((folder, f"{key}/{model}", points) for key, points in _over_steps(name, values).items())
 

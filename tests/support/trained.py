@@ -21,7 +21,7 @@ PUZZLE = "12../..../..4./..2."
 def puzzles(folder):
     """``data/backbone``, ``data/prepared``, ``outputs/joint`` and what evaluate found of it."""
     model = {"exact": {"mean": 0.9, "low": 0.8, "high": 1.0, "n": 30}, "nll": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 30}}
-    write_json(folder / "outputs/evaluate/metrics.json", {"headline": "test_5", "frozen": model, "joint": model})
+    write_json(folder / "outputs/evaluate/metrics.json", {"headline": "test_5", "models": {"frozen": model, "joint": model}})
     return written(folder, PUZZLES)
 
 
