@@ -41,7 +41,7 @@ def run(
     """
     base = Backbone(backbone)
     model = checkpoint.load_refined(joint, base, "joint", 0)
-    save = partial(checkpoint.save_model, Path(out), model, base)
+    save = partial(checkpoint.save_model, Path(out), model, base, joint)
     if steps == 0:
         phase.skipped(out, save)
         return

@@ -26,8 +26,8 @@ from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress
-from pipeline.text import prompt_template
-from pipeline.text.detokenise import Render, renderer
+from pipeline.text.detokenise import Render
+from pipeline.text.rendering import rendering_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ def answered(
     Raises:
         ConfigError: the corpus is none of text.
     """
-    if prepared.vocabulary.rendering != "text":
+    rendering = rendering_of(prepared.vocabulary.rendering)
+    if (encoding := rendering.encoding(prepared.folder)) is None:
         raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
-    end, render = prompt_template.read(prepared.folder)[0].id("end"), renderer(prepared.vocabulary, prepared.folder)
+    end, render = encoding.id("end"), rendering.renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
     expected = [answers.expected(text) for text in references]

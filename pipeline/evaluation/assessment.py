@@ -28,7 +28,8 @@ from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
 from pipeline.progress import Progress
-from pipeline.text.detokenise import Render, renderer
+from pipeline.text.detokenise import Render
+from pipeline.text.rendering import rendering_of
 
 T = TypeVar("T")
 PAIRS = (
@@ -74,7 +75,7 @@ def assess(
     measures, seed, size = asked.measures, asked.seed, asked.batch_size
     whole = _made("answers", asked.answers), _made("likelihood", asked.likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = opened(backbone, models, runtime)
+    loaded = load_models(backbone, models, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(loaded) * (len(measures) + len(asked.decodes)), "measures") as bar:
@@ -106,8 +107,8 @@ def assess(
             metrics[name]["forgetting"] = values
     if rank():
         return
-    beside = {"headline": asked.headline, "measures": list(measures), "differences": _differences(prepared, measures, counted)}
-    write_json(out / "metrics.json", {**beside, **prepared.provenance, "models": metrics})
+    common = {"headline": asked.headline, "measures": list(measures), "differences": _differences(prepared, measures, counted)}
+    write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     _write_samples(prepared, loaded, split_name, asked.samples, written, out, runtime)
 
 
@@ -166,8 +167,8 @@ def _whole_answers(
     return lines
 
 
-def opened(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
-    """The frozen backbone and every trained model over its very weights, without phases that were switched off."""
+def load_models(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
+    """Load the frozen backbone and every trained model over its very weights, without phases that were switched off."""
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}
     for name, folder in folders.items():
@@ -191,7 +192,7 @@ def _write_samples(
     """
     split = prepared.split(split_name)
     split = split.take(slice(0, min(samples, len(split))))
-    render = renderer(prepared.vocabulary, prepared.folder)
+    render = rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder)
     traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
     lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
     write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())

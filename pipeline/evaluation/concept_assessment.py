@@ -19,16 +19,17 @@ from components.batch import Batch
 from components.inference.metrics import intervals
 from components.inference.retrieval import METRICS, Scores, nearest, scores
 from components.model import Model
-from pipeline.corpora.prepared import Prepared, Split, texts
+from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.assessment import PAIRS, EvalConfig, opened
+from pipeline.evaluation.assessment import PAIRS, EvalConfig, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.progress import Progress
+from pipeline.text.rendering import rendering_of
 
 ROWS = 512  # documents that are looked at together
 BASELINES = ("copy_previous", "context_mean")
@@ -57,7 +58,7 @@ def assess(
             "forgetting None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = opened(backbone, models, runtime)
+    loaded = load_models(backbone, models, runtime)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)
     names = [*loaded, *BASELINES]
@@ -84,8 +85,8 @@ def assess(
         metrics[name] |= metrics[name][asked.headline]
     if rank():
         return
-    beside = {"headline": asked.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
-    write_json(out / "metrics.json", {**beside, **prepared.provenance, "models": metrics})
+    common = {"headline": asked.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
+    write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
     _write_samples(prepared, loaded, table, measures[asked.headline][0], asked.samples, out, runtime, seed)
 
@@ -161,7 +162,10 @@ def _write_samples(
     out: Path, runtime: Runtime, seed: int,
 ) -> None:  # fmt: skip
     """samples.jsonl: a document without its end, that end, and the candidate nearest to each model's prediction after each step."""
-    whole, sentences = prepared.split(split_name), texts(prepared.folder)
+    whole, render = (
+        prepared.split(split_name),
+        rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder),
+    )
     split = whole.take(torch.linspace(0, len(whole) - 1, min(samples, len(whole))).long())
     ids, ends = targets(whole).unique(), split.response.sum(1).cumsum(0) - 1
     candidates = rows(table, ids)
@@ -171,7 +175,7 @@ def _write_samples(
     }
     lines = []
     for row, (tokens, length) in enumerate(zip(split.tokens.tolist(), split.lengths().tolist(), strict=True)):
-        document = [sentences[i] for i in tokens[:length]]
-        answers = {name: [sentences[ids[step[row]]] for step in steps] for name, steps in said.items()}
+        document = [render([token]) for token in tokens[:length]]
+        answers = {name: [render([int(ids[step[row]])]) for step in steps] for name, steps in said.items()}
         lines.append({"context": document[:-1], "truth": document[-1], "models": answers})
     write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -22,10 +22,10 @@ from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
-from pipeline.inference import exported
+from pipeline.inference.exported import load_inference_model
 from pipeline.inference.predictor import predictor
 from pipeline.machine.runtime import Runtime
-from pipeline.text.prompts import Prompt, prompts_of
+from pipeline.text.prompts import Prompt
 
 GREEDY = Sampler()  # one token a pass, the most certain first
 
@@ -90,13 +90,13 @@ class Generator:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
         self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
-        found = exported.opened(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
-        self.model, self.vocabulary = found.model.to(self.runtime.device).eval(), found.backbone.vocabulary
+        loaded = load_inference_model(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
+        self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
+        self.prompts = loaded.prompts
         if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):
             raise ConfigError(
                 "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and no halt"
             )
-        self.prompts = prompts_of(self.vocabulary, found.texts, found.backbone.architecture["seq"])
 
     @overload
     def __call__(self, prompt: Prompt) -> Answer: ...  # type: ignore[overload-overlap]  # a str is no sequence of prompts

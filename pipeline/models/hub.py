@@ -48,7 +48,7 @@ def file(path: str, revision: str | None, name: str) -> Path:
         if not found.is_file():
             raise DataError(f"{path} holds no {name}; expected the folder of a pretrained model")
         return found
-    with _told(path, revision):
+    with _errors_in_words(path, revision):
         return Path(_library().hf_hub_download(path, name, revision=revision))
 
 
@@ -60,7 +60,7 @@ def folder(path: str, revision: str | None) -> Path:
     """
     found = local(path)
     if found is None:
-        with _told(path, revision):
+        with _errors_in_words(path, revision):
             _check_space(path, revision)
             found = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
     if not any(found.glob("*.safetensors")):
@@ -68,8 +68,8 @@ def folder(path: str, revision: str | None) -> Path:
     return found
 
 
-def described(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file that decides what the model computes."""
+def describe_files(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
+    """Read size and sha256 of every file that decides what the model computes."""
     where = folder(path, revision)
     names = sorted(found.name for pattern in ("*.safetensors", "config.json") for found in where.glob(pattern))
     return {name: {"bytes": (where / name).stat().st_size, "sha256": sha256(where / name)} for name in names}
@@ -109,7 +109,7 @@ def _check_space(path: str, revision: str | None) -> None:
 
 
 @contextmanager
-def _told(path: str, revision: str | None) -> Iterator[None]:
+def _errors_in_words(path: str, revision: str | None) -> Iterator[None]:
     """What goes wrong with the hub, in words."""
     _library()
     from huggingface_hub import errors

@@ -111,7 +111,7 @@ def model(
     sentences = texts(Path(prepared))
     if len(sentences) != vocab - 2:
         raise DataError(f"{prepared} has {vocab - 2} ids of sentences and {len(sentences)} texts; run dvc repro prepare")
-    encoder = opened(config, path, revision, pooling, language, torch.device(device))
+    encoder = load_encoder(config, path, revision, pooling, language, torch.device(device))
     splits = [Prepared(prepared).split(name) for name in ("train", "validation")]
     train = splits[0]
     assert train.valid is not None
@@ -119,7 +119,7 @@ def model(
     penalty = regressed(table, *splits)
     table.origin = {
         "encoder": {"path": path, "revision": revision, "class": type(encoder.model).__name__, "language": language},
-        "files": hub.described(path, revision),
+        "files": hub.describe_files(path, revision),
         "sentences": sha256(Path(prepared) / SENTENCES),
         "penalty": penalty,
     }
@@ -142,8 +142,10 @@ def regressed(table: SentenceTable, train: Split, validation: Split) -> float:
     return best.penalty
 
 
-def opened(config: Any, path: str, revision: str | None, pooling: Pooling, language: str | None, device: torch.device) -> Encoder:
-    """The encoder with its weights, in float32.
+def load_encoder(
+    config: Any, path: str, revision: str | None, pooling: Pooling, language: str | None, device: torch.device
+) -> Encoder:
+    """Load the encoder with its weights, in float32.
 
     Raises:
         ConfigError: transformers does not know the class that the checkpoint names.
@@ -155,11 +157,11 @@ def opened(config: Any, path: str, revision: str | None, pooling: Pooling, langu
     if cls is None:
         raise ConfigError(f"{path} names its class '{name}', which transformers does not have for '{config.model_type}'")
     folder = hub.folder(path, revision)
-    found, told = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-    complete(path, told)
+    model, loading = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    complete(path, loading)
     words = {} if language is None else {"src_lang": language}
     tokenizer = library.AutoTokenizer.from_pretrained(folder, **words)
-    return Encoder(tokenizer, found.eval().to(device), pooling, device)
+    return Encoder(tokenizer, model.eval().to(device), pooling, device)
 
 
 def encoded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:

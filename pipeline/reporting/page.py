@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.files import read_json, write_atomic
 from pipeline.reporting import concept_reporting, figures, tables
 from pipeline.reporting.findings import findings
+from pipeline.text.rendering import rendering_of
 from pipeline.training import curves
 
 HEAD = """# Results on test
@@ -50,7 +51,8 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
     curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
     models = {name: metrics["models"][name] for name in figures.MODELS if name in metrics["models"]}
-    if trace["rendering"] == "sentences":
+    rendering = rendering_of(trace["rendering"])
+    if rendering.predicts == "embeddings":
         write_atomic(out / "steps.csv", tables.steps_csv(models, "cosine").encode())
         return concept_reporting.report(out, metrics, curve)
     measures, differences, headline = (metrics[key] for key in ("measures", "differences", "headline"))
@@ -62,8 +64,8 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
     pictures = ["losses", "steps", "slots"]
     refined = next(name for name in ("finetune", "joint", "warmup") if name in models)
-    if trace["rendering"] == "sudoku":
-        figures.puzzles(trace, refined, _hardest(trace, 3), out / "puzzles.png")
+    if rendering.cell is not None:
+        figures.puzzles(trace, refined, _hardest(trace, 3), rendering.cell, out / "puzzles.png")
         pictures.append("puzzles")
 
     table = tables.results(models, measures, trained)

@@ -7,7 +7,7 @@ from typing import Protocol
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
 from pipeline.text import prompt_template
-from pipeline.text.detokenise import renderer
+from pipeline.text.detokenise import cell, puzzle_renderer, text_renderer
 from pipeline.text.jsonl import checked, fields_of
 
 Prompt = str | Mapping[str, str]  # of several fields: a mapping, as a line of JSON holds them
@@ -43,24 +43,13 @@ class Prompts(Protocol):
         """One token by itself."""
 
 
-def prompts_of(vocabulary: Vocabulary, folder: Path, longest: int | None) -> Prompts:
-    """The kind that a corpus has.
-
-    Args:
-        vocabulary: its token ids.
-        folder: with its tokenizer, if it is text.
-        longest: sequence that the model can read; None = any.
-    """
-    return Puzzles(vocabulary, folder) if vocabulary.rendering == "sudoku" else Texts(vocabulary, folder, longest)
-
-
 class Puzzles:
     """Grids: a digit for each clue, ".", "0" or "_" for each empty cell; "/" and white space between rows say nothing."""
 
     end_id: int | None = None
 
-    def __init__(self, vocabulary: Vocabulary, folder: Path) -> None:
-        self.vocabulary, self.render = vocabulary, renderer(vocabulary, folder)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.render = vocabulary, puzzle_renderer(vocabulary)
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """Cells as ids; a puzzle's answer has no length of its own."""
@@ -87,7 +76,7 @@ class Puzzles:
 
     def token(self, token: int) -> str:
         """Its digit."""
-        return str(token + 1) if token != self.vocabulary.mask_id else "."
+        return cell(token) if token != self.vocabulary.mask_id else "."
 
 
 class Texts:
@@ -99,7 +88,7 @@ class Texts:
 
     def __init__(self, vocabulary: Vocabulary, folder: Path, longest: int | None) -> None:
         self.vocabulary, self.longest = vocabulary, longest
-        self.render = renderer(vocabulary, folder)
+        self.render = text_renderer(vocabulary, folder)
         self.encoding, self.wording = prompt_template.read(folder)
         self.fields = fields_of(self.wording.prompt)
         self.end_id: int | None = self.encoding.id("end")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
@@ -104,6 +105,16 @@ def test_finetune_on_trains_every_layer(copy_of):
     assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith("blocks.0"))
     run_stages(copy_of, ("evaluate",))
     assert "finetune" in json.loads((copy_of / "outputs/evaluate/metrics.json").read_text())["models"]
+
+
+@pytest.mark.parametrize("folder", ["warmup", "joint", "finetune", "controls/backbone", "controls/warmup"])
+def test_what_is_stored_of_the_backbone_is_what_differs_from_it(finished, folder):
+    stored = load_file(finished / "outputs" / folder / "model.safetensors")
+    backbone = Backbone(finished / "data/backbone").model().state_dict()
+    model = load_model(finished / "outputs" / folder, Backbone(finished / "data/backbone"), folder)
+    weights = getattr(model, "backbone", model).state_dict()
+    differing = {f"backbone.{name}" for name, value in weights.items() if not torch.equal(value, backbone[name])}
+    assert {name for name in stored if not name.startswith("refiner.")} == differing
 
 
 def test_controls_spend_the_compute_they_are_matched_to(finished):

@@ -12,7 +12,7 @@ from components.inference.halting import by_probability
 from components.inference.likelihood import Likelihood
 from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.assessment import EvalConfig, assess, opened
+from pipeline.evaluation.assessment import EvalConfig, assess, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
 
@@ -121,7 +121,7 @@ def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
 
 def test_models_share_what_was_not_trained(finished, runtime):
     folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
-    models = opened(Backbone(finished / "data/backbone"), folders, runtime)
+    models = load_models(Backbone(finished / "data/backbone"), folders, runtime)
     tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
     frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
     assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)

@@ -38,7 +38,7 @@ def slots(path, scale=1.0):
 
 
 def puzzles(path, scale=1.0):
-    figures.puzzles(trace(ids=int(scale)), "joint", [0], path)
+    figures.puzzles(trace(ids=int(scale)), "joint", [0], lambda token: str(token + 1), path)
 
 
 DRAWN = [losses, by_step, slots, puzzles]

@@ -7,7 +7,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import write_json
 from pipeline.text import tokenizer as bpe
 from pipeline.text.prompt_template import WORDING, PromptTemplate, write
-from pipeline.text.prompts import prompts_of
+from pipeline.text.prompts import Puzzles, Texts
 from tests.support.trained import PUZZLE, PUZZLES, TEXTS
 
 M = PUZZLES.mask_id
@@ -15,13 +15,13 @@ M = PUZZLES.mask_id
 
 @pytest.fixture
 def puzzles(tmp_path):
-    return prompts_of(PUZZLES, tmp_path, 16)
+    return Puzzles(PUZZLES)
 
 
 def texts_in(folder, prompt="Q: {question}\n", longest=64, frame=()):
     encoding = bpe.trained(TEXTS, 290)
     write(folder, encoding, PromptTemplate(prompt, encoding.special, *frame))
-    return prompts_of(Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"), folder, longest), encoding
+    return Texts(Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"), folder, longest), encoding
 
 
 @pytest.mark.parametrize("written", [PUZZLE, "12../....\n..4./..2.", "12__ ____ 0040 __2_", "1 2 . . . . . . . . 4 . . . 2 ."])
@@ -98,7 +98,7 @@ def test_a_chat_stands_around_the_prompt(tmp_path):
 def test_a_causal_answer_is_what_is_written(tmp_path):
     encoding = bpe.trained(TEXTS, 290)
     write(tmp_path, encoding, PromptTemplate("{question}", {"end": "<end>", "pad": "<pad>"}))
-    texts = prompts_of(Vocabulary(encoding.size, encoding.size, encoding.id("pad"), 48, "text", causal=True), tmp_path, 48)
+    texts = Texts(Vocabulary(encoding.size, encoding.size, encoding.id("pad"), 48, "text", causal=True), tmp_path, 48)
     canvas, words = texts.canvas("Tom", 6), encoding.encode(" buys 3")
     prompt, none = canvas[: canvas.index(encoding.size)], encoding.size
     for rest in ([none] * 9, [encoding.id("end")] * 9):
@@ -109,7 +109,7 @@ def test_a_causal_answer_is_what_is_written(tmp_path):
 def test_another_models_tokenizer_is_refused(tmp_path):
     _, encoding = texts_in(tmp_path)
     with pytest.raises(DataError, match=r"tokenizer.json is not the tokenizer of this model"):
-        prompts_of(Vocabulary(encoding.size + 1, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
+        Texts(Vocabulary(encoding.size + 1, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +120,11 @@ def test_a_malformed_wording_is_told(tmp_path, content):
     _, encoding = texts_in(tmp_path)
     write_json(tmp_path / WORDING, content)
     with pytest.raises(UserError):
-        prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
+        Texts(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
 
 
 def test_a_folder_prepared_before_there_was_one_names_the_stage(tmp_path):
     _, encoding = texts_in(tmp_path)
     (tmp_path / WORDING).unlink()
     with pytest.raises(DataError, match=r"prompt_template.json does not exist; it is written by stage prepare"):
-        prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
+        Texts(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
