@@ -47,6 +47,7 @@ def run(
         seed: of masks and order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     base = Backbone(backbone)
     continued = base.model()
     folder = Path(out) / "backbone"

@@ -55,6 +55,7 @@ def run(
         seed: of the masks.
         runtime: where it computes.
     """
+    runtime.enter_process()
     data = Limited(prepared, limit)
     assess = ASSESSMENTS[rendering_of(data.vocabulary.rendering).predicts]
     config = assessment.EvalConfig(

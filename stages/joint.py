@@ -39,6 +39,7 @@ def run(
         seed: of the order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     base = Backbone(backbone)
     sources = partial(states, backbone=base)
     model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)

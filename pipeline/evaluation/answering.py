@@ -104,8 +104,8 @@ def generated(
     for number, batch in islice(batches, rank(), None, world()):
         mine.append(cached_result(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
         bar.advance(len(batch))
-    found = evaluator.interleaved(gathered(mine))
-    return torch.cat([batch["tokens"] for batch in found]), torch.cat([batch["evaluations"] for batch in found])
+    decoded = evaluator.interleaved(gathered(mine))
+    return torch.cat([batch["tokens"] for batch in decoded]), torch.cat([batch["evaluations"] for batch in decoded])
 
 
 def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
@@ -172,11 +172,11 @@ def _lines(
             "expected": expected[row],
             "generated": {
                 name: {
-                    "text": found.texts[row],
-                    "extracted": found.results[row],
-                    "right": {pattern: bool(right[row]) for pattern, right in found.right.items()},
+                    "text": answers.texts[row],
+                    "extracted": answers.results[row],
+                    "right": {pattern: bool(right[row]) for pattern, right in answers.right.items()},
                 }
-                for name, found in judged.items()
+                for name, answers in judged.items()
             },
         }
         for row in range(len(split))

@@ -60,7 +60,7 @@ class Generator:
         halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
         batch_size: prompts answered together.
         remote_code: run code that comes with an exported model's backbone. Read it first.
-        runtime: where it computes; None = on the CPU, with the threads that torch has.
+        runtime: where it computes, in force during each call and no longer; None = on the CPU, with the threads that torch has.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -116,13 +116,20 @@ class Generator:
         canvases = [self.prompts.canvas(prompt, self.length) for prompt in prompts]
         for first in range(0, len(canvases), self.batch_size):
             part = canvases[first : first + self.batch_size]
-            yield self._answers(deque(self._passes(part), maxlen=1).pop(), part)
+            with self.runtime.in_force():
+                answers = self._answers(deque(self._passes(part), maxlen=1).pop(), part)
+            yield answers
 
     def stream(self, prompt: Prompt) -> Iterator[Answer]:
         """The answer before the first pass and after each; the last one is whole."""
         canvas = self.prompts.canvas(prompt, self.length)
-        for found in self._passes([canvas]):
-            yield self._answers(found, [canvas])[0]
+        passes = self._passes([canvas])
+        while True:
+            with self.runtime.in_force():  # and not while the caller has the answer
+                made = next(passes, None)
+            if made is None:
+                return
+            yield self._answers(made, [canvas])[0]
 
     def _passes(self, canvases: list[list[int]]) -> Iterator[Pass]:
         """What the sampler leaves before the first pass and after each."""
