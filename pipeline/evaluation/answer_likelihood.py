@@ -27,7 +27,7 @@ from pipeline.progress import Progress
 def estimated(
     prepared: Prepared, models: Mapping[str, Model], likelihood: Likelihood, size: int, seed: int, runtime: Runtime
 ) -> dict[str, Any]:
-    """Metrics by model.
+    """Estimate every model's likelihood of the same answers.
 
     Args:
         prepared: the corpus.

@@ -32,7 +32,7 @@ from pipeline.text.rendering import rendering_of
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What a model wrote.
+    """Answers that a model generated, judged by their results.
 
     Attributes:
         texts: one an example.
@@ -50,7 +50,7 @@ class JudgedAnswers:
 def answered(
     prepared: Prepared, models: Mapping[str, Model], answers: Answers, size: int, runtime: Runtime
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Generate with every model and judge.
+    """Generate answers with every model and judge them.
 
     Args:
         prepared: the corpus, of text.

@@ -47,7 +47,7 @@ def assess(
     """Evaluate everything and write it. Each process computes all of it.
 
     Raises:
-        ConfigError: what is asked for has no meaning for sentences.
+        ConfigError: a setting has no meaning for sentences.
         DataError: a model, split or backbone does not fit.
     """
     measures, seed, size = config.measures, config.seed, config.batch_size

@@ -49,9 +49,9 @@ def load_inference_model(folder: Path, backbone: Path, prepared: Path, *, remote
         check(folder)
         backbone, prepared = folder / BASE, folder
     stage = "backbone" if folder == backbone else folder.name
-    opened = open_model_folder(folder)
+    model_folder = open_model_folder(folder)
     try:
-        base = Backbone(opened if opened.kind == "backbone" else backbone)
+        base = Backbone(model_folder if model_folder.kind == "backbone" else backbone)
         prompts = rendering_of(base.vocabulary.rendering).prompts(base.vocabulary, prepared, base.architecture["seq"])
         source = base.architecture.get("source", {})
         if is_exported and source.get("remote_code") and not remote_code:
@@ -61,7 +61,9 @@ def load_inference_model(folder: Path, backbone: Path, prepared: Path, *, remote
             )
         if is_exported and source and hub.describe_files(source["path"], source["revision"]) != base.description["files"]:
             raise DataError(f"the files of {source['path']} are not those that {folder} was made with")
-        return InferenceModel(base.model() if opened.kind == "backbone" else load_model(opened, base, stage), base, prompts)
+        return InferenceModel(
+            base.model() if model_folder.kind == "backbone" else load_model(model_folder, base, stage), base, prompts
+        )
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:

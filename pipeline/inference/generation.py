@@ -162,13 +162,13 @@ class Generator:
         masked = valid & (tokens == self.vocabulary.mask_id)
         return Batch(tokens, tokens, masked, torch.zeros(tokens.shape), None if bool(valid.all()) else valid)
 
-    def _answers(self, found: Pass, canvases: list[list[int]]) -> list[Answer]:
+    def _answers(self, made: Pass, canvases: list[list[int]]) -> list[Answer]:
         answers = []
-        rows: tuple[Tensor, ...] = (found.tokens, found.probability, found.evaluations)
+        rows: tuple[Tensor, ...] = (made.tokens, made.probability, made.evaluations)
         for canvas, ids, probability, evaluations in zip(canvases, *(tensor.tolist() for tensor in rows), strict=True):
-            kept = self.prompts.kept(canvas, ids)
-            tokens, confidence = [self.prompts.token(ids[i]) for i in kept], [probability[i] for i in kept]
-            answers.append(Answer(self.prompts.text(ids, kept), tokens, confidence, evaluations))
+            places = self.prompts.answer_places(canvas, ids)
+            tokens, confidence = [self.prompts.token(ids[i]) for i in places], [probability[i] for i in places]
+            answers.append(Answer(self.prompts.text(ids, places), tokens, confidence, evaluations))
         return answers
 
 

@@ -21,7 +21,7 @@ PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
 
 
 class Backbone:
-    """A backbone folder, opened: its architecture, vocabulary and fingerprint (sha256 of the weights).
+    """A backbone on disk by its architecture, vocabulary and fingerprint (sha256 of the weights).
 
     Args:
         folder: its path, or the folder with its description already read.
@@ -31,8 +31,8 @@ class Backbone:
     """
 
     def __init__(self, folder: str | Path | ModelFolder) -> None:
-        opened = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, "backbone")
-        self.folder, description = opened.path, opened.description
+        model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, "backbone")
+        self.folder, description = model_folder.path, model_folder.description
         self.fingerprint: str = description["fingerprint"]
         self.architecture: dict[str, Any] = description["architecture"]
         self.vocabulary = Vocabulary(**description["vocabulary"])

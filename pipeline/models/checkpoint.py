@@ -64,11 +64,11 @@ def load_model(
     Raises:
         DataError: missing, damaged, trained over another backbone, or trained in layers below ``first_layer``.
     """
-    opened = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, stage)
-    description = opened.description
-    verify(opened.weights, description["sha256"], stage)
-    backbone.check_fingerprint(description["backbone"], opened.path, stage)
-    under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(opened.weights)
+    model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, stage)
+    description = model_folder.description
+    verify(model_folder.weights, description["sha256"], stage)
+    backbone.check_fingerprint(description["backbone"], model_folder.path, stage)
+    under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(model_folder.weights)
     model: Model = under
     if "refiner" in description:
         model = RefinedLM(under, build_core(description["refiner"]))
@@ -77,7 +77,7 @@ def load_model(
     known = model.state_dict()
     unexpected = sorted(set(weights) - set(known))
     if unexpected:
-        raise DataError(f"{opened.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
+        raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
     placed = {name: value.to(known[name]) for name, value in weights.items()}
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared
     return model

@@ -173,13 +173,13 @@ def model(
         ConfigError: the data speaks of more token ids, or of longer sequences, than the model knows.
     """
     source = Source(path, revision, objective, dtype, attention, device_map, remote_code, parts, trunk_bits, tail_layers)
-    found = build(source, load=torch.get_default_device().type != "meta")
-    known, longest = found.architecture["vocab"], found.architecture["seq"]
+    built = build(source, load=torch.get_default_device().type != "meta")
+    known, longest = built.architecture["vocab"], built.architecture["seq"]
     if vocab > known:
         raise ConfigError(f"the data has {vocab} token ids, {path} knows {known}; prepare it with the model's own tokenizer")
     if longest is not None and seq > longest:
         raise ConfigError(f"sequences of {seq} tokens are longer than {path} knows ({longest})")
-    return found
+    return built
 
 
 def describe_pretrained(backbone: PretrainedLM) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class GridPuzzle:
         return None
 
     def example(self, vocabulary: Vocabulary) -> str:
-        """Write the empty grid."""
+        """Write the grid without a clue."""
         return "." * vocabulary.sequence
 
 

@@ -33,14 +33,14 @@ def flat(metrics: dict[str, Any]) -> dict[str, float]:
     >>> flat({"warmup": {"nll": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}}, "steps": 3, "headline": "test"})
     {'warmup.nll': 0.5, 'steps': 3.0}
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in metrics.items():
         if isinstance(value, dict):
             inner = {"": float(value["mean"])} if "mean" in value else {f".{name}": x for name, x in flat(value).items()}
-            found |= {f"{key}{name}": x for name, x in inner.items()}
+            numbers |= {f"{key}{name}": x for name, x in inner.items()}
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[key] = float(value)
-    return found
+            numbers[key] = float(value)
+    return numbers
 
 
 def _over_steps(name: str, values: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
@@ -59,5 +59,5 @@ def _over_steps(name: str, values: list[dict[str, float]]) -> dict[str, list[tup
 
 def _metrics(files: Path) -> list[tuple[str, dict[str, Any]]]:
     """Every metrics.json with its folder, "" for the output's own."""
-    found = sorted(files.rglob("metrics.json"))
-    return [(file.parent.relative_to(files).as_posix().removeprefix("."), json.loads(file.read_bytes())) for file in found]
+    paths = sorted(files.rglob("metrics.json"))
+    return [(file.parent.relative_to(files).as_posix().removeprefix("."), json.loads(file.read_bytes())) for file in paths]

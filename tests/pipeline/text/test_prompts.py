@@ -28,7 +28,7 @@ def texts_in(folder, prompt="Q: {question}\n", longest=64, frame=()):
 def test_a_puzzle_however_it_is_written(puzzles, written):
     canvas = puzzles.canvas(written, None)
     assert canvas == [0, 1, M, M, M, M, M, M, M, M, 3, M, M, M, 1, M]
-    assert puzzles.kept(canvas, [0] * 16) == [i for i, token in enumerate(canvas) if token == M]
+    assert puzzles.answer_places(canvas, [0] * 16) == [i for i, token in enumerate(canvas) if token == M]
     assert puzzles.text(canvas, []) == PUZZLE and puzzles.picture(PUZZLE) == "12..\n....\n..4.\n..2."
     assert [puzzles.token(i) for i in range(5)] == ["1", "2", "3", "4", "."]
 
@@ -60,11 +60,11 @@ def test_an_answer_ends_at_its_first_end_and_one_in_the_prompt_ends_nothing(tmp_
     words = encoding.encode("12 apples")
     canvas = [end, 5, *[mask] * (len(words) + 3)]
     ids = [end, 5, *words, end, 7, mask]
-    kept = texts.kept(canvas, ids)
+    kept = texts.answer_places(canvas, ids)
     assert kept == list(range(2, 2 + len(words))) and texts.text(ids, kept) == "12 apples"
     assert "".join(texts.token(ids[i]) for i in kept) == "12 apples" and texts.end_id == end
     partial = [end, 5, *words[:-1], mask, mask, mask, end]
-    assert texts.text(partial, texts.kept(canvas, partial)) == "12 apples"[: -len(texts.token(words[-1]))] + "___"
+    assert texts.text(partial, texts.answer_places(canvas, partial)) == "12 apples"[: -len(texts.token(words[-1]))] + "___"
 
 
 def test_a_template_of_several_fields_takes_an_object(tmp_path):
@@ -103,7 +103,7 @@ def test_a_causal_answer_is_what_is_written(tmp_path):
     prompt, none = canvas[: canvas.index(encoding.size)], encoding.size
     for rest in ([none] * 9, [encoding.id("end")] * 9):
         ids = (prompt + words + rest)[: len(canvas)]
-        assert texts.text(ids, texts.kept(canvas, ids)) == " buys 3"
+        assert texts.text(ids, texts.answer_places(canvas, ids)) == " buys 3"
 
 
 def test_another_models_tokenizer_is_refused(tmp_path):
