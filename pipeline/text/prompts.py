@@ -8,7 +8,7 @@ from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
 from pipeline.text import prompt_template
 from pipeline.text.detokenise import cell, puzzle_renderer, text_renderer
-from pipeline.text.jsonl import checked, fields_of
+from pipeline.text.fields import checked, fields_of
 
 Prompt = str | Mapping[str, str]  # of several fields: a mapping, as a line of JSON holds them
 EMPTY = ".0_"  # how an empty cell may be written
