@@ -108,7 +108,7 @@ def reading(place: Path, name: str) -> dict[str, Any]:
     """Numbers of one run: the last recursion step's."""
     folder = place / "outputs" / name.replace(" ", "_")
     trained = read_json(folder / "metrics.json", "warmup")
-    tested = read_json(Path(f"{folder}-evaluated/metrics.json"), "evaluate")[folder.name]
+    tested = read_json(Path(f"{folder}-evaluated/metrics.json"), "evaluate")["models"][folder.name]
     rows = read_json(place / "data/prepared/manifest.json", "prepare")["splits"]["train"]["examples"]
     batch = re.search(r"^warmup\.run\.batch_size = (\d+)$", (folder / "config.gin").read_text(), re.MULTILINE)
     assert batch is not None

@@ -19,7 +19,7 @@ from pipeline.corpora.prepared import Prepared, Split
 from pipeline.inference.generation import Generator
 from pipeline.machine.runtime import Runtime
 from pipeline.reporting.markdown import cell, markdown
-from pipeline.text.detokenise import renderer
+from pipeline.text.rendering import rendering_of
 
 WAYS = {
     "backbone, every cell a pass": ("data/backbone", {}),
@@ -38,7 +38,10 @@ WAYS = {
 
 def measure(generator: Generator, split: Split, prepared: Prepared) -> dict:
     """Solved, evaluations a puzzle, and microseconds a puzzle."""
-    render, mask_id = renderer(prepared.vocabulary, prepared.folder), prepared.vocabulary.mask_id
+    render, mask_id = (
+        rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder),
+        prepared.vocabulary.mask_id,
+    )
     prompts = [render(row) for row in torch.where(split.response, mask_id, split.tokens).tolist()]
     started = time.process_time()
     answers = generator(prompts)

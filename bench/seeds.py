@@ -40,14 +40,18 @@ def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, json: str
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         runs = [evaluate(seed, preset, Path(folder), commit) for seed in range(seeds)]
-    models = [name for name in runs[0] if name not in ("headline", "differences")]
+    models, by_seed = list(runs[0]["models"]), [run["models"] for run in runs]
     rows = [
-        {"model": name, "metric": metric, **over_seeds([run[name][metric]["mean"] for run in runs])}
+        {"model": name, "metric": metric, **over_seeds([run[name][metric]["mean"] for run in by_seed])}
         for name in models
         for metric in ("exact", "nll")
     ]
     rows += [
-        {"model": f"{a} - {b}", "metric": metric, **over_seeds([run[a][metric]["mean"] - run[b][metric]["mean"] for run in runs])}
+        {
+            "model": f"{a} - {b}",
+            "metric": metric,
+            **over_seeds([run[a][metric]["mean"] - run[b][metric]["mean"] for run in by_seed]),
+        }
         for a, b in PAIRS
         for metric in ("exact", "nll")
     ]

@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.machine import snapshots
 from pipeline.progress import Progress
+from pipeline.reporting.intervals import compares_exact, is_clear
 from pipeline.reporting.markdown import cell, markdown
 from pipeline.settings import dependencies, params
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
@@ -168,7 +169,7 @@ def _reading(place: Path, name: str) -> dict[str, Any]:
         read_json(folder / "metrics.json", "ablate"),
         read_json(Path(f"{folder}-evaluated/metrics.json"), "ablate"),
     )
-    of_model = evaluated.get(_slug(name), evaluated["frozen"])
+    of_model = evaluated["models"].get(_slug(name), evaluated["models"]["frozen"])
     return {
         "parameters": training["parameters"]["trainable"], "steps": training["steps"], "validation": training["best_loss"],
         **{metric: of_model[metric]["mean"] for metric in ("exact", "nll", "cosine") if metric in of_model},
@@ -179,14 +180,14 @@ def _headline(readings: Sequence[Mapping[str, float]]) -> str:
     """The cosine of embeddings; of tokens exact, where any model gets answers exactly right, else nll."""
     if "cosine" in readings[0]:
         return "cosine"
-    return "exact" if max(reading["exact"] for reading in readings) >= 0.05 else "nll"
+    return "exact" if compares_exact(reading["exact"] for reading in readings) else "nll"
 
 
 def _verdict(name: str, metric: str, difference: Mapping[str, float]) -> str:
     """Of a difference over seeds: its interval is clear of zero, or it is noise."""
     if name == BASE:
         return ""
-    if difference["low"] <= 0 <= difference["high"]:
+    if not is_clear(difference):
         return "noise"
     return "helps" if (difference["mean"] > 0) == (metric != "nll") else "hurts"
 

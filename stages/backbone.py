@@ -42,6 +42,7 @@ def run(
         seed: of weights, masks and order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     data = Prepared(prepared)
     backbone = model(vocab=data.vocabulary.size, seq=data.vocabulary.sequence)
     backbones.check_causal(backbone, data.vocabulary.causal)

@@ -47,6 +47,7 @@ def run(
         seed: of masks and order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     base = Backbone(backbone)
     continued = base.model()
     folder = Path(out) / "backbone"
@@ -61,6 +62,6 @@ def run(
     folder = Path(out) / "warmup"
     phase.run_phase(
         "controls/warmup", refined, sources, folder,
-        partial(checkpoint.save_model, folder, refined, base), runtime,
+        partial(checkpoint.save_model, folder, refined, base, warmup), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
     )  # fmt: skip

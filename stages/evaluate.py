@@ -10,6 +10,9 @@ from pipeline.evaluation import assessment, concept_assessment
 from pipeline.evaluation.limited import Limited
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
+from pipeline.text.rendering import rendering_of
+
+ASSESSMENTS = {"tokens": assessment.assess, "embeddings": concept_assessment.assess}  # by what a model predicts
 
 
 def run(
@@ -52,10 +55,11 @@ def run(
         seed: of the masks.
         runtime: where it computes.
     """
+    runtime.enter_process()
     data = Limited(prepared, limit)
-    assess = concept_assessment.assess if data.vocabulary.rendering == "sentences" else assessment.assess
-    asked = assessment.EvalConfig(
+    assess = ASSESSMENTS[rendering_of(data.vocabulary.rendering).predicts]
+    config = assessment.EvalConfig(
         measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, forgetting=forgetting,
         headline=headline, samples=samples, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    assess(data, Backbone(backbone), models, Path(out), runtime, asked)
+    assess(data, Backbone(backbone), models, Path(out), runtime, config)

@@ -50,6 +50,7 @@ def run(
         runtime: where it computes.
         verify: check every byte of ``out`` instead (``--verify``).
     """
+    runtime.enter_process()
     if verify:
         print(f"extract: {ShardReader(out).verify():,} bytes in {out} are those that were written")
         return

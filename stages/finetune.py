@@ -39,9 +39,10 @@ def run(
         seed: of masks and order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     base = Backbone(backbone)
     model = checkpoint.load_refined(joint, base, "joint", 0)
-    save = partial(checkpoint.save_model, Path(out), model, base)
+    save = partial(checkpoint.save_model, Path(out), model, base, joint)
     if steps == 0:
         phase.skipped(out, save)
         return

@@ -39,10 +39,11 @@ def run(
         seed: of the order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     base = Backbone(backbone)
     sources = partial(states, backbone=base)
     model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
-    save = partial(checkpoint.save_model, Path(out), model, base)
+    save = partial(checkpoint.save_model, Path(out), model, base, warmup)
     phase.run_phase(
         "joint", model, sources, out, save, runtime,
         fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed + 1,

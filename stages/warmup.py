@@ -44,6 +44,7 @@ def run(
         seed: of weights and order.
         runtime: where it computes.
     """
+    runtime.enter_process()
     frozen = Backbone(backbone)
     sources = partial(states, backbone=frozen)
     tail = frozen.model(sources("train").layer)

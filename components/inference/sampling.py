@@ -18,11 +18,6 @@ Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
 
 
-def parallel(predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int) -> Int[Tensor, "batch seq"]:
-    """Fill every masked position from one pass with its most likely token; the mask itself is never predicted."""
-    return torch.where(tokens == mask_id, _best(_without(predict(tokens), mask_id))[1], tokens)
-
-
 def low_confidence_remasking(
     predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int, steps: int, blocks: int = 1
 ) -> "Pass":

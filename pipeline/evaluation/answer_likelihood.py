@@ -27,7 +27,7 @@ from pipeline.progress import Progress
 def estimated(
     prepared: Prepared, models: Mapping[str, Model], likelihood: Likelihood, size: int, seed: int, runtime: Runtime
 ) -> dict[str, Any]:
-    """Metrics by model.
+    """Estimate every model's likelihood of the same answers.
 
     Args:
         prepared: the corpus.
@@ -38,14 +38,14 @@ def estimated(
         runtime: where it computes.
     """
     split = evaluator.by_length(prepared.split(likelihood.split).take(slice(0, likelihood.items)))
-    found: dict[str, Tensor] = {}
+    nll: dict[str, Tensor] = {}
     with Progress("likelihood", len(models) * len(split), "answer") as bar:
         for name, model in models.items():
-            found[name] = sampled(model, split, prepared.vocabulary, likelihood.samples, size, seed, runtime, name, bar)
-            last = found[name][..., -1]
+            nll[name] = sampled(model, split, prepared.vocabulary, likelihood.samples, size, seed, runtime, name, bar)
+            last = nll[name][..., -1]
             bar.line(f"{name}: {float(last.mean()):.2f} ± {standard_error(last):.2f} nats an answer | {bar.rate()}")
     length = split.response.sum(1).double()
-    return {name: _metrics(values, found["frozen"], length, split.group) for name, values in found.items()}
+    return {name: _metrics(values, nll["frozen"], length, split.group) for name, values in nll.items()}
 
 
 @torch.no_grad()
@@ -87,15 +87,15 @@ def sampled(
 def _of_batch(model: Model, rows: Split, vocabulary: Vocabulary, samples: int, seed: int, runtime: Runtime) -> dict[str, Tensor]:
     assert rows.uid is not None
     whole = [(rows.response, rows.response.float())]  # of a causal model, which needs no masks
-    found = []
+    samples_nll = []
     for masked, weights in whole if vocabulary.causal else masks(rows.response, rows.uid, seed, samples):
         batch = evaluator.trimmed(assemble(rows.tokens, masked, weights, rows.valid, vocabulary)).to(runtime.device)
         expected = batch.targets[batch.masked]
         with runtime.autocast():
             by_step = [model.readout(state.hidden[batch.masked]) for state in model.steps(batch)]
         losses = [F.cross_entropy(logits.float(), expected, reduction="none") for logits in by_step]
-        found.append(torch.stack([total(loss, batch.masked, batch.weights) for loss in losses], -1).cpu())
-    return {"nll": torch.stack(found, 1)}
+        samples_nll.append(torch.stack([total(loss, batch.masked, batch.weights) for loss in losses], -1).cpu())
+    return {"nll": torch.stack(samples_nll, 1)}
 
 
 def _metrics(values: Tensor, frozen: Tensor, length: Tensor, group: Tensor) -> dict[str, Any]:

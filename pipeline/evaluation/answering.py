@@ -26,13 +26,13 @@ from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress
-from pipeline.text import prompt_template
-from pipeline.text.detokenise import Render, renderer
+from pipeline.text.detokenise import Render
+from pipeline.text.rendering import rendering_of
 
 
 @dataclass(frozen=True)
 class JudgedAnswers:
-    """What a model wrote.
+    """Answers that a model generated, judged by their results.
 
     Attributes:
         texts: one an example.
@@ -50,7 +50,7 @@ class JudgedAnswers:
 def answered(
     prepared: Prepared, models: Mapping[str, Model], answers: Answers, size: int, runtime: Runtime
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Generate with every model and judge.
+    """Generate answers with every model and judge them.
 
     Args:
         prepared: the corpus, of text.
@@ -65,9 +65,10 @@ def answered(
     Raises:
         ConfigError: the corpus is none of text.
     """
-    if prepared.vocabulary.rendering != "text":
+    rendering = rendering_of(prepared.vocabulary.rendering)
+    if (encoding := rendering.encoding(prepared.folder)) is None:
         raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
-    end, render = prompt_template.read(prepared.folder)[0].id("end"), renderer(prepared.vocabulary, prepared.folder)
+    end, render = encoding.id("end"), rendering.renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
     expected = [answers.expected(text) for text in references]
@@ -103,8 +104,8 @@ def generated(
     for number, batch in islice(batches, rank(), None, world()):
         mine.append(cached_result(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
         bar.advance(len(batch))
-    found = evaluator.interleaved(gathered(mine))
-    return torch.cat([batch["tokens"] for batch in found]), torch.cat([batch["evaluations"] for batch in found])
+    decoded = evaluator.interleaved(gathered(mine))
+    return torch.cat([batch["tokens"] for batch in decoded]), torch.cat([batch["evaluations"] for batch in decoded])
 
 
 def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
@@ -147,7 +148,7 @@ def _metrics(judged: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: 
     return {
         **{name: evaluator.mean(right, ones, group) for name, right in judged.right.items()},
         "minus_frozen": {name: evaluator.paired(right, frozen.right[name], ones, group) for name, right in judged.right.items()},
-        "function_evaluations": float(judged.evaluations.mean()),
+        "function_evaluations": evaluator.mean(judged.evaluations, ones, group),
         "recursion_steps": model.n_steps,
     }
 
@@ -171,11 +172,11 @@ def _lines(
             "expected": expected[row],
             "generated": {
                 name: {
-                    "text": found.texts[row],
-                    "extracted": found.results[row],
-                    "right": {pattern: bool(right[row]) for pattern, right in found.right.items()},
+                    "text": answers.texts[row],
+                    "extracted": answers.results[row],
+                    "right": {pattern: bool(right[row]) for pattern, right in answers.right.items()},
                 }
-                for name, found in judged.items()
+                for name, answers in judged.items()
             },
         }
         for row in range(len(split))

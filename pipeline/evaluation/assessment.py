@@ -28,7 +28,8 @@ from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
 from pipeline.progress import Progress
-from pipeline.text.detokenise import Render, renderer
+from pipeline.text.detokenise import Render
+from pipeline.text.rendering import rendering_of
 
 T = TypeVar("T")
 PAIRS = (
@@ -39,7 +40,7 @@ PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What an evaluation is asked for; see ``stages.evaluate``.
+    """Settings of an evaluation; see ``stages.evaluate``.
 
     Raises:
         ConfigError: the headline is not a measure.
@@ -63,7 +64,7 @@ class EvalConfig:
 
 
 def assess(
-    prepared: Limited, backbone: Backbone, models: Mapping[str, str], out: Path, runtime: Runtime, asked: EvalConfig
+    prepared: Limited, backbone: Backbone, models: Mapping[str, str], out: Path, runtime: Runtime, config: EvalConfig
 ) -> None:
     """Evaluate everything and write it.
 
@@ -71,44 +72,48 @@ def assess(
         ConfigError: a setting is out of range.
         DataError: a model, split or backbone does not fit.
     """
-    measures, seed, size = asked.measures, asked.seed, asked.batch_size
-    whole = _made("answers", asked.answers), _made("likelihood", asked.likelihood)
+    measures, seed, size = config.measures, config.seed, config.batch_size
+    whole = _made("answers", config.answers), _made("likelihood", config.likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = opened(backbone, models, runtime)
+    loaded = load_models(backbone, models, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
-    with Progress("evaluate", len(loaded) * (len(measures) + len(asked.decodes)), "measures") as bar:
+    with Progress("evaluate", len(loaded) * (len(measures) + len(config.decodes)), "measures") as bar:
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             for name, model in loaded.items():
                 masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
-                steps = evaluator.counts_by_step(model, masked, runtime, f"measures/{measure}/{name}")
+                headline = measure == config.headline
+                steps, statistics = evaluator.measure_by_step(
+                    model, masked, runtime, f"measures/{measure}/{name}", statistics=headline
+                )
+                metrics[name] |= {"statistics_by_step": statistics} if statistics else {}
                 metrics[name][measure] = evaluator.summary(steps, split.group)
                 counted.setdefault(measure, {})[name] = steps[-1]
                 bar.advance()
             bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
-        for measure, (split_name, passes, blocks, examples) in asked.decodes.items():
+        for measure, (split_name, passes, blocks, examples) in config.decodes.items():
             split = prepared.split(split_name).take(slice(0, examples))
             for name, model in loaded.items():
                 _, decoded = evaluator.decode(model, split, prepared.vocabulary, runtime, steps=passes, blocks=blocks, size=size)
                 metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
                 bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")
-    split_name, ratio = measures[asked.headline]
+    split_name, ratio = measures[config.headline]
     split = evaluator.by_length(prepared.split(split_name))
     again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size)
     for name, model in loaded.items():
-        metrics[name] |= {k: v for k, v in metrics[name][asked.headline].items() if not k.startswith("decode_")}
-        metrics[name] |= _of_the_recursion(model, again, asked.halts, split.group, runtime)
-    metrics["differences"] = _differences(prepared, measures, counted)
+        metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
+        metrics[name] |= _halting(model, again, config.halts, split.group, runtime)
     written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
-    if asked.forgetting is not None:
-        for name, values in measure_forgetting(prepared, loaded, asked.forgetting, size, seed, runtime).items():
+    if config.forgetting is not None:
+        for name, values in measure_forgetting(prepared, loaded, config.forgetting, size, seed, runtime).items():
             metrics[name]["forgetting"] = values
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics})
-    _write_samples(prepared, loaded, split_name, asked.samples, written, out, runtime)
+    common = {"headline": config.headline, "measures": list(measures), "differences": _differences(prepared, measures, counted)}
+    write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
+    _write_samples(prepared, loaded, split_name, config.samples, written, out, runtime)
 
 
 def _differences(
@@ -124,17 +129,14 @@ def _differences(
     }
 
 
-def _of_the_recursion(
+def _halting(
     model: Model, masked: Callable[[], Iterator[Batch]], halts: Mapping[str, Rule], group: Tensor, runtime: Runtime
 ) -> dict[str, Any]:
-    """What only a model of several steps, or one that measures itself, can tell on the headline measure."""
-    found: dict[str, Any] = {}
-    if statistics := evaluator.statistics_by_step(model, masked(), runtime):
-        found["statistics_by_step"] = statistics
-    if model.n_steps > 1:
-        readings = {name: evaluator.halted(model, masked(), rule, runtime) for name, rule in halts.items()}
-        found["halting"] = {name: evaluator.halting_summary(*reading, group) for name, reading in readings.items()}
-    return found
+    """Measure on the headline what a model of several steps says when examples leave the recursion by each rule."""
+    if model.n_steps == 1:
+        return {}
+    readings = {name: evaluator.halted(model, masked(), rule, runtime) for name, rule in halts.items()}
+    return {"halting": {name: evaluator.halting_summary(*reading, group) for name, reading in readings.items()}}
 
 
 def _made(name: str, make: Callable[[], T] | None) -> T | None:
@@ -157,8 +159,8 @@ def _whole_answers(
     """Add what is asked for of whole answers to the models' metrics; returns the lines of generated ones."""
     lines: list[dict[str, Any]] = []
     if answers is not None:
-        found, lines = answered(prepared, models, answers, size, runtime)
-        for name, values in found.items():
+        by_model, lines = answered(prepared, models, answers, size, runtime)
+        for name, values in by_model.items():
             metrics[name]["answers"] = values
     if likelihood is not None:
         for name, values in estimated(prepared, models, likelihood, size, seed, runtime).items():
@@ -166,8 +168,8 @@ def _whole_answers(
     return lines
 
 
-def opened(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
-    """The frozen backbone and every trained model over its very weights, without phases that were switched off."""
+def load_models(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
+    """Load the frozen backbone and every trained model over its very weights, without phases that were switched off."""
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}
     for name, folder in folders.items():
@@ -191,7 +193,7 @@ def _write_samples(
     """
     split = prepared.split(split_name)
     split = split.take(slice(0, min(samples, len(split))))
-    render = renderer(prepared.vocabulary, prepared.folder)
+    render = rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder)
     traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
     lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
     write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())

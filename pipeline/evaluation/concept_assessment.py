@@ -19,16 +19,17 @@ from components.batch import Batch
 from components.inference.metrics import intervals
 from components.inference.retrieval import METRICS, Scores, nearest, scores
 from components.model import Model
-from pipeline.corpora.prepared import Prepared, Split, texts
+from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.assessment import PAIRS, EvalConfig, opened
+from pipeline.evaluation.assessment import PAIRS, EvalConfig, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.progress import Progress
+from pipeline.text.rendering import rendering_of
 
 ROWS = 512  # documents that are looked at together
 BASELINES = ("copy_previous", "context_mean")
@@ -41,57 +42,59 @@ def assess(
     models: Mapping[str, str],
     out: Path,
     runtime: Runtime,
-    asked: EvalConfig,
+    config: EvalConfig,
 ) -> None:
     """Evaluate everything and write it. Each process computes all of it.
 
     Raises:
-        ConfigError: what is asked for has no meaning for sentences.
+        ConfigError: a setting has no meaning for sentences.
         DataError: a model, split or backbone does not fit.
     """
-    measures, seed, size = asked.measures, asked.seed, asked.batch_size
-    beside = asked.decodes or asked.halts or asked.answers or asked.likelihood or asked.forgetting
+    measures, seed, size = config.measures, config.seed, config.batch_size
+    beside = config.decodes or config.halts or config.answers or config.likelihood or config.forgetting
     if beside or any(ratio != 1.0 for _, ratio in measures.values()):
         raise ConfigError(
             "sentences are predicted one at a time: decodes and halts must be {}, answers, likelihood and "
             "forgetting None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = opened(backbone, models, runtime)
+    loaded = load_models(backbone, models, runtime)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)
     names = [*loaded, *BASELINES]
     metrics: dict[str, Any] = {name: {} for name in names}
     differences: dict[str, dict[str, Any]] = {}
+    candidates: dict[str, int] = {}
     with Progress("evaluate", len(measures) * len(names), "models") as bar:
         for measure, (split_name, _) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             ids, truth = targets(split).unique(return_inverse=True)
             judged = partial(scores, truth=truth, candidates=rows(table, ids))
-            found = {name: [judged(step) for step in predictions(m, table, prepared, split, runtime, size, seed)]
+            judgements = {name: [judged(step) for step in predictions(m, table, prepared, split, runtime, size, seed)]
                      for name, m in loaded.items()}  # fmt: skip
-            found |= {name: [judged(said)] for name, said in zip(BASELINES, baselines(table, split), strict=True)}
-            for name, steps in found.items():
+            judgements |= {name: [judged(embedding)] for name, embedding in zip(BASELINES, baselines(table, split), strict=True)}
+            for name, steps in judgements.items():
                 metrics[name][measure] = summary(steps, groups(split))
                 bar.advance()
                 bar.line(f"{measure}: {name} " + ", ".join(f"{m} {metrics[name][measure][m]['mean']:.4f}" for m in METRICS))
             for a, b in pairs(names):
-                compared = compare(found[a][-1], found[b][-1], groups(split))
+                compared = compare(judgements[a][-1], judgements[b][-1], groups(split))
                 differences.setdefault(f"{a} - {b}", {})[measure] = compared
-            metrics.setdefault("candidates", {})[measure] = len(ids)
+            candidates[measure] = len(ids)
     for name in names:
-        metrics[name] |= metrics[name][asked.headline]
+        metrics[name] |= metrics[name][config.headline]
     if rank():
         return
-    write_json(out / "metrics.json", {"headline": asked.headline, **prepared.told, **metrics, "differences": differences})
+    common = {"headline": config.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
+    write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
-    _write_samples(prepared, loaded, table, measures[asked.headline][0], asked.samples, out, runtime, seed)
+    _write_samples(prepared, loaded, table, measures[config.headline][0], config.samples, out, runtime, seed)
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:
     """Which models are compared: those of every evaluation, and each trained one with the baselines."""
-    wanted = [*PAIRS, *((trained, baseline) for trained in TRAINED for baseline in BASELINES)]
-    return [(a, b) for a, b in wanted if a in names and b in names]
+    possible = [*PAIRS, *((trained, baseline) for trained in TRAINED for baseline in BASELINES)]
+    return [(a, b) for a, b in possible if a in names and b in names]
 
 
 @torch.no_grad()
@@ -100,12 +103,12 @@ def predictions(
 ) -> list[Tensor]:
     """After each recursion step the embeddings that a model predicts, in the encoder's space and the split's order."""
     model.to(runtime.device).eval()
-    found: list[list[Tensor]] = []
+    by_batch: list[list[Tensor]] = []
     for batch in _batches(prepared, split, runtime, batch_size, seed):
         with runtime.autocast():
             states = [state.hidden[batch.masked].float() for state in model.steps(batch)]
-        found.append([table.raw(state).cpu() for state in states])
-    return [torch.cat(step) for step in zip(*found, strict=True)]
+        by_batch.append([table.raw(state).cpu() for state in states])
+    return [torch.cat(step) for step in zip(*by_batch, strict=True)]
 
 
 def _batches(prepared: Prepared, split: Split, runtime: Runtime, batch_size: int, seed: int) -> Iterator[Batch]:
@@ -131,20 +134,20 @@ def rows(table: SentenceTable, ids: Tensor) -> Tensor:
 
 def baselines(table: SentenceTable, split: Split) -> tuple[Tensor, Tensor]:
     """For each sentence that is to be predicted the embedding of the one before it, and the mean of all before it."""
-    found = []
-    for ids, asked in zip(split.tokens[:, :-1].split(ROWS), split.response[:, 1:].split(ROWS), strict=True):
+    by_part = []
+    for ids, predicted in zip(split.tokens[:, :-1].split(ROWS), split.response[:, 1:].split(ROWS), strict=True):
         before = rows(table, ids.long())
         mean = before.cumsum(1) / torch.arange(1, before.shape[1] + 1)[:, None]
-        found.append((before[asked], mean[asked]))
-    previous, means = zip(*found, strict=True)
+        by_part.append((before[predicted], mean[predicted]))
+    previous, means = zip(*by_part, strict=True)
     return torch.cat(previous), torch.cat(means)
 
 
 def summary(steps: list[Scores], group: Tensor) -> dict[str, Any]:
     """Every metric of the last step with its interval; of every step beside."""
     numerators = torch.stack([getattr(step, name) for step in steps for name in METRICS])
-    found = intervals(numerators, torch.ones_like(numerators), group, generator=evaluator.resamples())
-    by_step = {name: found[i :: len(METRICS)] for i, name in enumerate(METRICS)}
+    means = intervals(numerators, torch.ones_like(numerators), group, generator=evaluator.resamples())
+    by_step = {name: means[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     return {**{n: v[-1] for n, v in by_step.items()}, **{f"{n}_by_step": v for n, v in by_step.items()}}
 
 
@@ -159,17 +162,20 @@ def _write_samples(
     out: Path, runtime: Runtime, seed: int,
 ) -> None:  # fmt: skip
     """samples.jsonl: a document without its end, that end, and the candidate nearest to each model's prediction after each step."""
-    whole, sentences = prepared.split(split_name), texts(prepared.folder)
+    whole, render = (
+        prepared.split(split_name),
+        rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder),
+    )
     split = whole.take(torch.linspace(0, len(whole) - 1, min(samples, len(whole))).long())
     ids, ends = targets(whole).unique(), split.response.sum(1).cumsum(0) - 1
     candidates = rows(table, ids)
-    said = {
+    nearest_ids = {
         name: [nearest(step[ends], candidates) for step in predictions(model, table, prepared, split, runtime, len(split), seed)]
         for name, model in models.items()
     }
     lines = []
     for row, (tokens, length) in enumerate(zip(split.tokens.tolist(), split.lengths().tolist(), strict=True)):
-        document = [sentences[i] for i in tokens[:length]]
-        answers = {name: [sentences[ids[step[row]]] for step in steps] for name, steps in said.items()}
+        document = [render([token]) for token in tokens[:length]]
+        answers = {name: [render([int(ids[step[row]])]) for step in steps] for name, steps in nearest_ids.items()}
         lines.append({"context": document[:-1], "truth": document[-1], "models": answers})
     write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -1,6 +1,6 @@
 """Evaluation: every model on the same test examples under the same masks, at every recursion step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -27,6 +27,7 @@ from pipeline.machine.runtime import Runtime
 T = TypeVar("T")
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
 METRICS = ("nll", "token_accuracy", "exact")
+STATISTICS = "statistics/"  # before the names of what is measured of a refiner
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
 
 
@@ -57,24 +58,63 @@ def trimmed(batch: Batch) -> Batch:
     return batch.cut(int(batch.attention.any(0).nonzero().max()) + 1)
 
 
-@torch.no_grad()
 def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime, name: str) -> list[Counts]:
-    """Counts of every example after each recursion step (a backbone has one); ``name``: under which finished batches are kept."""
+    """Count every example after each recursion step (a backbone has one); ``name``: under which finished batches are kept."""
+    return measure_by_step(model, masked, runtime, name)[0]
+
+
+@torch.no_grad()
+def measure_by_step(
+    model: Model, masked: Iterator[Batch], runtime: Runtime, name: str, *, statistics: bool = False
+) -> tuple[list[Counts], list[dict[str, float]]]:
+    """Count every example after each recursion step, and measure what the refiner does there.
+
+    Args:
+        model: any; a backbone has one step.
+        masked: the batches.
+        runtime: where it computes.
+        name: under which finished batches are kept.
+        statistics: also measure slot norms, gates, confidence, update and overlap: means over all batches, each weighted by its
+            tokens.
+
+    Returns:
+        Counts and statistics, each by step; a backbone has none of the latter.
+    """
     mine: list[dict[str, Tensor]] = []  # of every batch that is this process's
     for number, batch in islice(enumerate(masked), rank(), None, world()):
-        mine.append(cached_result(f"{name}/{number}", partial(_counted, model, batch, runtime)))
-    found = interleaved(gathered(mine))
-    joined = {key: torch.cat([batch[key] for batch in found], -1) for key in found[0]}
-    return [Counts(**{key: values[step] for key, values in joined.items()}) for step in range(len(joined["nll"]))]
+        mine.append(cached_result(f"{name}/{number}", partial(_measured, model, batch, runtime, statistics)))
+    by_batch = interleaved(gathered(mine))
+    joined = {f.name: torch.cat([values[f.name] for values in by_batch], -1) for f in fields(Counts)}
+    counts = [Counts(**{key: values[step] for key, values in joined.items()}) for step in range(len(joined["nll"]))]
+    return counts, _mean_statistics(by_batch, len(counts))
 
 
-def _counted(model: Model, batch: Batch, runtime: Runtime) -> dict[str, Tensor]:
-    """Fields of ``Counts``, each (steps, batch)."""
+def _measured(model: Model, batch: Batch, runtime: Runtime, statistics: bool) -> dict[str, Tensor]:
+    """Fields of ``Counts``, each (steps, batch); a number by ``statistics/step/name``, and how many tokens they are of."""
     batch = trimmed(batch).to(runtime.device)
     with runtime.autocast():
-        states = [state.hidden[batch.masked] for state in model.steps(batch)]
-        counts = [count(model.readout(state), batch.targets, batch.masked) for state in states]
-    return {f.name: torch.stack([getattr(c, f.name) for c in counts]) for f in fields(Counts)}
+        states = [(state.hidden[batch.masked], state.statistics) for state in model.steps(batch, statistics=statistics)]
+        counts = [count(model.readout(hidden), batch.targets, batch.masked) for hidden, _ in states]
+    tokens = batch.tokens.numel() if batch.attention is None else batch.attention.sum()
+    return {
+        **{f.name: torch.stack([getattr(c, f.name) for c in counts]) for f in fields(Counts)},
+        **{f"{STATISTICS}{step}/{key}": value.cpu() for step, (_, each) in enumerate(states) for key, value in each.items()},
+        "attended": torch.as_tensor(tokens).cpu().double(),
+    }
+
+
+def _mean_statistics(by_batch: Sequence[Mapping[str, Tensor]], steps: int) -> list[dict[str, float]]:
+    """Means over batches, weighted by tokens; a batch in which a number says nothing (no token went that way) is left out."""
+    sums: dict[str, list[float]] = {}
+    for values in by_batch:
+        for key in (key for key in values if key.startswith(STATISTICS) and bool(values[key].isfinite())):
+            total = sums.setdefault(key, [0.0, 0.0])
+            total[0] += float(values["attended"]) * float(values[key])
+            total[1] += float(values["attended"])
+    means = {key: round(total / tokens, 6) for key, (total, tokens) in sums.items()}
+    prefixes = [f"{STATISTICS}{step}/" for step in range(steps)]
+    by_step = [{key.removeprefix(p): mean for key, mean in means.items() if key.startswith(p)} for p in prefixes]
+    return [step for step in by_step if step]
 
 
 @torch.no_grad()
@@ -94,8 +134,8 @@ def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) 
                 raise ConfigError(f"evaluate.run.halts: {error}") from None
             counts = count(model.readout(hidden[batch.masked]), batch.targets, batch.masked)
         mine.append((_on_host(counts), steps.cpu().double()))
-    found = interleaved(gathered(mine))
-    return _joined([counts for counts, _ in found]), torch.cat([steps for _, steps in found])
+    by_batch = interleaved(gathered(mine))
+    return _joined([counts for counts, _ in by_batch]), torch.cat([steps for _, steps in by_batch])
 
 
 def halting_summary(counts: Counts, steps: Tensor, group: Tensor) -> dict[str, dict[str, float]]:
@@ -126,8 +166,8 @@ def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
     """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
     numerators = torch.stack([x for c in steps for x in (c.nll, c.correct, c.exact)])
     denominators = torch.stack([x for c in steps for x in (c.tokens, c.tokens, torch.ones_like(c.tokens))])
-    found = intervals(numerators, denominators, group, generator=resamples())
-    by_step = {name: found[i :: len(METRICS)] for i, name in enumerate(METRICS)}
+    ratios = intervals(numerators, denominators, group, generator=resamples())
+    by_step = {name: ratios[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     last = {name: values[-1] for name, values in by_step.items()}
     return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
 
@@ -169,21 +209,12 @@ def decode(
         mine.append(sampling.low_confidence_remasking(predict, masked, vocabulary.mask_id, steps, blocks).tokens.cpu())
     tokens = torch.cat(interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()
-    wanted = split.response.sum(1).double()
-    exact = (right == wanted).double()
+    supervised = split.response.sum(1).double()
+    exact = (right == supervised).double()
     return tokens, {
         "exact": mean(exact, torch.ones_like(exact), split.group),
-        "token_accuracy": mean(right, wanted, split.group),
+        "token_accuracy": mean(right, supervised, split.group),
     }
-
-
-@torch.no_grad()
-def statistics_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime) -> list[dict[str, float]]:
-    """Slot norms, gates, confidence, update and overlap at each recursion step, over the first batch; empty for a backbone."""
-    batch = next(masked).to(runtime.device)
-    with runtime.autocast():
-        measured = [state.statistics for state in model.steps(batch, statistics=True)]
-    return [{name: round(float(value), 6) for name, value in step.items()} for step in measured if step]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pipeline.evaluation import evaluator
 from pipeline.machine.runtime import Runtime
 
 
-def asked_of_prompts(split: Split, causal: bool) -> Split:
+def with_prompts_hidden(split: Split, causal: bool) -> Split:
     """The same examples with prompts in place of answers; of a causal model without the first token, which nothing foretells.
 
     Raises:
@@ -32,28 +32,28 @@ def asked_of_prompts(split: Split, causal: bool) -> Split:
 
 
 def measure_forgetting(
-    prepared: Prepared, models: Mapping[str, Model], looked_at: tuple[str, float], size: int, seed: int, runtime: Runtime
+    prepared: Prepared, models: Mapping[str, Model], measure: tuple[str, float], size: int, seed: int, runtime: Runtime
 ) -> dict[str, Any]:
     """Every model's nll and accuracy at hidden tokens of prompts, and the paired difference from the frozen backbone.
 
     Args:
         prepared: the corpus.
         models: by name, "frozen" among them.
-        looked_at: split, and the fraction of a prompt that is masked.
+        measure: split, and the fraction of a prompt that is masked.
         size: sequences that run together.
         seed: of the masks.
         runtime: where it computes.
     """
-    split_name, ratio = looked_at
-    split = evaluator.by_length(asked_of_prompts(prepared.split(split_name), prepared.vocabulary.causal))
+    split_name, ratio = measure
+    split = evaluator.by_length(with_prompts_hidden(prepared.split(split_name), prepared.vocabulary.causal))
     last = {}
     for name, model in models.items():
         masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
         last[name] = evaluator.counts_by_step(model, masked, runtime, f"forgetting/{name}")[-1]
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, counts in last.items():
         whole, other = evaluator.summary([counts], split.group), evaluator.compare(counts, last["frozen"], split.group)
-        told = {"prompt_nll": "nll", "prompt_token_accuracy": "token_accuracy"}
-        found[name] = {key: whole[metric] for key, metric in told.items()}
-        found[name]["minus_frozen"] = {key: other[metric] for key, metric in told.items()}
-    return found
+        names = {"prompt_nll": "nll", "prompt_token_accuracy": "token_accuracy"}
+        metrics[name] = {key: whole[metric] for key, metric in names.items()}
+        metrics[name]["minus_frozen"] = {key: other[metric] for key, metric in names.items()}
+    return metrics

@@ -42,7 +42,6 @@ class Requests:
         seed: of the masks.
         batch_size: requests that run together.
         device, precision, threads: see ``pipeline.machine.runtime.Runtime``.
-        max_batch_size: the harness passes it; not used.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -63,7 +62,6 @@ class Requests:
         device: str = "cpu",
         precision: Any = "fp32",
         threads: int = 2,
-        max_batch_size: object = None,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1 or samples < 2 or max_gen_toks < 1:
@@ -90,9 +88,10 @@ class Requests:
             return []
         split = self._split([(context, self._ids(text)) for context, text in (request.args for request in requests)])
         order, back = _by_length(split)
-        nll = answer_likelihood.sampled(
-            self.model, split.take(order), self.vocabulary, self.samples, self.size, self.seed, self.runtime
-        )
+        with self.runtime.in_force():
+            nll = answer_likelihood.sampled(
+                self.model, split.take(order), self.vocabulary, self.samples, self.size, self.seed, self.runtime
+            )
         bounds = -nll[..., -1].mean(1)[back]
         greedy = ((self._decoded(split) == split.tokens) | ~split.response).all(1)
         return list(zip(bounds.tolist(), greedy.tolist(), strict=True))
@@ -101,7 +100,7 @@ class Requests:
         """For each (context, settings): the answer up to its end, or to the first of ``until``; sampling settings are ignored."""
         if not requests:
             return []
-        rooms = [int(asked.get("max_gen_toks") or self.longest) for _, asked in (request.args for request in requests)]
+        rooms = [int(settings.get("max_gen_toks") or self.longest) for _, settings in (request.args for request in requests)]
         split = self._split([(request.args[0], room) for request, room in zip(requests, rooms, strict=True)])
         texts = []
         for row, response, request in zip(self._decoded(split), split.response, requests, strict=True):
@@ -121,28 +120,28 @@ class Requests:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _split(self, asked: Sequence[tuple[str, list[int] | int]]) -> Split:
+    def _split(self, prompts: Sequence[tuple[str, list[int] | int]]) -> Split:
         """Examples of prompts, each with its answer, or with room for one of at most so many tokens."""
-        n, sequence = len(asked), self.vocabulary.sequence
+        n, sequence = len(prompts), self.vocabulary.sequence
         tokens = torch.full((n, sequence), self.vocabulary.pad_id, dtype=torch.int32)
         response, valid = (torch.zeros(n, sequence, dtype=torch.bool) for _ in range(2))
         uid = torch.zeros(n, dtype=torch.int64)
-        for row, (context, wanted) in enumerate(asked):
+        for row, (context, answer) in enumerate(prompts):
             prompt = self._ids(context) or [self.end]
-            if isinstance(wanted, int):
-                wanted = [self.end] * min(wanted, max(sequence - len(prompt), sequence // 2))
-            if len(wanted) >= sequence:
-                raise DataError(f"a continuation of {len(wanted)} tokens does not fit a sequence of {sequence}: {context[-60:]!r}")
-            ids = prompt[-(sequence - len(wanted)) :] + wanted
+            if isinstance(answer, int):
+                answer = [self.end] * min(answer, max(sequence - len(prompt), sequence // 2))
+            if len(answer) >= sequence:
+                raise DataError(f"a continuation of {len(answer)} tokens does not fit a sequence of {sequence}: {context[-60:]!r}")
+            ids = prompt[-(sequence - len(answer)) :] + answer
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-            response[row, len(ids) - len(wanted) : len(ids)] = True
+            response[row, len(ids) - len(answer) : len(ids)] = True
             valid[row, : len(ids)] = True
             uid[row] = int.from_bytes(hashlib.sha256(repr(ids).encode()).digest()[:7], "big")
         return Split(tokens=tokens, response=response, group=torch.arange(n), valid=valid, uid=uid)
 
     def _decoded(self, split: Split) -> Tensor:
         order, back = _by_length(split)
-        with Progress("slotloop", len(split), "answer") as bar:
+        with self.runtime.in_force(), Progress("slotloop", len(split), "answer") as bar:
             tokens, _ = answering.generated(
                 self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar
             )

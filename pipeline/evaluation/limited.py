@@ -18,7 +18,7 @@ class Limited(Prepared):
             raise ConfigError(f"evaluate.run.limit is {limit}; expected how many examples of each split are looked at, or none")
         super().__init__(folder)
         self.limit = limit
-        self.told = {} if limit is None else {"limit": limit}  # what the metrics say of it
+        self.provenance = {} if limit is None else {"limit": limit}  # what the metrics say of it
 
     def split(self, name: str) -> Split:
         """Examples of one split, see ``Prepared.split``."""

@@ -39,8 +39,8 @@ def answer(make: Callable[[], Generator], prompt: str, file: str, confidence: bo
     with Progress("generate", len(prompts), "prompts") as bar:
         done = 0
         for answers in generator.batches(prompts):
-            for asked, answered in zip(prompts[done : done + len(answers)], answers, strict=True):
-                print(json.dumps(_line(asked, answered, confidence), ensure_ascii=False), flush=True)
+            for question, answer in zip(prompts[done : done + len(answers)], answers, strict=True):
+                print(json.dumps(_line(question, answer, confidence), ensure_ascii=False), flush=True)
             done += len(answers)
             bar.advance(len(answers))
 
@@ -56,10 +56,10 @@ def read(file: str) -> list[Prompt]:
         text = sys.stdin.read() if file == PIPE else Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} cannot be read: {error}") from None
-    found = [_prompt(line, f"{name}:{number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not found:
+    prompts = [_prompt(line, f"{name}:{number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not prompts:
         raise DataError(f"{name} holds no prompts; expected one a line")
-    return found
+    return prompts
 
 
 def _prompt(line: str, origin: str) -> Prompt:
@@ -74,18 +74,18 @@ def _prompt(line: str, origin: str) -> Prompt:
 
 def _one(generator: Generator, prompt: str, confidence: bool) -> None:
     screen = Screen(sys.stdout)
-    found = None
-    for found in generator.stream(prompt):
-        screen.draw(generator.prompts.picture(found.text))
+    answer = None
+    for answer in generator.stream(prompt):
+        screen.draw(generator.prompts.picture(answer.text))
     screen.draw()
-    assert found is not None
-    print(found.text)
-    for token, probability in zip(found.tokens, found.confidence, strict=True) if confidence else ():
+    assert answer is not None
+    print(answer.text)
+    for token, probability in zip(answer.tokens, answer.confidence, strict=True) if confidence else ():
         print(f"{probability:.4f} {token!r}")
 
 
-def _line(prompt: Prompt, answered: Answer, confidence: bool) -> dict[str, object]:
-    line: dict[str, object] = {"prompt": prompt, "text": answered.text, "evaluations": answered.evaluations}
+def _line(prompt: Prompt, answer: Answer, confidence: bool) -> dict[str, object]:
+    line: dict[str, object] = {"prompt": prompt, "text": answer.text, "evaluations": answer.evaluations}
     if not confidence:
         return line
-    return {**line, "tokens": answered.tokens, "confidence": [round(p, 4) for p in answered.confidence]}
+    return {**line, "tokens": answer.tokens, "confidence": [round(p, 4) for p in answer.confidence]}

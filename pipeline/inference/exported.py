@@ -7,14 +7,16 @@ the weights lie and what they are; they are not copied.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from components.model import Model
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import read_json, sha256
 from pipeline.models import hub
-from pipeline.models.backbones import DESCRIPTION, WEIGHTS, Backbone
+from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
+from pipeline.text.prompts import Prompts
+from pipeline.text.rendering import rendering_of
 
 MANIFEST, BASE = "export.json", "backbone"
 MEND = "copy it again, or: python -m stages export"
@@ -22,20 +24,20 @@ NEEDED = {DESCRIPTION, WEIGHTS, f"{BASE}/{DESCRIPTION}"}
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A model, its backbone, and the folder with its tokenizer."""
+class InferenceModel:
+    """A model that answers prompts, its backbone, and how prompts are written."""
 
     model: Model
     backbone: Backbone
-    texts: Path
+    prompts: Prompts
 
 
-def opened(model: Path, backbone: Path, prepared: Path, *, remote_code: bool = False) -> Opened:
-    """A trained model over its backbone, a backbone alone, or an exported model.
+def load_inference_model(folder: Path, backbone: Path, prepared: Path, *, remote_code: bool = False) -> InferenceModel:
+    """Load a trained model over its backbone, a backbone alone, or an exported model.
 
     Args:
-        model: its folder.
-        backbone: of what is not exported.
+        folder: of the model.
+        backbone: folder of the backbone of what is not exported.
         prepared: folder of the prepared data, with the tokenizer; of what is not exported.
         remote_code: code that comes with an exported model's backbone may run.
 
@@ -43,32 +45,41 @@ def opened(model: Path, backbone: Path, prepared: Path, *, remote_code: bool = F
         ConfigError: it asks to run code, and may not; or it predicts embeddings.
         DataError: something is missing, damaged, of another backbone or of another version.
     """
-    alone = (model / MANIFEST).is_file()
-    if alone:
-        check(model)
-        backbone, prepared = model / BASE, model
-    stage = "backbone" if model == backbone else model.name
-    found = kind(model)
+    if is_exported := (folder / MANIFEST).is_file():
+        check(folder)
+        backbone, prepared = folder / BASE, folder
+    stage = "backbone" if folder == backbone else folder.name
+    model_folder = open_model_folder(folder)
     try:
-        base = Backbone(model if found == "backbone" else backbone)
-        if base.vocabulary.rendering == "sentences":
-            raise ConfigError(
-                f"{base.folder} predicts embeddings of sentences; only models of tokens answer prompts and are exported"
-            )
+        base = Backbone(model_folder if model_folder.kind == "backbone" else backbone)
+        prompts = rendering_of(base.vocabulary.rendering).prompts(base.vocabulary, prepared, base.architecture["seq"])
         source = base.architecture.get("source", {})
-        if alone and source.get("remote_code") and not remote_code:
+        if is_exported and source.get("remote_code") and not remote_code:
             raise ConfigError(
-                f"{model} would run code that comes with {source['path']}; read it, then bind "
+                f"{folder} would run code that comes with {source['path']}; read it, then bind "
                 "generation.Generator.remote_code = True"
             )
-        if alone and source and hub.described(source["path"], source["revision"]) != base.description["files"]:
-            raise DataError(f"the files of {source['path']} are not those that {model} was made with")
-        return Opened(base.model() if found == "backbone" else load_model(model, base, stage), base, prepared)
+        if is_exported and source and hub.describe_files(source["path"], source["revision"]) != base.description["files"]:
+            raise DataError(f"the files of {source['path']} are not those that {folder} was made with")
+        return InferenceModel(
+            base.model() if model_folder.kind == "backbone" else load_model(model_folder, base, stage), base, prompts
+        )
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        told = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{model} describes no model that this version can build: {told}") from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{folder} describes no model that this version can build: {reason}") from None
+
+
+def open_model_folder(folder: Path) -> ModelFolder:
+    """Open a folder that a user names as a model.
+
+    Raises:
+        DataError: it holds none.
+    """
+    if not (folder / DESCRIPTION).is_file():
+        raise DataError(f"{folder} holds no model; train one (dvc repro), or name the folder of one: --model DIR")
+    return ModelFolder(folder, folder.name)
 
 
 def check(folder: Path) -> None:
@@ -83,19 +94,5 @@ def check(folder: Path) -> None:
     for name, expected in files.items():
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing; {MEND}")
-        if (found := sha256(folder / name)) != expected:
-            raise DataError(f"{folder / name} is damaged: sha256 {found[:12]}, {MANIFEST} says {str(expected)[:12]}; {MEND}")
-
-
-def kind(model: Path) -> Any:
-    """What a folder says that its model is: "refined", "backbone_trained_on" or "backbone".
-
-    Raises:
-        DataError: it is missing, or describes no model.
-    """
-    if not (model / DESCRIPTION).is_file():
-        raise DataError(f"{model} holds no model; train one (dvc repro), or name the folder of one: --model DIR")
-    description = read_json(model / DESCRIPTION, model.name)
-    if not isinstance(description, dict) or "kind" not in description:
-        raise DataError(f"{model / DESCRIPTION} does not describe a model")
-    return description["kind"]
+        if (digest := sha256(folder / name)) != expected:
+            raise DataError(f"{folder / name} is damaged: sha256 {digest[:12]}, {MANIFEST} says {str(expected)[:12]}; {MEND}")

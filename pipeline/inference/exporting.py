@@ -8,11 +8,12 @@ from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import read_json, sha256, write_atomic, write_json
-from pipeline.inference.exported import BASE, MANIFEST, Opened, kind, opened
+from pipeline.inference.exported import BASE, MANIFEST, InferenceModel, load_inference_model, open_model_folder
 from pipeline.models import hub
-from pipeline.models.backbones import DESCRIPTION, PRETRAINED, WEIGHTS
+from pipeline.models.backbones import PRETRAINED
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS
 from pipeline.reporting.markdown import cell, markdown
-from pipeline.text.prompt_template import TOKENIZER, WORDING
+from pipeline.text.rendering import rendering_of
 
 CARD = """# {name}
 
@@ -57,38 +58,37 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
 
     Raises:
         ConfigError: ``out`` is one of the folders that are read.
-        DataError: as ``exported.opened``; or the model is a backbone, or exported already.
+        DataError: as ``exported.load_inference_model``; or the model is a backbone, or exported already.
     """
     if out.resolve() in {folder.resolve() for folder in (model, backbone, prepared, evaluation)}:
         raise ConfigError(f"{out} is read here; export to another folder: --out DIR")
-    if kind(model) == "backbone" or (model / MANIFEST).is_file():
+    if open_model_folder(model).kind == "backbone" or (model / MANIFEST).is_file():
         raise DataError(f"{model} stands alone already; export what a phase trained, such as outputs/joint")
-    found = opened(model, backbone, prepared)
+    loaded = load_inference_model(model, backbone, prepared)
     copied = {name: model / name for name in (DESCRIPTION, WEIGHTS)} | {f"{BASE}/{DESCRIPTION}": backbone / DESCRIPTION}
-    if found.backbone.architecture["model"] != PRETRAINED:
+    if loaded.backbone.architecture["model"] != PRETRAINED:
         copied[f"{BASE}/{WEIGHTS}"] = backbone / WEIGHTS
-    if found.backbone.vocabulary.rendering == "text":
-        copied |= {name: prepared / name for name in (TOKENIZER, WORDING)}
+    copied |= {name: prepared / name for name in rendering_of(loaded.backbone.vocabulary.rendering).files}
     for name, source in copied.items():
         if not source.is_file():
             raise DataError(f"{source} does not exist; run dvc repro prepare")
         write_atomic(out / name, source.read_bytes())
     files = {name: sha256(out / name) for name in copied}
     write_json(out / MANIFEST, {"files": files})
-    write_atomic(out / "README.md", _card(out.name, model.name, found, files, evaluation / "metrics.json").encode())
+    write_atomic(out / "README.md", _card(out.name, model.name, loaded, files, evaluation / "metrics.json").encode())
     return f"wrote {out}: {len(files)} files, {sum((out / name).stat().st_size for name in files):,} bytes, and README.md"
 
 
-def _card(name: str, phase: str, found: Opened, files: Mapping[str, str], metrics: Path) -> str:
-    source = found.backbone.architecture.get("source", {})
+def _card(name: str, phase: str, loaded: InferenceModel, files: Mapping[str, str], metrics: Path) -> str:
+    source = loaded.backbone.architecture.get("source", {})
     licence = hub.licence(source["path"], source["revision"]) if source else None
     base = Path(source["path"]).name if source and Path(source["path"]).is_absolute() else source.get("path")
     head = {"library_name": "slotloop", "license": licence, "base_model": base}
     text = CARD.format(
         name=name,
-        what=_what(found.model, base or f"the built-in {found.backbone.architecture['model']}"),
-        facts="".join(f"| {key} | {value} |\n" for key, value in _facts(phase, found, base, licence).items()).rstrip(),
-        prompt="." * found.backbone.vocabulary.sequence if found.backbone.vocabulary.rendering == "sudoku" else "...",
+        what=_what(loaded.model, base or f"the built-in {loaded.backbone.architecture['model']}"),
+        facts="".join(f"| {key} | {value} |\n" for key, value in _facts(phase, loaded, base, licence).items()).rstrip(),
+        prompt=rendering_of(loaded.backbone.vocabulary.rendering).example(loaded.backbone.vocabulary),
         results=_results(phase, metrics),
         files=markdown([["file", "sha256"], *([f"`{key}`", f"`{digest}`"] for key, digest in files.items())]).rstrip(),
     )
@@ -106,32 +106,33 @@ def _what(model: Model, base: str) -> str:
     )
 
 
-def _facts(phase: str, found: Opened, base: str | None, licence: str | None) -> dict[str, str]:
-    sizes = found.backbone.architecture
+def _facts(phase: str, loaded: InferenceModel, base: str | None, licence: str | None) -> dict[str, str]:
+    sizes = loaded.backbone.architecture
     facts = {"phase": phase, "backbone": f"{sizes['layers']} layers of width {sizes['dim']}, {sizes['vocab']:,} token ids"}
-    facts["fingerprint of the backbone"] = f"`{found.backbone.fingerprint}`"
+    facts["fingerprint of the backbone"] = f"`{loaded.backbone.fingerprint}`"
     if base is not None:
         source = sizes["source"]
         facts["weights of the backbone"] = f"`{base}`, revision {source['revision'] or 'none'}; not part of this folder"
-        facts |= {f"sha256 of its `{name}`": f"`{one['sha256']}`" for name, one in found.backbone.description["files"].items()}
+        facts |= {f"sha256 of its `{name}`": f"`{one['sha256']}`" for name, one in loaded.backbone.description["files"].items()}
         facts["licence of the backbone"] = licence or "not stated"
         facts |= {"code of the backbone": "its own; it runs if it is asked for"} if source["remote_code"] else {}
-    if isinstance(found.model, RefinedLM):
-        count = sum(parameter.numel() for parameter in found.model.refiner.parameters())
+    if isinstance(loaded.model, RefinedLM):
+        count = sum(parameter.numel() for parameter in loaded.model.refiner.parameters())
         facts["parameters of the refiner"] = f"{count:,}"
-    facts["sequence"] = f"{found.backbone.vocabulary.sequence} tokens"
+    facts["sequence"] = f"{loaded.backbone.vocabulary.sequence} tokens"
     return facts
 
 
 def _results(phase: str, metrics: Path) -> str:
-    """What evaluate found of the model and of the frozen backbone; nothing if it did not look."""
-    held: Any = read_json(metrics, "evaluate") if metrics.is_file() else {}
-    if phase not in held:
+    """The evaluation's metrics of the model and of the frozen backbone; nothing if it was not evaluated."""
+    evaluation: Any = read_json(metrics, "evaluate") if metrics.is_file() else {"models": {}}
+    models = evaluation["models"]
+    if phase not in models:
         return ""
-    names = [name for name in ("exact", "token_accuracy", "nll") if name in held[phase]]
+    names = [name for name in ("exact", "token_accuracy", "nll") if name in models[phase]]
     rows = [
         ["model", *names],
-        *([name, *(cell(held[name][metric]) for metric in names)] for name in ("frozen", phase) if name in held),
+        *([name, *(cell(models[name][metric]) for metric in names)] for name in ("frozen", phase) if name in models),
     ]
-    n = held[phase][names[0]]["n"]
-    return f"\n## Results\n\n{held['headline']}, on test ({n} examples), mean and 95 % interval:\n\n{markdown(rows)}"
+    n = models[phase][names[0]]["n"]
+    return f"\n## Results\n\n{evaluation['headline']}, on test ({n} examples), mean and 95 % interval:\n\n{markdown(rows)}"

@@ -22,10 +22,10 @@ from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
-from pipeline.inference import exported
+from pipeline.inference.exported import load_inference_model
 from pipeline.inference.predictor import predictor
 from pipeline.machine.runtime import Runtime
-from pipeline.text.prompts import Prompt, prompts_of
+from pipeline.text.prompts import Prompt
 
 GREEDY = Sampler()  # one token a pass, the most certain first
 
@@ -60,7 +60,7 @@ class Generator:
         halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
         batch_size: prompts answered together.
         remote_code: run code that comes with an exported model's backbone. Read it first.
-        runtime: where it computes; None = on the CPU, with the threads that torch has.
+        runtime: where it computes, in force during each call and no longer; None = on the CPU, with the threads that torch has.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -90,13 +90,13 @@ class Generator:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
         self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
-        found = exported.opened(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
-        self.model, self.vocabulary = found.model.to(self.runtime.device).eval(), found.backbone.vocabulary
+        loaded = load_inference_model(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
+        self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
+        self.prompts = loaded.prompts
         if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):
             raise ConfigError(
                 "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and no halt"
             )
-        self.prompts = prompts_of(self.vocabulary, found.texts, found.backbone.architecture["seq"])
 
     @overload
     def __call__(self, prompt: Prompt) -> Answer: ...  # type: ignore[overload-overlap]  # a str is no sequence of prompts
@@ -116,13 +116,20 @@ class Generator:
         canvases = [self.prompts.canvas(prompt, self.length) for prompt in prompts]
         for first in range(0, len(canvases), self.batch_size):
             part = canvases[first : first + self.batch_size]
-            yield self._answers(deque(self._passes(part), maxlen=1).pop(), part)
+            with self.runtime.in_force():
+                answers = self._answers(deque(self._passes(part), maxlen=1).pop(), part)
+            yield answers
 
     def stream(self, prompt: Prompt) -> Iterator[Answer]:
         """The answer before the first pass and after each; the last one is whole."""
         canvas = self.prompts.canvas(prompt, self.length)
-        for found in self._passes([canvas]):
-            yield self._answers(found, [canvas])[0]
+        passes = self._passes([canvas])
+        while True:
+            with self.runtime.in_force():  # and not while the caller has the answer
+                made = next(passes, None)
+            if made is None:
+                return
+            yield self._answers(made, [canvas])[0]
 
     def _passes(self, canvases: list[list[int]]) -> Iterator[Pass]:
         """What the sampler leaves before the first pass and after each."""
@@ -155,13 +162,13 @@ class Generator:
         masked = valid & (tokens == self.vocabulary.mask_id)
         return Batch(tokens, tokens, masked, torch.zeros(tokens.shape), None if bool(valid.all()) else valid)
 
-    def _answers(self, found: Pass, canvases: list[list[int]]) -> list[Answer]:
+    def _answers(self, made: Pass, canvases: list[list[int]]) -> list[Answer]:
         answers = []
-        rows: tuple[Tensor, ...] = (found.tokens, found.probability, found.evaluations)
+        rows: tuple[Tensor, ...] = (made.tokens, made.probability, made.evaluations)
         for canvas, ids, probability, evaluations in zip(canvases, *(tensor.tolist() for tensor in rows), strict=True):
-            kept = self.prompts.kept(canvas, ids)
-            tokens, confidence = [self.prompts.token(ids[i]) for i in kept], [probability[i] for i in kept]
-            answers.append(Answer(self.prompts.text(ids, kept), tokens, confidence, evaluations))
+            places = self.prompts.answer_places(canvas, ids)
+            tokens, confidence = [self.prompts.token(ids[i]) for i in places], [probability[i] for i in places]
+            answers.append(Answer(self.prompts.text(ids, places), tokens, confidence, evaluations))
         return answers
 
 

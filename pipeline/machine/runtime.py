@@ -10,9 +10,12 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.machine.distributed import local_rank, world
 
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without it cuBLAS is not deterministic
+
 
 class Runtime:
-    """Where and how a stage computes.
+    """Where and how something computes. To make one changes nothing of the process: ``in_force`` does
+    for as long as it is entered, ``enter_process`` for good.
 
     Args:
         device: "cpu", "cuda", "cuda:1" ...; with several processes "cuda" gives each its own GPU.
@@ -25,11 +28,7 @@ class Runtime:
     """
 
     def __init__(self, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32", threads: int = 2) -> None:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
-        # Filling memory that nobody reads is a check for debugging, and costs 12 % of a small model's step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.threads = threads
         try:
             self.device, self.precision = torch.device(device), precision
         except RuntimeError:
@@ -38,6 +37,33 @@ class Runtime:
             raise ConfigError(f"Runtime.device is '{device}', but no CUDA device is visible here; use 'cpu'")
         if device == "cuda" and world() > 1:
             self.device = torch.device("cuda", local_rank())
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Compute with these threads, deterministically and on this device; the process is as it was afterwards."""
+        threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        warn_only, workspace = torch.is_deterministic_algorithms_warn_only_enabled(), os.environ.get(WORKSPACE)
+        fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        current = torch.cuda.current_device() if self.device.type == "cuda" else None
+        try:
+            self.enter_process()
+            yield
+        finally:
+            if current is not None:
+                torch.cuda.set_device(current)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_num_threads(threads)
+            if workspace is None:
+                os.environ.pop(WORKSPACE, None)
+
+    def enter_process(self) -> None:
+        """Put these settings in force for good: for a stage, whose process is its own."""
+        os.environ.setdefault(WORKSPACE, ":4096:8")
+        torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(True)
+        # Filling memory that nobody reads is a check for debugging, and costs 12 % of a small model's step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # what NCCL exchanges lies there
 

@@ -13,23 +13,26 @@ from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.sentence_table import SentenceTable
 from pipeline.corpora.prepared import SENTENCES, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+from pipeline.files import sha256, verify, write_atomic, write_json
 from pipeline.models import pretrained
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
 
 
 class Backbone:
-    """A backbone folder, opened: its architecture, vocabulary and fingerprint (sha256 of the weights).
+    """A backbone on disk by its architecture, vocabulary and fingerprint (sha256 of the weights).
+
+    Args:
+        folder: its path, or the folder with its description already read.
 
     Raises:
         DataError: the folder is missing or its weights are not what the description says.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        description = read_json(self.folder / DESCRIPTION, "backbone")
+    def __init__(self, folder: str | Path | ModelFolder) -> None:
+        model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, "backbone")
+        self.folder, description = model_folder.path, model_folder.description
         self.fingerprint: str = description["fingerprint"]
         self.architecture: dict[str, Any] = description["architecture"]
         self.vocabulary = Vocabulary(**description["vocabulary"])
@@ -40,11 +43,11 @@ class Backbone:
     def model(self, first_layer: int = 0) -> BackboneModel:
         """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
         if self.architecture["model"] == PRETRAINED:
-            return pretrained.opened(self.description, first_layer)
+            return pretrained.load_pretrained(self.description, first_layer)
         model = build_backbone(self.architecture, first_layer)
-        kept = set(model.state_dict())
+        names = set(model.state_dict())
         weights = load_file(self.folder / WEIGHTS)
-        model.load_state_dict({name: value for name, value in weights.items() if name in kept})
+        model.load_state_dict({name: value for name, value in weights.items() if name in names})
         return model
 
     def check(self, vocabulary: Vocabulary, origin: Path) -> None:
@@ -70,7 +73,7 @@ def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) ->
     """Write a whole backbone; of a pretrained one, where its weights lie and what they are (they are not copied)."""
     description = {"kind": "backbone", "architecture": model.architecture, "vocabulary": asdict(vocabulary)}
     if isinstance(model, PretrainedLM):
-        write_json(folder / DESCRIPTION, {**description, **pretrained.described(model)})
+        write_json(folder / DESCRIPTION, {**description, **pretrained.describe_pretrained(model)})
         return
     if isinstance(model, SentenceTable):
         description |= {"origin": model.origin}

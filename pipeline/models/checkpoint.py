@@ -1,7 +1,7 @@
 """Trained models on disk: ``model.safetensors`` + ``model.json``. Never pickle.
 
-A trained model holds only what differs from its backbone (the refiner, and the layers that were trained) and names the
-backbone's fingerprint; loading puts it over the backbone in ``data/backbone``. So frozen weights are stored once.
+A trained model holds the refiner and the layers that were trained, and names the backbone's fingerprint; loading puts it over the
+backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
 import copy
@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from components.backbones.backbone import BackboneModel
@@ -17,23 +17,27 @@ from components.model import Model
 from components.refined_lm import RefinedLM
 from components.refiners.architectures import build_core
 from pipeline.errors import DataError
-from pipeline.files import read_json, sha256, verify, write_atomic, write_json
-from pipeline.models.backbones import DESCRIPTION, WEIGHTS, Backbone, contiguous
+from pipeline.files import sha256, verify, write_atomic, write_json
+from pipeline.models.backbones import Backbone, contiguous
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
 
 
-def save_model(folder: Path, model: Model, backbone: Backbone) -> None:
-    """Write what differs from ``backbone``."""
+def save_model(folder: Path, model: Model, backbone: Backbone, start: str | Path | None = None) -> None:
+    """Write the refiner and what was trained of the backbone, by this phase (``requires_grad``) or by one before.
+
+    Args:
+        folder: where to.
+        model: over ``backbone``.
+        backbone: whose fingerprint is named; nothing is read of it.
+        start: folder of the model that this one was trained on from: what that one holds is stored again, trained or not.
+    """
     refined = isinstance(model, RefinedLM)
-    own = model.backbone if isinstance(model, RefinedLM) else model
-    assert isinstance(own, BackboneModel)
-    base = backbone.model(own.first_layer).state_dict()
-    weights = {name if refined else f"backbone.{name}": value for name, value in contiguous(model.state_dict()).items()}
-    kept = {
-        name: value
-        for name, value in weights.items()
-        if not name.startswith("backbone.") or not torch.equal(value, base[name.removeprefix("backbone.")])
-    }
-    write_atomic(folder / WEIGHTS, save(kept))
+    prefix = "" if refined else "backbone."
+    chosen = {prefix + name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    chosen |= set() if start is None else _stored_names(Path(start))
+    weights = {prefix + name: value for name, value in model.state_dict().items()}
+    stored = {name: value for name, value in weights.items() if name in chosen or name.startswith("refiner.")}
+    write_atomic(folder / WEIGHTS, save(contiguous(stored)))
     description: dict[str, Any] = {
         "kind": "refined" if refined else "backbone_trained_on",
         "backbone": backbone.fingerprint,
@@ -45,12 +49,12 @@ def save_model(folder: Path, model: Model, backbone: Backbone) -> None:
 
 
 def load_model(
-    folder: str | Path, backbone: Backbone, stage: str, first_layer: int = 0, base: BackboneModel | None = None
+    folder: str | Path | ModelFolder, backbone: Backbone, stage: str, first_layer: int = 0, base: BackboneModel | None = None
 ) -> Model:
     """Load what ``save_model`` wrote, over ``backbone``.
 
     Args:
-        folder: of the model.
+        folder: of the model, its description read or not.
         backbone: the one it was trained over.
         stage: that wrote it, named in errors.
         first_layer: lowest layer to instantiate.
@@ -60,11 +64,11 @@ def load_model(
     Raises:
         DataError: missing, damaged, trained over another backbone, or trained in layers below ``first_layer``.
     """
-    folder = Path(folder)
-    description = read_json(folder / DESCRIPTION, stage)
-    verify(folder / WEIGHTS, description["sha256"], stage)
-    backbone.check_fingerprint(description["backbone"], folder, stage)
-    under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(folder / WEIGHTS)
+    model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, stage)
+    description = model_folder.description
+    verify(model_folder.weights, description["sha256"], stage)
+    backbone.check_fingerprint(description["backbone"], model_folder.path, stage)
+    under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(model_folder.weights)
     model: Model = under
     if "refiner" in description:
         model = RefinedLM(under, build_core(description["refiner"]))
@@ -73,14 +77,14 @@ def load_model(
     known = model.state_dict()
     unexpected = sorted(set(weights) - set(known))
     if unexpected:
-        raise DataError(f"{folder} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
+        raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
     placed = {name: value.to(known[name]) for name, value in weights.items()}
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared
     return model
 
 
 def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer: int) -> RefinedLM:
-    """``load_model`` of a model to be trained on.
+    """Load a model to be trained on; all of it is frozen until a phase says what it trains.
 
     Raises:
         DataError: as ``load_model``; or the folder holds a model without a refiner.
@@ -88,7 +92,14 @@ def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer
     model = load_model(folder, backbone, stage, first_layer)
     if not isinstance(model, RefinedLM):
         raise DataError(f"{folder} holds a backbone without a refiner; expected the model of stage {stage}")
+    model.requires_grad_(False)
     return model
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """Names of the weights that a model's folder holds; the weights themselves are not read."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        return set(file.keys())
 
 
 def _twin(model: BackboneModel) -> BackboneModel:

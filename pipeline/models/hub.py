@@ -31,10 +31,10 @@ def local(path: str) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")
         raise ConfigError(f"{path}: no package '{package}' is installed here; pip install --no-deps {name}")
-    found = Path(spec.submodule_search_locations[0]) / inside
-    if not found.is_dir():
+    target = Path(spec.submodule_search_locations[0]) / inside
+    if not target.is_dir():
         raise ConfigError(f"{path}: the package '{package}' has no folder '{inside}'")
-    return found
+    return target
 
 
 def file(path: str, revision: str | None, name: str) -> Path:
@@ -44,11 +44,11 @@ def file(path: str, revision: str | None, name: str) -> Path:
         DataError: it is not there, or cannot be fetched (the reason and the mend are named).
     """
     if (here := local(path)) is not None:
-        found = here / name
-        if not found.is_file():
+        target = here / name
+        if not target.is_file():
             raise DataError(f"{path} holds no {name}; expected the folder of a pretrained model")
-        return found
-    with _told(path, revision):
+        return target
+    with _errors_in_words(path, revision):
         return Path(_library().hf_hub_download(path, name, revision=revision))
 
 
@@ -58,20 +58,20 @@ def folder(path: str, revision: str | None) -> Path:
     Raises:
         DataError: it cannot be fetched, does not fit the disk, or has no weights in the safetensors format.
     """
-    found = local(path)
-    if found is None:
-        with _told(path, revision):
+    target = local(path)
+    if target is None:
+        with _errors_in_words(path, revision):
             _check_space(path, revision)
-            found = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
-    if not any(found.glob("*.safetensors")):
+            target = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
+    if not any(target.glob("*.safetensors")):
         raise DataError(f"{path} holds no *.safetensors; other formats run code when they are read, convert the weights first")
-    return found
+    return target
 
 
-def described(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file that decides what the model computes."""
+def describe_files(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
+    """Read size and sha256 of every file that decides what the model computes."""
     where = folder(path, revision)
-    names = sorted(found.name for pattern in ("*.safetensors", "config.json") for found in where.glob(pattern))
+    names = sorted(file.name for pattern in ("*.safetensors", "config.json") for file in where.glob(pattern))
     return {name: {"bytes": (where / name).stat().st_size, "sha256": sha256(where / name)} for name in names}
 
 
@@ -81,9 +81,9 @@ def unchanged(path: str, revision: str | None, files: dict[str, dict[str, Any]])
     for name, known in files.items():
         size = (where / name).stat().st_size if (where / name).is_file() else None
         if size != known["bytes"]:
-            held = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
+            state = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
             raise DataError(
-                f"{where / name} {held}: it is not what the backbone was described from; run dvc repro --force backbone"
+                f"{where / name} {state}: it is not what the backbone was described from; run dvc repro --force backbone"
             )
 
 
@@ -94,14 +94,14 @@ def licence(path: str, revision: str | None) -> str | None:
     except (UserError, OSError):
         return None
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
-    return found[1] if found else None
+    stated = re.search(r"^license:[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE) if head else None
+    return stated[1] if stated else None
 
 
 def _check_space(path: str, revision: str | None) -> None:
     library = _library()
-    held = library.HfApi().model_info(path, revision=revision, files_metadata=True).siblings
-    needed = sum(one.size or 0 for one in held if one.rfilename.endswith(".safetensors"))
+    siblings = library.HfApi().model_info(path, revision=revision, files_metadata=True).siblings
+    needed = sum(one.size or 0 for one in siblings if one.rfilename.endswith(".safetensors"))
     cache = Path(library.constants.HF_HUB_CACHE)
     existing = next(parent for parent in (cache, *cache.parents) if parent.exists())
     if needed > (free := shutil.disk_usage(existing).free):
@@ -109,7 +109,7 @@ def _check_space(path: str, revision: str | None) -> None:
 
 
 @contextmanager
-def _told(path: str, revision: str | None) -> Iterator[None]:
+def _errors_in_words(path: str, revision: str | None) -> Iterator[None]:
     """What goes wrong with the hub, in words."""
     _library()
     from huggingface_hub import errors

@@ -173,17 +173,17 @@ def model(
         ConfigError: the data speaks of more token ids, or of longer sequences, than the model knows.
     """
     source = Source(path, revision, objective, dtype, attention, device_map, remote_code, parts, trunk_bits, tail_layers)
-    found = build(source, load=torch.get_default_device().type != "meta")
-    known, longest = found.architecture["vocab"], found.architecture["seq"]
+    built = build(source, load=torch.get_default_device().type != "meta")
+    known, longest = built.architecture["vocab"], built.architecture["seq"]
     if vocab > known:
         raise ConfigError(f"the data has {vocab} token ids, {path} knows {known}; prepare it with the model's own tokenizer")
     if longest is not None and seq > longest:
         raise ConfigError(f"sequences of {seq} tokens are longer than {path} knows ({longest})")
-    return found
+    return built
 
 
-def described(backbone: PretrainedLM) -> dict[str, Any]:
-    """What the backbone's description says of a pretrained model, once it has proved to be what it is taken for.
+def describe_pretrained(backbone: PretrainedLM) -> dict[str, Any]:
+    """Describe a pretrained model for ``model.json``, once it has proved to be what it is taken for.
 
     Raises:
         ConfigError: it failed its selfcheck.
@@ -193,13 +193,13 @@ def described(backbone: PretrainedLM) -> dict[str, Any]:
         checked = selfcheck(backbone, causal=backbone.causal)
     except Refused as error:
         raise ConfigError(f"{source.path} cannot be a backbone: {error}") from None
-    files = hub.described(source.path, source.revision)
+    files = hub.describe_files(source.path, source.revision)
     identity = json_bytes([backbone.architecture, files])
     return {"files": files, "selfcheck": checked, "fingerprint": hashlib.sha256(identity).hexdigest()}
 
 
-def opened(description: Mapping[str, Any], first_layer: int) -> PretrainedLM:
-    """The described model from ``first_layer`` on.
+def load_pretrained(description: Mapping[str, Any], first_layer: int) -> PretrainedLM:
+    """Load the described model from ``first_layer`` on.
 
     Raises:
         DataError: its files are no longer what they were.
@@ -252,22 +252,22 @@ def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Part
     if (device_map := None if first_layer else source.device_map) is not None:
         placement.check(device_map)
     keys = {"key_mapping": FAMILIES[name].keys} if name and FAMILIES[name].keys else {}
-    model, told = cls.from_pretrained(
+    model, loading = cls.from_pretrained(
         hub.folder(source.path, source.revision), config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
         device_map=device_map, use_safetensors=True, output_loading_info=True, **keys,
     )  # fmt: skip
-    complete(source.path, told, tuple(f"{parts.layers}.{number}." for number in range(first_layer)))
+    complete(source.path, loading, tuple(f"{parts.layers}.{number}." for number in range(first_layer)))
     if device_map is not None:
         placement.check_ends(model.get_input_embeddings(), model.get_submodule(parts.output))
     return model
 
 
-def complete(path: str, told: Mapping[str, Any], below: tuple[str, ...] = ()) -> None:
-    """Raise DataError unless every weight was found and used, by what transformers told when it loaded; ``below`` is left out."""
+def complete(path: str, loading: Mapping[str, Any], below: tuple[str, ...] = ()) -> None:
+    """Raise DataError unless every weight was found and used, by transformers' own account of loading; ``below`` is left out."""
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if wrong := sorted(map(str, told.get(what) or ())):
+        if wrong := sorted(map(str, loading.get(what) or ())):
             raise DataError(f"{path}: {len(wrong)} weights are {what.split('_')[0]}, '{wrong[0]}' first; they would be noise")
-    if unknown := sorted(key for key in told["unexpected_keys"] if not key.startswith(below) and not _harmless(key)):
+    if unknown := sorted(key for key in loading["unexpected_keys"] if not key.startswith(below) and not _harmless(key)):
         raise DataError(f"{path} holds {len(unknown)} weights that the model has no place for, '{unknown[0]}' first")
 
 

@@ -56,11 +56,11 @@ class Encoder:
         Raises:
             DataError: one has more than ``longest`` tokens.
         """
-        found: list[list[int]] = self.tokenizer(sentences)["input_ids"]
-        for text, ids in zip(sentences, found, strict=True):
+        by_sentence: list[list[int]] = self.tokenizer(sentences)["input_ids"]
+        for text, ids in zip(sentences, by_sentence, strict=True):
             if len(ids) > longest:
                 raise DataError(f"a sentence takes {len(ids)} tokens, more than longest = {longest}: '{text[:60]}'...; raise it")
-        return found
+        return by_sentence
 
     @torch.inference_mode()
     def embeddings(self, ids: list[list[int]]) -> Tensor:
@@ -111,7 +111,7 @@ def model(
     sentences = texts(Path(prepared))
     if len(sentences) != vocab - 2:
         raise DataError(f"{prepared} has {vocab - 2} ids of sentences and {len(sentences)} texts; run dvc repro prepare")
-    encoder = opened(config, path, revision, pooling, language, torch.device(device))
+    encoder = load_encoder(config, path, revision, pooling, language, torch.device(device))
     splits = [Prepared(prepared).split(name) for name in ("train", "validation")]
     train = splits[0]
     assert train.valid is not None
@@ -119,7 +119,7 @@ def model(
     penalty = regressed(table, *splits)
     table.origin = {
         "encoder": {"path": path, "revision": revision, "class": type(encoder.model).__name__, "language": language},
-        "files": hub.described(path, revision),
+        "files": hub.describe_files(path, revision),
         "sentences": sha256(Path(prepared) / SENTENCES),
         "penalty": penalty,
     }
@@ -129,21 +129,24 @@ def model(
 def regressed(table: SentenceTable, train: Split, validation: Split) -> float:
     """Fit the table's regression on the training split; returns its penalty, the one with the least squared error on validation."""
 
-    def asked(split: Split) -> tuple[Tensor, Tensor]:
-        tokens, next_is_asked = split.tokens.long(), split.response[:, 1:]
-        pieces = zip(tokens[:, :-1].split(ROWS), next_is_asked.split(ROWS), strict=True)
-        return torch.cat([table.features(ids)[asked] for ids, asked in pieces]), table.head.weight[tokens[:, 1:][next_is_asked]]
+    def pairs(split: Split) -> tuple[Tensor, Tensor]:
+        tokens, next_is_target = split.tokens.long(), split.response[:, 1:]
+        parts = zip(tokens[:, :-1].split(ROWS), next_is_target.split(ROWS), strict=True)
+        features = torch.cat([table.features(ids)[is_target] for ids, is_target in parts])
+        return features, table.head.weight[tokens[:, 1:][next_is_target]]
 
-    seen, wanted = asked(validation)
-    errors = {found: float((found(seen) - wanted).square().mean()) for found in ridges(*asked(train), PENALTIES)}
-    best = min(errors, key=lambda found: errors[found])
+    features, targets = pairs(validation)
+    errors = {ridge: float((ridge(features) - targets).square().mean()) for ridge in ridges(*pairs(train), PENALTIES)}
+    best = min(errors, key=lambda ridge: errors[ridge])
     table.regress(best)
     print(f"backbone: ridge regression, penalty {best.penalty:g}: squared error {errors[best]:.4f} on validation", flush=True)
     return best.penalty
 
 
-def opened(config: Any, path: str, revision: str | None, pooling: Pooling, language: str | None, device: torch.device) -> Encoder:
-    """The encoder with its weights, in float32.
+def load_encoder(
+    config: Any, path: str, revision: str | None, pooling: Pooling, language: str | None, device: torch.device
+) -> Encoder:
+    """Load the encoder with its weights, in float32.
 
     Raises:
         ConfigError: transformers does not know the class that the checkpoint names.
@@ -155,11 +158,11 @@ def opened(config: Any, path: str, revision: str | None, pooling: Pooling, langu
     if cls is None:
         raise ConfigError(f"{path} names its class '{name}', which transformers does not have for '{config.model_type}'")
     folder = hub.folder(path, revision)
-    found, told = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-    complete(path, told)
+    model, loading = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    complete(path, loading)
     words = {} if language is None else {"src_lang": language}
     tokenizer = library.AutoTokenizer.from_pretrained(folder, **words)
-    return Encoder(tokenizer, found.eval().to(device), pooling, device)
+    return Encoder(tokenizer, model.eval().to(device), pooling, device)
 
 
 def encoded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:
@@ -177,18 +180,18 @@ def encoded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:
             "embeddings"
         ]
 
-    found: dict[int, Tensor] = {}
+    by_part: dict[int, Tensor] = {}
     mine = range(rank(), len(parts), world())
     with Progress("backbone", sum(len(parts[number]) for number in mine), "sentence") as bar:
         for number in mine:
-            found[number] = part(number)
+            by_part[number] = part(number)
             bar.advance(len(parts[number]))
             bar.line(f"part {number + 1} of {len(parts)} | {bar.rate()}")
     barrier()  # from here on every process finds the others' parts
-    found |= {number: part(number) for number in range(len(parts)) if number not in found}
-    table = torch.empty(len(ids), found[0].shape[1])
+    by_part |= {number: part(number) for number in range(len(parts)) if number not in by_part}
+    table = torch.empty(len(ids), by_part[0].shape[1])
     for number, rows in enumerate(parts):
-        table[rows] = found[number]
+        table[rows] = by_part[number]
     if not bool(torch.isfinite(table).all()):
         raise DataError("the encoder gave embeddings that are not finite; run it in another precision or check its weights")
     return table

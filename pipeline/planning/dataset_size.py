@@ -8,6 +8,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
+from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.prepared import Split
 from pipeline.corpora.sudoku import Sudoku
 from pipeline.errors import ConfigError
@@ -19,7 +20,7 @@ Expected = tuple[dict[str, Split], str]  # splits by name, and what of them is a
 
 
 @singledispatch
-def expected(corpus: object) -> Expected:
+def expected(corpus: Corpus) -> Expected:
     """Splits of the size that ``prepare`` will make them, and in words what of that is assumed.
 
     Raises:

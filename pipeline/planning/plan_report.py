@@ -37,7 +37,9 @@ def speed(text: str, peak: str, mfu: str) -> tuple[float, str]:
     machine = ginstate.arguments("stages.warmup.run", "pipeline.machine.runtime.Runtime", names)
     assert machine is not None
     try:
-        found = flops.ceiling(Runtime(**machine))
+        runtime = Runtime(**machine)
+        with runtime.in_force():
+            found = flops.ceiling(runtime)
     except ConfigError as error:
         return 0.0, f"not told: {error}, or give --peak (TFLOP/s of the device)"
     where = f"a matrix product here: {', '.join(f'{name} {machine[name]}' for name in names)}"

@@ -26,18 +26,17 @@ def report(out: Path, metrics: Mapping[str, Any], curve: Mapping[str, figures.Cu
         metrics: of the evaluation.
         curve: of each phase that took steps.
     """
-    models = [name for name in metrics if isinstance(metrics[name], dict) and "cosine_by_step" in metrics[name]]
-    models.sort(key=lambda name: len(metrics[name]["cosine_by_step"]))
-    measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "cosine_by_step" in value]
+    models = dict(sorted(metrics["models"].items(), key=lambda item: len(item[1]["cosine_by_step"])))
+    measures, differences = metrics["measures"], metrics["differences"]
     figures.losses(curve, out / "losses.png")
-    figures.by_step(metrics, models, "cosine", f"{metrics['headline']}: after each recursion step", out / "steps.png")
+    figures.by_step(models, "cosine", f"{metrics['headline']}: after each recursion step", out / "steps.png")
     if any(key.startswith("slot/") for columns in curve.values() for key in columns):
         figures.slots(curve, out / "slots.png")
-    table = results_table(metrics, models, measures)
+    table = results_table(models, measures)
     write_atomic(out / "table.md", table.encode())
     sections = {
-        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(metrics, measures)}",
-        "After each recursion step": steps_table(metrics, models),
+        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{differences_table(differences, measures)}",
+        "After each recursion step": steps_table(models),
         "Pictures": "\n\n".join(f"![{name}]({name}.png)" for name in ("losses", "steps", "slots")
                                 if (out / f"{name}.png").is_file()) + "\n",
     }  # fmt: skip
@@ -46,28 +45,30 @@ def report(out: Path, metrics: Mapping[str, Any], curve: Mapping[str, figures.Cu
     return table
 
 
-def results_table(metrics: Mapping[str, Any], models: Sequence[str], measures: Sequence[str]) -> str:
-    """One row a model."""
+def results_table(models: Mapping[str, Any], measures: Sequence[str]) -> str:
+    """Write a table with one row a model."""
     header = ["model", *(f"{m} {metric}" for m in measures for metric in METRICS)]
-    return markdown([header, *([name, *(cell(metrics[name][m][k]) for m in measures for k in METRICS)] for name in models)])
+    return markdown(
+        [header, *([name, *(cell(measured[m][k]) for m in measures for k in METRICS)] for name, measured in models.items())]
+    )
 
 
-def differences_table(metrics: Mapping[str, Any], measures: Sequence[str]) -> str:
+def differences_table(pairs: Mapping[str, Any], measures: Sequence[str]) -> str:
     """Paired differences; bold where the interval is clear of zero."""
     rows = [["difference", *(f"{m} {metric}" for m in measures for metric in METRICS)]]
-    for pair, by_measure in metrics["differences"].items():
+    for pair, by_measure in pairs.items():
         values = [by_measure[m][k] for m in measures for k in METRICS]
         rows.append([pair, *map(bold_if_clear, values)])
     return markdown(rows)
 
 
-def steps_table(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def steps_table(models: Mapping[str, Any]) -> str:
     """The headline measure of each refined model after each recursion step."""
-    refined = [name for name in models if len(metrics[name]["cosine_by_step"]) > 1]
-    longest = max((len(metrics[name]["cosine_by_step"]) for name in refined), default=0)
+    refined = {name: measured for name, measured in models.items() if len(measured["cosine_by_step"]) > 1}
+    longest = max((len(measured["cosine_by_step"]) for measured in refined.values()), default=0)
     rows = [["model", "metric", *(f"step {i + 1}" for i in range(longest))]]
-    for name in refined:
+    for name, measured in refined.items():
         for key in METRICS:
-            values = metrics[name][f"{key}_by_step"]
+            values = measured[f"{key}_by_step"]
             rows.append([name, key, *(f"{v['mean']:.3f}" for v in values), *([""] * (longest - len(values)))])
     return markdown(rows)

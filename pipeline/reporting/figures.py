@@ -1,6 +1,6 @@
 """Pictures of the report. The only door to ``matplotlib``; PNGs hold no clock and no version, so same data, same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,13 @@ def ablations(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _save(figure, path)
 
 
-def by_step(metrics: Mapping[str, Any], models: Sequence[str], metric: str, label: str, path: Path) -> None:
+def by_step(models: Mapping[str, Any], metric: str, label: str, path: Path) -> None:
     """A metric with its interval after each recursion step, refined models; backbones as horizontal lines."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.6, 3.2))
-        longest = max(len(metrics[name][f"{metric}_by_step"]) for name in models)
-        for name in models:
-            values = metrics[name][f"{metric}_by_step"]
+        longest = max(len(measured[f"{metric}_by_step"]) for measured in models.values())
+        for name, measured in models.items():
+            values = measured[f"{metric}_by_step"]
             if len(values) == 1:
                 axis.axhline(values[0]["mean"], color=MODELS.get(name), ls="--", lw=1.2, label=name)
                 axis.axhspan(values[0]["low"], values[0]["high"], color=MODELS.get(name), alpha=0.08, lw=0)
@@ -111,8 +111,16 @@ def slots(curves: Mapping[str, Curves], path: Path) -> None:
         _save(figure, path)
 
 
-def puzzles(trace: Mapping[str, Any], model: str, rows: Sequence[int], path: Path) -> None:
-    """Puzzles refined step by step: clues black, right cells green, wrong ones red; paler = less certain."""
+def puzzles(trace: Mapping[str, Any], model: str, rows: Sequence[int], cell: Callable[[int], str], path: Path) -> None:
+    """Draw puzzles refined step by step: clues black, right cells green, wrong ones red; paler = less certain.
+
+    Args:
+        trace: of the evaluation.
+        model: that refines.
+        rows: the traced examples that are drawn.
+        cell: a token's mark.
+        path: of the picture.
+    """
     steps = len(trace["models"][model][rows[0]])
     size = isqrt(len(trace["tokens"][0]))
     with plt.rc_context({**STYLE, "axes.grid": False}):
@@ -122,13 +130,15 @@ def puzzles(trace: Mapping[str, Any], model: str, rows: Sequence[int], path: Pat
             frozen, refined = trace["models"]["frozen"][row][-1], trace["models"][model][row]
             stages = [("puzzle", None), ("frozen backbone", frozen), *((f"step {i + 1}", s) for i, s in enumerate(refined))]
             for axis, (title, state) in zip(line, stages, strict=True):
-                _grid(axis, size, target, hidden, state)
+                _grid(axis, size, target, hidden, state, cell)
                 if row == rows[0]:
                     axis.set_title(title, loc="center", fontsize=9)
         _save(figure, path)
 
 
-def _grid(axis: Any, size: int, target: Sequence[int], hidden: Sequence[bool], state: Mapping[str, Any] | None) -> None:
+def _grid(
+    axis: Any, size: int, target: Sequence[int], hidden: Sequence[bool], state: Mapping[str, Any] | None, cell: Callable[[int], str]
+) -> None:
     """One puzzle; ``state`` None shows the clues alone."""
     axis.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[], aspect="equal")
     for i, (value, masked) in enumerate(zip(target, hidden, strict=True)):
@@ -137,9 +147,9 @@ def _grid(axis: Any, size: int, target: Sequence[int], hidden: Sequence[bool], s
             right = state["ids"][i] == value
             certain = state["probability"][i]
             axis.add_patch(Rectangle((x, y), 1, 1, color="#2a9d5c" if right else "#d1495b", alpha=0.08 + 0.5 * certain, lw=0))
-            axis.text(x + 0.5, y + 0.55, str(state["ids"][i] + 1), ha="center", va="center", color="#222222")
+            axis.text(x + 0.5, y + 0.55, cell(state["ids"][i]), ha="center", va="center", color="#222222")
         elif not masked:
-            axis.text(x + 0.5, y + 0.55, str(value + 1), ha="center", va="center", weight="bold")
+            axis.text(x + 0.5, y + 0.55, cell(value), ha="center", va="center", weight="bold")
     for k in range(size + 1):
         for line in (axis.axhline, axis.axvline):
             line(k, color="#444444", lw=1.6 if k % max(1, isqrt(size)) == 0 else 0.4)

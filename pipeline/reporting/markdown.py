@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from pipeline.reporting.intervals import is_clear
+
 
 def cell(value: Mapping[str, float]) -> str:
-    """
+    """Show a mean with its interval in three decimals.
+
     >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600})
     '.960 [.943, .975]'
     """
@@ -15,8 +18,8 @@ def cell(value: Mapping[str, float]) -> str:
 
 
 def bold_if_clear(value: Mapping[str, float]) -> str:
-    """A cell, bold where the interval is clear of zero."""
-    return f"**{cell(value)}**" if value["low"] > 0 or value["high"] < 0 else cell(value)
+    """Show a mean with its interval, bold where that is clear of zero."""
+    return f"**{cell(value)}**" if is_clear(value) else cell(value)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

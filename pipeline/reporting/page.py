@@ -1,12 +1,13 @@
 """The report: one readable page (markdown) with the results table, the pictures and what looks unhealthy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json, write_atomic
 from pipeline.reporting import concept_reporting, figures, tables
 from pipeline.reporting.findings import findings
+from pipeline.text.rendering import rendering_of
 from pipeline.training import curves
 
 HEAD = """# Results on test
@@ -22,7 +23,7 @@ CAPTIONS = {
     "puzzles": "Traced puzzles on which the frozen backbone errs most, refined step by step: clues bold, right cells green, "
     "wrong cells red, stronger colour = more certain.",
 }
-OPTIONAL = {  # what evaluate was asked for besides: its title, what it says, its table
+OPTIONAL = {  # metrics that only some evaluations hold: title, explanation and table of their section
     "answers": (
         "Generated answers",
         "Share of right results; how they are found: docs/evaluation.md. Function evaluations are passes through the model for an "
@@ -49,33 +50,33 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     ordered = sorted(phases, key=["backbone", *figures.MODELS].index)
     trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
     curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
-    if trace["rendering"] == "sentences":
-        shown = [name for name in figures.MODELS if name in metrics]
-        write_atomic(out / "steps.csv", tables.steps_csv(metrics, shown, "cosine").encode())
+    models = {name: metrics["models"][name] for name in figures.MODELS if name in metrics["models"]}
+    rendering = rendering_of(trace["rendering"])
+    if rendering.predicts == "embeddings":
+        write_atomic(out / "steps.csv", tables.steps_csv(models, "cosine").encode())
         return concept_reporting.report(out, metrics, curve)
-    models = [name for name in figures.MODELS if name in metrics]
-    measures = [name for name, value in metrics["frozen"].items() if isinstance(value, dict) and "nll" in value]
-    headline = metrics["headline"]
+    measures, differences, headline = (metrics[key] for key in ("measures", "differences", "headline"))
+    compared = tables.headline_metric(models)
 
     figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
-    figures.by_step(metrics, models, tables.headline_metric(metrics), f"{headline}: after each recursion step", out / "steps.png")
-    write_atomic(out / "steps.csv", tables.steps_csv(metrics, models, tables.headline_metric(metrics)).encode())
+    figures.by_step(models, compared, f"{headline}: after each recursion step", out / "steps.png")
+    write_atomic(out / "steps.csv", tables.steps_csv(models, compared).encode())
     figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
     pictures = ["losses", "steps", "slots"]
-    refined = next(name for name in ("finetune", "joint", "warmup") if name in metrics)
-    if trace["rendering"] == "sudoku":
-        figures.puzzles(trace, refined, _hardest(trace, 3), out / "puzzles.png")
+    refined = next(name for name in ("finetune", "joint", "warmup") if name in models)
+    if rendering.cell is not None:
+        figures.puzzles(trace, refined, _hardest(trace, 3), rendering.cell, out / "puzzles.png")
         pictures.append("puzzles")
 
-    table = tables.results(metrics, models, measures, trained)
+    table = tables.results(models, measures, trained)
     write_atomic(out / "table.md", table.encode())
     sections = {
-        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{tables.differences(metrics, measures)}",
-        "Whole answers, decoded in several passes": tables.decodes(metrics, models),
-        **optional(metrics, models),
-        "After each recursion step": tables.steps(metrics, models),
-        "Halting": tables.halting(metrics, models),
-        "Findings": "".join(f"- {line}\n" for line in findings(metrics, curve, models)),
+        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{tables.differences(metrics['differences'], measures)}",
+        "Whole answers, decoded in several passes": tables.decodes(models),
+        **optional(models),
+        "After each recursion step": tables.steps(models),
+        "Halting": tables.halting(models),
+        "Findings": "".join(f"- {line}\n" for line in findings(headline, models, differences, curve)),
         "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
     }
     page = HEAD + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
@@ -83,10 +84,10 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     return table
 
 
-def optional(metrics: Mapping[str, Any], models: Sequence[str]) -> dict[str, str]:
-    """Sections on what evaluate was asked for besides."""
-    asked = {key: section for key, section in OPTIONAL.items() if key in metrics["frozen"]}
-    return {title: f"{what}\n\n{table(metrics, models)}" for title, what, table in asked.values()}
+def optional(models: Mapping[str, Any]) -> dict[str, str]:
+    """Write the sections on what only some evaluations hold: generated answers, likelihood, forgetting."""
+    sections = [section for key, section in OPTIONAL.items() if key in models["frozen"]]
+    return {title: f"{what}\n\n{table(models)}" for title, what, table in sections}
 
 
 def _hardest(trace: Mapping[str, Any], n: int) -> list[int]:

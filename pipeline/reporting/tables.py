@@ -4,31 +4,29 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from pipeline.reporting.intervals import compares_exact
 from pipeline.reporting.markdown import bold_if_clear, cell, markdown
 
 METRICS = {"exact": "exact", "token_accuracy": "token accuracy", "nll": "nll"}
 
 
-def headline_metric(metrics: Mapping[str, Any]) -> str:
-    """exact where any model gets answers exactly right, else nll."""
-    models = [v for v in metrics.values() if isinstance(v, dict) and "exact" in v]
-    return "exact" if max(m["exact"]["mean"] for m in models) >= 0.05 else "nll"
+def headline_metric(models: Mapping[str, Any]) -> str:
+    """Name the metric that models are compared by: exact where any model gets answers exactly right, else nll."""
+    return "exact" if compares_exact(measured["exact"]["mean"] for measured in models.values()) else "nll"
 
 
-def results(
-    metrics: Mapping[str, Any], models: Sequence[str], measures: Sequence[str], trained: Mapping[str, Mapping[str, Any]]
-) -> str:
+def results(models: Mapping[str, Any], measures: Sequence[str], trained: Mapping[str, Mapping[str, Any]]) -> str:
     """One row a model: compute spent after the backbone, then each measure's metrics with 95 % intervals."""
-    exact = {m: max(metrics[x][m]["exact"]["mean"] for x in models) >= 0.05 for m in measures}
+    exact = {m: compares_exact(measured[m]["exact"]["mean"] for measured in models.values()) for m in measures}
     header = ["model", "training TFLOP"]
     for measure in measures:
         header += [f"{measure} exact"] if exact[measure] else []
         header += [f"{measure} nll", f"{measure} tokens right"]
     rows = []
-    for name in models:
+    for name, measured in models.items():
         row = [name, _compute(name, trained)]
         for measure in measures:
-            values = metrics[name][measure]
+            values = measured[measure]
             row += [cell(values["exact"])] if exact[measure] else []
             row += [cell(values["nll"]), cell(values["token_accuracy"])]
         rows.append(row)
@@ -44,93 +42,93 @@ def _compute(name: str, trained: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{sum(trained[phase]['flops'] for phase in chain) / 1e12:.2f}"
 
 
-def decodes(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def decodes(models: Mapping[str, Any]) -> str:
     """Whole answers decoded in several passes, the most certain tokens first."""
     entries = [
-        (name, key) for name, value in metrics["frozen"].items() if isinstance(value, dict) for key in value if "decode_" in key
+        (name, key) for name, value in models["frozen"].items() if isinstance(value, dict) for key in value if "decode_" in key
     ]
     header = ["model"]
     for name, key in entries:
         passes = f"{name}, {key.removeprefix('decode_')} passes"
         header += [f"{passes}: exact", f"{passes}: tokens right"]
     rows = [header]
-    for model in models:
-        values = [metrics[model][name][key] for name, key in entries]
+    for model, measured in models.items():
+        values = [measured[name][key] for name, key in entries]
         rows.append([model, *(cell(value[metric]) for value in values for metric in ("exact", "token_accuracy"))])
     return markdown(rows)
 
 
-def differences(metrics: Mapping[str, Any], measures: Sequence[str]) -> str:
+def differences(pairs: Mapping[str, Any], measures: Sequence[str]) -> str:
     """Paired differences with 95 % intervals; bold where the interval is clear of zero."""
     rows = [["difference", *(f"{m} {METRICS[k]}" for m in measures for k in ("exact", "nll"))]]
-    for pair, by_measure in metrics["differences"].items():
+    for pair, by_measure in pairs.items():
         values = [by_measure[m][k] for m in measures for k in ("exact", "nll")]
         rows.append([pair, *map(bold_if_clear, values)])
     return markdown(rows)
 
 
-def answers(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def answers(models: Mapping[str, Any]) -> str:
     """Share of generated answers that are right by each pattern, the paired difference from the frozen backbone, and the cost."""
-    patterns = sorted(metrics["frozen"]["answers"]["minus_frozen"])
+    patterns = sorted(models["frozen"]["answers"]["minus_frozen"])
     rows = [["model", *(title for p in patterns for title in (p, f"{p} - frozen")), "function evaluations"]]
-    for name in models:
-        found = metrics[name]["answers"]
-        shares = [text for p in patterns for text in (cell(found[p]), bold_if_clear(found["minus_frozen"][p]))]
-        rows.append([name, *shares, f"{found['function_evaluations']:g} x {found['recursion_steps']}"])
+    for name, measured in models.items():
+        values = measured["answers"]
+        shares = [text for p in patterns for text in (cell(values[p]), bold_if_clear(values["minus_frozen"][p]))]
+        rows.append([name, *shares, f"{values['function_evaluations']['mean']:g} x {values['recursion_steps']}"])
     return markdown(rows)
 
 
-def likelihood(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def likelihood(models: Mapping[str, Any]) -> str:
     """Nats of whole answers, their paired difference from the frozen backbone, and the mean after each recursion step."""
     rows = [["model", "nats an answer", "nats a token", "nats an answer - frozen", "after each step"]]
-    for name in models:
-        found = metrics[name]["likelihood"]
-        other = found["minus_frozen"]
+    for name, measured in models.items():
+        values = measured["likelihood"]
+        other = values["minus_frozen"]
         rows.append([
-            name, f"{cell(found['answer_nll'])} ± {found['standard_error']:.3f}", cell(found["answer_nll_per_token"]),
+            name, f"{cell(values['answer_nll'])} ± {values['standard_error']:.3f}", cell(values["answer_nll_per_token"]),
             f"{bold_if_clear(other['answer_nll'])} ± {other['standard_error']:.3f}",
-            ", ".join(f"{v['mean']:.2f}" for v in found["answer_nll_by_step"]),
+            ", ".join(f"{v['mean']:.2f}" for v in values["answer_nll_by_step"]),
         ])  # fmt: skip
     return markdown(rows)
 
 
-def forgetting(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def forgetting(models: Mapping[str, Any]) -> str:
     """What each model says of hidden tokens of prompts, and the paired difference from the frozen backbone."""
     rows = [["model", "nll", "nll - frozen", "tokens right"]]
-    for name in models:
-        found = metrics[name]["forgetting"]
-        lost = bold_if_clear(found["minus_frozen"]["prompt_nll"])
-        rows.append([name, cell(found["prompt_nll"]), lost, cell(found["prompt_token_accuracy"])])
+    for name, measured in models.items():
+        values = measured["forgetting"]
+        lost = bold_if_clear(values["minus_frozen"]["prompt_nll"])
+        rows.append([name, cell(values["prompt_nll"]), lost, cell(values["prompt_token_accuracy"])])
     return markdown(rows)
 
 
-def halting(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def halting(models: Mapping[str, Any]) -> str:
     """The headline measure when every example leaves the recursion as soon as a rule says so, beside all steps."""
     rows = [["model", "rule", "mean steps", "exact", "nll"]]
-    for name in models:
-        if not metrics[name].get("halting"):
+    for name, measured in models.items():
+        if not measured.get("halting"):
             continue
-        steps = str(len(metrics[name]["nll_by_step"]))
-        rows.append([name, "all steps", steps, cell(metrics[name]["exact"]), cell(metrics[name]["nll"])])
-        for rule, value in metrics[name]["halting"].items():
+        steps = str(len(measured["nll_by_step"]))
+        rows.append([name, "all steps", steps, cell(measured["exact"]), cell(measured["nll"])])
+        for rule, value in measured["halting"].items():
             rows.append([name, rule, cell(value["steps"]), cell(value["exact"]), cell(value["nll"])])
     return markdown(rows) if len(rows) > 1 else "No model takes several steps, or no rule was asked for.\n"
 
 
-def steps(metrics: Mapping[str, Any], models: Sequence[str]) -> str:
+def steps(models: Mapping[str, Any]) -> str:
     """The headline measure after each recursion step."""
-    longest = max(len(metrics[name]["nll_by_step"]) for name in models)
+    longest = max(len(measured["nll_by_step"]) for measured in models.values())
     rows = [["model", "metric", *(f"step {i + 1}" for i in range(longest))]]
-    for name in models:
+    for name, measured in models.items():
         for key, label in METRICS.items():
-            values = metrics[name][f"{key}_by_step"]
+            values = measured[f"{key}_by_step"]
             rows.append([name, label, *(f"{v['mean']:.3f}" for v in values), *([""] * (longest - len(values)))])
     return markdown(rows)
 
 
-def steps_csv(metrics: Mapping[str, Any], models: Sequence[str], metric: str) -> str:
+def steps_csv(models: Mapping[str, Any], metric: str) -> str:
     """A row per recursion step with a column per refined model, for `dvc plots`."""
-    columns = {name: [v["mean"] for v in metrics[name][f"{metric}_by_step"]] for name in models}
+    columns = {name: [v["mean"] for v in measured[f"{metric}_by_step"]] for name, measured in models.items()}
     refined = {name: values for name, values in columns.items() if len(values) > 1}
     rows = zip_longest(*refined.values(), fillvalue="")
     lines = [",".join(["step", *refined]), *(",".join([str(i), *map(str, row)]) for i, row in enumerate(rows, 1))]

@@ -10,10 +10,26 @@ from pipeline.text import tokenizer as bpe
 Render = Callable[[Sequence[int]], str]
 
 
-def renderer(vocabulary: Vocabulary, prepared: Path) -> Render:
-    """How the ids of a corpus become text; masked positions show as "." in puzzles and "_" in text."""
-    if vocabulary.rendering == "sudoku":
-        return lambda ids: _puzzle(ids, vocabulary.mask_id)
+def cell(token: int) -> str:
+    """Write the digit of a token: ids count from 0."""
+    return str(token + 1)
+
+
+def puzzle_renderer(vocabulary: Vocabulary) -> Render:
+    """Make the function that writes a grid as rows of digits; masked cells show as "."."""
+    return lambda ids: _puzzle(ids, vocabulary.mask_id)
+
+
+def text_renderer(vocabulary: Vocabulary, prepared: Path) -> Render:
+    """Make the function that decodes tokens; masked ones show as "_", padding not at all.
+
+    Args:
+        vocabulary: of the tokens.
+        prepared: folder with ``tokenizer.json``.
+
+    Raises:
+        DataError: there is none.
+    """
     tokenizer = bpe.load(prepared / "tokenizer.json")
     hidden = {vocabulary.pad_id}
 
@@ -37,5 +53,5 @@ def _puzzle(ids: Sequence[int], mask_id: int) -> str:
     '12/3.'
     """
     size = isqrt(len(ids))
-    cells = ["." if i == mask_id else str(i + 1) for i in ids]
+    cells = ["." if i == mask_id else cell(i) for i in ids]
     return "/".join("".join(cells[r * size : (r + 1) * size]) for r in range(size))

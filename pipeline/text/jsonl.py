@@ -8,8 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,6 +17,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
 from pipeline.text import pretrained_text, prompt_template
 from pipeline.text import tokenizer as bpe
+from pipeline.text.fields import checked, fields_of
 from pipeline.text.prompt_template import PromptTemplate
 from pipeline.text.tables import rows
 
@@ -211,32 +211,3 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
     if not found:
         raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
     return found
-
-
-def fields_of(template: str) -> list[str]:
-    """Names of the fields of a template: ``fields_of("{a}, {b}!")`` gives a and b.
-
-    Raises:
-        ConfigError: it is not a template over plain names.
-    """
-    try:
-        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ConfigError(f"'{template}' is no template: {error}") from None
-    if not names or not all(name.isidentifier() for name in names):
-        raise ConfigError(f"a template names fields of a line in braces, like '{{question}}'; got '{template}'")
-    return list(dict.fromkeys(names))
-
-
-def checked(row: Mapping[str, Any], origin: str, fields: Sequence[str], reserved: Sequence[str]) -> dict[str, str]:
-    """These fields of a row.
-
-    Raises:
-        DataError: one is not there, is no text or a blank one, or holds a reserved token.
-    """
-    for key in fields:
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise DataError(f'{origin}: "{key}" must be a non-empty string, got {row.get(key)!r}')
-        if held := [token for token in reserved if token in row[key]]:
-            raise DataError(f'{origin}: "{key}" holds {held[0]}, which is a reserved token; write it another way')
-    return {key: row[key] for key in fields}

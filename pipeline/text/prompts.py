@@ -7,15 +7,15 @@ from typing import Protocol
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
 from pipeline.text import prompt_template
-from pipeline.text.detokenise import renderer
-from pipeline.text.jsonl import checked, fields_of
+from pipeline.text.detokenise import cell, puzzle_renderer, text_renderer
+from pipeline.text.fields import checked, fields_of
 
 Prompt = str | Mapping[str, str]  # of several fields: a mapping, as a line of JSON holds them
 EMPTY = ".0_"  # how an empty cell may be written
 
 
 class Prompts(Protocol):
-    """A kind of prompts."""
+    """How prompts of one kind are read and their answers written."""
 
     end_id: int | None
 
@@ -30,28 +30,17 @@ class Prompts(Protocol):
             DataError: it is not a prompt, or there is no room for its answer.
         """
 
-    def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
-        """Positions of the answer, as far as it goes."""
+    def answer_places(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Find the positions of the answer, as far as it goes."""
 
-    def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
-        """The answer; what is undecided shows as a blank."""
+    def text(self, ids: Sequence[int], places: Sequence[int]) -> str:
+        """Write the answer; what is undecided shows as a blank."""
 
     def picture(self, text: str) -> str:
-        """The answer as it looks best on a terminal."""
+        """Lay the answer out as it looks best on a terminal."""
 
     def token(self, token: int) -> str:
-        """One token by itself."""
-
-
-def prompts_of(vocabulary: Vocabulary, folder: Path, longest: int | None) -> Prompts:
-    """The kind that a corpus has.
-
-    Args:
-        vocabulary: its token ids.
-        folder: with its tokenizer, if it is text.
-        longest: sequence that the model can read; None = any.
-    """
-    return Puzzles(vocabulary, folder) if vocabulary.rendering == "sudoku" else Texts(vocabulary, folder, longest)
+        """Write one token by itself."""
 
 
 class Puzzles:
@@ -59,35 +48,35 @@ class Puzzles:
 
     end_id: int | None = None
 
-    def __init__(self, vocabulary: Vocabulary, folder: Path) -> None:
-        self.vocabulary, self.render = vocabulary, renderer(vocabulary, folder)
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.render = vocabulary, puzzle_renderer(vocabulary)
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
-        """Cells as ids; a puzzle's answer has no length of its own."""
+        """Read cells as ids; a puzzle's answer has no length of its own."""
         cells = "".join(prompt.replace("/", " ").split()) if isinstance(prompt, str) else ""
         digits, n = "123456789"[: self.vocabulary.mask_id], self.vocabulary.sequence
         if len(cells) != n or not set(cells) <= {*digits, *EMPTY}:
-            wanted = f"{n} cells, each one of {digits} or '.' where it is empty"
-            raise DataError(f"a puzzle is {wanted}; got {prompt!r}, {len(cells)} cells")
+            expected = f"{n} cells, each one of {digits} or '.' where it is empty"
+            raise DataError(f"a puzzle is {expected}; got {prompt!r}, {len(cells)} cells")
         if length is not None:
             raise DataError(f"a puzzle has as many answers as empty cells: generation.Generator.length must be None, got {length}")
         return [self.vocabulary.mask_id if cell in EMPTY else int(cell) - 1 for cell in cells]
 
-    def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
-        """Cells that were empty."""
+    def answer_places(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Find the cells that were empty."""
         return [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
 
-    def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
-        """The whole grid."""
+    def text(self, ids: Sequence[int], places: Sequence[int]) -> str:
+        """Write the whole grid, clues too."""
         return self.render(ids)
 
     def picture(self, text: str) -> str:
-        """A row a line."""
+        """Break the grid into lines, one a row."""
         return text.replace("/", "\n")
 
     def token(self, token: int) -> str:
-        """Its digit."""
-        return str(token + 1) if token != self.vocabulary.mask_id else "."
+        """Write its digit, or the empty cell."""
+        return cell(token) if token != self.vocabulary.mask_id else "."
 
 
 class Texts:
@@ -99,7 +88,7 @@ class Texts:
 
     def __init__(self, vocabulary: Vocabulary, folder: Path, longest: int | None) -> None:
         self.vocabulary, self.longest = vocabulary, longest
-        self.render = renderer(vocabulary, folder)
+        self.render = text_renderer(vocabulary, folder)
         self.encoding, self.wording = prompt_template.read(folder)
         self.fields = fields_of(self.wording.prompt)
         self.end_id: int | None = self.encoding.id("end")
@@ -111,33 +100,33 @@ class Texts:
             )
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
-        """The template, filled, and room for the answer."""
+        """Encode the filled template, with room for the answer."""
         ids = self.encoding.encode(self.wording.asked(self._fields(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
         longest = self.vocabulary.sequence if length is None else self.longest
         if most < 1 or (longest is not None and len(ids) + most > longest):
-            wanted = "an answer" if length is None else f"{length} more"
-            raise DataError(f"the prompt takes {len(ids)} tokens and leaves no room for {wanted} in a sequence of {longest}")
+            answer = "an answer" if length is None else f"{length} more"
+            raise DataError(f"the prompt takes {len(ids)} tokens and leaves no room for {answer} in a sequence of {longest}")
         return [*ids, *[self.vocabulary.mask_id] * most]
 
-    def kept(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
-        """Up to the first end; of a causal model's answer, what is written."""
-        found = [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
+    def answer_places(self, canvas: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """Find positions up to the first end; of a causal model's answer, what is written."""
+        room = [i for i, token in enumerate(canvas) if token == self.vocabulary.mask_id]
         last = {self.end_id, self.vocabulary.mask_id} if self.vocabulary.causal else {self.end_id}
-        ends = [number for number, i in enumerate(found) if ids[i] in last]
-        return found[: ends[0]] if ends else found
+        ends = [number for number, i in enumerate(room) if ids[i] in last]
+        return room[: ends[0]] if ends else room
 
-    def text(self, ids: Sequence[int], kept: Sequence[int]) -> str:
-        """Through the tokenizer."""
-        return self.render([ids[i] for i in kept])
+    def text(self, ids: Sequence[int], places: Sequence[int]) -> str:
+        """Decode the answer's tokens with the tokenizer."""
+        return self.render([ids[i] for i in places])
 
     def picture(self, text: str) -> str:
-        """As it is."""
+        """Leave the answer as it is."""
         return text
 
     def token(self, token: int) -> str:
-        """Through the tokenizer."""
+        """Decode one token with the tokenizer."""
         return self.render([token])
 
     def _fields(self, prompt: Prompt) -> Mapping[str, str]:

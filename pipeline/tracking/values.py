@@ -9,10 +9,11 @@ from typing import Any
 
 def single(files: Path) -> dict[str, float]:
     """Every finite number of a run's metrics by its name; those of a folder below carry its name."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for folder, metrics in _metrics(files):
-        found |= {f"{folder}/{name}" if folder else name: value for name, value in flat(metrics).items() if math.isfinite(value)}
-    return found
+        named = {**{name: value for name, value in metrics.items() if name != "models"}, **metrics.get("models", {})}
+        numbers |= {f"{folder}/{name}" if folder else name: value for name, value in flat(named).items() if math.isfinite(value)}
+    return numbers
 
 
 def curves(files: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
@@ -20,8 +21,8 @@ def curves(files: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
     for folder, metrics in _metrics(files):
         if metrics.get("validation"):
             yield folder, "validation/loss", [(entry["step"], entry["loss"]) for entry in metrics["validation"]]
-        for model, held in metrics.items():
-            for name, values in held.items() if isinstance(held, dict) else ():
+        for model, measured in metrics.get("models", {}).items():
+            for name, values in measured.items():
                 if name.endswith("_by_step"):
                     yield from ((folder, f"{key}/{model}", points) for key, points in _over_steps(name, values).items())
 
@@ -32,14 +33,14 @@ def flat(metrics: dict[str, Any]) -> dict[str, float]:
     >>> flat({"warmup": {"nll": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}}, "steps": 3, "headline": "test"})
     {'warmup.nll': 0.5, 'steps': 3.0}
     """
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in metrics.items():
         if isinstance(value, dict):
             inner = {"": float(value["mean"])} if "mean" in value else {f".{name}": x for name, x in flat(value).items()}
-            found |= {f"{key}{name}": x for name, x in inner.items()}
+            numbers |= {f"{key}{name}": x for name, x in inner.items()}
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[key] = float(value)
-    return found
+            numbers[key] = float(value)
+    return numbers
 
 
 def _over_steps(name: str, values: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
@@ -58,5 +59,5 @@ def _over_steps(name: str, values: list[dict[str, float]]) -> dict[str, list[tup
 
 def _metrics(files: Path) -> list[tuple[str, dict[str, Any]]]:
     """Every metrics.json with its folder, "" for the output's own."""
-    found = sorted(files.rglob("metrics.json"))
-    return [(file.parent.relative_to(files).as_posix().removeprefix("."), json.loads(file.read_bytes())) for file in found]
+    paths = sorted(files.rglob("metrics.json"))
+    return [(file.parent.relative_to(files).as_posix().removeprefix("."), json.loads(file.read_bytes())) for file in paths]

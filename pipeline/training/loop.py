@@ -152,7 +152,7 @@ def as_it_is(
     """In place of ``fit``: no step is taken, the model is validated and kept as it came. For a pretrained backbone, and for a phase
     that is switched off.
     """
-    losses = validation_losses(model.to(runtime.device), validation(), runtime, loss)
+    losses = validation_losses(model.to(runtime.device).requires_grad_(False), validation(), runtime, loss)
     if not rank():
         save()
         write_atomic(out / "curves.csv", b"step,loss\n")

@@ -17,9 +17,10 @@ from pipeline.machine.runtime import Runtime
 
 @pytest.fixture
 def runtime():
-    """One CPU thread; determinism is switched off again afterwards."""
-    yield Runtime(threads=1)
-    torch.use_deterministic_algorithms(False)
+    """One CPU thread and deterministic algorithms, for the length of a test."""
+    runtime = Runtime(threads=1)
+    with runtime.in_force():
+        yield runtime
 
 
 @pytest.fixture

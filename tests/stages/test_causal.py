@@ -50,7 +50,7 @@ def inside(finished, monkeypatch):
 def test_every_phase_trains_and_the_answer_is_measured(inside):
     for phase, steps in (("warmup", 4), ("joint", 3)):
         assert json.loads((inside / f"outputs/{phase}/metrics.json").read_text())["steps"] == steps
-    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
     assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint")}) == 3
     assert json.loads((inside / "data/backbone/model.json").read_text())["selfcheck"]["causal"]
 
@@ -69,7 +69,7 @@ def test_the_frozen_loss_is_what_the_library_computes(inside):
     with torch.no_grad():
         logits = model(input_ids=split.tokens.long(), attention_mask=split.valid.long()).logits
     nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
     assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(nll.item(), rel=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_answers_are_written_on_as_the_model_itself_would(inside):
     split, tokenizer = data.split("test"), bpe.load(data.folder / "tokenizer.json")
     end, pad = (bpe.special(tokenizer, token) for token in ("<end>", "<pad>"))
     model = transformers.Qwen3ForCausalLM.from_pretrained("checkpoint").eval()
-    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["frozen"]
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]["frozen"]
     lines = [json.loads(line) for line in (inside / "outputs/evaluate/samples.jsonl").read_text().splitlines()]
     written = {line["item"]: line["generated"]["frozen"]["text"] for line in lines if "item" in line}
     assert set(written) == set(split.uid[:4].tolist()) and evaluated["answers"]["strict"]["n"] == 4
@@ -89,7 +89,7 @@ def test_answers_are_written_on_as_the_model_itself_would(inside):
         ids = model.generate(prompt, max_new_tokens=length, do_sample=False, eos_token_id=None, pad_token_id=0)[0, first:].tolist()
         ids = ids[: ids.index(end)] if end in ids else ids
         assert written[int(split.uid[row])] == tokenizer.decode([i for i in ids if i != pad], skip_special_tokens=False)
-    assert evaluated["answers"]["function_evaluations"] == split.response[:4].sum(1).double().mean()  # one for each token
+    assert evaluated["answers"]["function_evaluations"]["mean"] == split.response[:4].sum(1).double().mean()  # one for each token
     assert evaluated["likelihood"]["samples"] == 1 and evaluated["likelihood"]["standard_error"] == 0
     assert evaluated["likelihood"]["answer_nll_per_token"]["mean"] == pytest.approx(evaluated["nll"]["mean"], rel=1e-5)
 

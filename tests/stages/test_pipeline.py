@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
@@ -103,7 +104,17 @@ def test_finetune_on_trains_every_layer(copy_of):
     )
     assert any(not torch.equal(before[n], after[n]) for n in before if n.startswith("blocks.0"))
     run_stages(copy_of, ("evaluate",))
-    assert "finetune" in json.loads((copy_of / "outputs/evaluate/metrics.json").read_text())
+    assert "finetune" in json.loads((copy_of / "outputs/evaluate/metrics.json").read_text())["models"]
+
+
+@pytest.mark.parametrize("folder", ["warmup", "joint", "finetune", "controls/backbone", "controls/warmup"])
+def test_what_is_stored_of_the_backbone_is_what_differs_from_it(finished, folder):
+    stored = load_file(finished / "outputs" / folder / "model.safetensors")
+    backbone = Backbone(finished / "data/backbone").model().state_dict()
+    model = load_model(finished / "outputs" / folder, Backbone(finished / "data/backbone"), folder)
+    weights = getattr(model, "backbone", model).state_dict()
+    differing = {f"backbone.{name}" for name, value in weights.items() if not torch.equal(value, backbone[name])}
+    assert {name for name in stored if not name.startswith("refiner.")} == differing
 
 
 def test_controls_spend_the_compute_they_are_matched_to(finished):
@@ -121,15 +132,17 @@ def test_controls_spend_the_compute_they_are_matched_to(finished):
 
 def test_metrics_keep_their_contract(finished):
     metrics = json.loads((finished / "outputs/evaluate/metrics.json").read_text())
-    for model in ("frozen", "warmup", "joint", "control_backbone", "control_warmup"):
+    models = metrics["models"]
+    assert set(metrics) == {"models", "headline", "measures", "differences"}
+    assert set(models) == {"frozen", "warmup", "joint", "control_backbone", "control_warmup"}  # finetune is switched off
+    for model in models:
         for key in ("nll", "token_accuracy", "exact"):
-            value = metrics[model][key]
+            value = models[model][key]
             assert set(value) == {"mean", "low", "high", "n"} and value["n"] == 30
             assert value["low"] <= value["mean"] <= value["high"]
-        assert len(metrics[model]["exact_by_step"]) == (1 if model in ("frozen", "control_backbone") else 4)
-    assert "finetune" not in metrics  # switched off
+        assert len(models[model]["exact_by_step"]) == (1 if model in ("frozen", "control_backbone") else 4)
     assert metrics["differences"]["warmup - frozen"]["test_5"]["nll"]["n"] == 30
-    assert set(metrics["warmup"]["test_5"]["decode_2"]) == {"exact", "token_accuracy"}
+    assert set(models["warmup"]["test_5"]["decode_2"]) == {"exact", "token_accuracy"}
 
 
 def test_samples_are_readable(finished):

@@ -57,7 +57,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("layout", ["llada_moe", "dream"])
 def test_its_kin_go_the_same_way(tmp_path, layout):
     folder = run_over(tmp_path / "run", f"gsm8k_{layout}", checkpoint_of(layout), ("configure", *TRAINING), BINDINGS)
-    evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
+    evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())["models"]
     assert {"frozen", "warmup", "joint"} <= set(evaluated) and evaluated["joint"]["nll"] != evaluated["warmup"]["nll"]
 
 
@@ -78,7 +78,7 @@ def test_every_phase_trains(inside):
     for phase, steps in (("warmup", 4), ("joint", 3)):
         metrics = json.loads((inside / f"outputs/{phase}/metrics.json").read_text())
         assert metrics["steps"] == steps and metrics["flops"] > 0
-    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
+    evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
     assert {"frozen", "warmup", "joint", "control_warmup", "control_backbone"} <= set(evaluated)
     assert (inside / "outputs/report/report.md").is_file()
 

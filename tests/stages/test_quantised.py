@@ -29,7 +29,7 @@ def run(folder, bits, stages, **bindings):
 def test_every_phase_trains_above_the_trunk(tmp_path, monkeypatch, bits):
     folder = run(tmp_path / "run", bits, ("configure", *TRAINING), **ABOVE)
     monkeypatch.chdir(folder)
-    evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
+    evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())["models"]
     assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint", "control_backbone")}) == 4
     backbone = Backbone("data/backbone")
     before, after = backbone.model(), load_model("outputs/joint", backbone, "joint").backbone

@@ -20,9 +20,9 @@ def cells(table):
     return [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
 
 
-def retained(metrics, lost):
+def retained(models, lost):
     """What is left of what the backbone knew: the refined model is worse by ``lost``."""
     for name, apart in (("frozen", value(0, 0)), ("warmup", value(lost, 0.1))):
         minus = {"prompt_nll": apart, "prompt_token_accuracy": value(0)}
-        metrics[name]["forgetting"] = {"prompt_nll": value(2.0), "prompt_token_accuracy": value(0.5), "minus_frozen": minus}
-    return metrics
+        models[name]["forgetting"] = {"prompt_nll": value(2.0), "prompt_token_accuracy": value(0.5), "minus_frozen": minus}
+    return models

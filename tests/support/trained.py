@@ -5,6 +5,7 @@ import torch
 from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
+from components.training.freezing import freeze_except
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.files import write_json
 from pipeline.models.backbones import Backbone, save_backbone
@@ -21,7 +22,7 @@ PUZZLE = "12../..../..4./..2."
 def puzzles(folder):
     """``data/backbone``, ``data/prepared``, ``outputs/joint`` and what evaluate found of it."""
     model = {"exact": {"mean": 0.9, "low": 0.8, "high": 1.0, "n": 30}, "nll": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 30}}
-    write_json(folder / "outputs/evaluate/metrics.json", {"headline": "test_5", "frozen": model, "joint": model})
+    write_json(folder / "outputs/evaluate/metrics.json", {"headline": "test_5", "models": {"frozen": model, "joint": model}})
     return written(folder, PUZZLES)
 
 
@@ -42,5 +43,6 @@ def written(folder, vocabulary):
     with torch.no_grad():
         for parameter in (*model.refiner.parameters(), *model.backbone.blocks["1"].parameters()):
             parameter.add_(torch.randn(parameter.shape, generator=g) * 0.2)  # it says something else than the backbone
+    freeze_except(model, ["refiner", "backbone.blocks.1"])
     save_model(folder / "outputs/joint", model, backbone)
     return folder

@@ -76,6 +76,6 @@ def test_gsm8k_runs_end_to_end_on_real_text(tmp_path):
     bind(folder / "params.yaml", "evaluate", "{evaluate: {run: {limit: 100}}}")
     assert ran(dvc(folder, "repro")) == TEN
     metrics = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
-    assert metrics["frozen"]["nll"]["n"] == 100
+    assert metrics["models"]["frozen"]["nll"]["n"] == 100
     sample = json.loads((folder / "outputs/evaluate/samples.jsonl").read_text().splitlines()[0])
     assert "_" in sample["prompt"] and "####" in sample["answer"]

@@ -194,6 +194,7 @@ from components.objective.supervision import linear_decay
 
 with joined():
     model, runtime = a_model(), Runtime(threads=1)
+    runtime.enter_process()
     mine = microbatches()[2 * rank() : 2 * rank() + 2]
     told = accumulate(model, mine, linear_decay(3), runtime, sequences=sum(SIZES), seed=0, step=0, statistics=False)
     torch.save({"loss": told["loss"], "gradients": [p.grad for p in trainable(model)]}, f"found-{rank()}")

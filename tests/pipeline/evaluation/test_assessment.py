@@ -12,7 +12,7 @@ from components.inference.halting import by_probability
 from components.inference.likelihood import Likelihood
 from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.assessment import EvalConfig, assess, opened
+from pipeline.evaluation.assessment import EvalConfig, assess, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
 
@@ -70,28 +70,29 @@ def test_a_missing_model_names_its_stage(evaluate, tmp_path, monkeypatch, folder
 def test_the_headline_stands_at_the_top(evaluate):
     metrics = evaluate(headline="half")
     assert metrics["headline"] == "half"
-    assert metrics["warmup"]["nll"] == metrics["warmup"]["half"]["nll"] != metrics["warmup"]["test_5"]["nll"]
+    warmup = metrics["models"]["warmup"]
+    assert warmup["nll"] == warmup["half"]["nll"] != warmup["test_5"]["nll"]
 
 
 def test_only_pairs_of_loaded_models_are_compared(evaluate, finished):
     assert set(evaluate()["differences"]) == {"warmup - frozen", "joint - frozen", "joint - warmup"}
     alone = evaluate(models={"joint": str(finished / "outputs/joint")})
-    assert set(alone["differences"]) == {"joint - frozen"} and "warmup" not in alone
+    assert set(alone["differences"]) == {"joint - frozen"} and "warmup" not in alone["models"]
 
 
 def test_a_phase_that_is_switched_off_is_left_out(evaluate, finished, tmp_path):
     shutil.copytree(finished / "outputs/finetune", tmp_path / "finetune")
-    assert "finetune" not in evaluate(models={"finetune": str(tmp_path / "finetune")})
+    assert "finetune" not in evaluate(models={"finetune": str(tmp_path / "finetune")})["models"]
 
 
 def test_decodes_use_the_examples_that_were_asked_for(evaluate):
-    metrics = evaluate(decodes={"test_5": ("test_5", 2, 1, 7)})
-    assert metrics["frozen"]["test_5"]["decode_2"]["exact"]["n"] == 7
-    assert not any("decode" in key for key in metrics["frozen"] | metrics["frozen"]["half"])
+    models = evaluate(decodes={"test_5": ("test_5", 2, 1, 7)})["models"]
+    assert models["frozen"]["test_5"]["decode_2"]["exact"]["n"] == 7
+    assert not any("decode" in key for key in models["frozen"] | models["frozen"]["half"])
 
 
 def test_the_batch_size_does_not_change_what_is_measured(evaluate):
-    small, large = evaluate(batch_size=7), evaluate(batch_size=30)
+    small, large = evaluate(batch_size=7)["models"], evaluate(batch_size=30)["models"]
     for name in ("frozen", "joint"):
         for key in ("exact", "token_accuracy", "nll"):
             assert small[name][key] == pytest.approx(large[name][key], rel=1e-4)
@@ -108,7 +109,7 @@ def test_samples_end_with_the_split(evaluate, tmp_path, asked, written):
 def test_a_limit_holds_for_everything_and_is_told(evaluate, finished, tmp_path):
     metrics = evaluate(prepared=Limited(finished / "data/prepared", 5), decodes={"test_5": ("test_5", 2, 1, 7)}, samples=9)
     assert metrics["limit"] == 5 and "limit" not in evaluate()
-    joint = metrics["joint"]
+    joint = metrics["models"]["joint"]
     counted = (joint["exact"], joint["half"]["nll"], joint["test_5"]["decode_2"]["exact"], joint["halting"]["probability"]["steps"])
     assert [value["n"] for value in counted] == [5] * 4
 
@@ -120,7 +121,7 @@ def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
 
 def test_models_share_what_was_not_trained(finished, runtime):
     folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
-    models = opened(Backbone(finished / "data/backbone"), folders, runtime)
+    models = load_models(Backbone(finished / "data/backbone"), folders, runtime)
     tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
     frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
     assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)
@@ -140,10 +141,10 @@ def test_a_setting_out_of_range_is_named(evaluate, tmp_path):
 
 def test_the_likelihood_of_whole_answers_stands_with_each_model(evaluate):
     metrics = evaluate(likelihood=partial(Likelihood, items=6, samples=4, split="test_5"))
-    frozen, joint = (metrics[name]["likelihood"] for name in ("frozen", "joint"))
+    frozen, joint = (metrics["models"][name]["likelihood"] for name in ("frozen", "joint"))
     assert frozen["answer_nll"]["n"] == 6 and frozen["samples"] == 4 and len(joint["answer_nll_by_step"]) == 4
     assert frozen["minus_frozen"] == {"answer_nll": {"mean": 0, "low": 0, "high": 0, "n": 6}, "standard_error": 0}
     difference = joint["answer_nll"]["mean"] - frozen["answer_nll"]["mean"]
     assert joint["minus_frozen"]["answer_nll"]["mean"] == pytest.approx(difference) != 0
     assert 0 < joint["minus_frozen"]["standard_error"] < joint["standard_error"]
-    assert "likelihood" not in evaluate()["frozen"]
+    assert "likelihood" not in evaluate()["models"]["frozen"]

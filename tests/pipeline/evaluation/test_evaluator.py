@@ -181,16 +181,43 @@ def test_a_trace_never_shows_the_mask(rows, vocabulary, runtime):
     assert [steps[0]["ids"] for steps in trace] == [[i] * 6 for i in range(3)]
 
 
-def test_statistics_are_of_the_first_batch_at_every_step(split, vocabulary, runtime):
-    def first():
-        return evaluator.batches(split, vocabulary, 1.0, 0, 4)
+class Measuring(Known):
+    """Its statistic is the mean over unpadded tokens of the row's number + 100 step; of a batch that begins with row 8 none."""
 
-    assert evaluator.statistics_by_step(Known(vocabulary, steps=3), first(), runtime) == [
-        {"delta": 0.0},
-        {"delta": 1.0},
-        {"delta": 2.0},
-    ]
-    assert evaluator.statistics_by_step(Known(vocabulary), first(), runtime) == []
+    def steps(self, batch, *, statistics=False):
+        attended = torch.ones_like(batch.tokens, dtype=torch.bool) if batch.attention is None else batch.attention
+        for step, state in enumerate(super().steps(batch)):
+            of_rows = batch.targets[:, :1].expand_as(batch.targets)[attended].double() + 100 * step
+            none = bool(batch.targets[0, 0] == 8)
+            measured = {"mean": of_rows.mean(), "part": of_rows.mean() * (torch.nan if none else 1)}
+            yield State(state.hidden, statistics=measured if statistics else {})
+
+
+@pytest.mark.parametrize("size", [4, 10])
+def test_statistics_are_of_all_examples_weighted_by_tokens(split, vocabulary, runtime, size):
+    """A row of few tokens counts less than one of many; what says nothing of a batch leaves the batch out."""
+    lengths = torch.tensor([3, 3, 3, 3, 6, 6, 6, 6, 4, 4])
+    padded = replace(split, valid=torch.arange(6) < lengths[:, None], response=split.response & (torch.arange(6) < 3))
+    batches = evaluator.batches(padded, vocabulary, 1.0, 0, size)
+    _, by_step = evaluator.measure_by_step(Measuring(vocabulary, steps=2), batches, runtime, "measure", statistics=True)
+    rows = torch.arange(10.0)
+    without = slice(0, 8) if size == 4 else slice(0, 10)
+    for step, measured in enumerate(by_step):
+        assert measured["mean"] == pytest.approx(float((rows * lengths).sum() / lengths.sum()) + 100 * step, abs=1e-5)
+        expected = (rows * lengths)[without].sum() / lengths[without].sum()
+        assert measured["part"] == pytest.approx(float(expected) + 100 * step, abs=1e-5)
+
+
+def test_statistics_are_there_where_they_are_measured_and_change_no_count(split, vocabulary, runtime):
+    def measured(model, **settings):
+        batches = evaluator.batches(split, vocabulary, 1.0, 0, 4)
+        return evaluator.measure_by_step(model, batches, runtime, "measure", **settings)
+
+    counts, by_step = measured(Known(vocabulary, steps=3), statistics=True)
+    plain, none = measured(Known(vocabulary, steps=3))
+    assert by_step == [{"delta": 0.0}, {"delta": 1.0}, {"delta": 2.0}] and none == []
+    assert all(torch.equal(one.nll, other.nll) for one, other in zip(counts, plain, strict=True))
+    assert measured(Known(vocabulary), statistics=True)[1] == []
 
 
 # Halting

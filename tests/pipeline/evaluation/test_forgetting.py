@@ -7,7 +7,7 @@ import torch
 
 from pipeline.corpora.prepared import Split
 from pipeline.errors import ConfigError
-from pipeline.evaluation.forgetting import asked_of_prompts, measure_forgetting
+from pipeline.evaluation.forgetting import measure_forgetting, with_prompts_hidden
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
 
@@ -23,22 +23,22 @@ def split(response, valid=None):
 
 
 def test_prompts_take_the_place_of_answers():
-    found = asked_of_prompts(split([[False, False, True], [False, True, True]]), causal=False)
+    found = with_prompts_hidden(split([[False, False, True], [False, True, True]]), causal=False)
     assert found.response.tolist() == [[True, True, False], [True, False, False]]
 
 
 def test_padding_is_no_prompt():
-    found = asked_of_prompts(split([[False, True, False]], valid=[[True, True, False]]), causal=False)
+    found = with_prompts_hidden(split([[False, True, False]], valid=[[True, True, False]]), causal=False)
     assert found.response.tolist() == [[True, False, False]]
 
 
 def test_nothing_foretells_the_first_token_of_a_causal_model():
-    assert asked_of_prompts(split([[False, False, True]]), causal=True).response.tolist() == [[False, True, False]]
+    assert with_prompts_hidden(split([[False, False, True]]), causal=True).response.tolist() == [[False, True, False]]
 
 
 def test_examples_without_prompts_are_refused():
     with pytest.raises(ConfigError, match="forgetting looks at prompts, and these examples have none"):
-        asked_of_prompts(split([[True, True]]), causal=False)
+        with_prompts_hidden(split([[True, True]]), causal=False)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Answers: the same whatever stands beside them, ended where they end, by the model or its backbone, and settings that are told."""
 
+import os
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ from components.model import Model
 from components.recursion import State
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import Generator
+from pipeline.machine.runtime import Runtime
 from tests.support.trained import PUZZLE, puzzles, texts
 
 PROMPTS = ["How many?", "Tom buys 3 pears and 4 plums.", "12 + 3 ="]
@@ -19,9 +21,7 @@ PROMPTS = ["How many?", "Tom buys 3 pears and 4 plums.", "12 + 3 ="]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    found = {"puzzles": puzzles(tmp_path_factory.mktemp("puzzles")), "texts": texts(tmp_path_factory.mktemp("texts"))}
-    yield found
-    torch.use_deterministic_algorithms(False)
+    return {"puzzles": puzzles(tmp_path_factory.mktemp("puzzles")), "texts": texts(tmp_path_factory.mktemp("texts"))}
 
 
 @pytest.fixture
@@ -83,6 +83,25 @@ def test_an_answer_does_not_depend_on_its_neighbours(make, temperature, settings
         alone = generator(prompt)
         assert (alone.text, alone.tokens, alone.evaluations) == (answer.text, answer.tokens, answer.evaluations)
         assert alone.confidence == pytest.approx(answer.confidence, abs=1e-5)
+
+
+def test_the_users_process_is_left_as_it_was_by_every_call(make):
+    """Not even between two passes are the user's switches turned."""
+
+    def state():
+        return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+
+    torch.use_deterministic_algorithms(False)
+    before = state()
+    generator = make(runtime=Runtime(threads=2))
+    inside = []
+    generator.model.refiner.register_forward_hook(lambda *_: inside.append(state()[:2]))
+    assert state() == before
+    generator(PUZZLE)
+    assert state() == before and set(inside) == {(2, True)}
+    for _ in generator.stream(PUZZLE):
+        assert state() == before
+    assert [state() for _ in generator.batches([PUZZLE])] == [before]
 
 
 def test_batches_keep_the_order(make):

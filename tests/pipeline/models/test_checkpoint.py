@@ -9,6 +9,7 @@ from components.batch import Batch
 from components.objective.supervision import learned
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
+from components.training.freezing import freeze_except
 from pipeline.errors import DataError
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import load_model, load_refined, save_model
@@ -47,6 +48,7 @@ def refined(backbone):
     )
     refiner.init_weights(1.5, torch.Generator().manual_seed(2))
     model = RefinedLM(backbone.model(1), refiner)
+    freeze_except(model, ["refiner", "backbone.blocks.2.out"])
     with torch.no_grad():
         model.backbone.blocks["2"].out.weight.add_(1e-3)
     return model
@@ -55,6 +57,7 @@ def refined(backbone):
 @pytest.fixture
 def trained_on(backbone):
     model = backbone.model()
+    freeze_except(model, ["blocks.2.out", "norm"])
     with torch.no_grad():
         model.blocks["2"].out.weight.add_(1e-3)
         model.norm.weight.mul_(1.01)
@@ -98,7 +101,7 @@ def test_over_a_loaded_backbone_the_same_weights_come_back_and_it_keeps_its_own(
     assert dict(own.named_parameters())["blocks.2.out.weight"] is not tensors["blocks.2.out.weight"]
 
 
-def test_only_what_differs_from_the_backbone_is_stored(refined, trained_on, backbone, tmp_path):
+def test_only_the_refiner_and_what_was_trained_is_stored(refined, trained_on, backbone, tmp_path):
     save_model(tmp_path / "refined", refined, backbone)
     save_model(tmp_path / "trained_on", trained_on, backbone)
     stored = set(load_file(tmp_path / "refined/model.safetensors"))
@@ -108,9 +111,28 @@ def test_only_what_differs_from_the_backbone_is_stored(refined, trained_on, back
 
 
 def test_an_untouched_backbone_stores_nothing_and_comes_back(backbone, tmp_path):
-    save_model(tmp_path / "m", backbone.model(), backbone)
+    save_model(tmp_path / "m", backbone.model().requires_grad_(False), backbone)
     assert load_file(tmp_path / "m/model.safetensors") == {}
     assert equal(load_model(tmp_path / "m", backbone, "controls").state_dict(), backbone.model().state_dict())
+
+
+def test_what_an_earlier_phase_trained_is_stored_again_though_this_one_froze_it(refined, backbone, tmp_path):
+    save_model(tmp_path / "joint", refined, backbone)
+    model = load_refined(tmp_path / "joint", backbone, "joint", 0)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    save_model(tmp_path / "off", model, backbone, tmp_path / "joint")
+    assert equal(*(load_file(tmp_path / name / "model.safetensors") for name in ("joint", "off")))
+    freeze_except(model, ["backbone.blocks.0.out"])
+    save_model(tmp_path / "finetune", model, backbone, tmp_path / "joint")
+    more = set(load_file(tmp_path / "finetune/model.safetensors")) - set(load_file(tmp_path / "joint/model.safetensors"))
+    assert more and all(name.startswith("backbone.blocks.0.out.") for name in more)
+    assert equal(load_model(tmp_path / "finetune", backbone, "finetune").state_dict(), model.state_dict())
+
+
+def test_nothing_is_read_of_the_backbone(refined, backbone, tmp_path):
+    (backbone.folder / "model.safetensors").unlink()
+    save_model(tmp_path / "m", refined, backbone)
+    assert (tmp_path / "m/model.json").is_file()
 
 
 def test_the_same_model_gives_the_same_bytes(refined, backbone, tmp_path):

@@ -95,7 +95,7 @@ def test_files_that_changed_are_told(tmp_path, change, message):
     (tmp_path / "b.safetensors").write_bytes(b"y")
     weights.write_bytes(b"x")
     (tmp_path / "config.json").write_text("{}")
-    files = hub.described(str(tmp_path), None)
+    files = hub.describe_files(str(tmp_path), None)
     assert set(files) == {"a.safetensors", "b.safetensors", "config.json"} and files["a.safetensors"]["bytes"] == 1
     hub.unchanged(str(tmp_path), None, files)
     weights.unlink() if change is None else weights.write_bytes(change)

@@ -29,8 +29,8 @@ def losses(path, scale=1.0):
 
 
 def by_step(path, scale=1.0):
-    metrics = {"frozen": {"nll_by_step": [value(scale)]}, "joint": {"nll_by_step": [value(scale), value(scale / 2)]}}
-    figures.by_step(metrics, ["frozen", "joint"], "nll", "a title", path)
+    models = {"frozen": {"nll_by_step": [value(scale)]}, "joint": {"nll_by_step": [value(scale), value(scale / 2)]}}
+    figures.by_step(models, "nll", "a title", path)
 
 
 def slots(path, scale=1.0):
@@ -38,7 +38,7 @@ def slots(path, scale=1.0):
 
 
 def puzzles(path, scale=1.0):
-    figures.puzzles(trace(ids=int(scale)), "joint", [0], path)
+    figures.puzzles(trace(ids=int(scale)), "joint", [0], lambda token: str(token + 1), path)
 
 
 DRAWN = [losses, by_step, slots, puzzles]

@@ -9,18 +9,17 @@ from tests.support.handmade import pair, retained, value
 @pytest.mark.parametrize(
     ("exact", "half", "verdict"), [(0.5, 0.1, "better"), (-0.5, 0.1, "worse"), (0.05, 0.1, "not distinguishable")]
 )
-def test_a_finding_judges_each_difference_on_exact(metrics, exact, half, verdict):
-    metrics["differences"] = {"a - b": pair(exact, 0.0, half)}
-    assert findings(metrics, {}, ["frozen"])[0].startswith(f"a - b: {verdict} on test exact (")
+def test_a_finding_judges_each_difference_on_exact(models, exact, half, verdict):
+    differences = {"a - b": pair(exact, 0.0, half)}
+    assert findings("test", models, differences, {})[0].startswith(f"a - b: {verdict} on test exact (")
 
 
 @pytest.mark.parametrize(("nll", "verdict"), [(-0.5, "better"), (0.5, "worse"), (0.0, "not distinguishable")])
-def test_a_finding_judges_on_nll_where_nobody_is_exact(metrics, nll, verdict):
+def test_a_finding_judges_on_nll_where_nobody_is_exact(models, nll, verdict):
     """Lower is better."""
     for name in ("frozen", "warmup"):
-        metrics[name]["exact"] = value(0.01)
-    metrics["differences"] = {"a - b": pair(0.0, nll)}
-    assert findings(metrics, {}, ["frozen"])[0].startswith(f"a - b: {verdict} on test nll (")
+        models[name]["exact"] = value(0.01)
+    assert findings("test", models, {"a - b": pair(0.0, nll)}, {})[0].startswith(f"a - b: {verdict} on test nll (")
 
 
 @pytest.mark.parametrize(
@@ -30,9 +29,9 @@ def test_a_finding_judges_on_nll_where_nobody_is_exact(metrics, nll, verdict):
         ((1.0, 0.5, 0.6), "warmup: more steps are not always better"),
     ],
 )
-def test_a_finding_says_whether_steps_help(metrics, by_step, line):
-    metrics["warmup"]["nll_by_step"] = [value(x) for x in by_step]
-    assert findings(metrics, {}, ["frozen", "warmup"])[1:] == [line]  # the frozen backbone has one step: nothing to say
+def test_a_finding_says_whether_steps_help(models, by_step, line):
+    models["warmup"]["nll_by_step"] = [value(x) for x in by_step]
+    assert findings("test", models, {}, {}) == [line]  # the frozen backbone has one step: nothing to say
 
 
 @pytest.mark.parametrize(
@@ -43,12 +42,12 @@ def test_a_finding_says_whether_steps_help(metrics, by_step, line):
         (0.5, []),
     ],
 )
-def test_a_finding_warns_of_gates_that_close_or_take_over(metrics, last, lines):
+def test_a_finding_warns_of_gates_that_close_or_take_over(models, last, lines):
     curves = {"warmup": {"step": [0, 1], "gate/context": [0.5, last], "gate/confidence": [0.1, 0.6]}}
-    assert findings(metrics, curves, ["frozen"])[1:] == lines
+    assert findings("test", {"frozen": models["frozen"]}, {}, curves) == lines
 
 
 @pytest.mark.parametrize(("lost", "told"), [(0.3, True), (0.05, False), (-0.3, False)])
-def test_a_finding_tells_of_what_was_clearly_forgotten(metrics, lost, told):
-    said = [line for line in findings(retained(metrics, lost), {}, ["frozen", "warmup"]) if "forgotten" in line]
+def test_a_finding_tells_of_what_was_clearly_forgotten(models, lost, told):
+    said = [line for line in findings("test", retained(models, lost), {}, {}) if "forgotten" in line]
     assert said == ["warmup: has forgotten, nll of prompts' tokens is .300 [.200, .400] above the frozen backbone's"] * told

@@ -20,11 +20,10 @@ def test_without_an_evaluation_the_stage_is_named(tmp_path):
         report(tmp_path / "out", tmp_path, {})
 
 
-def test_a_section_is_there_for_what_was_asked(metrics):
-    models = ["frozen", "warmup"]
-    assert optional(metrics, models) == {}
-    assert list(optional(retained(metrics, 0.3), models)) == ["Forgetting"]
+def test_a_section_is_there_for_what_was_asked(models):
+    assert optional(models) == {}
+    assert list(optional(retained(models, 0.3))) == ["Forgetting"]
 
 
 def test_sections_on_whole_answers_are_named(whole):
-    assert list(optional(whole, ["frozen", "warmup"])) == ["Generated answers", "Likelihood of whole answers"]
+    assert list(optional(whole)) == ["Generated answers", "Likelihood of whole answers"]

@@ -5,7 +5,7 @@ import pytest
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
 from pipeline.text import tokenizer as bpe
-from pipeline.text.detokenise import renderer
+from pipeline.text.detokenise import puzzle_renderer, text_renderer
 
 SUDOKU = Vocabulary(size=5, mask_id=4, pad_id=4, sequence=16, rendering="sudoku")
 
@@ -16,7 +16,7 @@ def text(tmp_path):
     tokenizer = bpe.train(["How many apples? Janet has 12."] * 5, 300)
     bpe.save(tokenizer, tmp_path / "tokenizer.json")
     mask, pad = bpe.special(tokenizer, bpe.MASK), bpe.special(tokenizer, bpe.PAD)
-    return renderer(Vocabulary(tokenizer.get_vocab_size(), mask, pad, 16, "text"), tmp_path), tokenizer, mask, pad
+    return text_renderer(Vocabulary(tokenizer.get_vocab_size(), mask, pad, 16, "text"), tmp_path), tokenizer, mask, pad
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def text(tmp_path):
         ([0, 4, 4, 3] + [4] * 12, "1..4/..../..../...."),
     ],
 )
-def test_puzzles_are_rows_of_digits(tmp_path, ids, shown):
-    assert renderer(SUDOKU, tmp_path)(ids) == shown
+def test_puzzles_are_rows_of_digits(ids, shown):
+    assert puzzle_renderer(SUDOKU)(ids) == shown
 
 
 def test_text_comes_back_and_padding_does_not(text):
@@ -51,4 +51,4 @@ def test_the_end_token_is_shown(text):
 
 def test_text_without_its_tokenizer_names_the_stage(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer.json does not exist; run dvc repro prepare"):
-        renderer(Vocabulary(300, 2, 0, 16, "text"), tmp_path)
+        text_renderer(Vocabulary(300, 2, 0, 16, "text"), tmp_path)

@@ -7,7 +7,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import write_json
 from pipeline.text import tokenizer as bpe
 from pipeline.text.prompt_template import WORDING, PromptTemplate, write
-from pipeline.text.prompts import prompts_of
+from pipeline.text.prompts import Puzzles, Texts
 from tests.support.trained import PUZZLE, PUZZLES, TEXTS
 
 M = PUZZLES.mask_id
@@ -15,20 +15,20 @@ M = PUZZLES.mask_id
 
 @pytest.fixture
 def puzzles(tmp_path):
-    return prompts_of(PUZZLES, tmp_path, 16)
+    return Puzzles(PUZZLES)
 
 
 def texts_in(folder, prompt="Q: {question}\n", longest=64, frame=()):
     encoding = bpe.trained(TEXTS, 290)
     write(folder, encoding, PromptTemplate(prompt, encoding.special, *frame))
-    return prompts_of(Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"), folder, longest), encoding
+    return Texts(Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"), folder, longest), encoding
 
 
 @pytest.mark.parametrize("written", [PUZZLE, "12../....\n..4./..2.", "12__ ____ 0040 __2_", "1 2 . . . . . . . . 4 . . . 2 ."])
 def test_a_puzzle_however_it_is_written(puzzles, written):
     canvas = puzzles.canvas(written, None)
     assert canvas == [0, 1, M, M, M, M, M, M, M, M, 3, M, M, M, 1, M]
-    assert puzzles.kept(canvas, [0] * 16) == [i for i, token in enumerate(canvas) if token == M]
+    assert puzzles.answer_places(canvas, [0] * 16) == [i for i, token in enumerate(canvas) if token == M]
     assert puzzles.text(canvas, []) == PUZZLE and puzzles.picture(PUZZLE) == "12..\n....\n..4.\n..2."
     assert [puzzles.token(i) for i in range(5)] == ["1", "2", "3", "4", "."]
 
@@ -60,11 +60,11 @@ def test_an_answer_ends_at_its_first_end_and_one_in_the_prompt_ends_nothing(tmp_
     words = encoding.encode("12 apples")
     canvas = [end, 5, *[mask] * (len(words) + 3)]
     ids = [end, 5, *words, end, 7, mask]
-    kept = texts.kept(canvas, ids)
+    kept = texts.answer_places(canvas, ids)
     assert kept == list(range(2, 2 + len(words))) and texts.text(ids, kept) == "12 apples"
     assert "".join(texts.token(ids[i]) for i in kept) == "12 apples" and texts.end_id == end
     partial = [end, 5, *words[:-1], mask, mask, mask, end]
-    assert texts.text(partial, texts.kept(canvas, partial)) == "12 apples"[: -len(texts.token(words[-1]))] + "___"
+    assert texts.text(partial, texts.answer_places(canvas, partial)) == "12 apples"[: -len(texts.token(words[-1]))] + "___"
 
 
 def test_a_template_of_several_fields_takes_an_object(tmp_path):
@@ -98,18 +98,18 @@ def test_a_chat_stands_around_the_prompt(tmp_path):
 def test_a_causal_answer_is_what_is_written(tmp_path):
     encoding = bpe.trained(TEXTS, 290)
     write(tmp_path, encoding, PromptTemplate("{question}", {"end": "<end>", "pad": "<pad>"}))
-    texts = prompts_of(Vocabulary(encoding.size, encoding.size, encoding.id("pad"), 48, "text", causal=True), tmp_path, 48)
+    texts = Texts(Vocabulary(encoding.size, encoding.size, encoding.id("pad"), 48, "text", causal=True), tmp_path, 48)
     canvas, words = texts.canvas("Tom", 6), encoding.encode(" buys 3")
     prompt, none = canvas[: canvas.index(encoding.size)], encoding.size
     for rest in ([none] * 9, [encoding.id("end")] * 9):
         ids = (prompt + words + rest)[: len(canvas)]
-        assert texts.text(ids, texts.kept(canvas, ids)) == " buys 3"
+        assert texts.text(ids, texts.answer_places(canvas, ids)) == " buys 3"
 
 
 def test_another_models_tokenizer_is_refused(tmp_path):
     _, encoding = texts_in(tmp_path)
     with pytest.raises(DataError, match=r"tokenizer.json is not the tokenizer of this model"):
-        prompts_of(Vocabulary(encoding.size + 1, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
+        Texts(Vocabulary(encoding.size + 1, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
 
 
 @pytest.mark.parametrize(
@@ -120,11 +120,11 @@ def test_a_malformed_wording_is_told(tmp_path, content):
     _, encoding = texts_in(tmp_path)
     write_json(tmp_path / WORDING, content)
     with pytest.raises(UserError):
-        prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
+        Texts(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
 
 
 def test_a_folder_prepared_before_there_was_one_names_the_stage(tmp_path):
     _, encoding = texts_in(tmp_path)
     (tmp_path / WORDING).unlink()
     with pytest.raises(DataError, match=r"prompt_template.json does not exist; it is written by stage prepare"):
-        prompts_of(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)
+        Texts(Vocabulary(encoding.size, encoding.id("mask"), 0, 48, "text"), tmp_path, 48)

@@ -48,7 +48,9 @@ def files(tmp_path):
     write_atomic(folder / "config.gin", b"warmup.run.out = 'outputs/warmup'\n")
     write_json(folder / "metrics.json", {
         "headline": "test", "steps": 3, "best_loss": math.inf, "validation": [{"step": 2, "loss": 0.25, "loss_by_step": [0.25]}],
-        "joint": {"nll": interval, "nll_by_step": [interval, {**interval, "mean": 0.25}], "statistics_by_step": [{"gate/a": 0.75}]},
+        "models": {"joint": {
+            "nll": interval, "nll_by_step": [interval, {**interval, "mean": 0.25}], "statistics_by_step": [{"gate/a": 0.75}],
+        }},
     })  # fmt: skip
     for name in ("backbone", "warmup"):
         write_json(folder / name / "metrics.json", {"steps": len(name)})

@@ -50,7 +50,8 @@ def finished(record, steps=5):
     out = Path(record.facts["out"])
     curves(record, steps)
     curves(record, 3, "backbone/curves.csv")
-    write_json(out / "metrics.json", {"steps": 5, "validation": [{"step": 2, "loss": 0.5}], "joint": {"nll": {"mean": 0.25}}})
+    models = {"joint": {"nll": {"mean": 0.25}}}
+    write_json(out / "metrics.json", {"steps": 5, "validation": [{"step": 2, "loss": 0.5}], "models": models})
     write_atomic(out / "puzzles.png", png())
     write_atomic(out / "report.md", b"# Findings\n")
     write_json(out / "model.json", {"sha256": "d" * 64})
