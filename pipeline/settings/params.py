@@ -186,13 +186,14 @@ def _line(file: Path, tree: Any, key: Any) -> str:
     return f"{file}:{places[key][0] + 1}" if key in places else str(file)
 
 
-def with_common(file: Path, out: Path, bindings: Mapping[str, Any], preset: str = "") -> None:
-    """Write the settings of ``file`` to ``out`` with further common bindings over them, and another preset if one is given."""
+def with_bindings(file: Path, out: Path, bindings: Mapping[str, Mapping[str, Any]], preset: str = "") -> None:
+    """Write the settings of ``file`` to ``out`` with further bindings over them, by section, and another preset if one is given."""
     yaml = YAML()
     document = yaml.load(file.read_text())
     document["preset"] = preset or document["preset"]
-    common = document.setdefault("common", {})
-    common["bindings"] = {**(common.get("bindings") or {}), **bindings}
+    for section, further in bindings.items():
+        tree = document.setdefault(section, {})
+        tree["bindings"] = {**(tree.get("bindings") or {}), **further}
     stream = StringIO()
     yaml.dump(document, stream)
     out.write_text(stream.getvalue())
