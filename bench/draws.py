@@ -21,6 +21,7 @@ from components.inference.metrics import over_seeds
 from pipeline import ablation
 from pipeline.files import read_json, write_json
 from pipeline.reporting.markdown import cell, markdown
+from pipeline.settings import params
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,8 +77,7 @@ def place(folder: Path, preset: str, case: Case) -> None:
     if not (folder / "gin").exists():
         (folder / "gin").symlink_to(ROOT / "gin")
     sections = {"common": {**case.bindings, "DRAWS": 1}, "warmup": {"warmup.run.states": "@sources.live"}}
-    settings = {"preset": preset, **{name: {"bindings": bindings} for name, bindings in sections.items()}}
-    (folder / "params.yaml").write_text(js.dumps(settings, indent=1) + "\n")  # JSON is YAML
+    params.with_bindings(ROOT / "params.yaml", folder / "params.yaml", sections, preset)
     for name, lines in case.lines.items():
         (folder / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         with (raw_folder() / name).open() as file:

@@ -16,6 +16,7 @@ import fire
 
 from pipeline.files import sha256, write_json
 from pipeline.reporting.markdown import markdown
+from pipeline.settings import params
 
 ROOT = Path(__file__).resolve().parent.parent
 BUSY = [sys.executable, "-c", "while True: pass"]
@@ -28,7 +29,7 @@ def main(steps: int = 300, runs: int = 3, json: str = "", quick: bool = False) -
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "gin").symlink_to(ROOT / "gin")
         preset = "smoke" if quick else "sudoku4"
-        (Path(folder) / "params.yaml").write_text(f"preset: {preset}\ncommon: {{bindings: {{THREADS: 2}}}}\n")
+        params.with_bindings(ROOT / "params.yaml", Path(folder) / "params.yaml", {"common": {"THREADS": 2}}, preset)
         stage(Path(folder), "prepare", "--out=data/prepared")
         rows = [measured(Path(folder), steps, runs, busy) for busy in (False, True)]
     if json:

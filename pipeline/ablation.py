@@ -26,7 +26,6 @@ from pipeline.settings import dependencies, params
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 BASE = "default"
-SEEDS = 10  # as many as components.inference.metrics.over_seeds knows intervals of
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -39,7 +38,7 @@ def ablate(
         out: of results and workspaces.
         variants: name -> bindings over warmup's settings. "default" (none) is always there, and what others are compared with.
         scratch: name -> bindings over the backbone's settings: models of their own, trained for backbone's and warmup's compute.
-        seeds: two to ten.
+        seeds: at least two.
         processes: jobs at a time.
 
     Raises:
@@ -48,7 +47,7 @@ def ablate(
     """
     names = [BASE, *variants, *scratch]
     _check(names, seeds)
-    places = [_workspace(out, seed) for seed in seeds]
+    places = [workspace(out, seed) for seed in seeds]
     jobs = len(places) * (2 + len(variants) + len(scratch))
     with Progress("ablate", jobs, "runs") as bar, ThreadPoolExecutor(processes) as pool:
 
@@ -74,24 +73,24 @@ def ablate(
 
 
 def _check(names: Sequence[str], seeds: Sequence[int]) -> None:
-    if not 2 <= len(seeds) <= SEEDS or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"ablate.run.seeds needs two to {SEEDS} different seeds for an interval, got {list(seeds)}")
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"ablate.run.seeds needs at least two different seeds for an interval, got {list(seeds)}")
     for place, name in enumerate(names):
         if same := [other for other in names[:place] if _slug(other) == _slug(name)]:
             raise ConfigError(f"ablate names a variant twice: '{same[0]}' and '{name}' would share the folder {_slug(name)}")
 
 
-def _workspace(out: Path, seed: int) -> Path:
-    """A folder with the user's settings, but for the seed and the threads of a job."""
+def workspace(out: Path, seed: int, preset: str = "") -> Path:
+    """Make a folder with the user's settings, but for the seed, the threads of a job and, if one is given, the preset."""
     place = out / f"seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    params.with_common(Path("params.yaml"), place / "params.yaml", {"SEED": seed, "THREADS": 1})
+    params.with_bindings(Path("params.yaml"), place / "params.yaml", {"common": {"SEED": seed, "THREADS": 1}}, preset)
     if not (place / "gin").exists():
         (place / "gin").symlink_to(Path("gin").resolve())
     return place
 
 
-def _stage(place: Path, stage: str, *arguments: str) -> None:
+def run_stage(place: Path, stage: str, *arguments: str) -> None:
     """Run a stage in a workspace, unless it was run with the very same settings, inputs and code, and its result is there."""
     command = [sys.executable, "-m", "stages", stage, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_PROCESSES": "1", RAW_VARIABLE: str(raw_folder().resolve())}
@@ -117,24 +116,26 @@ def _identity(stage: str, text: str, place: Path, folder: Path) -> str:
 
 def _prepared(place: Path) -> str:
     for stage, folder in (("prepare", "data/prepared"), ("backbone", "data/backbone"), ("extract", "data/shards")):
-        _stage(place, stage, f"--out={folder}")
+        run_stage(place, stage, f"--out={folder}")
     return f"{place.name}: data, backbone and shards"
 
 
 def _variant(place: Path, name: str, bindings: Sequence[str]) -> str:
     budget = [] if name == BASE else [f"loop.fit.budget={_flops(place / 'outputs' / BASE)}"]
-    _stage(place, "warmup", *bindings, *budget, f"--out=outputs/{_slug(name)}")
+    run_stage(place, "warmup", *bindings, *budget, f"--out=outputs/{_slug(name)}")
     models = f"evaluate.run.models={{'{_slug(name)}': 'outputs/{_slug(name)}'}}"
-    _stage(place, "evaluate", models, "evaluate.run.decodes={}", "evaluate.run.halts={}", f"--out=outputs/{_slug(name)}-evaluated")
+    run_stage(
+        place, "evaluate", models, "evaluate.run.decodes={}", "evaluate.run.halts={}", f"--out=outputs/{_slug(name)}-evaluated"
+    )
     return f"{place.name}: {name}"
 
 
 def _from_scratch(place: Path, name: str, bindings: Sequence[str]) -> str:
     budget = _flops(place / "data/backbone") + _flops(place / "outputs" / BASE)
-    _stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out=outputs/{_slug(name)}")
+    run_stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out=outputs/{_slug(name)}")
     of_it = f"evaluate.run.backbone='outputs/{_slug(name)}'"
     nothing = ("evaluate.run.models={}", "evaluate.run.decodes={}", "evaluate.run.halts={}")
-    _stage(place, "evaluate", of_it, *nothing, f"--out=outputs/{_slug(name)}-evaluated")
+    run_stage(place, "evaluate", of_it, *nothing, f"--out=outputs/{_slug(name)}-evaluated")
     return f"{place.name}: {name}"
 
 

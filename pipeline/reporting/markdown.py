@@ -6,15 +6,17 @@ from pipeline.reporting.intervals import is_clear
 
 
 def cell(value: Mapping[str, float]) -> str:
-    """Show a mean with its interval in three decimals.
+    """Show a mean with its interval, where it has one, in three decimals.
 
-    >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600})
-    '.960 [.943, .975]'
+    >>> cell({"mean": 0.96, "low": 0.943, "high": 0.975, "n": 600}), cell({"mean": 0.96, "n": 1})
+    ('.960 [.943, .975]', '.960')
     """
-    mean, low, high = (
-        f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}" for k in ("mean", "low", "high")
+    mean, *ends = (
+        f"{value[k]:.3f}".replace("0.", ".", 1) if abs(value[k]) < 1 else f"{value[k]:.3f}"
+        for k in ("mean", "low", "high")
+        if k in value
     )
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
 def bold_if_clear(value: Mapping[str, float]) -> str:

@@ -24,7 +24,6 @@ ALLOWED = (
     "pipeline.tracking", "pipeline.training.execution", "pipeline.training.loop", "stages", "torch.nn", "torch.optim",
 )  # fmt: skip
 BOUND_ONLY = "stages"  # may be imported to bind what they take, and not be referred to: that would run them
-MOST_FILES = 100  # that a .gin file may include, all in all
 MACRO = "gin.macro"
 MORE_ALLOWED = "SLOTLOOP_ALLOW"  # environment variable: further modules, by whoever runs this and not by who wrote the files
 
@@ -122,8 +121,6 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
             found.names.extend(included.names)
             found.references.extend(included.references)
             found.files.extend(included.files)
-            if len(found.files) > MOST_FILES:
-                raise ConfigError(f"{file} includes more than {MOST_FILES} files")
             found.included.extend([*included.included, *included.bindings])
             found.macros.update(included.macros)
         elif isinstance(statement, config_parser.BindingStatement):

@@ -17,7 +17,6 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import ConfigError
 
 MACRO_NAME = re.compile(r"[A-Z][A-Z0-9_]*$")
-MOST_VALUES, DEEPEST = 10_000, 30  # of a params.yaml, aliases written out
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
@@ -58,14 +57,17 @@ class Params:
             is_parameter: whether a path names a parameter: a map below it is then a value, not more path.
 
         Raises:
-            ConfigError: ``bindings`` is not a map, a value has no form in gin, or one key is bound twice.
+            ConfigError: ``bindings`` is not a map or without end, a value has no form in gin, or one key is bound twice.
         """
         tree = self._part(section, "bindings", Mapping, "a map of bindings")
         found: dict[str, Binding] = {}
-        for binding in _leaves(tree, (), f"{section}.bindings", self.file, is_parameter):
-            if binding.key in found:
-                raise ConfigError(f"{binding.origin}: bound twice; also at {found[binding.key].origin}")
-            found[binding.key] = binding
+        try:
+            for binding in _leaves(tree, (), f"{section}.bindings", self.file, is_parameter):
+                if binding.key in found:
+                    raise ConfigError(f"{binding.origin}: bound twice; also at {found[binding.key].origin}")
+                found[binding.key] = binding
+        except RecursionError:
+            raise ConfigError(f"{self._line(section)} {section}.bindings: values are nested too deeply") from None
         return list(found.values())
 
     def preset_line(self) -> str:
@@ -102,7 +104,6 @@ def read(path: Path, stages: Iterable[str]) -> Params:
         raise ConfigError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
     except (YAMLError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
-    _check_size(loaded, path)
     if not isinstance(loaded, Mapping) or not isinstance(loaded.get("preset"), str):
         raise ConfigError(f"{path} must hold a map with 'preset: <name>'")
     known = {"preset", "common", *stages}
@@ -127,20 +128,6 @@ def hint(word: str, known: Iterable[str]) -> str:
     if not near:  # same last word, other module
         near = [name for name in names if name.split(".")[-1] == word.split(".")[-1]][:1]
     return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(names[:20])}"
-
-
-def _check_size(loaded: Any, path: Path) -> None:
-    """A few lines of YAML can stand for billions of values: every alias counts as what it stands for."""
-    waiting, seen = [(loaded, 0)], 0
-    while waiting:
-        node, depth = waiting.pop()
-        seen += 1
-        if seen > MOST_VALUES or depth > DEEPEST:
-            raise ConfigError(f"{path} holds more than {MOST_VALUES} values or levels within levels, aliases (*name) written out")
-        if isinstance(node, Mapping):
-            waiting += [(value, depth + 1) for pair in node.items() for value in pair]
-        elif isinstance(node, list | set | tuple):
-            waiting += [(value, depth + 1) for value in node]
 
 
 def _leaves(
@@ -186,13 +173,14 @@ def _line(file: Path, tree: Any, key: Any) -> str:
     return f"{file}:{places[key][0] + 1}" if key in places else str(file)
 
 
-def with_common(file: Path, out: Path, bindings: Mapping[str, Any], preset: str = "") -> None:
-    """Write the settings of ``file`` to ``out`` with further common bindings over them, and another preset if one is given."""
+def with_bindings(file: Path, out: Path, bindings: Mapping[str, Mapping[str, Any]], preset: str = "") -> None:
+    """Write the settings of ``file`` to ``out`` with further bindings over them, by section, and another preset if one is given."""
     yaml = YAML()
     document = yaml.load(file.read_text())
     document["preset"] = preset or document["preset"]
-    common = document.setdefault("common", {})
-    common["bindings"] = {**(common.get("bindings") or {}), **bindings}
+    for section, further in bindings.items():
+        tree = document.setdefault(section, {})
+        tree["bindings"] = {**(tree.get("bindings") or {}), **further}
     stream = StringIO()
     yaml.dump(document, stream)
     out.write_text(stream.getvalue())

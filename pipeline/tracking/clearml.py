@@ -1,7 +1,8 @@
-"""ClearML, through the REST session of its SDK: every call returns when it has arrived or fails within seconds.
+"""ClearML, through the session of its SDK: every call returns when it has arrived or fails within seconds.
 
-The SDK's ``Task`` is not used: it patches the process that it runs in, reads the host, the packages and the uncommitted diff, and
-waits for hours where no server answers. Scalars that are sent twice are stored once: the server's key of an event is (task,
+The SDK's ``Task`` and ``Logger`` are not used, not even in the sender's process: rows that a server refuses are lost in silence
+(``report_scalar`` and ``flush`` return as if all were well), where it hangs ``flush`` does not return, and ``Task.create`` sends
+"user@host" in a comment (seen with 2.1.12). Scalars that are sent twice are stored once: the server's key of an event is (task,
 iteration, metric, variant). Source: clearml-server, apiserver/bll/event/event_bll.py, ``event_id_fields``. Artifacts and models are
 taken of running tasks only (bll/task/utils.py, ``get_task_for_update``), so a task that is reported to again is started again.
 """
@@ -12,6 +13,7 @@ import mimetypes
 import os
 import platform
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +26,8 @@ from pipeline.tracking.uploader import Row, Unreachable
 
 SINGLE = -(2**31)  # the iteration under which ClearML keeps single values
 BATCH = 500  # events of one request
-TIMEOUT = 10.0  # seconds for one request
+TIMEOUT = 10.0  # seconds for one request, by which the SDK itself does not abide
+NOBODY = "slotloop"  # in place of this machine's name
 TYPES = {"prepare": "data_processing", "extract": "data_processing", "evaluate": "testing"}
 ENDED = {"completed": "completed", "failed": "failed", "stopped": "stopped", "killed": "stopped"}
 
@@ -41,12 +44,12 @@ class ClearML:
     """
 
     name = "clearml"
-    resumes = True
 
     def __init__(self, project: str = "slotloop", host_name: bool = False) -> None:
         self.project, self.host = project, platform.node() if host_name else ""
-        self._connection: Any = None
+        self._session: Any = None
         self._task = ""
+        self._asking: threading.Thread | None = None
 
     def missing(self) -> str:
         """No server is configured."""
@@ -140,8 +143,17 @@ class ClearML:
     def _upload(self, facts: dict[str, Any], file: Path, files: Path) -> str:
         """Put a file on the files server; returns its address there."""
         path = f"{self.project}/{facts['stage']}.{self._task}/{file.relative_to(files).as_posix()}"
-        self._asked(f"the upload of {file.name}", lambda session: session.upload(path, file.read_bytes()))
-        return f"{self._connection.files_server()}/{quote(path)}"
+
+        def post(session: Any) -> tuple[str, Any]:
+            from clearml.backend_api.utils import get_http_session_with_retry
+
+            server = str(session.get_files_server_host(session.config)).rstrip("/")
+            with get_http_session_with_retry(total=0, config=session.config) as http:
+                return server, http.post(server, files={path: file.read_bytes()}, headers=session.add_auth_headers({}))
+
+        server, answer = self._asked(post)
+        self._accepted(f"the upload of {file.name}", answer)
+        return f"{server}/{quote(path)}"
 
     def _events(self, events: list[dict[str, Any]]) -> None:
         finite = [event for event in events if math.isfinite(event.get("value", 0.0))]
@@ -155,27 +167,43 @@ class ClearML:
         return self._send(endpoint, json=body)
 
     def _send(self, endpoint: str, **request: Any) -> dict[str, Any]:
-        answer = self._asked(endpoint, lambda session: session.send_request(*endpoint.split("."), method="post", **request))
+        answer = self._asked(lambda session: session.send_request(*endpoint.split("."), method="post", **request))
+        self._accepted(endpoint, answer)
         try:
             return dict(answer.json()["data"])
         except (ValueError, KeyError, TypeError):
             raise TrackingError(f"what answers {endpoint} is not a ClearML server") from None
 
-    def _asked(self, what: str, ask: Callable[[Any], Any]) -> Any:
-        """An answer of the server, which is asked once."""
+    def _asked(self, ask: Callable[[Any], Any]) -> Any:
+        """Ask the server once, in a thread of its own: the SDK may wait for minutes, and where a certificate is wrong for ever."""
         import requests
 
-        self._connection = self._connection or _session(self.host)
-        try:
-            answer = ask(self._connection)
-        except requests.RequestException as error:
-            raise Unreachable(f"ClearML's server does not answer ({type(error).__name__})") from None
-        if answer.status_code == 401:  # next time we log in again
-            self._connection = None
+        if self._asking is not None and self._asking.is_alive():
+            self._asking.join(TIMEOUT)
+        answers, errors = list[Any](), list[Exception]()
+
+        def work() -> None:
+            try:
+                self._session = self._session or _session(self.host)
+                answers.append(ask(self._session))
+            except Exception as error:
+                errors.append(error)
+
+        if self._asking is None or not self._asking.is_alive():
+            self._asking = threading.Thread(target=work, daemon=True)
+            self._asking.start()
+            self._asking.join(TIMEOUT)
+        if errors and not isinstance(errors[0], requests.RequestException):
+            raise errors[0]
+        if not answers:
+            raise Unreachable(f"ClearML's server does not answer ({type(errors[0]).__name__ if errors else 'Timeout'})")
+        return answers[0]
+
+    def _accepted(self, what: str, answer: Any) -> None:
+        """Raise TrackingError unless the server has done what it was asked for."""
         if answer.status_code != 200:
             told = answer.json().get("meta", {}).get("result_msg", "") if "json" in answer.headers.get("Content-Type", "") else ""
             raise TrackingError(f"ClearML's server refused {what}: status {answer.status_code} {told}".rstrip())
-        return answer
 
 
 def _now() -> int:
@@ -184,35 +212,15 @@ def _now() -> int:
 
 
 def _session(host: str) -> Any:
-    """The SDK's session, which knows clearml.conf, made to ask once: its own tries for minutes, and where a certificate is wrong or
-    an answer breaks off for ever; and it names the host in a header.
-    """
+    """The SDK's session, which knows clearml.conf, made to try once and not to name this machine in each request."""
     try:
         from clearml.backend_api import Session
     except ImportError:
         raise TrackingError("the package clearml is not installed: pip install 'slotloop[clearml]'") from None
     import requests
 
-    class Once(Session):
-        def _send_request(
-            self, service: str, action: str, version: str | None = None, method: str | None = None,
-            headers: dict[str, str] | None = None, refresh_token_if_unauthorized: bool = True, **request: Any,
-        ) -> Any:  # fmt: skip
-            named = {**(headers or {}), **({"X-ClearML-Worker": host} if host else {})}
-            return self._once(method or "post", f"{self.host}/{service}.{action}", headers=named, **request)
-
-        def upload(self, path: str, content: bytes) -> Any:
-            return self._once("post", self.files_server(), files={path: content}, headers=self.add_auth_headers({}))
-
-        def files_server(self) -> str:
-            return str(self.get_files_server_host(self.config)).rstrip("/")
-
-        def _once(self, *request: Any, **options: Any) -> Any:
-            return self._Session__http_session.request(*request, timeout=(3.0, TIMEOUT), **options)
-
-    Once._write_session_timeout = (3.0, TIMEOUT)
     try:
-        return Once(http_retries_config={"total": 0})
+        return Session(worker=host or NOBODY, http_retries_config={"total": 0})
     except Exception as error:  # the SDK wraps whatever happened in a LoginError
         if isinstance(error.__context__, requests.RequestException) or isinstance(error, requests.RequestException):
             raise Unreachable(f"ClearML's server does not answer ({type(error.__context__ or error).__name__})") from None

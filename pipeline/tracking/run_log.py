@@ -31,8 +31,7 @@ from pipeline.settings.effective import Settings, gin_text, yaml_text
 from pipeline.tracking.revision import revision, without_places
 
 SWITCH = "SLOTLOOP_TRACKING"
-GRACE = 5.0  # seconds that a finished run waits for what sends its record
-BUSY = 2.0  # seconds in which whoever looks at a killed run's record is done with it
+GRACE = 30.0  # seconds after which a finished run no longer waits for a sender that says nothing
 REPORTED = ("curves.csv", "metrics.json", "*.md", "*.png")
 
 
@@ -70,6 +69,7 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, folder / "files"
+        self.failing = folder / "failing"  # there while a tracker does not take what it is sent
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -96,9 +96,10 @@ class Record:
         with contextlib.suppress(TrackingError):
             earlier = self.facts
         (self.folder / "end.json").unlink(missing_ok=True)
-        parent = _parent(facts)
-        config = gin_text(facts.settings)
-        values = {f"{name}.{key}": _shown(value) for name, held in facts.settings.items() for key, value in held.items()}
+        self.failing.unlink(missing_ok=True)
+        parent, config = _parent(facts), gin_text(facts.settings)
+        settings = {f"{name}.{key}": value for name, values in facts.settings.items() for key, value in values.items()}
+        shown = {key: value if isinstance(value, str) else repr(value) for key, value in settings.items()}
         write_atomic(self.files / "config.gin", without_places(config).encode())
         write_atomic(self.files / "config.yaml", without_places(yaml_text(facts.settings)).encode())
         known = {
@@ -109,7 +110,7 @@ class Record:
             "config": facts.digest,
             "written": hashlib.sha256(config.encode()).hexdigest(),
             "began": earlier.get("began") or time.time(),
-            "settings": {key: without_places(value) for key, value in values.items()},
+            "settings": {key: without_places(value) for key, value in shown.items()},
             "out": str(facts.out.resolve()),
             "shown_out": facts.out.name if facts.out.is_absolute() else facts.out.as_posix(),
             "parent": parent.folder.name if parent else "",
@@ -141,7 +142,7 @@ class Record:
         """Gather what a killed run wrote, unless another run has written there since."""
         settings = Path(self.facts["out"]) / "config.gin"
         taken = [r for r in all_records()[0] if r.facts["out"] == self.facts["out"] and r.facts["began"] > self.facts["began"]]
-        with lock(self.folder / "lock") as free:
+        with lock(self.folder / "lock", shared=True) as free:  # whoever runs it again waits for us
             if free and not taken and not (settings.is_file() and sha256(settings) != self.facts["written"]):
                 self.gather()
 
@@ -246,10 +247,19 @@ def _begun(facts: RunInfo, held: contextlib.ExitStack) -> Record:
         if record.completed():
             continue
         record.folder.mkdir(parents=True, exist_ok=True)
-        if held.enter_context(lock(record.folder / "lock", patience=BUSY)) and not record.completed():
+        if _locked(record.folder / "lock", held) and not record.completed():
             break
     record.begin(facts)
     return record
+
+
+def _locked(file: Path, held: contextlib.ExitStack) -> bool:
+    """Take the lock of a run that is to begin, after those who look at what it left; False if the same run goes on elsewhere."""
+    while not held.enter_context(lock(file, patience=0.1)):
+        with lock(file, shared=True) as nobody_runs:
+            if not nobody_runs:
+                return False
+    return True
 
 
 def _parent(facts: RunInfo) -> Record | None:
@@ -266,10 +276,6 @@ def _reference(file: Path, shown_out: str, out: Path) -> dict[str, Any]:
     return {"path": f"{shown_out}/{file.relative_to(out).as_posix()}", "sha256": digest, "bytes": file.stat().st_size}
 
 
-def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, str) else repr(value)
-
-
 def _start_sender(record: Record, track_config: str) -> subprocess.Popen[bytes]:
     """A process of its own session: it outlives the run if it must, and holds none of its pipes."""
     command = [sys.executable, "-m", "stages", "track", "--follow", str(record.folder.resolve())]
@@ -283,8 +289,12 @@ def _start_sender(record: Record, track_config: str) -> subprocess.Popen[bytes]:
 
 
 def _await(sender: subprocess.Popen[bytes], record: Record) -> None:
-    """Give what sends the record its grace; an interrupt ends the waiting, the run itself is done."""
-    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-        if sender.wait(timeout=GRACE) == 0:
-            return
+    """Wait for the sender unless a tracker fails; an interrupt ends the waiting, the run itself is done."""
+    until = time.monotonic() + GRACE
+    with contextlib.suppress(KeyboardInterrupt):
+        while time.monotonic() < until and not record.failing.is_file():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if sender.wait(timeout=0.05) == 0:
+                    return
+                break
     print(f"tracking: not everything is sent; nothing is lost: python -m stages track --ship (log: {record.folder}/log)")

@@ -1,11 +1,8 @@
-"""TensorBoard: one event file per run, written without TensorFlow. ``tensorboard --logdir .tracking/tensorboard`` shows them."""
+"""TensorBoard through torch's ``SummaryWriter``: an event file per run, shown by ``tensorboard --logdir .tracking/tensorboard``."""
 
 import shutil
-import struct
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pipeline.tracking import run_log, values
@@ -21,12 +18,11 @@ class TensorBoard:
     """
 
     name = "tensorboard"
-    resumes = False
 
     def __init__(self, folder: str = "tensorboard") -> None:
         self.folder = folder
-        self._library = SimpleNamespace()
-        self._file = Path()
+        self._folder = Path()
+        self._writer: Any = None
 
     def missing(self) -> str:
         """Nothing: a file can always be written."""
@@ -38,62 +34,49 @@ class TensorBoard:
 
     def begin(self, run: str, facts: dict[str, Any]) -> None:
         """Put a new event file in place of what is there; the settings come first."""
-        self._library = _library()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+        except ImportError:
+            raise TrackingError("the package tensorboard is not installed: pip install 'slotloop[tensorboard]'") from None
         folder = run_log.root() / self.folder / run
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        self._file = folder / f"events.out.tfevents.{int(time.time())}.slotloop"
-        self._write({"file_version": "brain.Event:2"})
-        told = {key: facts[key] for key in ("preset", "experiment", "config", "revision", "parent")} | facts["settings"]
-        table = "\n".join(["| setting | value |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in told.items())])
-        self._write({"summary": self._library.hparams_pb(facts["settings"], trial_id=run)}, self._page("settings", table))
+        self._folder, self._writer = folder, SummaryWriter(str(folder))
+        for summary in hparams(facts["settings"], {}):
+            self._writer.file_writer.add_summary(summary)
+        info = {key: facts[key] for key in ("preset", "experiment", "config", "revision", "parent")} | facts["settings"]
+        lines = ["| setting | value |", "|---|---|", *(f"| {key} | `{value}` |" for key, value in info.items())]
+        self._writer.add_text("settings", "\n".join(lines))
 
     def scalars(self, series: str, rows: Sequence[Row]) -> None:
-        """One event a row."""
-        prefix, summary, events = f"{series}/" if series else "", self._library.Summary, []
-        for step, held in rows:
-            told = [summary.Value(tag=prefix + key, simple_value=value) for key, value in held.items()]
-            events.append({"step": step, "summary": summary(value=told)})
-        self._write(*events)
+        """Write one event a value, and have them on disk."""
+        prefix = f"{series}/" if series else ""
+        for step, row in rows:
+            for key, value in row.items():
+                self._writer.add_scalar(prefix + key, value, step)
+        self._writer.flush()
 
     def end(self, facts: dict[str, Any], files: Path) -> None:
         """Single values, short curves, pictures, pages, models, status."""
         if facts["status"] != "killed":
+            from matplotlib.image import imread
+
             for series, name, points in values.curves(files):
                 self.scalars(series, [(step, {name: value}) for step, value in points])
             self.scalars("single", [(0, values.single(files))])
-            self._write(*[self._picture(_name(file, files), file.read_bytes()) for file in sorted(files.rglob("*.png"))])
-            self._write(*[self._page(_name(file, files), file.read_text()) for file in sorted(files.rglob("*.md"))])
+            for file in sorted(files.rglob("*.png")):
+                self._writer.add_image(_name(file, files), imread(file), dataformats="HWC")
+            for file in sorted(files.rglob("*.md")):
+                self._writer.add_text(_name(file, files), file.read_text())
             models = [f"{model['path']}, {model['bytes']} bytes, sha256 {model['sha256']}" for model in facts["models"]]
-            self._write(self._page("models", "\n".join(models)))
-        self._write(self._page("status", facts["status"]))
-
-    def _page(self, tag: str, text: str) -> dict[str, Any]:
-        return {"summary": self._library.text_pb(tag, text)}
-
-    def _picture(self, tag: str, png: bytes) -> dict[str, Any]:
-        summary, (width, height) = self._library.Summary, struct.unpack(">II", png[16:24])
-        image = summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-        return {"summary": summary(value=[summary.Value(tag=tag, image=image)])}
-
-    def _write(self, *events: dict[str, Any]) -> None:
-        with self._file.open("ab") as file:
-            for event in events:
-                self._library.RecordWriter(file).write(self._library.Event(wall_time=time.time(), **event).SerializeToString())
+            self._writer.add_text("models", "\n".join(models))
+        self._writer.add_text("status", facts["status"])
+        self._writer.close()
+        for (
+            file
+        ) in self._folder.iterdir():  # the library names it after this machine; 0: who reads already looks at later ones only
+            file.rename(self._folder / "events.out.tfevents.0.slotloop")
 
 
 def _name(file: Path, files: Path) -> str:
     return file.relative_to(files).with_suffix("").as_posix()
-
-
-def _library() -> SimpleNamespace:
-    """What is used of TensorBoard."""
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-        from tensorboard.plugins.text.summary_v2 import text_pb
-        from tensorboard.summary.writer.record_writer import RecordWriter
-    except ImportError:
-        raise TrackingError("the package tensorboard is not installed: pip install 'slotloop[tensorboard]'") from None
-    return SimpleNamespace(Event=Event, Summary=Summary, hparams_pb=hparams_pb, text_pb=text_pb, RecordWriter=RecordWriter)

@@ -1,7 +1,8 @@
-"""Sending records to trackers: in a process of its own, resumable, every row once.
+"""Sending records to trackers, in a process of its own: whoever dies when, every row is there once in the end.
 
-How far a record has come at a tracker stands in ``sent/<tracker>.json`` beside it and is written after each delivery, so a sender
-that dies or a server that is away loses nothing: whoever comes next goes on from there.
+``sent/<tracker>.json`` beside a record names its run at the tracker, and how the run ended once all of it has arrived. Until then a
+sender that takes over sends all rows again: a tracker either stores a value under its run, step and name, however often it comes
+(ClearML, Weights & Biases online), or begins the run anew (TensorBoard, Weights & Biases offline).
 """
 
 import contextlib
@@ -19,7 +20,6 @@ from pipeline.files import write_json
 from pipeline.tracking.run_log import Record, TrackingError, all_records, lock, read, root
 
 Row = tuple[int, dict[str, float]]
-Reached = dict[str, Any]  # how far a curves file has been sent: the offset behind a row, and that row's line
 POLL, ROWS = 0.1, 200  # seconds between looks at the run, rows of one delivery
 
 
@@ -27,17 +27,18 @@ class Unreachable(TrackingError):
     """A tracker does not answer: there is no use in trying it with the next record."""
 
 
+class Waiting(TrackingError):
+    """Another process is sending what has to be there first: a later attempt will do."""
+
+
 class Tracker(Protocol):
     """Where runs are reported. Methods return when what they send has arrived, and raise TrackingError if it has not.
 
     Attributes:
         name: of its file under ``sent/``.
-        resumes: what arrived outlives the sender, and comes to nothing if it is sent again. If not, ``begin`` starts the run anew
-            and all its rows are sent again.
     """
 
     name: str
-    resumes: bool
 
     def missing(self) -> str:
         """What has to be set up before anything can be sent; "" if nothing."""
@@ -51,7 +52,7 @@ class Tracker(Protocol):
         """
 
     def begin(self, run: str, facts: dict[str, Any]) -> None:
-        """Report to this run from now on."""
+        """Report to this run from now on; all its rows follow, also those that an earlier sender has sent."""
 
     def scalars(self, series: str, rows: Sequence[Row]) -> None:
         """Report rows of a curves file; ``series`` is its folder within the run's output, "" for the output itself."""
@@ -66,10 +67,11 @@ class Delivery:
     def __init__(self, record: Record, tracker: Tracker) -> None:
         self.record, self.tracker = record, tracker
         self.file = record.folder / "sent" / f"{tracker.name}.json"
-        self.state: dict[str, Any] = {"run": "", "curves": {}, "ended": ""}
+        self.state: dict[str, Any] = {"run": "", "ended": ""}
         if self.file.is_file():
             self.state |= read(self.file, "delete it to send the run again")
         self.begun = False
+        self.last_steps: dict[str, int] = {}  # of each curves file, the last step that this process has sent
 
     def created(self) -> str:
         """The tracker's id of the run; it is made if need be, and its upstream runs before it."""
@@ -83,13 +85,13 @@ class Delivery:
         """Send the rows that ``source`` (the run's output folder, or the record's copy of it) has and the tracker has not."""
         if not self.begun:
             self.tracker.begin(self.created(), self.record.facts)
-            self._keep(ended="", curves=self.state["curves"] if self.tracker.resumes else {})
-            self.begun = True
+            self._keep(ended="")
+            self.begun, self.last_steps = True, {}
         for file in sorted(source.rglob("curves.csv")):
-            name = file.relative_to(source).as_posix()
-            for rows, reached in rows_after(file, self.state["curves"].get(name)):
-                self.tracker.scalars(name.removesuffix("curves.csv").rstrip("/"), rows)
-                self._keep(curves={**self.state["curves"], name: reached})
+            series = file.parent.relative_to(source).as_posix().removeprefix(".")
+            for rows in rows_after(file, self.last_steps.get(series, -1)):
+                self.tracker.scalars(series, rows)
+                self.last_steps[series] = rows[-1][0]
 
     def finish(self) -> None:
         """Send everything that is still missing of a run that has ended."""
@@ -97,9 +99,9 @@ class Delivery:
         if end["status"] in ("running", self.state["ended"]):
             return
         self.advance(self.record.files)
+        self.begun = False  # whatever comes of it: to be begun again
         self.tracker.end({**self.record.facts, **end}, self.record.files)
         self._keep(ended=end["status"])
-        self.begun = False
 
     def _keep(self, **changes: Any) -> None:
         self.state |= changes
@@ -117,34 +119,20 @@ def _created(record: Record, tracker: Tracker) -> str:
         return delivery.created()
     with lock(record.folder / "sending") as held:
         if not held:
-            raise TrackingError(f"waits for {record.folder.name}, which another process sends")
+            raise Waiting(f"waits for {record.folder.name}, which another process sends")
         return Delivery(record, tracker).created()
 
 
-def rows_after(file: Path, reached: Reached | None) -> Iterator[tuple[list[Row], Reached]]:
-    """Whole rows of a curves file that were not sent yet, in portions, each with how far it reaches.
+def rows_after(file: Path, last: int) -> Iterator[list[Row]]:
+    """Whole rows of a curves file whose steps come after ``last``, in portions.
 
-    A run that was killed goes on from its last snapshot and writes rows again: steps that were sent are left out, wherever they
-    stand.
+    A run that was killed goes on from its last snapshot and writes rows again; the last line may be half written.
     """
-    last = reached["last"].encode() if reached else b""
-    with file.open("rb") as opened:
-        header = opened.readline()
-        offset = len(header)
-        if reached and reached["offset"] >= offset + len(last):
-            opened.seek(reached["offset"] - len(last))
-            offset = reached["offset"] if opened.read(len(last)) == last else offset
-        opened.seek(offset)
-        rest = opened.read()
+    header, *lines = file.read_bytes().splitlines(keepends=True) or [b""]
     names = next(csv.reader([header.decode()]), [])
-    sent = _row(names, last)[0] if last else -1
-    lines = rest[: rest.rfind(b"\n") + 1].splitlines(keepends=True)
-    for start in range(0, len(lines), ROWS):
-        portion = lines[start : start + ROWS]
-        offset += sum(map(len, portion))
-        rows = [row for row in (_row(names, line) for line in portion) if row[0] > sent]
-        if rows:
-            yield rows, {"offset": offset, "last": portion[-1].decode()}
+    whole = (line for line in lines if line.endswith(b"\n"))
+    fresh = [_row(names, line) for line in whole if int(line.partition(b",")[0]) > last]
+    yield from (fresh[start : start + ROWS] for start in range(0, len(fresh), ROWS))
 
 
 def _row(names: list[str], line: bytes) -> Row:
@@ -169,7 +157,7 @@ def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: fl
         with lock(folder / "sending", patience=math.inf):
             wanted = [tracker for tracker in trackers if not tracker.missing()]
             deliveries = list[Delivery]()
-            log = _Log()
+            log = _Log(record.failing)
             for tracker in wanted:
                 log.tried(tracker.name, lambda tracker=tracker: deliveries.append(Delivery(record, tracker)))
             while deliveries and _running(record):
@@ -209,9 +197,14 @@ def _wait_for_end(record: Record, patience: float) -> None:
 
 
 class _Log:
-    """Attempts: what went wrong is printed once, not every time."""
+    """Attempts: what went wrong is printed once, not every time.
 
-    def __init__(self) -> None:
+    Args:
+        failing: a file that is there while the last attempt at anything went wrong: the run does not wait for this process then.
+    """
+
+    def __init__(self, failing: Path) -> None:
+        self.failing = failing
         self.last: dict[str, str] = {}
 
     def tried(self, name: str, send: Callable[..., object], *arguments: Any) -> bool:
@@ -219,11 +212,16 @@ class _Log:
         told = ""
         try:
             send(*arguments)
+        except Waiting as error:
+            told = _told(error)
         except Exception as error:  # whatever a tracker's library raises: other trackers and later attempts go on
             told = _told(error)
+            self.failing.touch()
         if told != self.last.get(name, ""):
             print(f"{time.strftime('%H:%M:%S')} {name}: {told or 'goes on'}", flush=True)
         self.last[name] = told
+        if not any(self.last.values()):
+            self.failing.unlink(missing_ok=True)
         return not told
 
 

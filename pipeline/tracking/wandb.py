@@ -29,7 +29,6 @@ class WandB:
     """
 
     name = "wandb"
-    resumes = False
 
     def __init__(self, project: str = "slotloop", mode: Literal["offline", "online"] = "offline") -> None:
         self.project, self.mode = project, mode

@@ -197,7 +197,7 @@ def test_a_job_that_fails_without_a_word_tells_its_status(jobs, monkeypatch):
 
 def interval(a, b):
     """Of two runs: 12.706 is Student's t with one degree of freedom; their standard error is half of what they differ by."""
-    mean, half = (a + b) / 2, 12.706 * abs(a - b) / 2
+    mean, half = (a + b) / 2, 12.7062047 * abs(a - b) / 2
     return pytest.approx({"mean": mean, "low": mean - half, "high": mean + half, "n": 2})
 
 
@@ -259,9 +259,11 @@ def test_a_picture_is_drawn(jobs, monkeypatch):
 # Errors
 
 
-@pytest.mark.parametrize("seeds", [(), (3,), (1, 1), (0, 1, 0), tuple(range(11))])
+@pytest.mark.parametrize("seeds", [(), (3,), (1, 1), (0, 1, 0)])
 def test_seeds_that_give_no_interval_are_refused_before_anything_runs(jobs, seeds):
-    with pytest.raises(ConfigError, match=rf"needs two to 10 different seeds for an interval, got {re.escape(str(list(seeds)))}$"):
+    with pytest.raises(
+        ConfigError, match=rf"needs at least two different seeds for an interval, got {re.escape(str(list(seeds)))}$"
+    ):
         ablate(seeds=seeds)
     assert not Path("out").exists() and not jobs.ran
 

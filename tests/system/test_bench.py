@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bench import seeds
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.objective.deep_supervision import backward
 from tests.conftest import ROOT
@@ -82,6 +83,28 @@ def test_draws(tmp_path):
     assert [row["test nll - live"] is None for row in rows] == [True, False, False, False]
     assert len({row["validation nll"]["mean"] for row in rows}) == 4  # other masks, other weights
     assert "smoke, 2 seeds, 20 steps, 10.0 epochs" in out
+
+
+def seed_run(value):
+    return {"headline": "h", "differences": {}, **{name: {"exact": {"mean": value + i}, "nll": {"mean": -value - i}}
+            for i, name in enumerate(("frozen", "warmup", "joint"))}}  # fmt: skip
+
+
+@pytest.mark.parametrize("n", [1, 2, 12])
+def test_any_number_of_seeds_makes_a_table(n):
+    rows = {(row["model"], row["metric"]): row for row in seeds.table([seed_run(seed / n) for seed in range(n)])}
+    middle = (n - 1) / n / 2
+    assert math.isclose(rows["joint", "exact"]["mean"], middle + 2) and math.isclose(rows["frozen", "nll"]["mean"], -middle)
+    assert math.isclose(rows["joint - frozen", "exact"]["mean"], 2) and ("joint - control_warmup", "exact") not in rows
+    assert all(row["n"] == n and ("low" in row) == (n > 1) for row in rows.values())
+    assert n == 1 or math.isclose(rows["joint - frozen", "nll"]["low"], -2)
+
+
+@pytest.mark.slow
+def test_seeds(tmp_path):
+    rows, out = run(tmp_path, "seeds")
+    assert {"frozen", "warmup", "joint", "joint - control_backbone"} <= {row["model"] for row in rows}
+    assert all(row["n"] == 2 for row in rows) and "smoke" in out
 
 
 @pytest.mark.slow

@@ -440,22 +440,6 @@ def test_a_circle_of_three_files_ends(here):
     refused("gin/a.gin includes itself, through gin/a.gin and gin/b.gin and gin/c.gin", SMOKE + "common: {gin: [gin/a.gin]}\n")
 
 
-def test_files_that_include_each_other_twice_end_in_seconds(here):
-    for i in range(24):
-        hostile(*[f"include 'gin/h{i + 1}.gin'"] * 2, file=f"gin/h{i}.gin")
-    hostile(file="gin/h24.gin")
-    assert outcome(0.3, SMOKE + "warmup: {gin: [gin/h0.gin]}\n") in ("resolved", "ConfigError")
-
-
-@pytest.mark.parametrize("kind", ["map", "list", "files"])
-def test_aliases_that_multiply_end_in_seconds(here, kind):
-    """A billion values in ten lines."""
-    first, more = ("{x: 1, y: 2}", "{{x: *a{0}, y: *a{0}}}") if kind == "map" else ("[1, 2]", "[*a{0}, *a{0}]")
-    lines = [f"a0: &a0 {first}", *(f"a{i}: &a{i} {more.format(i - 1)}" for i in range(1, 30))]
-    text = SMOKE + "warmup:\n  bindings:\n" + "".join(f"    {line}\n" for line in lines)
-    assert outcome(0.3, text + "common: {gin: *a29}\n" if kind == "files" else text) == "ConfigError"
-
-
 @pytest.mark.parametrize("text", ["warmup: {bindings: &b {loop: *b}}", "warmup: {bindings: {loop: {fit: {steps: &b [*b]}}}}"])
 def test_aliases_of_themselves_are_refused(here, text):
     refused("params.yaml:2", SMOKE + text + "\n")

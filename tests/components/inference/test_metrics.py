@@ -1,11 +1,12 @@
 import math
+import statistics
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.inference.metrics import count, difference, interval
+from components.inference.metrics import count, difference, interval, over_seeds, student_t
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 
@@ -136,3 +137,29 @@ def test_a_model_compared_with_itself_differs_by_nothing():
     values, ones = torch.rand(20, generator=torch.Generator().manual_seed(0)), torch.ones(20)
     found = difference(values, values, ones, torch.arange(20), generator=torch.Generator().manual_seed(0))
     assert (found["mean"], found["low"], found["high"]) == (0, 0, 0)
+
+
+# Two-sided 95 % and 99 % points, as printed in tables of Student's distribution.
+POINTS = {1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 9: (2.262, 3.250), 10: (2.228, 3.169), 30: (2.042, 2.750),
+          120: (1.980, 2.617)}  # fmt: skip
+
+
+@pytest.mark.parametrize("degrees", POINTS)
+def test_points_of_students_distribution_are_those_of_the_table(degrees):
+    assert (round(student_t(0.95, degrees), 3), round(student_t(0.99, degrees), 3)) == POINTS[degrees]
+
+
+def test_with_many_degrees_students_distribution_is_normal():
+    assert abs(student_t(0.95, 100_000) - statistics.NormalDist().inv_cdf(0.975)) < 1e-4
+
+
+@pytest.mark.parametrize("n", [2, 11, 200])
+def test_over_seeds_is_mean_and_t_times_the_standard_error(n):
+    values = torch.randn(n, generator=seeded(), dtype=torch.float64)
+    found = over_seeds(values.tolist())
+    assert found["n"] == n and math.isclose(found["mean"], float(values.mean()))
+    assert math.isclose(width(found) / 2, student_t(0.95, n - 1) * float(values.std() / n**0.5))
+
+
+def test_a_single_seed_has_no_interval():
+    assert over_seeds([0.25]) == {"mean": 0.25, "n": 1}

@@ -191,3 +191,15 @@ def test_any_other_string_stays_that_string(tmp_path_factory, value):
     path.write_text("preset: p\nwarmup:\n  bindings:\n    K: " + json.dumps(value) + "\n")
     (binding,) = bindings(params.read(path, STAGES))
     assert eval(binding.text) == value
+
+
+def test_bindings_are_written_over_those_of_a_section_and_the_rest_stays(tmp_path):
+    source, out = tmp_path / "params.yaml", tmp_path / "out.yaml"
+    source.write_text("preset: p  # a word\ncommon:\n  bindings: {SEED: 1, WIDTH: 2}\nwarmup: {gin: [a.gin]}\n")
+    params.with_bindings(source, out, {"common": {"SEED": 3}, "warmup": {"STEPS": 4}, "joint": {"K": 5}}, "q")
+    found = params.read(out, ["warmup", "joint"])
+    assert found.preset == "q" and found.files("warmup")[0][1] == "a.gin"
+    texts = {name: {b.key: b.text for b in found.bindings(name, lambda path: False)} for name in ("common", "warmup", "joint")}
+    assert texts == {"common": {"SEED": "3", "WIDTH": "2"}, "warmup": {"STEPS": "4"}, "joint": {"K": "5"}}
+    params.with_bindings(source, out, {})
+    assert params.read(out, ["warmup"]).preset == "p"

@@ -188,7 +188,7 @@ def test_the_project_is_found_by_its_exact_name(server, files):
 def test_the_host_is_named_only_where_that_is_asked_for(server, files, monkeypatch):
     monkeypatch.setattr("platform.node", lambda: "the-host-of-somebody")
     report(files, ClearML())
-    assert b"the-host-of-somebody" not in server.sent() and b"X-ClearML-Worker" not in server.sent()
+    assert b"the-host-of-somebody" not in server.sent() and b"X-ClearML-Worker: slotloop" in server.sent()
     run = report(files, ClearML(host_name=True), facts={**FACTS, "id": "other"})
     assert server.tasks[run]["runtime"] == {"hostname": "the-host-of-somebody"}
     assert b"X-ClearML-Worker: the-host-of-somebody" in server.sent()
@@ -251,7 +251,7 @@ def test_a_server_that_is_gone_is_unreachable_at_once_and_found_again(server, fi
 
 @pytest.mark.parametrize("listening", [True, False], ids=["accepts", "does not accept"])
 def test_a_server_that_never_answers_is_unreachable(monkeypatch, server, files, listening):
-    monkeypatch.setattr(clearml, "TIMEOUT", 0.3)
+    monkeypatch.setattr(clearml, "TIMEOUT", 0.1)
     server.hang = {"auth.login"}
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
@@ -263,11 +263,28 @@ def test_a_server_that_never_answers_is_unreachable(monkeypatch, server, files, 
 
 
 def test_a_server_that_hangs_later_is_unreachable(monkeypatch, server, files):
-    monkeypatch.setattr(clearml, "TIMEOUT", 0.3)
     server.hang = {"events.add_batch"}
-    with pytest.raises(Unreachable, match="Timeout"):
-        report(files)
-    assert server.calls["events.add_batch"] == 1
+    tracker = ClearML()
+    tracker.begin(run := tracker.create(FACTS, ""), FACTS)
+    with monkeypatch.context() as context:
+        context.setattr(clearml, "TIMEOUT", 0.1)
+        for _ in range(3):  # one request waits, however often we try
+            with pytest.raises(Unreachable, match="Timeout"):
+                tracker.scalars("", ROWS[:1])
+    server.hang.clear()
+    tracker.scalars("", ROWS[1:2])
+    assert set(server.scalars(run)["loss/loss"]) <= {0, 1} and server.calls["events.add_batch"] <= 2
+
+
+def test_rows_that_are_refused_are_an_error_and_not_lost_in_silence(server):
+    tracker = ClearML()
+    tracker.begin(run := tracker.create(FACTS, ""), FACTS)
+    server.refuse = {"events.add_batch"}
+    with pytest.raises(TrackingError, match=r"refused events.add_batch: status 500"):
+        tracker.scalars("", ROWS[:1])
+    server.refuse = set()
+    tracker.scalars("", ROWS[:1])
+    assert server.scalars(run)["loss/loss"] == {0: 1.0}
 
 
 def test_a_batch_that_was_taken_without_an_answer_is_stored_once(server, files):

@@ -1,11 +1,11 @@
 """Records of runs: what they hold, which run they belong to, who their parent is, and that they never hurt the run."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -185,20 +185,42 @@ def test_looking_at_a_run_does_not_disturb_others_who_look(here):
         assert one and not two
 
 
-def test_a_lock_is_waited_for(here):
-    began, holding = time.monotonic(), threading.Event()
+def test_a_lock_is_waited_for(here, monkeypatch):
+    holding, tried, released = threading.Event(), threading.Event(), []
 
     def hold():
         with lock(here / "lock"):
             holding.set()
-            time.sleep(0.3)
+            tried.wait()
+            released.append(True)
 
     thread = threading.Thread(target=hold)
     thread.start()
     holding.wait()
-    with lock(here / "lock", patience=60.0) as held:
-        assert held and time.monotonic() - began >= 0.3
+    monkeypatch.setattr(run_log.time, "sleep", lambda seconds: tried.set())
+    with lock(here / "lock", patience=math.inf) as held:
+        assert held and released
     thread.join()
+
+
+def test_a_run_that_begins_again_waits_for_those_who_look_at_what_it_left(here, monkeypatch):
+    looking, tried = threading.Event(), threading.Event()
+    folder = Path(".tracking") / f"warmup-{'a' * 12}-1"
+    folder.mkdir(parents=True)
+    Record(folder).begin(facts())
+
+    def look():
+        with lock(folder / "lock", shared=True):
+            looking.set()
+            tried.wait()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait()
+    monkeypatch.setattr(run_log.time, "sleep", lambda seconds: tried.set())
+    run(facts())
+    thread.join()
+    assert only().folder == folder and only().end["status"] == "completed"
 
 
 HOLD = """
@@ -211,8 +233,7 @@ with lock(Path(sys.argv[1])) as held:
 """
 
 
-def test_the_same_run_elsewhere_at_the_same_time_has_a_record_of_its_own(here, monkeypatch):
-    monkeypatch.setattr(run_log, "BUSY", 0.1)
+def test_the_same_run_elsewhere_at_the_same_time_has_a_record_of_its_own(here):
     folder = Path(".tracking") / f"warmup-{'a' * 12}-1"
     folder.mkdir(parents=True)
     Record(folder).begin(facts())
@@ -296,12 +317,35 @@ def test_a_damaged_end_is_named(here):
     assert only().end["status"] == "completed"
 
 
-@pytest.mark.parametrize("status", [1, None])
-def test_what_could_not_be_sent_is_told_in_one_line(here, capsys, monkeypatch, status):
-    monkeypatch.setattr(run_log, "_start_sender", lambda record, config: Sender(status))
+@pytest.mark.parametrize("case", ["it fails", "a tracker fails", "it says nothing"])
+def test_what_could_not_be_sent_is_told_in_one_line(here, capsys, monkeypatch, case):
+    monkeypatch.setattr(run_log, "GRACE", 0.1 if case == "it says nothing" else math.inf)
+
+    def start(record, config):
+        if case == "a tracker fails":
+            record.failing.touch()
+        return Sender(1 if case == "it fails" else None)
+
+    monkeypatch.setattr(run_log, "_start_sender", start)
     run(facts())
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 1 and "nothing is lost: python -m stages track --ship" in told[0] and only().folder.name in told[0]
+
+
+def test_a_sender_that_is_at_work_is_waited_for(here, capsys, monkeypatch):
+    class Slow:
+        calls = 0
+
+        def wait(self, timeout):
+            self.calls += 1
+            if self.calls < 20:
+                raise subprocess.TimeoutExpired("sender", timeout)
+            return 0
+
+    monkeypatch.setattr(run_log, "GRACE", math.inf)
+    monkeypatch.setattr(run_log, "_start_sender", lambda record, config: Slow())
+    run(facts())
+    assert capsys.readouterr().out == ""
 
 
 def test_an_interrupt_while_a_finished_run_waits_does_not_undo_it(here, capsys, monkeypatch):

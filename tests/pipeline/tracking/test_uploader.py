@@ -1,8 +1,8 @@
 """Sending records: every row once, whoever dies when; upstream runs first; what is damaged is named and the rest goes on."""
 
-import json
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,15 @@ from pipeline.tracking import run_log, uploader
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError, all_records, lock
 from pipeline.tracking.uploader import Delivery, Unreachable, follow, overview, rows_after, ship
 
+PATIENCE = 3600.0  # seconds: for ever
+
 
 class Memory:
-    """A tracker that keeps what it is told."""
-
-    resumes = True
+    """A tracker that stores a value under its series and step, however often it comes."""
 
     def __init__(self, name="memory"):
         self.name, self.runs, self.order, self.now, self.fail, self.absent = name, {}, [], "", None, ""
+        self.received = Counter()
 
     def missing(self):
         return self.absent
@@ -27,20 +28,19 @@ class Memory:
     def create(self, facts, parent):
         assert not parent or parent in self.runs
         self.order.append(facts["stage"])
-        run = self.runs.setdefault(facts["id"], {"stage": facts["stage"], "parent": parent, "rows": [], "ended": [], "begun": 0})
+        run = self.runs.setdefault(facts["id"], {"stage": facts["stage"], "parent": parent, "rows": {}, "ended": [], "begun": 0})
         run["created"] = run.get("created", 0) + 1
         return facts["id"]
 
     def begin(self, run, facts):
         self.now = run
         self.runs[run]["begun"] += 1
-        if not self.resumes:
-            self.runs[run]["rows"] = []
 
     def scalars(self, series, rows):
         if self.fail:
             raise self.fail
-        self.runs[self.now]["rows"] += [(series, step, values) for step, values in rows]
+        self.received.update((self.now, series, step) for step, _ in rows)
+        self.runs[self.now]["rows"] |= {(series, step): values for step, values in rows}
 
     def end(self, facts, files):
         if self.fail:
@@ -52,7 +52,11 @@ class Memory:
 
 
 class Forgetful(Memory):
-    resumes = False
+    """A tracker that begins a run anew."""
+
+    def begin(self, run, facts):
+        super().begin(run, facts)
+        self.runs[run]["rows"] = {}
 
 
 @pytest.fixture
@@ -85,61 +89,57 @@ def ended(stage="warmup", order=3, inputs=(), steps=(0, 1, 2), status="completed
 
 
 def steps_of(run):
-    return [step for _, step, _ in run["rows"]]
+    return [step for _, step in run["rows"]]
 
 
-def read(path, reached=None):
-    found = list(rows_after(path, reached))
-    return [step for rows, _ in found for step, _ in rows], found[-1][1] if found else reached
+def steps_after(path, last=-1):
+    return [step for rows in rows_after(path, last) for step, _ in rows]
 
 
 def test_whole_rows_are_read_from_where_the_last_reading_ended(tmp_path):
     file = tmp_path / "curves.csv"
     file.write_text("step,loss,a/b\n0,1.5,2\n1,nan,3\n2,1e-3")
-    (rows, reached), *rest = rows_after(file, None)
-    assert rows[0] == (0, {"loss": 1.5, "a/b": 2.0}) and rows[1][0] == 1 and not rest
-    assert reached == {"offset": len("step,loss,a/b\n0,1.5,2\n1,nan,3\n"), "last": "1,nan,3\n"}
-    assert read(file, reached) == ([], reached)
+    (rows,) = rows_after(file, -1)
+    assert rows[0] == (0, {"loss": 1.5, "a/b": 2.0}) and rows[1][0] == 1 and len(rows) == 2
+    assert not steps_after(file, 1)
     with file.open("a") as opened:
         opened.write(",4\n3,1,1\n")
-    assert read(file, reached)[0] == [2, 3]
+    assert steps_after(file, 1) == [2, 3]
 
 
 @pytest.mark.parametrize("text", ["", "step", "step,loss\n", "step,loss\n0"])
 def test_a_file_that_has_only_begun_has_no_rows(tmp_path, text):
     (tmp_path / "curves.csv").write_text(text)
-    assert read(tmp_path / "curves.csv") == ([], None)
+    assert not steps_after(tmp_path / "curves.csv")
 
 
 def test_many_rows_come_in_portions(tmp_path, monkeypatch):
     monkeypatch.setattr(uploader, "ROWS", 4)
     file = tmp_path / "curves.csv"
     file.write_text("step,loss\n" + "".join(f"{i},{i}\n" for i in range(10)))
-    assert [[step for step, _ in rows] for rows, _ in rows_after(file, None)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [[step for step, _ in rows] for rows in rows_after(file, -1)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("again", ["1.5", "1.25", "0.123456"], ids=["same bytes", "same length", "longer"])
-def test_a_file_that_was_set_back_gives_each_step_once(tmp_path, again):
-    """A run goes on from a snapshot: rows are gone and written again, on another machine perhaps with other digits."""
+def test_a_file_that_was_set_back_gives_each_step_once(tmp_path):
+    """A run goes on from a snapshot: rows are gone and written again."""
     file = tmp_path / "curves.csv"
 
-    def write(steps, value):
-        file.write_text("step,loss\n" + "".join(f"{step},{value}\n" for step in range(steps)))
+    def write(steps):
+        file.write_text("step,loss\n" + "".join(f"{step},1.5\n" for step in range(steps)))
 
-    write(6, "1.5")
-    steps, reached = read(file)
-    assert steps == list(range(6))
+    write(6)
+    assert steps_after(file) == list(range(6))
     for length in (2, 4, 6):
-        write(length, again)
-        assert read(file, reached) == ([], reached)
-    write(9, again)
-    assert read(file, reached)[0] == [6, 7, 8]
+        write(length)
+        assert not steps_after(file, 5)
+    write(9)
+    assert steps_after(file, 5) == [6, 7, 8]
 
 
 def test_a_row_that_does_not_fit_its_header_is_an_error(tmp_path):
     (tmp_path / "curves.csv").write_text("step,loss\n0,1,2\n")
     with pytest.raises(ValueError):
-        read(tmp_path / "curves.csv")
+        steps_after(tmp_path / "curves.csv")
 
 
 def test_shipping_sends_everything_once_and_a_second_time_nothing(here, capsys):
@@ -148,7 +148,7 @@ def test_shipping_sends_everything_once_and_a_second_time_nothing(here, capsys):
     record.finish("completed")
     ship([tracker])
     run = tracker.of("warmup")
-    assert steps_of(run) == [0, 1, *range(450)] and [series for series, *_ in run["rows"][:3]] == ["backbone", "backbone", ""]
+    assert steps_of(run) == [0, 1, *range(450)] and [series for series, _ in run["rows"]][:3] == ["backbone", "backbone", ""]
     assert run["ended"] == ["completed"] and "memory: sent\neverything is sent\n" in capsys.readouterr().out
     ship([Memory(), tracker])  # a new object of the same name, as a new process has it
     assert run["begun"] == run["created"] == 1
@@ -202,8 +202,9 @@ def test_an_upstream_run_that_was_forgotten_or_damaged_is_done_without(here, dam
     assert tracker.of("backbone")["parent"] == ""
 
 
-def test_what_was_not_delivered_is_sent_again_and_no_more(here):
-    record, tracker = ended(steps=range(500)), Memory()
+@pytest.mark.parametrize("kind", [Memory, Forgetful])
+def test_what_one_sender_has_left_the_next_one_sends(here, kind):
+    record, tracker = ended(steps=range(500)), kind()
     send, sent = tracker.scalars, []
 
     def broken(series, rows):
@@ -220,8 +221,9 @@ def test_what_was_not_delivered_is_sent_again_and_no_more(here):
     assert steps_of(tracker.of("warmup")) == list(range(500)) and tracker.of("warmup")["created"] == 1
 
 
-def test_a_tracker_that_forgets_is_told_everything_again(here):
-    record, tracker = begun(), Forgetful()
+@pytest.mark.parametrize("kind", [Memory, Forgetful])
+def test_a_sender_that_takes_over_leaves_every_row_once(here, kind):
+    record, tracker = begun(), kind()
     curves(record, 0, 1)
     Delivery(record, tracker).advance(Path(record.facts["out"]))
     curves(record, 0, 1, 2)
@@ -310,10 +312,11 @@ def test_two_who_ship_at_once_send_everything_once(here):
         ended(stage, order, steps=range(50))
     one, two = Memory(), Memory()  # one object a process
     two.runs = one.runs
+    both = threading.Barrier(2)  # each makes its first run while the other one does
 
     def all_of_it(tracker):
         slow = tracker.create
-        tracker.create = lambda facts, parent: (time.sleep(0.05), slow(facts, parent))[1]
+        tracker.create = lambda facts, parent: (tracker.order or both.wait(), slow(facts, parent))[1]
         while True:
             try:
                 return ship([tracker])
@@ -345,18 +348,18 @@ def test_there_may_be_no_records(here, capsys):
 def test_following_sends_rows_while_they_come_and_ends_with_the_run(here):
     record, tracker = begun(), Memory()
     with lock(record.folder / "lock"):
-        thread = threading.Thread(target=follow, args=(record.folder, [tracker], 0.05, 60.0))
+        thread = threading.Thread(target=follow, args=(record.folder, [tracker], 0.05, PATIENCE))
         thread.start()
         for length in (1, 3, 6):
             curves(record, *range(length))
             wait_for(lambda n=length: tracker.runs and len(tracker.of("warmup")["rows"]) == n)
         record.finish("completed")
-    thread.join(timeout=60)
-    assert not thread.is_alive() and tracker.of("warmup")["ended"] == ["completed"]
+    thread.join()
+    assert tracker.of("warmup")["ended"] == ["completed"]
     assert steps_of(tracker.of("warmup")) == list(range(6)) and tracker.of("warmup")["begun"] == 1
 
 
-def wait_for(condition, patience=60.0):
+def wait_for(condition, patience=600.0):
     until = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < until
@@ -367,14 +370,14 @@ def test_following_outlives_errors_of_one_tracker(here):
     record, broken, well = begun(), Memory("broken"), Memory("well")
     broken.fail = RuntimeError("a bug of its library")
     with lock(record.folder / "lock"):
-        thread = threading.Thread(target=follow, args=(record.folder, [broken, well], 0.05, 60.0))
+        thread = threading.Thread(target=follow, args=(record.folder, [broken, well], 0.05, PATIENCE))
         thread.start()
         curves(record, 0, 1)
         wait_for(lambda: well.runs and len(well.of("warmup")["rows"]) == 2)
         record.finish("completed")
     wait_for(lambda: well.of("warmup")["ended"])
     broken.fail = None
-    thread.join(timeout=60)
+    thread.join()
     assert steps_of(broken.of("warmup")) == [0, 1] and broken.of("warmup")["ended"] == ["completed"]
 
 
@@ -382,14 +385,14 @@ def test_following_with_a_damaged_state_serves_the_other_trackers(here):
     record, one, two = ended(), Memory("one"), Memory("two")
     write_atomic(record.folder / "sent/one.json", b"{")
     with pytest.raises(TrackingError):
-        follow(record.folder, [one, two], 0.05, 60.0)
+        follow(record.folder, [one, two], 0.05, PATIENCE)
     assert not one.runs and two.of("warmup")["ended"] == ["completed"]
 
 
 def test_following_a_killed_run_gathers_and_sends_what_there_was(here):
     record, tracker = begun(), Memory()
     curves(record, 0, 1)
-    follow(record.folder, [tracker], 0.05, 60.0)
+    follow(record.folder, [tracker], 0.05, PATIENCE)
     assert tracker.of("warmup")["ended"] == ["killed"] and steps_of(tracker.of("warmup")) == [0, 1]
     assert (record.files / "curves.csv").is_file()
 
@@ -398,19 +401,40 @@ def test_following_without_a_server_ends_at_once(here):
     record, tracker = begun(), Memory()
     tracker.absent = "no server"
     with lock(record.folder / "lock"):
-        follow(record.folder, [tracker], 0.05, 60.0)
+        follow(record.folder, [tracker], 0.05, PATIENCE)
     assert not tracker.runs
 
 
-def test_the_state_is_written_after_each_delivery(here):
-    record, tracker = ended(steps=range(500)), Memory()
-    states = []
-    send = tracker.scalars
-    tracker.scalars = lambda series, rows: (send(series, rows), states.append(state(record)["curves"]))
-    Delivery(record, tracker).finish()
-    assert [held["curves.csv"]["last"] if held else "" for held in states] == ["", "199,298.5\n", "399,598.5\n"]
-    assert state(record)["ended"] == "completed"
+def test_one_sender_sends_a_row_once(here):
+    record, tracker = begun(), Memory()
+    delivery = Delivery(record, tracker)
+    for length in (1, 300, 500):
+        curves(record, *range(length))
+        delivery.advance(Path(record.facts["out"]))
+    record.finish("completed")
+    delivery.finish()
+    assert len(tracker.received) == 500 and set(tracker.received.values()) == {1}
 
 
-def state(record):
-    return json.loads((record.folder / "sent/memory.json").read_text())
+def test_the_run_learns_while_a_tracker_does_not_take_what_it_is_sent(here):
+    record, tracker = begun(), Memory()
+    curves(record, 0)
+    tracker.fail = Unreachable("no answer")
+    with lock(record.folder / "lock"):
+        thread = threading.Thread(target=follow, args=(record.folder, [tracker], 0.05, PATIENCE))
+        thread.start()
+        wait_for(record.failing.is_file)
+        tracker.fail = None
+        wait_for(lambda: not record.failing.is_file())
+        record.finish("completed")
+    thread.join()
+    assert steps_of(tracker.of("warmup")) == [0] and not record.failing.is_file()
+
+
+def test_waiting_for_another_sender_is_no_failure(here, capsys):
+    parent = ended("prepare", 0)
+    child = ended("backbone", 1, ["outputs/prepare"])
+    log = uploader._Log(child.failing)
+    with lock(parent.folder / "sending"):
+        assert not log.tried("memory", Delivery(child, Memory()).finish)
+    assert not child.failing.is_file() and "waits for prepare-1" in capsys.readouterr().out
