@@ -39,6 +39,7 @@ DOORS = {  # outside library -> the only files that may import it
     "transformers": {"pipeline/models/pretrained.py"},
     "huggingface_hub": {"pipeline/models/hub.py"},
     "webdataset": {"pipeline/data/shard_writer.py"},
+    "torchdata": {"pipeline/data/loading.py"},
     "matplotlib": {"pipeline/reporting/figures.py"},
     "clearml": {"pipeline/tracking/clearml.py"},
     "tensorboard": {"pipeline/tracking/tensorboard.py"},
