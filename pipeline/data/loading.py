@@ -188,6 +188,8 @@ def _read(source: BaseNode[Deferred], pin: bool = False) -> Iterator[Batch]:
         for made in node:
             if isinstance(made, Exception):
                 raise made
+            if pin:
+                torch.set_num_threads(work.threads)  # the thread that pins makes no batch, and has set one as well
             yield made
     finally:
         work.end()

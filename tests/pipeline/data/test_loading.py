@@ -279,7 +279,7 @@ def test_batches_for_a_gpu_are_pinned_by_a_node(source_of, reading, monkeypatch,
 
 
 NUMBER_OF_THREADS = """
-import threading, torch
+import os, threading, torch
 from components.objective.masking import exact_count
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.data.batches import LiveSource
@@ -289,17 +289,18 @@ torch.set_num_threads(2)  # and nothing else before the loader
 n = torch.arange(24)
 response = torch.ones(24, 6, dtype=torch.bool)
 split = Split(tokens=n[:, None].expand(24, 6).int(), response=response, group=n, uid=n)
-seen = set()
+seen, workers = set(), set()
 
 class Noted(LiveSource):
     def batch(self, rows, epochs):
+        workers.add(threading.get_ident())
         seen.add((threading.get_ident() == main, torch.get_num_threads()))
         return super().batch(rows, epochs)
 
 main = threading.get_ident()
 vocabulary = Vocabulary(size=102, mask_id=100, pad_id=101, sequence=6, rendering="text")
 steps = TrainLoader(Noted(split, vocabulary, exact_count, 0), 4, seed=0).steps(0, 1)
-for _ in range(20):
+while len(workers) < max(1, int(os.environ["SLOTLOOP_READERS"])):  # until each has made a batch
     next(steps)
 later = []
 thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
