@@ -21,6 +21,7 @@ from components.batch import Batch
 from components.training.order import DeterministicSampler
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DataError
 
 Masking = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -171,13 +172,18 @@ class CachedSource:
 
     def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
         padded = int(self.padded[rows].max())
-        found = self.shards.read(self.positions[epochs % len(self.positions), rows], padded)
-        attention = torch.arange(padded) < found["length"][:, None] if self.shards.index["padded"] else None
-        names = ("masked", "weights", "hidden", "scale")
-        return Batch(
-            tokens=found["tokens"].long(), targets=found["targets"].long(), attention=attention, channel=self.shards.channel,
-            **{name: found[name] for name in names if name in found},
-        )  # fmt: skip
+        return stored_batch(self.shards.table, self.shards.read(self.positions[epochs % len(self.positions), rows], padded))
+
+
+def stored_batch(table: ShardIndex, found: dict[str, Tensor]) -> Batch:
+    """Make a Batch of rows as they were stored."""
+    padded = found["tokens"].shape[1]
+    attention = torch.arange(padded) < found["length"][:, None] if table.index["padded"] else None
+    names = ("masked", "weights", "hidden", "scale")
+    return Batch(
+        tokens=found["tokens"].long(), targets=found["targets"].long(), attention=attention, channel=table.channel,
+        **{name: found[name] for name in names if name in found},
+    )  # fmt: skip
 
 
 def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, vocabulary: Vocabulary) -> Batch:
