@@ -149,7 +149,7 @@ def test_live_trunk_takes_the_place_of_the_cache(copy_of):
 
 
 def test_a_stream_takes_the_place_of_random_access(copy_of, monkeypatch, capsys):
-    """`states = @sources.streamed` in warmup and joint, tars elsewhere; where all blocks are held at once, the order is the same."""
+    """`states = @sources.streamed` in warmup and joint, tars elsewhere; while all blocks are held at once, nothing changes."""
     before = {phase: losses(copy_of, f"outputs/{phase}") for phase in ("warmup", "joint")}
     elsewhere = copy_of / "elsewhere"
     elsewhere.mkdir()
