@@ -1,9 +1,11 @@
 """How fast samples are delivered: `python -m bench.data [--quick] [--loader] [--mib 1024] [--runs 5] [--json PATH]`.
 
 Contiguous shuffled batches of hidden states (bfloat16), ids, targets, mask and weights, at four sizes of a sample, the page cache
-warm, after a first epoch that is not timed: our shards beside a plain sequential read() of the same files and other libraries
-(those that are not installed are left out). One core does everything, but for reader threads. Every method is measured once in each
-round and set against the read() of that round; medians of the rounds. `--loader` measures what loading costs warmup instead.
+warm, after a first epoch that is not timed: our shards, read ahead by torchdata's threads (the real loader) and by those of a
+ThreadPoolExecutor, at random and as a stream, beside a plain sequential read() of the same files and other libraries (those that
+are not installed are left out). One core does everything, but for reader threads. Every method is measured once in each round and
+set against the read() of that round, torchdata's threads also against the pool's; medians of the rounds. `--loader` measures what
+loading costs warmup instead.
 """
 
 import importlib
@@ -30,6 +32,7 @@ BUFFER = 8 << 20  # bytes that are read at a time
 LEAST, MOST = 0.5, 8.0  # seconds of a measurement: short epochs are repeated, long ones broken off
 THREADS = (0, 1, 2)
 
+Row = dict[str, str | float | None]
 Rates = dict[str, float]  # method -> bytes a second
 
 
@@ -55,7 +58,7 @@ def sized(mib: int) -> Iterator[Samples]:
         yield Samples(name, tokens, dim, batch, rows=max(1, (mib << 20) // (width * batch)) * batch)
 
 
-def measured(folder: Path, samples: Samples, runs: int) -> list[dict[str, str | float]]:
+def measured(folder: Path, samples: Samples, runs: int) -> list[Row]:
     """A row for every method at one size of a sample."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         stores = prepared(Path(name), samples)
@@ -66,14 +69,17 @@ def measured(folder: Path, samples: Samples, runs: int) -> list[dict[str, str | 
                 for what, rate in method().items():
                     taken.setdefault(what, []).append(rate)
             print(f"{samples.name}: round {number + 1} of {runs}", flush=True)
-    rows: list[dict[str, str | float]] = []
+    rows: list[Row] = []
     for what, rates in taken.items():
         ratios = [rate / base for rate, base in zip(rates, taken["read()"], strict=True)]
+        pool = taken.get(f"{what}, of a pool", [])
+        engines = [rate / other for rate, other in zip(rates, pool, strict=False)]
         rows.append({
             "what": what, "sample": samples.name,
             "gb_per_second": statistics.median(rates) / 1e9, "gb_per_second_best": max(rates) / 1e9,
             "microseconds": samples.width / statistics.median(rates) * 1e6,
             "gb_per_second_vs_read": statistics.median(ratios), "gb_per_second_vs_read_best": max(ratios),
+            "gb_per_second_vs_pool": statistics.median(engines) if engines else None,
         })  # fmt: skip
     return rows
 
@@ -103,6 +109,7 @@ def methods_of(stores: dict[str, Path], samples: Samples) -> list[Callable[[], R
         seen = sorted(number for batch in epoch() for number in samples.check(batch))
         assert seen == list(range(samples.rows)), f"{len(seen)} rows instead of {samples.rows}"
     own = [partial(of_ours, stores["ours"], samples, threads) for threads in THREADS]
+    own += [partial(of_stream, stores["ours"], samples)]
     return [partial(of_read, stores["ours"]), *own, *(partial(of_other, what, e, samples) for what, e in passes.items())]
 
 
@@ -123,7 +130,19 @@ def of_ours(folder: Path, samples: Samples, threads: int) -> Rates:
     """Our shards through the real loader, opened anew: the epoch that checks every byte, and those after it."""
     epoch = layouts.ours(folder, samples, threads)
     what = f"slotloop, {threads} reader thread{'s' * (threads != 1)}"
-    return {f"{what}, first epoch": rate(epoch, samples, least=0.0), what: rate(epoch, samples)}
+    found = {f"{what}, first epoch": rate(epoch, samples, least=0.0), what: rate(epoch, samples)}
+    if threads:
+        pool = layouts.ours(folder, samples, threads, pool=True)
+        rate(pool, samples, least=0.0)
+        found[f"{what}, of a pool"] = rate(pool, samples)
+    return found
+
+
+def of_stream(folder: Path, samples: Samples) -> Rates:
+    """Our shards as a stream, one thread ahead; after an epoch that checks every byte."""
+    epoch = layouts.streamed(folder, samples, 1)
+    rate(epoch, samples, least=0.0)
+    return {"slotloop, streamed, 1 reader thread": rate(epoch, samples)}
 
 
 def of_other(what: str, epoch: Epoch, samples: Samples) -> Rates:
@@ -144,9 +163,9 @@ def rate(epoch: Epoch, samples: Samples, least: float = LEAST) -> float:
             return rows * samples.width / spent
 
 
-def shown(value: str | float) -> str:
+def shown(value: str | float | None) -> str:
     """A cell of the table."""
-    return value if isinstance(value, str) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return value or "" if value is None or isinstance(value, str) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -16,10 +16,14 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from bench.pool import pooled_steps
+from components.batch import Batch
 from pipeline.data.batches import CachedSource
 from pipeline.data.loading import TrainLoader
 from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
 from pipeline.data.shard_writer import write_index, write_shard
+from pipeline.data.streaming import StreamedSource
 
 BLOCK, SHARD = 8 << 20, 256 << 20  # bytes, as gin/extract.gin has them
 BESIDE = {"tokens": torch.int32, "targets": torch.int32, "masked": torch.bool, "weights": torch.float32}
@@ -91,11 +95,22 @@ def write_ours(folder: Path, samples: Samples) -> None:
     write_index(folder, {**sizes, "backbone": "b" * 64, "draws": 1, "dtype": "bfloat16", "padded": False}, records)
 
 
-def ours(folder: Path, samples: Samples, threads: int) -> Epoch:
-    """A freshly opened folder: its first pass checks every byte. ``threads`` read ahead; 0 = none."""
+def ours(folder: Path, samples: Samples, threads: int, pool: bool = False) -> Epoch:
+    """A freshly opened folder: its first pass checks every byte. ``threads`` read ahead; 0 = none. ``pool``: those of a pool."""
     training = TrainLoader(CachedSource(ShardReader(folder), "train"), samples.batch, seed=0)
     os.environ["SLOTLOOP_READERS"] = str(threads)
-    steps = training.steps(0, 1)
+    return _epochs(pooled_steps(training, 0, 1, threads) if pool else training.steps(0, 1), samples)
+
+
+def streamed(folder: Path, samples: Samples, threads: int) -> Epoch:
+    """The same shards through webdataset's reader, in our order and checked."""
+    training = TrainLoader(StreamedSource(ShardIndex(folder), "train"), samples.batch, seed=0)
+    os.environ["SLOTLOOP_READERS"] = str(threads)
+    return _epochs(training.steps(0, 1), samples)
+
+
+def _epochs(steps: Iterator[list[Batch]], samples: Samples) -> Epoch:
+    """Passes over endless steps."""
 
     def epoch() -> Iterator[Sample]:
         for _ in range(samples.rows // samples.batch):

@@ -1,6 +1,6 @@
 """What loading costs warmup (`python -m bench.data --loader`): the real training loop on preset sudoku4 (--quick: smoke), its steps
-alternately with batches that are loaded and with batches that lie in memory, in blocks of `BLOCK` steps. The first block of each
-kind is left out.
+in turn with batches that are loaded, with batches that a ThreadPoolExecutor's threads load, and with batches that lie in memory, in
+blocks of `BLOCK` steps. The first block of each kind is left out.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from bench.overhead import ROOT, seconds
+from bench.pool import pooled_steps
 from components.batch import Batch
 from pipeline.data.loading import TrainLoader
 from pipeline.settings import config, params
@@ -38,28 +39,30 @@ class Alternating:
 
     def __init__(self, training: TrainLoader, pairs: int) -> None:
         self.training, self.pairs, self.seed = training, pairs, training.seed
-        self.taken: dict[str, list[float]] = {"loaded": [], "in memory": []}
-        self.waited: dict[str, list[float]] = {"loaded": [], "in memory": []}
+        self.taken: dict[str, list[float]] = {"loaded": [], "pool": [], "in memory": []}
+        self.waited: dict[str, list[float]] = {kind: [] for kind in self.taken}
 
     def sequences(self, accumulation: int) -> int:
         """Of an optimizer step."""
         return self.training.sequences(accumulation)
 
-    def state(self, step: int, accumulation: int) -> dict[str, Any]:
+    def state_dict(self, step: int, accumulation: int) -> dict[str, Any]:
         """Where training stands."""
-        return self.training.state(step, accumulation)
+        return self.training.state_dict(step, accumulation)
 
     def steps(self, first: int, accumulation: int) -> Iterator[list[Batch]]:
-        """Blocks of steps in turn, one pair more than is timed."""
+        """Blocks of steps in turn, one round more than is timed."""
         loaded = self.training.steps(first, accumulation)
+        pool = pooled_steps(self.training, first, accumulation, max(1, int(os.environ["SLOTLOOP_READERS"])))
         held = list(islice(loaded, HELD))
         yield from held[:COUNTED]
-        for _ in range(self.pairs + 1):
-            for kind in self.taken:
+        for number in range(self.pairs + 1):
+            kinds = list(self.taken)
+            for kind in kinds[number % 3 :] + kinds[: number % 3]:  # none of them always follows the same other
                 moments, waited = [], []
                 for step in range(BLOCK):
                     moments.append(time.perf_counter())
-                    batches = next(loaded) if kind == "loaded" else held[step % HELD]
+                    batches = held[step % HELD] if kind == "in memory" else next(loaded if kind == "loaded" else pool)
                     waited.append(time.perf_counter() - moments[-1])
                     yield batches
                 self.taken[kind].append((time.perf_counter() - moments[SETTLING]) / (BLOCK - SETTLING))
@@ -67,12 +70,12 @@ class Alternating:
         yield from iter(lambda: held[0], None)
 
 
-def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | float]]:
+def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | float | None]]:
     """A row for every number of reader threads: seconds a step, beside those of steps whose batch is in memory,
     and the share of a step that is spent waiting for its batch.
     """
     space = workspace(folder / preset, preset)
-    rows: list[dict[str, str | float]] = []
+    rows: list[dict[str, str | float | None]] = []
     with contextlib.chdir(space):
         text = config.resolve("warmup", params.read(Path("params.yaml"), SECTIONS), ()).text
         config.load_text(text, "warmup")
@@ -80,12 +83,14 @@ def loader_rows(folder: Path, pairs: int, preset: str) -> list[dict[str, str | f
             os.environ["SLOTLOOP_READERS"] = str(threads)
             data = _trained(pairs)
             both = list(zip(data.taken["loaded"], data.taken["in memory"], strict=True))[1:]
+            engines = [pool / loaded for loaded, pool in zip(data.taken["loaded"], data.taken["pool"], strict=True)][1:]
             waits = zip(data.waited["loaded"], data.taken["loaded"], strict=True)
             ratios = [a / b for a, b in both]
             rows.append({
                 "what": f"warmup step of {preset}, {threads} reader thread{'s' * (threads != 1)}",
                 "seconds": statistics.median(a for a, _ in both), "seconds_in_memory": statistics.median(b for _, b in both),
                 "seconds_vs_in_memory": statistics.median(ratios), "seconds_vs_in_memory_best": min(ratios),
+                "speed_vs_pool": statistics.median(engines) if threads else None,
                 "waiting_vs_step": statistics.median([waited / step for waited, step in waits][1:]),
             })  # fmt: skip
     return rows
@@ -109,14 +114,14 @@ def _trained(pairs: int) -> Alternating:
     def alternating(*of_phase: Any, fit: Any, **settings: Any) -> None:
         def over_alternating(name: str, model: Any, training: TrainLoader, *rest: Any, **others: Any) -> TrainState:
             found.append(Alternating(training, pairs))
-            steps = COUNTED + (pairs + 1) * 2 * BLOCK + 1
+            steps = COUNTED + (pairs + 1) * 3 * BLOCK + 1
             every = {"validate_every": steps + 1, "save_every": steps + 1, "log_every": BLOCK}
             return fit(name, model, found[0], *rest, steps=steps, **every, **others)
 
         train(*of_phase, fit=over_alternating, **settings)
 
     with (
-        mock.patch.object(phase, "train", alternating),
+        mock.patch.object(phase, "run_phase", alternating),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):

@@ -67,8 +67,8 @@ class Batch:
         """These sequences. Only after ``to``: the states' scales are not taken along."""
         return replace(self, rows=None)._each(lambda value: value[rows])
 
-    def pinned(self) -> "Batch":
-        """The same batch in page-locked memory, from which a GPU copies while it computes."""
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which a GPU copies while it computes; torch's loaders know it by this name."""
         return self._each(lambda value: value.pin_memory() if value.device.type == "cpu" else value)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":

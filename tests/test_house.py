@@ -39,7 +39,8 @@ DOORS = {  # outside library -> the only files that may import it
     "lm_eval": {"pipeline/evaluation/harness.py"},
     "transformers": {"pipeline/models/pretrained.py"},
     "huggingface_hub": {"pipeline/models/hub.py"},
-    "webdataset": {"pipeline/data/shard_writer.py"},
+    "webdataset": {"pipeline/data/shard_writer.py", "pipeline/data/streaming.py"},
+    "torchdata": {"pipeline/data/loading.py"},
     "matplotlib": {"pipeline/reporting/figures.py"},
     "clearml": {"pipeline/tracking/clearml.py"},
     "tensorboard": {"pipeline/tracking/tensorboard.py"},
@@ -136,6 +137,7 @@ def public_functions(tree: ast.Module) -> list[ast.FunctionDef]:
             dictated = re.search(r"Protocol|BaseNode|ParserDelegate", " ".join(map(ast.unparse, node.bases))) or node.name in (
                 "LiveSource",  # the Source protocol
                 "CachedSource",
+                "StreamedSource",
             )
             found += [] if dictated else [child for child in node.body if isinstance(child, ast.FunctionDef)]
     return [f for f in found if not f.name.startswith("_") and f.name != "forward"]

@@ -26,6 +26,7 @@ class DeterministicSampler:
         seed: of the order.
         blocks: number of the stored block that each row lies in; needed for ``near``.
         near: shuffle among this many blocks at a time, for disks that are slow to seek; 0 = among all rows.
+        shards: file of each block, for what can only be read as a stream: files come in any order, the blocks of each in theirs.
 
     Raises:
         ValueError: there are fewer rows than one step takes.
@@ -36,6 +37,7 @@ class DeterministicSampler:
     seed: int
     blocks: Int[Tensor, "rows"] | None = None
     near: int = 0
+    shards: Int[Tensor, "blocks"] | None = None
     _epochs: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,11 +60,19 @@ class DeterministicSampler:
             self._epochs[number] = self._arranged(self._shuffled(number), number)
         return self._epochs[number]
 
+    def reading(self, epoch: int) -> Int[Tensor, "blocks"]:
+        """Blocks in the order in which an epoch comes to them, ``near`` at a time."""
+        assert self.blocks is not None
+        if self.shards is None:
+            return permutation(self.seed, BLOCKS + epoch, int(self.blocks.max()) + 1)
+        files = permutation(self.seed, BLOCKS + epoch, int(self.shards.max()) + 1)
+        return files.argsort()[self.shards].argsort(stable=True)
+
     def _shuffled(self, epoch: int) -> Int[Tensor, "rows"]:
         rows = permutation(self.seed, ROWS + epoch, len(self.lengths))
         if self.blocks is None or not self.near:
             return rows
-        place = permutation(self.seed, BLOCKS + epoch, int(self.blocks.max()) + 1).argsort() // self.near
+        place = self.reading(epoch).argsort() // self.near
         return rows[place[self.blocks[rows]].argsort(stable=True)]
 
     def _arranged(self, rows: Int[Tensor, "rows"], epoch: int) -> Int[Tensor, "rows"]:

@@ -3,9 +3,11 @@
 No randomness is ever drawn: order and masks are counter-based, so a batch is a pure function of its rows and their epochs.
 """
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +18,16 @@ from torch.nn import functional as F
 from components import noise
 from components.backbones.backbone import BackboneModel
 from components.batch import Batch
+from components.training.order import DeterministicSampler
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DataError
 
 Masking = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Chosen = tuple[Tensor, Tensor]  # rows of a batch, and the epoch of each
+Deferred = Callable[[], Batch]  # makes one batch, in any thread
+_TRUNK = threading.Lock()  # a pretrained trunk is patched while it runs: one thread at a time
 VALIDATION = 1 << 33  # the stream of the validation masks, the same at every evaluation
 
 
@@ -30,19 +37,26 @@ class Source(Protocol):
     Attributes:
         layer: that the batches' hidden states enter; 0 = the first, from the tokens.
         padded: tokens that each row takes up in a batch.
-        blocks: number of the stored block that each row lies in; None = none are stored.
-        near: blocks among which training shuffles at a time; 0 = all rows.
         fingerprint: hash of the data.
     """
 
     layer: int
     padded: Tensor
-    blocks: Tensor | None
-    near: int
     fingerprint: str
+
+    def sampler(self, size: int, seed: int) -> DeterministicSampler:
+        """The order of training, in steps of ``size`` rows."""
 
     def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
         """The given rows, each as masked in its epoch, padded to the longest ``padded`` among them."""
+
+    def deferred(self, chosen: Iterator[Chosen], sampler: DeterministicSampler | None = None) -> Iterator[Deferred]:
+        """For each of the chosen batches what makes it. One thread at a time asks for the next; any thread may make it.
+
+        Args:
+            chosen: rows of each batch.
+            sampler: the order that they are chosen in; None = by row.
+        """
 
 
 def padded_lengths(lengths: Tensor, buckets: Sequence[int], sequence: int) -> Tensor:
@@ -73,9 +87,6 @@ class LiveSource:
         fingerprint: hash of the data.
     """
 
-    blocks: Tensor | None = None
-    near = 0
-
     def __init__(
         self,
         split: Split,
@@ -100,6 +111,12 @@ class LiveSource:
     def __len__(self) -> int:
         return len(self.split)
 
+    def sampler(self, size: int, seed: int) -> DeterministicSampler:
+        return DeterministicSampler(self.padded, size, seed)
+
+    def deferred(self, chosen: Iterator[Chosen], sampler: DeterministicSampler | None = None) -> Iterator[Deferred]:
+        return (partial(self.batch, *pair) for pair in chosen)
+
     def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
         examples = self.split.take(rows)
         streams = torch.full_like(epochs, self.stream) if self.stream is not None else epochs
@@ -115,7 +132,7 @@ class LiveSource:
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
         moved = batch.to(self.trunk.head.weight.device)
-        with self.autocast():
+        with _TRUNK, self.autocast():
             hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
         return replace(batch, hidden=hidden.to(self.dtype))  # the rest moves with it, its masked positions found on the host
 
@@ -140,22 +157,33 @@ class CachedSource:
         self.layer, self.fingerprint = int(shards.index["layer"]), shards.fingerprint
         first = self.positions[0]
         blocks = torch.from_numpy(shards.block)[first]
-        self.blocks: Tensor | None = blocks - blocks.min()
+        self.blocks = blocks - blocks.min()
         sequence = int(shards.index["sequence"])
         self.padded = padded_lengths(torch.from_numpy(shards.length)[first], buckets, sequence)
 
     def __len__(self) -> int:
         return self.positions.shape[1]
 
+    def sampler(self, size: int, seed: int) -> DeterministicSampler:
+        return DeterministicSampler(self.padded, size, seed, self.blocks, self.near)
+
+    def deferred(self, chosen: Iterator[Chosen], sampler: DeterministicSampler | None = None) -> Iterator[Deferred]:
+        return (partial(self.batch, *pair) for pair in chosen)
+
     def batch(self, rows: Tensor, epochs: Tensor) -> Batch:
         padded = int(self.padded[rows].max())
-        found = self.shards.read(self.positions[epochs % len(self.positions), rows], padded)
-        attention = torch.arange(padded) < found["length"][:, None] if self.shards.index["padded"] else None
-        names = ("masked", "weights", "hidden", "scale")
-        return Batch(
-            tokens=found["tokens"].long(), targets=found["targets"].long(), attention=attention, channel=self.shards.channel,
-            **{name: found[name] for name in names if name in found},
-        )  # fmt: skip
+        return stored_batch(self.shards.table, self.shards.read(self.positions[epochs % len(self.positions), rows], padded))
+
+
+def stored_batch(table: ShardIndex, found: dict[str, Tensor]) -> Batch:
+    """Make a Batch of rows as they were stored."""
+    padded = found["tokens"].shape[1]
+    attention = torch.arange(padded) < found["length"][:, None] if table.index["padded"] else None
+    names = ("masked", "weights", "hidden", "scale")
+    return Batch(
+        tokens=found["tokens"].long(), targets=found["targets"].long(), attention=attention, channel=table.channel,
+        **{name: found[name] for name in names if name in found},
+    )  # fmt: skip
 
 
 def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, vocabulary: Vocabulary) -> Batch:

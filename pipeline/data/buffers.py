@@ -1,38 +1,37 @@
-"""Memory for batches that is used again: fresh pages for every batch of states cost up to three times the reading itself."""
+"""Memory for batches that is used again: fresh pages for every batch of states cost up to three times the reading itself.
 
-import sys
-import threading
+A buffer comes back when the array over it is collected, and a tensor over an array holds that array for as long as any tensor
+shares its storage: so a buffer is never handed out while anything can see it, however many batches wait, and for whom.
+"""
+
+import weakref
+from collections import deque
 
 import numpy as np
 import torch
 from torch import Tensor
 
-HELD = 16  # buffers that are kept for the next batches
-
-
-def _references(held: list[np.ndarray], place: int) -> int:
-    """To a buffer, this look at it included."""
-    return sys.getrefcount(held[place])
-
-
-UNUSED = _references([np.empty(1, np.uint8)], 0)  # that of a buffer which nothing but the list holds: differs among Pythons
+SPARE = 16  # unused buffers that are kept for the next batches
 
 
 class Buffers:
     """Hands out byte buffers; one whose tensor, with every view of it, is gone is handed out again."""
 
     def __init__(self) -> None:
-        self._held: list[np.ndarray] = []
-        self._lock = threading.Lock()
+        self._spare: deque[np.ndarray] = deque(maxlen=SPARE)  # its appends and pops are atomic: no lock
 
     def take(self, size: int) -> Tensor:
         """``size`` bytes, not initialised."""
-        with self._lock:
-            held = self._held
-            for place in range(len(held)):
-                # A tensor over an array holds a reference to it for as long as any tensor shares its storage.
-                if held[place].nbytes >= size and _references(held, place) == UNUSED:
-                    return torch.from_numpy(held[place])[:size]
-            fresh = np.empty(size, np.uint8)
-            self._held = [*held[-HELD + 1 :], fresh]
-            return torch.from_numpy(fresh)[:size]
+        memory: np.ndarray = np.empty(0, np.uint8)
+        for _ in range(len(self._spare)):
+            try:
+                memory = self._spare.pop()
+            except IndexError:  # another thread took the last
+                break
+            if memory.nbytes >= size:
+                break
+        if memory.nbytes < size:
+            memory = np.empty(size, np.uint8)
+        view = np.frombuffer(memory.data, np.uint8, size)
+        weakref.finalize(view, self._spare.append, memory).atexit = False
+        return torch.from_numpy(view)

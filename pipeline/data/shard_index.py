@@ -1,11 +1,12 @@
-"""The index of a folder of shards, opened and checked before anything is believed.
+"""The index of a folder of shards: what is stored where, and whether bytes are those that were written.
 
-Hashes tell whether it is what extract wrote. What was forged together with its hashes must still fit the files: no name leads out
-of the folder, no number out of its file.
+It is believed when its hashes agree. No name that it holds leads out of the folder; numbers are held against the files where bytes
+are read.
 """
 
 import hashlib
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from pipeline.data.shard_writer import FORMAT, INDEX, ROW_FIELDS, ROWS, SCALE, TAR_UNIT, TOKEN_FIELDS, damaged
+from pipeline.data.shard_writer import FORMAT, INDEX, ROW_FIELDS, ROWS, SCALE, TAR_UNIT, TOKEN_FIELDS, ShardError, damaged, layout
 from pipeline.errors import DataError
 from pipeline.files import json_bytes, read_json
 
 STATES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
 EIGHT_BITS = ("int8", "float8_e4m3fn")
-TAIL = 21 * TAR_UNIT  # at most: a tar ends with two units of zeros, and more up to a whole record
+NAMES = {"float32": "F32", "bfloat16": "BF16", "int8": "I8", "float8_e4m3fn": "F8_E4M3"}
+NUMPY = {"I32": "<i4", "F32": "<f4", "BOOL": "?"}
 Fits = Callable[[Any], bool]
 
 
@@ -51,7 +53,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
     Raises:
         DataError: extraction never finished, or another version wrote it.
-        ShardError: it is damaged, holds what extract never writes, or shards are missing or of another size.
+        ShardError: it is damaged, or holds what extract never writes.
     """
     path = folder / INDEX
     index = read_json(path, "extract")
@@ -68,7 +70,6 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise damaged(f"{index.get('fields')!r:.200} cannot be the fields of {index['dtype']} states", path, field="fields")
     for shard in index["shards"]:
         _check_entries(shard, SHARD, path)
-        _check_file(folder / shard["file"], shard["bytes"])
     return index
 
 
@@ -76,7 +77,7 @@ def read_table(folder: Path, index: dict[str, Any]) -> tuple[dict[str, np.ndarra
     """Columns with a line per block or row, and the scale of each channel of states in eight bits.
 
     Raises:
-        ShardError: it is missing, damaged, or speaks of bytes that its shards do not have.
+        ShardError: it is missing, damaged, or does not fit the index.
     """
     path = folder / ROWS
     if not path.is_file():
@@ -99,7 +100,11 @@ def read_table(folder: Path, index: dict[str, Any]) -> tuple[dict[str, np.ndarra
     if found != wanted or len(arrays) != len(wanted):
         raise damaged(f"its columns do not fit {blocks} blocks and {rows} rows", path)
     table = {name: value.numpy() for name, value in arrays.items()}
-    _check_places(index, table, path)
+    count, length = table["block/rows"], table["row/length"]
+    if not ((count > 0) & (count <= rows)).all() or count.sum() != rows:
+        raise damaged(f"they do not cut {rows} rows", path, field="block/rows")
+    if not ((length > 0) & (length <= index["sequence"])).all() or not (index["padded"] or (length == index["sequence"]).all()):
+        raise damaged(f"they do not fit sequences of {index['sequence']} tokens", path, field="row/length")
     return table, channel
 
 
@@ -109,37 +114,132 @@ def _check_entries(held: dict[str, Any], wanted: dict[str, Fits], path: Path) ->
             raise damaged(f"{held.get(name)!r:.80} cannot be what extract wrote", path, field=name)
 
 
-def _check_file(path: Path, size: int) -> None:
-    """What is cheap to see at once."""
-    if not path.is_file():
-        raise damaged("the index lists it, it does not exist", path)
-    if (found := path.stat().st_size) != size:
-        raise damaged(f"{found} bytes, the index says {size}", path)
+class ShardIndex:
+    """What is stored in a folder of shards: one row for every (split, draw, row), in blocks.
 
+    Attributes:
+        index: what extract wrote about itself.
+        fingerprint: hash of the index and so of every byte.
+        channel: scale of each channel, of states in eight bits; else None.
+        shards: entries of the files, in the order of their rows.
+        shard, rows, tokens, offset, size, hidden: of each block: its file, how many rows and tokens, where in its file it begins,
+            how many bytes it takes up there, and where its states begin.
+        uid, length, block, start: of each row: identity, tokens, block, and at which of the block's tokens it begins.
+        width: bytes of one token's states.
+        packed: dtype of one token's small fields, as a record.
+        padding: that record where there is no token.
 
-def _check_places(index: dict[str, Any], table: dict[str, np.ndarray], path: Path) -> None:
-    """Blocks fill their shards end to end, and rows their blocks. No sum of numbers that were not looked at: it may overflow."""
+    Raises:
+        DataError: extraction never finished, or the index is damaged.
+    """
 
-    def fits(whether: bool | np.bool_, what: str) -> None:
-        if not whether:
-            raise damaged(f"{what} do not fit the shards", path, field=what)
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index = read_index(self.folder)
+        self.fingerprint: str = self.index["fingerprint"]
+        table, self.channel = read_table(self.folder, self.index)
+        self.shards: list[dict[str, Any]] = self.index["shards"]
+        self._fields: list[str] = self.index["fields"]
+        self.offset, self.size, self.rows = table["block/offset"], table["block/bytes"], table["block/rows"]
+        self._starts, self._crc = table["block/fields"], table["block/crc"]
+        self.hidden = self._starts[:, self._fields.index("hidden")]
+        self.shard = np.repeat(np.arange(len(self.shards)), [shard["blocks"] for shard in self.shards])
+        self.uid, self.length, self._row_crc = table["row/uid"], table["row/length"], table["row/crc"]
+        self.block = np.repeat(np.arange(len(self.rows)), self.rows)
+        ends = np.concatenate([[0], np.cumsum(self.length)])
+        first = np.concatenate([[0], np.cumsum(self.rows)])
+        self.tokens = np.diff(ends[first])
+        self.start = ends[:-1] - ends[first[self.block]]
+        self.width = int(self.index["dim"]) * STATES[self.index["dtype"]].itemsize
+        small = {**TOKEN_FIELDS, **(SCALE if "scale" in self._fields else {})}
+        self.packed = np.dtype([(name, NUMPY[kind]) for name, kind in small.items()])
+        self.padding = np.zeros((), self.packed)
+        self.padding["tokens"] = self.padding["targets"] = self.index["pad_id"]
+        self._block_checked, self.row_checked = np.zeros(len(self.rows), bool), np.zeros(len(self.uid), bool)
 
-    shards, sequence = index["shards"], index["sequence"]
-    last = np.cumsum([shard["blocks"] for shard in shards]) - 1
-    first = np.concatenate([[0], last[:-1] + 1])
-    whole = np.repeat([shard["bytes"] for shard in shards], [shard["blocks"] for shard in shards])
-    offset, size, rows, length = (table[name] for name in ("block/offset", "block/bytes", "block/rows", "row/length"))
-    fits(((size > TAR_UNIT) & (size <= whole) & (size % TAR_UNIT == 0)).all(), "block/bytes")
-    fits(((offset >= 0) & (offset <= whole - size)).all() and (offset[first] == 0).all(), "block/offset")
-    follows = offset[1:] == (offset + size)[:-1]
-    follows[last[:-1]] = True
-    tails = (whole - offset - size)[last]
-    fits(follows.all() and ((tails >= 2 * TAR_UNIT) & (tails <= TAIL)).all(), "block/offset")
-    fits(((rows > 0) & (rows <= len(length))).all(), "block/rows")
-    fits((np.add.reduceat(rows, first) == [shard["rows"] for shard in shards]).all(), "block/rows")
-    fits(((length > 0) & (length <= sequence)).all() and (index["padded"] or (length == sequence).all()), "row/length")
-    tokens = np.add.reduceat(length, np.cumsum(rows) - rows)
-    width = index["dim"] * STATES[index["dtype"]].itemsize
-    fits((tokens <= size // width).all(), "row/length")
-    begin = table["block/fields"][:, index["fields"].index("hidden")]
-    fits(((begin >= offset + TAR_UNIT) & (begin <= offset + size - tokens * width)).all(), "block/fields")
+    def stored(self, split: str, draw: int) -> Tensor:
+        """Positions of the rows of one draw of a split, as they lie in its files.
+
+        Raises:
+            DataError: nothing is stored for it.
+        """
+        ends = np.cumsum([shard["rows"] for shard in self.shards])
+        parts = [
+            torch.arange(end - shard["rows"], end)
+            for shard, end in zip(self.shards, ends.tolist(), strict=True)
+            if (shard["split"], shard["draw"]) == (split, draw)
+        ]
+        if not parts:
+            raise DataError(f"{self.folder} holds no draw {draw} of split '{split}'; run dvc repro extract")
+        return torch.cat(parts)
+
+    def states(self, block: int) -> tuple[int, int]:
+        """Where in its file the states of a block begin and end."""
+        begin = int(self.hidden[block])
+        return begin, begin + int(self.tokens[block]) * self.width
+
+    def columns(self, block: int, front: bytes, back: bytes) -> memoryview:
+        """The small fields of a block, one record a token, as bytes: numpy copies records field by field.
+
+        Args:
+            block: its number.
+            front: what stands before its states, tar header included.
+            back: what stands behind them, up to the end of its last tar unit.
+
+        Raises:
+            ShardError: these are not the bytes that were written.
+        """
+        if not self._block_checked[block]:
+            self._check_block(block, front, back)
+        begin, (hidden, after) = int(self.offset[block]), self.states(block)
+        columns = np.empty(int(self.tokens[block]), self.packed)
+        for name in self.packed.names or ():
+            start = int(self._starts[block, self._fields.index(name)])
+            part, at = (front, start - begin) if start < hidden else (back, start - after)
+            try:
+                columns[name] = np.frombuffer(part, self.packed[name], len(columns), at)
+            except ValueError:
+                raise self.damaged("it does not lie within its block", block, name) from None
+        return columns.view(np.uint8).data
+
+    def check_row(self, row: int, piece: memoryview) -> None:
+        """Raise ShardError unless these are the states that were written."""
+        if zlib.crc32(piece) != self._row_crc[row]:
+            what = f"states of row {self.uid[row]} are not those that were written"
+            raise self.damaged(what, int(self.block[row]), "hidden")
+        self.row_checked[row] = True
+
+    def batch(self, states: Tensor, packed: np.ndarray, lengths: np.ndarray) -> dict[str, Tensor]:
+        """Fields of padded rows by their names, from the bytes of their states and the records of their tokens."""
+        found = {name: torch.from_numpy(packed[name].copy()) for name in packed.dtype.names or ()}
+        hidden = states.view(STATES[self.index["dtype"]]).unflatten(0, (*packed.shape, -1))
+        return {**found, "hidden": hidden, "length": torch.from_numpy(lengths)}
+
+    def damaged(self, what: str, block: int, field: str = "") -> ShardError:
+        """An error that says which block of which file is damaged."""
+        number = int(self.shard[block])
+        return damaged(what, self.folder / self.shards[number]["file"], f"{self.member(block):06d}.safetensors", field)
+
+    def member(self, block: int) -> int:
+        """Number of a block within its file."""
+        return block - int(np.searchsorted(self.shard, self.shard[block]))
+
+    def _check_block(self, block: int, front: bytes, back: bytes) -> None:
+        """Tar header, fields and filling are those that were written, and the fields are those that the index speaks of."""
+        if zlib.crc32(front[:TAR_UNIT], zlib.crc32(back, zlib.crc32(front[TAR_UNIT:]))) != self._crc[block]:
+            raise self.damaged("what stands beside the states is not what was written", block)
+        try:
+            found, base = layout(front[TAR_UNIT:])
+        except ValueError as error:
+            raise self.damaged(str(error), block) from None
+        tokens, rows, dim = int(self.tokens[block]), int(self.rows[block]), int(self.index["dim"])
+        wanted = {name: (kind, [tokens]) for name, kind in {**TOKEN_FIELDS, **SCALE}.items()}
+        wanted |= {"uid": ("I64", [rows]), "cu_seqlens": ("I64", [rows + 1]), "hidden": (NAMES[self.index["dtype"]], [tokens, dim])}
+        origin = int(self.offset[block]) + TAR_UNIT + base
+        for name, start in zip(self._fields, self._starts[block].tolist(), strict=True):
+            kind, shape, offsets = (found.get(name, {}).get(key) for key in ("dtype", "shape", "data_offsets"))
+            if (kind, shape) != wanted[name]:
+                raise self.damaged(f"{kind} {shape}, the index speaks of {wanted[name][0]} {wanted[name][1]}", block, name)
+            if not isinstance(offsets, list) or offsets[:1] != [start - origin]:
+                raise self.damaged(f"it lies at {offsets}, the index says {start - origin}", block, name)
+        self._block_checked[block] = True

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -158,6 +159,13 @@ def layout(data: bytes | memoryview) -> tuple[Layout, int]:
         raise ValueError("no safetensors header")
     found.pop("__metadata__", None)
     return found, 8 + size
+
+
+def member_header(number: int, size: int) -> bytes:
+    """The tar header of a block, as it is written: a stream hands out members without theirs, and checksums cover it."""
+    head = tarfile.TarInfo(f"{number:06d}.safetensors")
+    head.size, head.mode = size, 0o444
+    return head.tobuf(tarfile.USTAR_FORMAT)
 
 
 class _Hashed:

@@ -9,6 +9,8 @@ from components.backbones.split import split_layer
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Masking
 from pipeline.data.reader import ShardReader
+from pipeline.data.shard_index import ShardIndex
+from pipeline.data.streaming import StreamedSource
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 
@@ -33,6 +35,26 @@ def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int
     return CachedSource(opened, split, buckets, near)
 
 
+def streamed(split: str, *, backbone: Backbone, shards: str, near: int = 16, urls: Sequence[str] = ()) -> StreamedSource:
+    """States that extract stored, read as a stream: for disks and networks that are slow to seek.
+
+    Args:
+        split: "train" or "validation".
+        backbone: the one that they must be of.
+        shards: folder of their index.
+        near: blocks that are held at a time, among which rows are shuffled; 1 at least.
+        urls: where the tars lie if not in ``shards``: paths, file://, http:// or https://, in any order; files are known by their
+            names.
+
+    Raises:
+        ConfigError: a URL is of another kind.
+        DataError: the shards were made with another backbone, are damaged, or have no URL.
+    """
+    table = ShardIndex(shards)
+    backbone.check_fingerprint(table.index["backbone"], table.folder, "extract")
+    return StreamedSource(table, split, near, urls)
+
+
 def live(
     split: str,
     *,
@@ -49,7 +71,7 @@ def live(
     """States from the frozen trunk, run for every batch: never repeats a mask (``draws`` = None), costs the trunk each time."""
     examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets)
     examples.layer = split_layer(backbone.architecture["layers"], tail_layers)
-    examples.trunk, examples.dtype = backbone.model().to(runtime.device).eval().requires_grad_(False), DTYPES[dtype]
+    examples.trunk, examples.dtype = backbone.trunk.to(runtime.device), DTYPES[dtype]
     examples.autocast = runtime.autocast
     return examples
 

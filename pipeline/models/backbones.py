@@ -1,6 +1,7 @@
 """A backbone on disk: ``model.safetensors`` + ``model.json`` with architecture, vocabulary and fingerprint. Never pickle."""
 
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class Backbone:
         weights = load_file(self.folder / WEIGHTS)
         model.load_state_dict({name: value for name, value in weights.items() if name in names})
         return model
+
+    @cached_property
+    def trunk(self) -> BackboneModel:
+        """The whole backbone, frozen: loaded once, however many splits' states come from it."""
+        return self.model().eval().requires_grad_(False)
 
     def check(self, vocabulary: Vocabulary, origin: Path) -> None:
         """Raise DataError unless data and backbone speak of the same token ids."""

@@ -53,7 +53,7 @@ def progress_of(
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
-    order = train.state(result.steps, accumulation)
+    order = train.state_dict(result.steps, accumulation)
     return tensors, {"fit": asdict(result), "average_updates": average.updates, "order": order}
 
 
@@ -79,7 +79,7 @@ def resume(
     if found is None:
         return TrainState()
     tensors, numbers = found
-    train.check(numbers["order"], accumulation)
+    train.load_state_dict(numbers["order"], accumulation)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(tensors[f"model/{name}"])

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
+from stages.__main__ import main
 from tests.conftest import ROOT, run_stages, workspace
 
 GOLDEN = ROOT / "tests" / "golden" / "smoke.json"
@@ -158,3 +159,23 @@ def test_live_trunk_takes_the_place_of_the_cache(copy_of):
         shard.unlink()
     run_stages(copy_of, ("warmup",), "warmup.run.states=@sources.live")
     assert len(losses(copy_of, "outputs/warmup")) == 6
+
+
+def test_a_stream_takes_the_place_of_random_access(copy_of, monkeypatch, capsys):
+    """`states = @sources.streamed` in warmup and joint, tars elsewhere; while all blocks are held at once, nothing changes."""
+    before = {phase: losses(copy_of, f"outputs/{phase}") for phase in ("warmup", "joint")}
+    elsewhere = copy_of / "elsewhere"
+    elsewhere.mkdir()
+    for shard in (copy_of / "data/shards").glob("*.tar"):
+        shard.rename(elsewhere / shard.name)
+    urls = f"sources.streamed.urls={sorted(map(str, elsewhere.iterdir()))}"
+    for phase in before:
+        run_stages(copy_of, (phase,), f"{phase}.run.states=@sources.streamed", urls)
+        assert losses(copy_of, f"outputs/{phase}") == before[phase]
+    tar = next(elsewhere.glob("train-*.tar"))
+    tar.write_bytes(tar.read_bytes()[:2000])
+    monkeypatch.chdir(copy_of)
+    assert main(["warmup", "warmup.run.states=@sources.streamed", urls]) == 1
+    error = capsys.readouterr().err
+    assert f"{tar.name} :: 000000.safetensors: " in error and "Traceback" not in error
+    torch.use_deterministic_algorithms(False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.buffers import HELD, Buffers
+from pipeline.data.buffers import SPARE, Buffers
 
 VIEWS = {
     "itself": lambda taken: taken,
@@ -36,7 +36,7 @@ def test_a_buffer_is_not_handed_out_while_a_view_of_it_lives(view):
 
 def test_what_is_taken_together_shares_nothing():
     buffers = Buffers()
-    taken = [buffers.take(50) for _ in range(3 * HELD)]
+    taken = [buffers.take(50) for _ in range(3 * SPARE)]
     for number, one in enumerate(taken):
         one.fill_(number)
     assert all((one == number).all() for number, one in enumerate(taken))
@@ -64,11 +64,12 @@ def test_a_buffer_is_used_again_if_it_is_large_enough(first, second, again):
 
 def test_after_many_at_once_only_some_are_kept():
     buffers = Buffers()
-    taken = [buffers.take(50) for _ in range(4 * HELD)]
+    taken = [buffers.take(50) for _ in range(4 * SPARE)]
     places = {one.data_ptr() for one in taken}
-    last = {one.data_ptr() for one in taken[-HELD:]}
-    taken.clear()
-    again = [buffers.take(50) for _ in range(HELD)]
+    last = {one.data_ptr() for one in taken[-SPARE:]}
+    while taken:
+        del taken[0]
+    again = [buffers.take(50) for _ in range(SPARE)]
     assert {one.data_ptr() for one in again} == last < places
 
 

@@ -1,20 +1,26 @@
 """Microbatches of a run: any step can be the first, and neither threads nor processes change what is in it."""
 
+import subprocess
+import sys
+import threading
 from collections import Counter
 from dataclasses import fields
 from itertools import islice
 
 import pytest
 import torch
+from torchdata.nodes import Loader, Mapper
 
 from components.batch import Batch
 from components.objective.masking import exact_count
+from pipeline.data import loading
 from pipeline.data.batches import CachedSource, LiveSource
 from pipeline.data.loading import TrainLoader, in_order
 from pipeline.data.shard_writer import ShardError
 from pipeline.errors import ConfigError, DataError
 
-READERS = pytest.mark.parametrize("readers", [0, 1, 2, 4])
+READERS = pytest.mark.parametrize("readers", [0, 1, 3])
+PAIRS = [(0, 1), (0, 3), (1, 2), (1, 4), (3, 1), (3, 3)]  # readers, processes: every pair of kinds, none and one and several
 
 
 @pytest.fixture(params=["examples", "cached"])
@@ -114,8 +120,7 @@ def test_steps_follow_each_other_at_a_border_of_epochs_that_is_one_of_steps(sour
         assert alike(taken(TrainLoader(source, 4, seed=3), first, 2, 8 - first), whole[first:])
 
 
-@READERS
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(("readers", "world"), PAIRS)
 def test_processes_share_the_microbatches_of_a_step(source_of, as_process, reading, readers, world):
     training = TrainLoader(source_of(30), 2, seed=5)
     reading(0)
@@ -169,10 +174,10 @@ def test_rows_come_near_each_other_when_asked(shards_of):
 def test_a_state_is_accepted_by_the_same_order(source_of):
     source = source_of(30)
     for step in (0, 7):
-        state = TrainLoader(source, 4, seed=3).state(step, 2)
+        state = TrainLoader(source, 4, seed=3).state_dict(step, 2)
         assert state["step"] == step
-        TrainLoader(source, 4, seed=3).check(state, 2)
-        TrainLoader(source, 2, seed=3).check(state, 4)  # the same rows a step, in other microbatches
+        TrainLoader(source, 4, seed=3).load_state_dict(state, 2)
+        TrainLoader(source, 2, seed=3).load_state_dict(state, 4)  # the same rows a step, in other microbatches
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,127 @@ def test_a_state_of_another_order_is_refused_with_both_values(rows, vocabulary, 
         return TrainLoader(LiveSource(rows(n), vocabulary, exact_count, 0, fingerprint=data), size, seed)
 
     with pytest.raises(DataError, match=rf"the snapshot belongs to another order of examples: {message}; remove .scratch"):
-        training(**changes).check(training().state(5, 2), 2)
+        training(**changes).load_state_dict(training().state_dict(5, 2), 2)
+
+
+@READERS
+@pytest.mark.parametrize("count", [0, 1, 5, 11])
+def test_the_nodes_state_continues_in_another_graph(source_of, reading, readers, count):
+    """Through torchdata's own loader, whose state is that of what it has handed out, not of what is read ahead."""
+    reading(readers)
+    training = TrainLoader(source_of(30), 4, seed=3)
+    whole = [made() for made in islice(training.node(2, 3), 20)]
+    one = Loader(training.node(2, 3))
+    begun = [made() for made in islice(iter(one), count)]
+    other = Loader(training.node(0, 3))
+    other.load_state_dict(one.state_dict())
+    assert alike([begun + [made() for made in islice(iter(other), 20 - count)]], [whole])
+    assert one.state_dict()["root"] == {"step": 2 + count // 3, "microbatch": count % 3}
+
+
+# Threads
+
+
+def readers_of(before):
+    return set(threading.enumerate()) - before
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+@pytest.mark.parametrize("end", ["closed", "abandoned", "exhausted", "failed"])
+def test_no_thread_outlives_its_loader(rows, vocabulary, reading, readers, end):
+    reading(readers)
+    before = set(threading.enumerate())
+    source = (Failing if end == "failed" else LiveSource)(rows(24), vocabulary, exact_count, 0)
+    steps = in_order(source, 4) if end == "exhausted" else TrainLoader(source, 4, seed=0).steps(0, 2)
+    next(steps)
+    assert readers_of(before)
+    if end == "closed":
+        steps.close()
+    elif end == "exhausted":
+        assert len(list(steps)) == 5
+    elif end == "failed":
+        with pytest.raises(ShardError):
+            list(steps)
+    del steps
+    for thread in readers_of(before):
+        thread.join(60)
+    assert not readers_of(before)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_no_batch_is_being_made_when_a_loader_has_ended(rows, vocabulary, reading, readers):
+    """A daemon thread within torch while the interpreter ends would take the process with it."""
+    begun, made, waiting, go_on = [], [], threading.Semaphore(0), threading.Event()
+
+    class Slow(LiveSource):
+        def batch(self, rows, epochs):
+            begun.append(rows)
+            waiting.release()
+            assert go_on.wait(60)
+            found = super().batch(rows, epochs)
+            made.append(rows)
+            return found
+
+    reading(readers)
+    steps = TrainLoader(Slow(rows(24), vocabulary, exact_count, 0), 4, seed=0).steps(0, 1)
+    left = []
+    consumer = threading.Thread(target=lambda: (next(steps), steps.close(), left.append(len(begun) - len(made))))
+    consumer.start()
+    assert all(waiting.acquire(timeout=60) for _ in range(readers))
+    go_on.set()
+    consumer.join(60)
+    assert left == [0] and len(begun) == len(made) >= readers
+
+
+@pytest.mark.parametrize("readers", [0, 1, 2])
+def test_batches_for_a_gpu_are_pinned_by_a_node(source_of, reading, monkeypatch, readers):
+    """``PinMemory`` asks for ``pin_memory`` of what is not a tensor; inline, nothing is pinned."""
+    monkeypatch.setattr(loading, "PinMemory", lambda node: Mapper(node, lambda batch: batch.pin_memory()))
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: (batch, "pinned"))
+    reading(readers)
+    for batches in taken(TrainLoader(source_of(8), 4, seed=0, pin=True), 0, 1, 3):
+        assert [isinstance(batch, tuple) for batch in batches] == [readers > 0]
+
+
+NUMBER_OF_THREADS = """
+import os, threading, torch
+from components.objective.masking import exact_count
+from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.data.batches import LiveSource
+from pipeline.data.loading import TrainLoader
+
+torch.set_num_threads(2)  # and nothing else before the loader
+n = torch.arange(24)
+response = torch.ones(24, 6, dtype=torch.bool)
+split = Split(tokens=n[:, None].expand(24, 6).int(), response=response, group=n, uid=n)
+seen, workers = set(), set()
+
+class Noted(LiveSource):
+    def batch(self, rows, epochs):
+        workers.add(threading.get_ident())
+        seen.add((threading.get_ident() == main, torch.get_num_threads()))
+        return super().batch(rows, epochs)
+
+main = threading.get_ident()
+vocabulary = Vocabulary(size=102, mask_id=100, pad_id=101, sequence=6, rendering="text")
+steps = TrainLoader(Noted(split, vocabulary, exact_count, 0), 4, seed=0).steps(0, 1)
+while len(workers) < max(1, int(os.environ["SLOTLOOP_READERS"])):  # until each has made a batch
+    next(steps)
+later = []
+thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+thread.start(); thread.join()
+steps.close()
+info = torch.__config__.parallel_info()
+print(torch.get_num_threads(), "at::get_num_threads() : 2" in info, "omp_get_max_threads() : 2" in info, *later, *sorted(seen))
+"""
+
+
+@READERS
+def test_threads_that_read_leave_the_number_that_compute(reading, readers):
+    """torchdata's workers set one thread for whoever has not computed yet: the main thread, and threads that begin later."""
+    reading(readers)
+    done = subprocess.run([sys.executable, "-c", NUMBER_OF_THREADS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"2 True True 2 ({readers == 0}, 2)"
 
 
 # What goes wrong while reading
@@ -246,8 +371,7 @@ def test_in_order_the_shortest_rows_come_first(rows, vocabulary):
     assert ids(batches) == sorted(range(20), key=lambda row: (row % 4, row))
 
 
-@READERS
-@pytest.mark.parametrize("world", [2, 3, 4, 7])
+@pytest.mark.parametrize(("readers", "world"), [(0, 3), (1, 2), (1, 7), (3, 4)])
 def test_in_order_processes_share_the_batches(source_of, as_process, reading, readers, world):
     """Six batches: the seventh process has none."""
     source = source_of(29)

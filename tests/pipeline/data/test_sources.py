@@ -1,6 +1,7 @@
 """Where states come from: shards or the live trunk, the same batches, and nothing that belongs to another backbone."""
 
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -9,12 +10,17 @@ from components.backbones.backbones import build_backbone
 from components.objective.masking import exact_count
 from pipeline.corpora.prepared import Prepared, write
 from pipeline.data import sources
+from pipeline.data.batches import LiveSource
+from pipeline.data.loading import TrainLoader
 from pipeline.errors import ConfigError, DataError
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone, save_backbone
+from pipeline.models.pretrained import Source as Checkpoint
+from pipeline.models.pretrained import build
 from stages import extract
 from stages.__main__ import main
 from tests.pipeline.conftest import forge
+from tests.support.checkpoints import LLADA, VOCAB, llada_weights, written
 
 DATA = {"masking": exact_count, "seed": 0}
 
@@ -134,6 +140,35 @@ def test_live_states_are_computed_and_rounded_as_stored_ones(finished, backbone,
     cached = sources.cached("train", backbone=backbone, shards=str(tmp_path / "shards"))
     stored, fresh = (first(source, 30).hidden for source in (cached, live(dtype=dtype, runtime=runtime)))
     assert stored.dtype == fresh.dtype == sources.DTYPES[dtype] and torch.equal(stored, fresh)
+
+
+def test_one_opened_backbone_loads_its_trunk_once(backbone, live):
+    trunks = {id(live(split=split).trunk) for split in ("train", "validation", "train")}
+    assert trunks == {id(backbone.trunk)} and not any(p.requires_grad for p in backbone.trunk.parameters())
+    assert backbone.model() is not backbone.trunk  # what is trained is another
+
+
+def test_threads_take_turns_in_a_pretrained_trunk(tmp_path, rows, vocabulary, monkeypatch):
+    """It is patched for the length of a call: two calls at once would return each other's states."""
+    pytest.importorskip("transformers")
+    trunk = build(Checkpoint(path=str(written(tmp_path, LLADA, llada_weights())), dtype="fp32")).eval().requires_grad_(False)
+    split = rows(32)
+    split = replace(split, tokens=split.tokens % VOCAB)
+    small = replace(vocabulary, size=VOCAB, mask_id=VOCAB - 1, pad_id=0)
+
+    def steps(readers):
+        monkeypatch.setenv("SLOTLOOP_READERS", str(readers))
+        found = TrainLoader(LiveSource(split, small, exact_count, 0, trunk=trunk, layer=2), 4, seed=0).steps(0, 2)
+        batches = [batch for step in islice(found, 30) for batch in step]
+        found.close()
+        return batches
+
+    alone = steps(0)
+    for readers in (2, 4):
+        for a, b in zip(steps(readers), alone, strict=True):
+            assert torch.equal(a.tokens, b.tokens) and torch.equal(a.hidden, b.hidden)
+    for batch in alone[:3]:
+        assert torch.equal(batch.hidden, trunk.trunk(batch.tokens, None, 2))
 
 
 def test_a_live_tail_longer_than_the_backbone_is_refused(live):
