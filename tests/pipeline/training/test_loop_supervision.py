@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from components.backbones.tiny_lm import TinyLM
-from components.objective.memory import recompute, store
+from components.objective.activations import checkpoint, keep
 from components.objective.supervision import constant, deepened, last_only, learned, linear_decay
 from components.recursion import full_gradient, one_step_gradient, truncated_gradient
 from components.refined_lm import RefinedLM
@@ -179,7 +179,7 @@ def test_deepening_trains_otherwise_and_reports_every_step(train, model, tmp_pat
 @pytest.mark.parametrize("supervision", [linear_decay, learned, last_only])
 def test_recomputation_ends_with_the_same_bytes(train, content, recursion, supervision):
     for name, memory in (("stored", store), ("again", recompute)):
-        train(name, recursion=recursion, supervision=supervision, memory=memory)
+        train(name, recursion=recursion, supervision=supervision, activations=activations)
     assert content("stored") == content("again") and len(content("stored")) == 3
 
 
@@ -226,6 +226,6 @@ def test_a_budget_buys_more_steps_of_a_growing_depth(train, tmp_path):
 def test_the_budget_pays_for_what_memory_and_supervision_cost(train):
     """Recomputation runs every step's forward once more; a step that weighs nothing needs no backward pass."""
     stored = train(steps=1, supervision=constant).flops_per_step
-    assert stored < train(steps=1, supervision=constant, memory=recompute).flops_per_step < 1.5 * stored
+    assert stored < train(steps=1, supervision=constant, activations=checkpoint).flops_per_step < 1.5 * stored
     assert train(steps=1, supervision=last_only, recursion=one_step_gradient).flops_per_step < 0.7 * stored
     assert train(supervision=constant, budget=5 * stored).steps == 5
