@@ -41,5 +41,8 @@ for update in range(121):
     optimizer.zero_grad()
     supervised = objective.gradient(model, mirrored(32), sequences=32)
     if update % 40 == 0:
-        print(f"{update:>6}{supervised.losses[-1].item():>9.3f}" + "".join(f"{gate:>12.3f}" for gate in refiner.slots.gates().tolist()))
+        print(
+            f"{update:>6}{supervised.losses[-1].item():>9.3f}"
+            + "".join(f"{gate:>12.3f}" for gate in refiner.slots.gates().tolist())
+        )
     optimizer.step()

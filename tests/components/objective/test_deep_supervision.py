@@ -344,7 +344,9 @@ def test_recomputing_keeps_a_carry_a_step_and_no_more(name):
 @both_policies
 def test_the_graph_of_a_segment_is_gone_before_the_next(name, activations):
     model = model_of(name)
-    growth = [(peak(model, 14, activations, s) - peak(model, 6, activations, s)) / 8 for s in (one_step_gradient, truncated_gradient)]
+    growth = [
+        (peak(model, 14, activations, s) - peak(model, 6, activations, s)) / 8 for s in (one_step_gradient, truncated_gradient)
+    ]
     assert max(growth) < 0.05 * carried(model)
 
 

@@ -43,7 +43,10 @@ def test_matrices_decay_vectors_do_not_and_the_backbone_has_its_own_rate():
 @pytest.mark.parametrize(("backbone_lr", "expected"), [(None, 0.1), (0.0, 0.0)])
 def test_backbone_rate_is_lr_unless_given_even_if_given_as_zero(backbone_lr, expected):
     model = Model()
-    assert settings_of(model, adamw(model.named_parameters(), lr=0.1, backbone_lr=backbone_lr))["backbone.linear.weight"][0] == expected
+    assert (
+        settings_of(model, adamw(model.named_parameters(), lr=0.1, backbone_lr=backbone_lr))["backbone.linear.weight"][0]
+        == expected
+    )
 
 
 def test_frozen_parameters_are_left_out():

@@ -414,7 +414,9 @@ def test_the_loss_that_is_given_is_trained_on_and_validated(train, runtime, mode
     result = train(batch(8), steps=3, validate_every=1, loss=head_distance, optimizer=partial(plain_descent, lr=0.01))
     found = [entry["loss"] for entry in result.validation]
     assert found == sorted(found, reverse=True) and found[0] > found[-1] > 0
-    assert validation_losses(model, enumerate([batch(seed=9)]), runtime, Objective(1, head_distance)) == pytest.approx([found[-1]], rel=1e-5)
+    assert validation_losses(model, enumerate([batch(seed=9)]), runtime, Objective(1, head_distance)) == pytest.approx(
+        [found[-1]], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [head_distance, masked_cross_entropy])

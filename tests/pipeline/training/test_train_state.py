@@ -71,7 +71,9 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
     )
     other, its_optimizer, its_average = state(seed=1)
     other.frozen.data.copy_(model.frozen)
-    found = resume(Scratch(tmp_path / "scratch"), tmp_path / "out", trainable(other), its_optimizer, its_average, DeterministicSampler(), 2)
+    found = resume(
+        Scratch(tmp_path / "scratch"), tmp_path / "out", trainable(other), its_optimizer, its_average, DeterministicSampler(), 2
+    )
     assert found == result
     for _ in range(2):
         step(model, optimizer, average)
@@ -109,7 +111,9 @@ def test_other_processes_resume_without_touching_files(tmp_path, monkeypatch):
     (tmp_path / "out/curves.csv").write_text("later")
     monkeypatch.setenv("RANK", "1")
     parameters, *rest = run(seed=0)
-    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", parameters, *rest, DeterministicSampler(), 2) == TrainState(steps=3)
+    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", parameters, *rest, DeterministicSampler(), 2) == TrainState(
+        steps=3
+    )
     assert torch.equal(parameters["trained"], trained[0]["trained"])
     assert resume(Scratch(tmp_path / "none"), tmp_path / "out", *run(seed=0), DeterministicSampler(), 2) == TrainState()
     assert (tmp_path / "out/curves.csv").read_text() == "later"
