@@ -65,9 +65,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
     """Freeze as the stage will and make its objective; if it takes steps, something must be left to train."""
     frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
-    for training in (loop.fit, loop.as_it_is):
-        bound = ginstate.arguments(f"stages.{stage}.run", f"{training.__module__}.{training.__name__}", ("objective",))
-        _ = bound and loop.objective_of(model, bound["objective"])
+    with ginstate.within(f"stages.{stage}.run", fit) as bindings:
+        _ = "objective" in bindings and bindings["objective"](model.n_steps)
     off = inspect.unwrap(_argument(stage, fit)) is not loop.fit or (stage == "finetune" and not _argument(stage, "steps"))
     if not frozen.trainable and not off:
         raise ConfigError(

@@ -81,7 +81,7 @@ def check_values(core):
             fast, enumerate([batch(seed=1, sequences=2)]), Plain(), Objective(fast.n_steps)
         )  # as written: no graph of its own
         assert graphs() - first == new
-    settings = {"memory": recompute, "bptt": one_step_gradient}
+    settings = {"activations": checkpoint, "bptt": one_step_gradient}
     assert close(gradients(fast, steps, **settings), gradients(written, steps, **settings))
 
 
