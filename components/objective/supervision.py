@@ -70,8 +70,8 @@ def u_shaped(steps: int, weight: float = 0.5) -> list[float]:
     return [*(weight * (2 * (k - 1) / (steps - 1) - 1) ** 2 for k in range(1, steps)), 1.0]
 
 
-def custom(steps: int, weights: Sequence[float]) -> list[float]:
-    """The weights as they are given, one a step.
+def custom(steps: int, weights: Sequence[float] = ()) -> list[float]:
+    """Take the weights as they are given, one a step.
 
     >>> custom(3, (0.1, 0.4, 1.0))
     [0.1, 0.4, 1.0]
