@@ -21,7 +21,7 @@ import torch
 from bench.subject import batch_of
 from components.backbones.pretrained_lm import PretrainedLM
 from components.batch import Batch
-from components.objective.deep_supervision import backward
+from components.objective.objective import Objective
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
@@ -80,7 +80,7 @@ def compared(phase: str, steps: int, source: Source, trunk: PretrainedLM, length
             began = time.process_time()
             given = cached if name == "cached" else with_states(trunk, batch, split)
             optimizers[name].zero_grad(set_to_none=True)
-            done = backward(model, given, [1.0] * model.n_steps, sequences=SEQUENCES)
+            done = Objective(model.n_steps).gradient(model, given, sequences=SEQUENCES)
             optimizers[name].step()
             taken[name].append(time.process_time() - began)
             losses[name].append(done.total.item())

@@ -37,7 +37,7 @@ TOKENS, PREFIX, VOCAB = 81, 16, 11
 BLOCKS, H_CYCLES, L_CYCLES, HEAD, EXPANSION = 2, 3, 6, 64, 4.0
 BASE = 1000.0  # of rotary positions: ours; published: 10000, which changes no cost
 CONFIGS = ((512, "float32"), (128, "float32"), (512, "bfloat16"))
-KEEP = {"store": "graph", "recompute": "states"}
+KEEP = {"keep": "graph", "checkpoint": "states"}
 AGREES = 1e-4  # in float32
 
 Sides = dict[str, nn.Module]
@@ -132,7 +132,7 @@ def sides_of(code: types.ModuleType | None, hidden: int, precision: str, batch: 
     with torch.device(device()):
         theirs = None if code is None else Theirs(code, hidden, precision, batch)
     sides: Sides = {mode: Ours(hidden, precision, keep).to(device()) for mode, keep in KEEP.items()}
-    weights = theirs.weights() if theirs is not None else sides["store"].state_dict()
+    weights = theirs.weights() if theirs is not None else sides["keep"].state_dict()
     for model in sides.values():
         model.load_state_dict(weights)
     return sides if theirs is None else {"reference": theirs, **sides}

@@ -27,10 +27,11 @@ import torch
 from bench.subject import Subject, batch_of, carry_bytes, graph_bytes, naive, plain, recursive, step_flops
 from components.batch import Batch
 from components.model import Model
-from components.objective.deep_supervision import backward
+from components.objective.activations import checkpoint, keep
 from components.objective.linear_cross_entropy import CHUNK_ROWS
 from components.objective.losses import masked_cross_entropy
-from components.objective.memory import recompute, store
+from components.objective.objective import Objective
+from components.objective.supervision import constant
 from components.recursion import full_gradient, one_step_gradient
 from pipeline.machine import allocation
 from pipeline.reporting.markdown import markdown
@@ -39,7 +40,7 @@ SEQUENCES, LENGTH, DIM = 4, 256, 256
 STEPS, VOCABULARIES, SHARES = (1, 2, 4, 8, 16), (1000, 32000, 126464), (1.0, 0.2)
 GROWTH, QUICK_GROWTH = (4, 16), (2, 4)  # steps between which memory per step is measured
 CHUNKS = {126464: 128}  # rows whose logits exist at once, where the default would be most of the memory
-OURS = {"store": (store, full_gradient), "recompute": (recompute, full_gradient), "detach": (store, one_step_gradient)}
+OURS = {"keep": (keep, full_gradient), "checkpoint": (checkpoint, full_gradient), "detach": (keep, one_step_gradient)}
 MB = 1e6
 
 Row = dict[str, str | float | None]
@@ -80,7 +81,7 @@ class Case:
     def flops(self, mode: str) -> float:
         """Of one training step."""
         core, head = step_flops(self.model.refiner, *self.batch.tokens.shape), 4 * DIM * self.vocab * self.rows
-        return self.steps * core * (4 if mode == "recompute" else 3) + head * (1 if mode == "plain" else self.steps)
+        return self.steps * core * (4 if mode == "checkpoint" else 3) + head * (1 if mode == "plain" else self.steps)
 
     def floor(self) -> int:
         """Bytes that exact deep supervision needs when it keeps nothing but carries."""
@@ -90,17 +91,10 @@ class Case:
 
 
 def ours(mode: str, model: Model, batch: Batch, steps: int, chunk: int = CHUNK_ROWS) -> None:
-    """One training step through ``components.objective.deep_supervision``."""
-    memory, stretches = OURS[mode]
-    backward(
-        model,
-        batch,
-        [1.0] * steps,
-        sequences=len(batch),
-        stretches=stretches,
-        memory=memory,
-        loss=partial(masked_cross_entropy, chunk=chunk),
-    )
+    """Run one training step through ``components.objective.objective``, every step of weight 1."""
+    activations, bptt = OURS[mode]
+    loss, evenly = partial(masked_cross_entropy, chunk=chunk), partial(constant, weight=1.0)
+    Objective(steps, loss, evenly, bptt=bptt, activations=activations).gradient(model, batch, sequences=len(batch))
 
 
 def main(
@@ -138,7 +132,7 @@ def main(
             for case in cases:
                 rows += measured(case, 1 if quick else rounds, patience, limit_gb * 1e9)
                 print(f"{case.title}: done", flush=True)
-            modes = ("recompute",) if quick else tuple(OURS)  # growth is the same for any share
+            modes = ("checkpoint",) if quick else tuple(OURS)  # growth is the same for any share
             growing += [growth(cases[-1], mode, *(QUICK_GROWTH if quick else GROWTH)) for mode in modes if share < 1]
             if json:
                 Path(json).write_text(js.dumps([*rows, *growing], indent=1) + "\n")
@@ -183,7 +177,7 @@ def measured(case: Case, rounds: int, patience: float, limit: float) -> list[Row
             row[f"user_time_vs_{other}"] = statistics.median(its[1] / theirs[1] for its, theirs in pairs) if pairs else None
         rows.append({
             **row,
-            "flops_vs_floor": case.flops(name) / case.flops("store"), "memory_vs_floor": memory[name] / case.floor(),
+            "flops_vs_floor": case.flops(name) / case.flops("keep"), "memory_vs_floor": memory[name] / case.floor(),
         })  # fmt: skip
     return rows
 

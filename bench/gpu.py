@@ -116,10 +116,10 @@ def step_rows(budget: Budget, quick: bool, peak: float) -> list[Row]:
         for execution in ("eager", "CUDA graph", "compiled", "compiled, CUDA graph"):
             if "compiled" in execution and core._compiled_call_impl is None:
                 core.compile(dynamic=False)
-            for mode in ("naive", "store", "recompute"):
-                if quick and "compiled" in execution and (mode, name) != ("store", "RecursiveCore 64"):
+            for mode in ("naive", "keep", "checkpoint"):
+                if quick and "compiled" in execution and (mode, name) != ("keep", "RecursiveCore 64"):
                     continue  # compiling takes most of the time
-                if ("graph" in execution and (mode != "store" or not CUDA)) or (mode == "naive" and execution != "eager"):
+                if ("graph" in execution and (mode != "keep" or not CUDA)) or (mode == "naive" and execution != "eager"):
                     continue  # checkpoints ask for the state of the random numbers, which a capture refuses
                 measure = partial(of_step, model, batch, steps, mode, execution, flops, peak)
                 found += [{"what": name, **row} for row in budget.attempt(f"{name}, {mode}, {execution}", measure)]
@@ -181,7 +181,7 @@ def cache_rows(budget: Budget, quick: bool) -> list[Row]:
 
     def trained(states: Callable[[], torch.Tensor]) -> None:
         model.zero_grad(set_to_none=True)
-        ours("store", model, Batch(**{**vars(on_device), "hidden": states()}), steps)
+        ours("keep", model, Batch(**{**vars(on_device), "hidden": states()}), steps)
 
     runs = {
         "warmup, trunk live": partial(trained, live), "warmup, from cache": partial(trained, cached),

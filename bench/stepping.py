@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from components.batch import Batch
 from pipeline.data.loading import TrainLoader
 from pipeline.settings import config, params
 from pipeline.training import phase
-from pipeline.training.train_state import TrainState
+from pipeline.training.train_state import TrainRun, TrainState
 from stages.__main__ import SECTIONS
 
 BLOCK = 10  # steps, few: what else runs on a machine changes; the loop reports as often
@@ -112,11 +113,11 @@ def _trained(pairs: int) -> Alternating:
     train = phase.run_phase
 
     def alternating(*of_phase: Any, fit: Any, **settings: Any) -> None:
-        def over_alternating(name: str, model: Any, training: TrainLoader, *rest: Any, **others: Any) -> TrainState:
-            found.append(Alternating(training, pairs))
+        def over_alternating(run: TrainRun, **others: Any) -> TrainState:
+            found.append(Alternating(run.train, pairs))
             steps = COUNTED + (pairs + 1) * 3 * BLOCK + 1
             every = {"validate_every": steps + 1, "save_every": steps + 1, "log_every": BLOCK}
-            return fit(name, model, found[0], *rest, steps=steps, **every, **others)
+            return fit(replace(run, train=found[0]), steps=steps, **every, **others)
 
         train(*of_phase, fit=over_alternating, **settings)
 

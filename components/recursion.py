@@ -1,8 +1,8 @@
 """The recursion's words: what one supervised step leaves, and how far back a loss may send its gradient.
 
-A recursion of K steps is cut into *stretches*: within one, the gradient of a late step flows through all earlier ones; between two,
-the states are detached. Where the cuts lie never changes a value, only the gradient, and with it what must be kept in memory: the
-graph of one stretch.
+A recursion of K steps is cut into the *segments* of truncated backpropagation through time (BPTT): within one, the gradient of a
+late step flows through all earlier ones; between two, the states are detached. Where the cuts lie never changes a value, only the
+gradient, and with it what must be kept in memory: the graph of one segment.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,11 +35,11 @@ class State:
     halt: Float[Tensor, "batch"] | None = None
 
 
-Stretches = Callable[[int], list[int]]
+BpttSegments = Callable[[int], list[int]]  # number of steps -> steps of each segment
 
 
 def full_gradient(steps: int) -> list[int]:
-    """One stretch: every loss reaches back to the first step.
+    """Make one segment of all steps: every loss reaches back to the first step.
 
     >>> full_gradient(4)
     [4]
@@ -48,15 +48,15 @@ def full_gradient(steps: int) -> list[int]:
 
 
 def truncated_gradient(steps: int, last: int = 2) -> list[int]:
-    """Stretches of ``last`` steps, counted from the end: the final loss reaches back through the last ``last`` steps.
+    """Cut segments of ``last`` steps, counted from the end: the final loss reaches back through the last ``last`` steps.
 
     >>> truncated_gradient(5, 2)
     [1, 2, 2]
 
-    Source: truncated backpropagation through time, Williams and Peng (1990), in its stretch-by-stretch form.
+    Source: truncated backpropagation through time, Williams and Peng (1990), in its segment-by-segment form.
 
     Raises:
-        ValueError: a stretch of no steps.
+        ValueError: a segment of no steps.
     """
     if last < 1:
         raise ValueError(f"the gradient must flow through at least 1 step, got last {last}")
@@ -65,7 +65,7 @@ def truncated_gradient(steps: int, last: int = 2) -> list[int]:
 
 
 def one_step_gradient(steps: int) -> list[int]:
-    """Every step learns from its own loss alone.
+    """Cut after every step: each learns from its own loss alone.
 
     >>> one_step_gradient(3)
     [1, 1, 1]
@@ -76,13 +76,13 @@ def one_step_gradient(steps: int) -> list[int]:
     return [1] * steps
 
 
-def stretched(steps: int, stretches: Stretches) -> list[range]:
-    """The numbers of the steps, stretch by stretch.
+def bptt_segments(steps: int, bptt: BpttSegments) -> list[range]:
+    """Number the steps of a recursion segment by segment.
 
-    >>> stretched(5, truncated_gradient)
+    >>> bptt_segments(5, truncated_gradient)
     [range(0, 1), range(1, 3), range(3, 5)]
     """
-    ends = list(accumulate(stretches(steps)))
+    ends = list(accumulate(bptt(steps)))
     return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
 
 

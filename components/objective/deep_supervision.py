@@ -2,8 +2,8 @@
 
 What would be kept naively for K steps over a large vocabulary is K times the logits and K times the graph of a step. Here logits
 exist for some rows at a time (``components.objective.linear_cross_entropy``), the graph of a step is kept or made again
-(``components.objective.memory``), and a stretch whose states are detached from what follows is done with at once
-(``components.recursion``).
+(``components.objective.activations``), and a segment whose states are detached from what follows is done with at once
+(``components.recursion``). Training calls it through ``components.objective.objective``.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.model import Model
+from components.objective.activations import Activations, RunStep, keep
 from components.objective.losses import HALTING, Loss, halting_loss, masked_cross_entropy
-from components.objective.memory import Memory, store
-from components.recursion import State, Stretches, Tree, full_gradient, mapped, stretched, tensors
+from components.recursion import BpttSegments, State, Tree, bptt_segments, full_gradient, mapped, tensors
 from components.refiners.core import Layout
 
 
@@ -43,14 +43,14 @@ def backward(
     *,
     sequences: int,
     loss: Loss = masked_cross_entropy,
-    stretches: Stretches = full_gradient,
-    memory: Memory = store,
+    bptt: BpttSegments = full_gradient,
+    activations: Activations = keep,
     statistics: bool = False,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Supervised:
     """Add the gradient of sum_k weights_k * loss_k to the parameters' ``grad``.
 
-    It is that of the one graph which holds every step; with several stretches, of that graph cut between them.
+    It is that of the one graph which holds every step; with several segments, of that graph cut between them.
 
     Args:
         model: frozen as wanted.
@@ -58,8 +58,8 @@ def backward(
         weights: of each supervised step; 0 = its loss is reported only.
         sequences: of the optimizer step, over all microbatches and processes: what losses are divided by.
         loss: of a step's states (``components.objective.losses``).
-        stretches: how far back a loss reaches.
-        memory: what is kept of a step.
+        bptt: how far back a loss reaches.
+        activations: what is kept of a step.
         statistics: also measure slots where there are any.
         autocast: the precision of the forward pass.
     """
@@ -69,11 +69,11 @@ def backward(
     outer: Tree = {"condition": condition, "carry": carry}
     inner = mapped(_leaf, outer)
     supervision.condition, carry = inner["condition"], inner["carry"]
-    for numbers in stretched(len(weights), stretches):
+    for numbers in bptt_segments(len(weights), bptt):
         terms = []
         for number in numbers:
             with autocast():
-                term, state = memory(supervision.segment(number, carry))
+                term, state = activations(supervision.step(number, carry))
                 supervision.report(number, state, term)
             terms.append(term)
             carry = state.carry
@@ -99,8 +99,8 @@ class _Supervision:
         self.terms, self.losses = [self.nothing] * len(weights), [self.nothing] * len(weights)
         self.measured: list[dict[str, Tensor]] = [{} for _ in weights]
 
-    def segment(self, number: int, carry: Tree) -> Callable[[bool], tuple[Tensor, State]]:
-        """Step ``number`` from ``carry`` with its part of the loss, as ``components.objective.memory`` runs it."""
+    def step(self, number: int, carry: Tree) -> RunStep:
+        """Step ``number`` from ``carry`` with its part of the loss, as ``components.objective.activations`` runs it."""
 
         def run(compute: bool) -> tuple[Tensor, State]:
             measure = compute or not self._supervised(number)  # nothing need ever run such a step again

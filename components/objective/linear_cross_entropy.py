@@ -37,7 +37,8 @@ def linear_cross_entropy(
         weights: of the loss; 0 leaves a row out.
         bias: of the head, if it has one.
         chunk: rows whose logits exist at once.
-        compute: False leaves a zero of the same graph, for a forward pass that is made again (``components.objective.memory``).
+        compute: False leaves a zero of the same graph, for a forward pass that is made again
+            (``components.objective.activations``).
     """
     if not rows.is_meta and torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)

@@ -20,7 +20,7 @@ class LearnedWeights(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(steps))
 
     def weights(self) -> list[Tensor]:
-        """exp(-s_k), without gradient."""
+        """Compute exp(-s_k), without gradient."""
         return list(torch.exp(-self.log_variance.detach()).unbind())
 
     def backward(self, losses: Sequence[Tensor], share: float) -> None:
@@ -70,8 +70,8 @@ def u_shaped(steps: int, weight: float = 0.5) -> list[float]:
     return [*(weight * (2 * (k - 1) / (steps - 1) - 1) ** 2 for k in range(1, steps)), 1.0]
 
 
-def custom(steps: int, weights: Sequence[float]) -> list[float]:
-    """The weights as they are given, one a step.
+def custom(steps: int, weights: Sequence[float] = ()) -> list[float]:
+    """Take the weights as they are given, one a step.
 
     >>> custom(3, (0.1, 0.4, 1.0))
     [0.1, 0.4, 1.0]
@@ -98,19 +98,25 @@ def learned(steps: int) -> LearnedWeights:
     return LearnedWeights(steps)
 
 
-def deepened(supervision: Supervision, steps: int, progress: float) -> Weights:
-    """A curriculum: ``supervision`` of the first steps only, of one more with each K-th part of ``progress``, of all from there on.
+def supervised_steps(steps: int, progress: float) -> int:
+    """Count the first steps that a curriculum supervises: one, then one more with each K-th part of ``progress``, at last all.
 
-    Steps beyond weigh 0: the recursion first learns to take one good step, then a second ...
+    The recursion first learns to take one good step, then a second ...
 
-    >>> [deepened(constant, 3, p) for p in (0.0, 0.4, 0.9, 1.0)]
-    [[1.0, 0.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.5, 1.0], [0.5, 0.5, 1.0]]
+    >>> [supervised_steps(3, p) for p in (0.0, 0.4, 0.9, 1.0)]
+    [1, 2, 3, 3]
 
     Args:
-        supervision: makes the weights of a number of steps.
         steps: K.
         progress: of the curriculum, from 0 on; 1 = all steps are supervised.
     """
-    depth = min(steps, 1 + int(progress * steps))
-    weights = supervision(depth)
-    return weights if depth == steps or isinstance(weights, LearnedWeights) else [*weights, *([0.0] * (steps - depth))]
+    return min(steps, 1 + int(progress * steps))
+
+
+def of_first_steps(schedule: Callable[[int], list[float]], steps: int, depth: int) -> list[float]:
+    """Weigh the first ``depth`` of ``steps`` steps as if there were no others; those beyond weigh 0.
+
+    >>> of_first_steps(constant, 3, 2)
+    [0.5, 1.0, 0.0]
+    """
+    return [*schedule(depth), *([0.0] * (steps - depth))]

@@ -1,28 +1,28 @@
 """Exponential moving average of trainable parameters: what is validated, saved and evaluated."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class EMA:
     """average <- decay * average + (1 - decay) * parameters, with decay ramped up as (1 + n) / (10 + n) over the first updates.
 
     Args:
-        model: its trainable parameters are averaged.
+        parameters: those that are trainable are averaged.
         decay: 0..1; 0 = the parameters themselves.
 
     Raises:
         ValueError: decay outside 0..1.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay must be at least 0 and below 1, got {decay}")
         self.decay, self.updates = decay, 0
-        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in parameters if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
@@ -34,7 +34,7 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model holds the average; afterwards its own parameters again, bit for bit."""
+        """Within the block the parameters hold the average; afterwards its own parameters again, bit for bit."""
         own = [p.detach().clone() for p in self.parameters]
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.average)

@@ -1,26 +1,27 @@
 """AdamW over what is trainable, and the learning-rate schedule."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 
 def adamw(
-    model: nn.Module,
+    parameters: Iterable[tuple[str, nn.Parameter]],
     lr: float = 3e-3,
     backbone_lr: float | None = None,
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> torch.optim.AdamW:
-    """AdamW over trainable parameters; matrices decay, vectors (norms, biases, gates) do not.
+    """Make AdamW over trainable parameters; matrices decay, vectors (norms, biases, gates) do not.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019).
 
     Args:
-        model: frozen parameters are left out.
+        parameters: with their names, as ``named_parameters()`` of a module gives them; frozen ones are left out.
         lr: peak learning rate.
-        backbone_lr: peak learning rate below ``model.backbone``; None = ``lr``.
+        backbone_lr: peak learning rate of those below ``backbone.``; None = ``lr``.
         weight_decay: per unit of learning rate.
         betas: decay of the first and second moment.
 
@@ -28,7 +29,7 @@ def adamw(
         ValueError: nothing is trainable.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if parameter.requires_grad:
             rate = backbone_lr if backbone_lr is not None and name.startswith("backbone.") else lr
             decay = weight_decay if parameter.ndim >= 2 else 0.0

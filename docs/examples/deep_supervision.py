@@ -3,7 +3,7 @@
 Look at (1) the weights of the founding document; (2) the gradient that reaches each step: none in the early ones without deep
 supervision where steps are detached, some where they are not, more with it; (3) the losses after a short training: both ways learn
 the task, but without deep supervision the last step alone can be read (guessing costs ln 8 = 2.079); (4) peak memory and operations
-of one gradient: naive keeps the logits and the graph of every step, store the graphs only, recompute one step's graph at a time for
+of one gradient: naive keeps the logits and the graph of every step, keep the graphs only, checkpoint one step's graph at a time for
 one forward pass more. The task: the second half of a sequence is the first half, backwards. Two pictures go to ``--out``.
 """
 
@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from components.backbones.recursive_lm import RecursiveLM
 from components.batch import Batch
-from components.objective.deep_supervision import backward
+from components.objective.activations import checkpoint, keep
 from components.objective.losses import masked_cross_entropy
-from components.objective.memory import recompute, store
-from components.objective.supervision import constant, exponential_decay, last_only, linear_decay
-from components.recursion import full_gradient, mapped, one_step_gradient, stretched
+from components.objective.objective import Objective
+from components.objective.supervision import Supervision, constant, exponential_decay, last_only, linear_decay
+from components.recursion import bptt_segments, full_gradient, mapped, one_step_gradient
 from components.refiners.recursive_core import RecursiveCore
 from pipeline.machine.allocation import peak
 from pipeline.training.flops import count
@@ -46,12 +46,12 @@ def mirrored(rows: int, generator: torch.Generator) -> Batch:
     return Batch(tokens.masked_fill(masked, 8), tokens, masked, masked / 8)
 
 
-def gradients(batch: Batch, weights: list[float], stretches=full_gradient) -> list[float]:
+def gradients(batch: Batch, weights: list[float], bptt=full_gradient) -> list[float]:
     """Norm of d loss / d z_H after each step."""
     model = recursive(9, 16, 32, STEPS)
     condition, carry, layout = model.begin(batch)
     states, total = [], 0.0
-    for numbers in stretched(STEPS, stretches):
+    for numbers in bptt_segments(STEPS, bptt):
         for k in numbers:
             state = model.step(k, carry, condition, layout)
             state.hidden.retain_grad()
@@ -63,14 +63,15 @@ def gradients(batch: Batch, weights: list[float], stretches=full_gradient) -> li
     return [0.0 if h.grad is None else h.grad.norm().item() for h in states]
 
 
-def train(weights: list[float]) -> list[list[float]]:
+def train(supervision: Supervision) -> list[list[float]]:
     """Loss of every step at every update."""
-    model = recursive(9, 16, 32, STEPS)
+    model, objective = recursive(9, 16, 32, STEPS), Objective(STEPS, supervision=supervision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     curve, generator = [], torch.Generator().manual_seed(0)
     for _ in range(UPDATES):
         optimizer.zero_grad()
-        curve.append([loss.item() for loss in backward(model, mirrored(ROWS, generator), weights, sequences=ROWS).losses])
+        supervised = objective.gradient(model, mirrored(ROWS, generator), sequences=ROWS)
+        curve.append([loss.item() for loss in supervised.losses])
         optimizer.step()
     return curve
 
@@ -86,14 +87,16 @@ def costs(steps: int) -> dict[str, tuple[float, float]]:
     """Peak MiB and GFLOPs of one gradient, vocabulary 4096."""
     tokens = torch.randint(4096, (8, 64), generator=torch.Generator().manual_seed(0))
     everywhere = torch.ones(8, 64, dtype=torch.bool)
-    batch, weights, found = Batch(tokens, tokens, everywhere, everywhere / 64), linear_decay(steps), {}
-    for name in ("naive", "store", "recompute"):
+    batch, table = Batch(tokens, tokens, everywhere, everywhere / 64), {}
+    for name, activations in (("naive", None), ("keep", keep), ("checkpoint", checkpoint)):
         model = recursive(4096, 64, 64, steps)
-        supervised = partial(backward, model, batch, weights, sequences=8, memory=recompute if name == "recompute" else store)
-        work = partial(naive, model, batch, weights) if name == "naive" else supervised
+        if activations is None:
+            work = partial(naive, model, batch, linear_decay(steps))
+        else:
+            work = partial(Objective(steps, activations=activations).gradient, model, batch, sequences=8)
         flops = count(work)  # and makes the parameters' gradients, which the peak then leaves out
-        found[name] = peak(work) / 2**20, flops / 1e9
-    return found
+        table[name] = peak(work) / 2**20, flops / 1e9
+    return table
 
 
 def draw(curves: dict[str, list[list[float]]], table: dict[int, dict[str, tuple[float, float]]], out: Path) -> None:
@@ -114,11 +117,11 @@ def draw(curves: dict[str, list[list[float]]], table: dict[int, dict[str, tuple[
     figure.savefig(out / "supervision.png", bbox_inches="tight", metadata={"Software": None})
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
     for i, (axis, label) in enumerate(zip(axes, ("peak memory (MiB)", "operations (GFLOPs)"), strict=True)):
-        for name, style in (("naive", "o-"), ("store", "s--"), ("recompute", "^-")):
+        for name, style in (("naive", "o-"), ("keep", "s--"), ("checkpoint", "^-")):
             axis.plot(list(table), [row[name][i] for row in table.values()], style, label=name, ms=8 if name == "naive" else 5)
         axis.set(title=label, xlabel="H cycles", xticks=list(table), ylim=(0, None))
     axes[1].annotate(
-        "naive and store do the same", (4, table[4]["store"][1]), xytext=(8, -10), textcoords="offset points", fontsize=8
+        "naive and keep do the same", (4, table[4]["keep"][1]), xytext=(8, -10), textcoords="offset points", fontsize=8
     )
     axes[0].legend(frameon=False)
     figure.savefig(out / "memory.png", bbox_inches="tight", metadata={"Software": None})
@@ -129,20 +132,20 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/examples"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    schedules = {s.__name__: s(STEPS) for s in (constant, linear_decay, exponential_decay, last_only)}
-    for name, weights in schedules.items():
-        print(f"weights {name:<18}{[round(w, 3 if name == 'exponential_decay' else 2) for w in weights]}")
+    schedules = {s.__name__: s for s in (constant, linear_decay, exponential_decay, last_only)}
+    for name, schedule in schedules.items():
+        print(f"weights {name:<18}{[round(w, 3 if name == 'exponential_decay' else 2) for w in schedule(STEPS)]}")
     torch.set_num_threads(1)  # for so small a model a second thread costs more than it gives
     batch = mirrored(ROWS, torch.Generator().manual_seed(0))
-    for name, stretches in (("last_only", one_step_gradient), ("last_only", full_gradient), ("linear_decay", full_gradient)):
-        sizes = "".join(f"{size:>9.5f}" for size in gradients(batch, schedules[name], stretches))
-        print(f"gradient at steps 1..3: {name:<13} {stretches.__name__:<18}{sizes}")
+    for name, bptt in (("last_only", one_step_gradient), ("last_only", full_gradient), ("linear_decay", full_gradient)):
+        sizes = "".join(f"{size:>9.5f}" for size in gradients(batch, schedules[name](STEPS), bptt))
+        print(f"gradient at steps 1..3: {name:<13} {bptt.__name__:<18}{sizes}")
     curves = {name: train(schedules[name]) for name in ("last_only", "linear_decay")}
     for name, curve in curves.items():
         late = [sum(row[k] for row in curve[-20:]) / 20 for k in range(STEPS)]
         print(f"loss of steps 1..3 after {UPDATES} updates: {name:<13}" + "".join(f"{loss:>8.3f}" for loss in late))
     table = {steps: costs(steps) for steps in (2, 4, 8)}
-    print("H cycles     peak MiB: naive    store  recompute    GFLOPs: naive    store  recompute")
+    print("H cycles     peak MiB: naive     keep checkpoint    GFLOPs: naive     keep checkpoint")
     for steps, row in table.items():
         mib, flops = zip(*row.values(), strict=True)
         print(f"{steps:>8}{mib[0]:>20.1f}{mib[1]:>9.1f}{mib[2]:>11.1f}{flops[0]:>17.2f}{flops[1]:>9.2f}{flops[2]:>11.2f}")

@@ -9,8 +9,7 @@ import torch
 
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.objective.deep_supervision import backward
-from components.objective.supervision import linear_decay
+from components.objective.objective import Objective
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from components.refiners.slots import NAMES
@@ -35,12 +34,15 @@ refiner = SlotRefiner(dim=32, heads=4, steps=3)
 refiner.init_weights(1.0, generator)
 model = RefinedLM(backbone, refiner)
 freeze_except(model, ["refiner"])
-optimizer = torch.optim.AdamW(refiner.parameters(), lr=5e-3)
+optimizer, objective = torch.optim.AdamW(refiner.parameters(), lr=5e-3), Objective(model.n_steps)
 
 print(f"{'update':>6}{'loss':>9}" + "".join(f"{name:>12}" for name in NAMES))
 for update in range(121):
     optimizer.zero_grad()
-    found = backward(model, mirrored(32), linear_decay(model.n_steps), sequences=32)
+    supervised = objective.gradient(model, mirrored(32), sequences=32)
     if update % 40 == 0:
-        print(f"{update:>6}{found.losses[-1].item():>9.3f}" + "".join(f"{gate:>12.3f}" for gate in refiner.slots.gates().tolist()))
+        print(
+            f"{update:>6}{supervised.losses[-1].item():>9.3f}"
+            + "".join(f"{gate:>12.3f}" for gate in refiner.slots.gates().tolist())
+        )
     optimizer.step()

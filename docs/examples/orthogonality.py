@@ -9,8 +9,7 @@ import torch
 
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.objective.deep_supervision import backward
-from components.objective.supervision import linear_decay
+from components.objective.objective import Objective
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
@@ -34,11 +33,11 @@ def train(orthogonality: float) -> list[tuple[float, float]]:
     refiner.init_weights(1.0, generator)
     model = RefinedLM(backbone, refiner)
     freeze_except(model, ["refiner"])
-    optimizer = torch.optim.AdamW(refiner.parameters(), lr=5e-3)
+    optimizer, objective = torch.optim.AdamW(refiner.parameters(), lr=5e-3), Objective(model.n_steps)
     found = []
     for update in range(121):
         optimizer.zero_grad()
-        now = backward(model, mirrored(32, generator), linear_decay(3), sequences=32, statistics=update % 40 == 0)
+        now = objective.gradient(model, mirrored(32, generator), sequences=32, statistics=update % 40 == 0)
         if update % 40 == 0:
             found.append((now.losses[-1].item(), now.statistics[-1]["overlap"].item()))
         optimizer.step()

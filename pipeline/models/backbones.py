@@ -98,8 +98,8 @@ def check_causal(backbone: BackboneModel, causal: bool) -> None:
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights as safetensors wants them: on the host, contiguous. Trained step weights belong to the training, not to the model."""
-    return {n: value.detach().cpu().contiguous() for n, value in state.items() if not n.startswith("step_weights.")}
+    """Copy weights as safetensors wants them: on the host, contiguous."""
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from components.backbones.split import split_layer
 from components.batch import Batch
 from components.model import Model
 from components.objective.losses import masked_cross_entropy
+from components.objective.objective import Objective
 from components.refined_lm import RefinedLM
 from components.training.freezing import freeze_except
 from components.training.order import DeterministicSampler
@@ -32,7 +33,7 @@ from pipeline.training.gradients import accumulate
 
 META = torch.device("meta")
 ORDER = {"backbone": 0, "warmup": 0, "joint": 1, "finetune": 2}  # what a stage adds to its seed for the order of its examples
-FIT = ("steps", "supervision", "deepen", "recursion", "memory", "accumulation", "validate_every")
+FIT = ("steps", "objective", "accumulation", "validate_every")
 MASKS = ("masking", "seed", "buckets")
 LOOKED_AT = 16  # examples from which the cost of a forward pass is reckoned
 
@@ -140,8 +141,9 @@ class CostModel:
         masks, _ = self._masks("controls")
         freeze_except(self.backbone, unfreeze)
         batch = self._on_shapes(some(self.corpus.source("train", masks), batch_size), None)
-        work = partial(accumulate, self.backbone, [batch], [1.0] * self.backbone.n_steps, OnShapes())
-        size, most = _size(self.backbone), memory.peak(partial(work, sequences=batch_size, seed=0, step=0, statistics=False))
+        work = partial(accumulate, self.backbone, Objective(self.backbone.n_steps), [batch], OnShapes(), sequences=batch_size)
+        most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
+        size = _size(self.backbone)
         whole = memory.weights(self.backbone) + memory.trained(self.backbone) + most
         held, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
         return Cost("controls", size + _size(self.refined), trained, held, whole, flops=warmup + 2 * joint)
@@ -243,11 +245,10 @@ class CostModel:
         """Operations of an optimizer step, and the most bytes that what it computes takes at once."""
         self._arguments(stage)
         with META:
-            weights = loop.weights_of_steps(model, fit["supervision"], fit["deepen"])
-        gradient = partial(accumulate, model, runtime=OnShapes(), stretches=fit["recursion"], memory=fit["memory"], sequences=size)
-        gradient = partial(gradient, seed=0)
-        a_step = loop.flops_per_step(micro, gradient, weights, fit["steps"])
-        most = memory.peak(partial(gradient, micro=micro[0], weights=weights(1.0), step=0, statistics=False))
+            objective = loop.objective_of(model, fit["objective"])
+        gradient = partial(accumulate, model, objective, runtime=OnShapes(), sequences=size, seed=0)
+        a_step = loop.flops_per_step(micro, gradient, objective, fit["steps"])
+        most = memory.peak(partial(gradient, micro=micro[0], step=0, progress=1.0, statistics=False))
         for parameter in model.parameters():
             parameter.grad = None
         return a_step, most

@@ -8,6 +8,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def arguments(root: str, selector: str, names: Sequence[str]) -> dict[str, Any] 
         name: signature[name].default if key is None else copy.deepcopy(gin_config._CONFIG[key[:2]][name])  # which resolves them
         for name, key in keys.items()
     }
+
+
+@contextmanager
+def within(root: str, parameter: str) -> Iterator[dict[str, Any]]:
+    """Enter the scopes in which the function that ``root`` gets as ``parameter`` will run; gives what is bound for it there."""
+    key = ("", root, parameter)
+    _, reference = _through_macros(key, gin_config._CONFIG[key[:2]][parameter], f"{name_of(root)}.{parameter}")
+    with gin_config.config_scope(list(reference.scopes)):
+        yield gin_config.get_bindings(reference.configurable.selector)
 
 
 def prune(root: str) -> set[Key]:

@@ -18,7 +18,7 @@ from components.refined_lm import RefinedLM
 from components.training.freezing import freeze_except
 from pipeline.errors import ConfigError
 from pipeline.models.backbones import check_causal
-from pipeline.settings import config
+from pipeline.settings import config, ginstate
 from pipeline.training import loop
 
 
@@ -63,8 +63,10 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
 
 
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
-    """As the stage will; if it takes steps, something must be left to train."""
+    """Freeze as the stage will and make its objective; if it takes steps, something must be left to train."""
     frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
+    with ginstate.within(f"stages.{stage}.run", fit) as bindings:
+        _ = "objective" in bindings and bindings["objective"](model.n_steps)
     off = inspect.unwrap(_argument(stage, fit)) is not loop.fit or (stage == "finetune" and not _argument(stage, "steps"))
     if not frozen.trainable and not off:
         raise ConfigError(

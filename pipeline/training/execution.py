@@ -26,7 +26,7 @@ def compiled(model: Model) -> Model:
     """Compile one supervised step and use it for all K of them, for fixed shapes: a length of the batches costs a compilation.
 
     Two graphs serve any K: the first step starts from what needs no gradient, every other from what a step left (with
-    ``memory.recompute`` four: statistics are measured in the second pass only). Works with any ``recursion``; a model without a
+    ``activations.checkpoint`` four: statistics are measured in the second pass only). Works with any ``bptt``; a model without a
     repeated step (a backbone alone) runs as written. Compiling takes from seconds to a minute, so it pays for long runs, and most
     on a GPU, where launching kernels is what a small step waits for.
 

@@ -15,9 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.batch import Batch
 from components.model import Model
-from components.objective.deep_supervision import backward
-from components.objective.supervision import LearnedWeights, Weights
-from components.recursion import Stretches, full_gradient
+from components.objective.activations import keep
+from components.objective.objective import Objective
 from pipeline.machine.runtime import Runtime
 
 ONEDNN = "_linear_pointwise"  # what components.nn.fused calls; absent where torch is built without oneDNN
@@ -50,20 +49,21 @@ def _of_grouped(a: tuple[int, ...], b: tuple[int, ...], *_: object, **__: object
     return 2 * math.prod(a[-2:] if len(b) == 2 else a) * b[-1]
 
 
-def of_gradient(model: Model, batch: Batch, weights: Weights, stretches: Stretches = full_gradient) -> int:
-    """Operations that the gradient of a microbatch needs, whatever is computed twice to save memory: what MFU counts.
+def of_gradient(model: Model, objective: Objective, batch: Batch, progress: float = 1.0) -> int:
+    """Count the operations that the gradient of a microbatch needs, whatever is computed twice to save memory: what MFU counts.
 
     Counted on shapes alone (the meta device). With C the operations of a recursion step whose every weight is trained, and a frozen
     head, it is 3 C + 4 dim vocab rows a step; 6 operations a weight and token would be wrong by far: weights serve every step,
     frozen ones need no gradient of their own, and the head reads supervised positions only.
     """
-    held: list[Tensor] = [*model.parameters(), *model.buffers()]
-    copied = copy.deepcopy(model, {id(tensor): _on_meta(tensor) for tensor in held})  # the copy's weights take no memory
-    for module in copied.modules():
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *objective.parameters()]
+    on_meta = {id(tensor): _on_meta(tensor) for tensor in tensors}  # the copies' weights take no memory
+    model, objective = copy.deepcopy((model, objective), on_meta)
+    objective.activations = keep
+    for module in model.modules():
         module.__dict__.pop("forward", None)  # a compiled one, which would call the original
     moved = batch.to(torch.device("meta"))
-    given = [1.0] * model.n_steps if isinstance(weights, LearnedWeights) else weights
-    return count(lambda: backward(copied, moved, given, sequences=len(batch), stretches=stretches))
+    return count(lambda: objective.gradient(model, moved, sequences=len(batch), progress=progress))
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -78,25 +78,25 @@ class Meter:
     The ceiling is measured: a large product at the run's precision, on as many threads.
     """
 
-    def __init__(self, model: Model, runtime: Runtime, stretches: Stretches) -> None:
-        self.model, self.runtime, self.stretches = model, runtime, stretches
+    def __init__(self, model: Model, objective: Objective, runtime: Runtime) -> None:
+        self.model, self.objective, self.runtime = model, objective, runtime
         self._began, self._ceiling = time.monotonic(), 0.0
-        self._flops: dict[tuple[bool, ...], int] = {}
+        self._flops: dict[int, int] = {}  # by the number of steps that are supervised
 
-    def told(self, micro: Sequence[Batch], weights: Weights, speed: float) -> str:
-        """The rate in words, for the microbatches of a step at ``speed`` steps a second; "" for a model without fixed shapes,
-        since there the work depends on what is in the tokens.
+    def summary(self, micro: Sequence[Batch], progress: float, speed: float) -> str:
+        """Tell the rate in words, for the microbatches of a step at a share of the run and ``speed`` steps a second; "" for a model
+        without fixed shapes, since there the work depends on what is in the tokens.
         """
         try:
             self.model.compile_targets()
         except ValueError:
             return ""
-        supervised = () if isinstance(weights, LearnedWeights) else tuple(weight != 0 for weight in weights)
-        if supervised not in self._flops:
-            self._flops[supervised] = sum(of_gradient(self.model, batch, weights, self.stretches) for batch in micro)
+        depth = self.objective.depth(progress)
+        if depth not in self._flops:
+            self._flops[depth] = sum(of_gradient(self.model, self.objective, batch, progress) for batch in micro)
         if not self._ceiling and time.monotonic() - self._began > PATIENCE:
             self._ceiling = ceiling(self.runtime)
-        rate = self._flops[supervised] * speed
+        rate = self._flops[depth] * speed
         return f"{rate / 1e12:.3g} TF/s" + (f", MFU {rate / self._ceiling:.1%}" if self._ceiling else "")
 
 

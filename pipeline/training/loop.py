@@ -7,24 +7,18 @@ whole state goes to scratch: nothing random has to be in it, order and masks are
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from components.batch import Batch
 from components.model import Model
-from components.objective.losses import Loss, masked_cross_entropy
-from components.objective.memory import Memory, store
-from components.objective.supervision import LearnedWeights, Supervision, Weights, deepened, linear_decay
-from components.recursion import Stretches, full_gradient
+from components.objective.objective import Objective
 from components.training.ema import EMA
 from components.training.optim import adamw, set_lr, warmup_cosine
-from pipeline.data.loading import TrainLoader
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.files import write_atomic
 from pipeline.machine import snapshots
@@ -36,32 +30,21 @@ from pipeline.training import flops
 from pipeline.training.curves import Curves
 from pipeline.training.execution import Execution, eager
 from pipeline.training.gradients import accumulate, trainable
-from pipeline.training.train_state import TrainState, progress_of, resume
+from pipeline.training.train_state import TrainRun, TrainState, progress_of, resume
 
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
-
-Validation = Callable[[], Iterator[tuple[int, Batch]]]  # this process's batches, with their numbers
+Gradient = Callable[..., dict[str, Tensor]]  # (micro, step, progress, statistics): ``accumulate`` with the rest bound
 
 
 def fit(
-    name: str,
-    model: Model,
-    train: TrainLoader,
-    validation: Validation,
-    out: Path,
-    save: Callable[[], None],
-    runtime: Runtime,
+    run: TrainRun,
     *,
     budget: int | None = None,
     steps: int = 1000,
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adamw,
+    objective: Callable[[int], Objective] = Objective,
+    optimizer: Callable[..., torch.optim.Optimizer] = adamw,
     schedule: Callable[[int, int], float] = warmup_cosine,
-    loss: Loss = masked_cross_entropy,
-    supervision: Supervision = linear_decay,
-    deepen: float = 0.0,
-    recursion: Stretches = full_gradient,
-    memory: Memory = store,
     execution: Execution = eager,
     accumulation: int = 1,
     clip: float = 1.0,
@@ -74,22 +57,12 @@ def fit(
     """Train what is not frozen and keep the best validated weights; a run that was killed continues where it last saved.
 
     Args:
-        name: of the run, for its lines and its snapshots.
-        model: already frozen as wanted.
-        train: endless microbatches; their size is theirs.
-        validation: gives the validation batches.
-        out: folder of ``curves.csv``.
-        save: writes the model as it stands; called with the averaged weights in place.
-        runtime: device and precision.
+        run: what is trained, on what, and where it goes.
         budget: floating-point operations to spend; sets ``steps``.
         steps: optimizer steps at most.
-        optimizer: makes the optimizer from the model.
+        objective: makes what a step minimises, and how its gradient is made, from the number of recursion steps.
+        optimizer: makes the optimizer from parameters with their names.
         schedule: (step, steps) -> multiplier of the peak learning rate.
-        loss: of a recursion step's states (``components.objective.losses``).
-        supervision: number of recursion steps -> weight of each (``components.objective.supervision``).
-        deepen: share of the steps over which supervision grows from the first recursion step to all; 0 = all from the start.
-        recursion: how the gradient flows through the recursion steps (``components.recursion``).
-        memory: what is kept of a recursion step until its backward pass (``components.objective.memory``).
         execution: how a step is run (``pipeline.training.execution``): as it is written, or compiled.
         accumulation: microbatches per optimizer step, of all processes together.
         clip: largest gradient norm.
@@ -100,103 +73,87 @@ def fit(
         save_every: steps between snapshots to continue from.
 
     Raises:
+        ConfigError: an objective that does not fit the model.
         TrainingError: the loss is not finite; names the step and the last good checkpoint.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
-    weights = weights_of_steps(model, supervision, deepen)
-    model.to(runtime.device).train()
-    optimise, average, scratch = optimizer(model), EMA(model, ema), snapshots.of(name)
-    curves = Curves(out / "curves.csv", writes=rank() == 0)
-    result = resume(scratch, out, model, optimise, average, train, accumulation)
-    gradient = partial(accumulate, model, runtime=runtime, loss=loss, stretches=recursion, memory=memory)
-    gradient = partial(gradient, sequences=train.sequences(accumulation), seed=train.seed)
-    batches = _counted(train.steps(result.steps, accumulation), gradient, weights, steps, runtime, result)
+    model, train, runtime = run.model.to(run.runtime.device).train(), run.train, run.runtime
+    goal = objective_of(model, objective).to(runtime.device)
+    trained = trainable(model, goal)
+    optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
+    curves = Curves(run.out / "curves.csv", writes=rank() == 0)
+    result = resume(scratch, run.out, trained, optimise, average, train, accumulation)
+    gradient = partial(accumulate, model, goal, runtime=runtime, sequences=train.sequences(accumulation), seed=train.seed)
+    batches = _counted(train.steps(result.steps, accumulation), gradient, goal, steps, runtime, result)
     steps = _affordable(steps, budget, result.flops_per_step)
-    meter = flops.Meter(execution(model), runtime, recursion)
-    with Progress(name, steps, "step", done=result.steps) as bar, termination_noted() as asked_to_end:
+    meter = flops.Meter(execution(model), goal, runtime)
+    with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in next(batches)]
             set_lr(optimise, schedule(step, steps))
-            values = gradient(micro=micro, weights=weights(step / steps), step=step, statistics=True)
-            curves.record(step, {**values, **_update(model, optimise, average, clip)})
+            values = gradient(micro=micro, step=step, progress=step / steps, statistics=True)
+            curves.record(step, {**values, **_update(trained.values(), optimise, average, clip)})
             result.steps = step + 1
             bar.advance()
-            due, ending = result.steps == steps or result.steps % validate_every == 0, any_of(asked_to_end()) and step + 1 < steps
-            keep = due or ending or result.steps % save_every == 0
-            if keep or result.steps % log_every == 0:
-                _report(curves.flush(), bar, result, meter.told(micro, weights(step / steps), bar.speed()))
+            due, ending = result.steps == steps or result.steps % validate_every == 0, any_of(terminated()) and step + 1 < steps
+            saving = due or ending or result.steps % save_every == 0
+            if saving or result.steps % log_every == 0:
+                _report(curves.flush(), bar, result, meter.summary(micro, step / steps, bar.speed()))
             if due:
-                _validate(partial(validation_losses, model, runtime=runtime, loss=loss), validation, average, result, save, bar)
+                _validate(run, goal, average, result, bar)
                 result.stopped = 0 < patience <= result.worse()
-            if keep and rank() == 0:
-                scratch.save(result.steps, *progress_of(model, optimise, average, result, train, accumulation), out)
+            if saving and rank() == 0:
+                scratch.save(result.steps, *progress_of(trained, optimise, average, result, train, accumulation), run.out)
             if result.stopped:
                 return result
             if ending:
-                raise Interrupted(f"{name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
+                raise Interrupted(f"{run.name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
     return result
 
 
-def as_it_is(
-    name: str,
-    model: Model,
-    train: TrainLoader,
-    validation: Callable[[], Iterator[tuple[int, Batch]]],
-    out: Path,
-    save: Callable[[], None],
-    runtime: Runtime,
-    *,
-    budget: int | None = None,
-    loss: Loss = masked_cross_entropy,
-) -> TrainState:
-    """In place of ``fit``: no step is taken, the model is validated and kept as it came. For a pretrained backbone, and for a phase
+def as_it_is(run: TrainRun, *, budget: int | None = None, objective: Callable[[int], Objective] = Objective) -> TrainState:
+    """Take no step, in place of ``fit``: the model is validated and kept as it came. For a pretrained backbone, and for a phase
     that is switched off.
     """
-    losses = validation_losses(model.to(runtime.device).requires_grad_(False), validation(), runtime, loss)
+    goal = objective_of(run.model.to(run.runtime.device).requires_grad_(False), objective)
+    losses = validation_losses(run.model, run.validation(), run.runtime, goal)
     if not rank():
-        save()
-        write_atomic(out / "curves.csv", b"step,loss\n")
+        run.save()
+        write_atomic(run.out / "curves.csv", b"step,loss\n")
     return TrainState(best_loss=losses[-1], validation=[{"step": 0, "loss": losses[-1], "loss_by_step": losses}])
+
+
+def objective_of(model: Model, objective: Callable[[int], Objective]) -> Objective:
+    """Make the objective of a model's recursion steps.
+
+    Raises:
+        ConfigError: its settings do not fit them, or each other.
+    """
+    try:
+        return objective(model.n_steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
     return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
-def weights_of_steps(model: Model, supervision: Supervision, deepen: float) -> Callable[[float], Weights]:
-    """Share of the training that is done -> weight of each recursion step; learned weights become part of the model.
-
-    Raises:
-        ConfigError: learned weights cannot be deepened.
-    """
-    if deepen:
-        if isinstance(supervision(1), LearnedWeights):
-            raise ConfigError("loop.fit.deepen grows given weights; supervision.learned finds its own: use one of the two")
-        return lambda done: deepened(supervision, model.n_steps, done / deepen)
-    weights = supervision(model.n_steps)
-    if isinstance(weights, LearnedWeights):
-        model.step_weights = weights
-    return lambda done: weights
-
-
-def _update(model: Model, optimise: torch.optim.Optimizer, average: EMA, clip: float) -> dict[str, Tensor | float]:
+def _update(
+    parameters: Iterable[nn.Parameter], optimise: torch.optim.Optimizer, average: EMA, clip: float
+) -> dict[str, Tensor | float]:
     """Take the optimizer's step and that of the average; returns the learning rate and the gradient's norm."""
-    norm = nn.utils.clip_grad_norm_(trainable(model), clip)
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
     optimise.step()
     average.update()
     return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
 
 
 def _counted(
-    batches: Iterator[list[Batch]],
-    gradient: Callable[..., object],
-    weights: Callable[[float], Weights],
-    steps: int,
-    runtime: Runtime,
-    result: TrainState,
+    batches: Iterator[list[Batch]], gradient: Gradient, objective: Objective, steps: int, runtime: Runtime, result: TrainState
 ) -> Iterator[list[Batch]]:
     """The same batches, once the floating-point operations of an optimizer step, over all processes, are known: the mean over the
-    first ones' microbatches and over the weights of a whole run. A step that supervises fewer recursion steps takes fewer.
+    first ones' microbatches and over a whole run. A step that supervises fewer recursion steps takes fewer.
     """
     if result.flops_per_step:
         return batches
@@ -204,76 +161,69 @@ def _counted(
         raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     first = list(islice(batches, COUNTED))
     moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
-    result.flops_per_step = flops_per_step(moved, gradient, weights, steps)
+    result.flops_per_step = flops_per_step(moved, gradient, objective, steps)
     return chain(first, batches)
 
 
-def flops_per_step(
-    first: Sequence[Sequence[Batch]], gradient: Callable[..., object], weights: Callable[[float], Weights], steps: int
-) -> int:
-    """Floating-point operations of an optimizer step, over all processes: the mean over the ``first`` steps' microbatches and over
-    the weights of ``steps`` steps.
+def flops_per_step(first: Sequence[Sequence[Batch]], gradient: Gradient, objective: Objective, steps: int) -> int:
+    """Count the floating-point operations of an optimizer step, over all processes: the mean over the ``first`` steps' microbatches
+    and over a run of ``steps`` steps, in the course of which the number of supervised recursion steps may grow.
     """
 
-    def work(weights: Weights) -> None:
+    def work(progress: float) -> None:
         for step, micro in enumerate(first):
-            gradient(micro=micro, weights=weights, step=step, statistics=False)
+            gradient(micro=micro, step=step, progress=progress, statistics=False)
 
-    schedules = [weights(step / steps) for step in range(steps)]
-    kinds = Counter(schedule if isinstance(schedule, LearnedWeights) else tuple(schedule) for schedule in schedules)
-    taken = {kind: flops.count(partial(work, list(kind) if isinstance(kind, tuple) else kind)) for kind in kinds}
-    return int(sum(gathered(sum(times * taken[kind] for kind, times in kinds.items())))) // (len(first) * steps)
+    alike: dict[int, list[float]] = {}
+    for step in range(steps):
+        alike.setdefault(objective.depth(step / steps), []).append(step / steps)
+    mine = sum(len(shares) * flops.count(partial(work, shares[0])) for shares in alike.values())
+    return int(sum(gathered(mine))) // (len(first) * steps)
 
 
 def _report(rows: list[dict[str, float]], bar: Progress, result: TrainState, work: str) -> None:
     """Print a line for the newest row; stop at the first row that is not finite."""
     for row in rows:
         if not math.isfinite(row["loss"]):
-            raise TrainingError(f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {_kept(result)}")
+            raise TrainingError(
+                f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {_last_checkpoint(result)}"
+            )
     per_step = " ".join(f"{v:.3f}" for k, v in rows[-1].items() if k.startswith("loss/step_"))
     bar.line(
         f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}{work and f' | {work}'}"
     )
 
 
-def _kept(result: TrainState) -> str:
-    kept = f"the last good checkpoint is of step {result.best_step}" if result.best_step else "nothing was saved yet"
-    return f"{kept}. Lower the learning rate or check the data"
+def _last_checkpoint(result: TrainState) -> str:
+    saved = f"the last good checkpoint is of step {result.best_step}" if result.best_step else "nothing was saved yet"
+    return f"{saved}. Lower the learning rate or check the data"
 
 
-def _validate(
-    losses_of: Callable[..., list[float]],
-    validation: Validation,
-    average: EMA,
-    result: TrainState,
-    save: Callable[[], None],
-    bar: Progress,
-) -> None:
+def _validate(run: TrainRun, objective: Objective, average: EMA, result: TrainState, bar: Progress) -> None:
     """Validate the averaged weights; save them if they are the best so far."""
     with average.applied():
-        losses = losses_of(validation())
+        losses = validation_losses(run.model, run.validation(), run.runtime, objective)
         if not math.isfinite(losses[-1]):
-            raise TrainingError(f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_kept(result)}")
+            raise TrainingError(
+                f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_last_checkpoint(result)}"
+            )
         result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
         if losses[-1] < result.best_loss:
             result.best_step, result.best_loss = result.steps, losses[-1]
             if rank() == 0:
-                save()
+                run.save()
     bar.line(f"step {result.steps} validation " + " ".join(f"{x:.4f}" for x in losses))
 
 
-@torch.no_grad()
-def validation_losses(
-    model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime, loss: Loss = masked_cross_entropy
-) -> list[float]:
-    """Loss of each recursion step over all validation sequences, added up in the order of the batches' numbers."""
+def validation_losses(model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime, objective: Objective) -> list[float]:
+    """Average the loss of each recursion step over all validation sequences, added up in the order of the batches' numbers."""
     model.eval()
     mine = []
     for number, batch in batches:
         batch = batch.to(runtime.device)
         with runtime.autocast():
-            sums = [loss(model, state.hidden, batch, compute=True)[0] for state in model.steps(batch)]
-        mine.append((number, len(batch), torch.stack(sums).double()))
+            sums = objective.losses(model, batch)
+        mine.append((number, len(batch), sums.double()))
     model.train()
     parts = sorted((number, n, sums.tolist()) for share in gathered(mine) for number, n, sums in share)
     total = torch.tensor([sums for *_, sums in parts], dtype=torch.float64)

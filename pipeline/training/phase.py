@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
-from pipeline.training.train_state import TrainState
+from pipeline.training.train_state import TrainRun, TrainState
 
 
 def run_phase(
@@ -62,7 +62,7 @@ def run_phase(
     training = TrainLoader(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
     validation = partial(in_order, sources("validation"), max(batch_size, 256))
     limit = {} if budget is None else {"budget": budget}
-    result = fit(name, model, training, validation, out, save, runtime, **limit)
+    result = fit(TrainRun(name, model, training, validation, out, save, runtime), **limit)
     if rank():
         return
     parameters = {"total": table.total, "trainable": table.trainable}

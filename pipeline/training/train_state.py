@@ -1,18 +1,46 @@
-"""How far a training run has come: what it reports at its end, and what it needs to continue."""
+"""A training run: what it is about, how far it has come (its report at the end), and what it needs to continue."""
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from components.batch import Batch
 from components.model import Model
 from components.training.ema import EMA
 from pipeline.data.loading import TrainLoader
 from pipeline.machine.distributed import first_alone, rank
+from pipeline.machine.runtime import Runtime
 from pipeline.machine.snapshots import Scratch
+
+Validation = Callable[[], Iterator[tuple[int, Batch]]]  # this process's batches, with their numbers
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What a phase gives its training loop.
+
+    Attributes:
+        name: of the run, for its lines and its snapshots.
+        model: already frozen as wanted.
+        train: endless microbatches; their size is theirs.
+        validation: gives the validation batches.
+        out: folder of ``curves.csv``.
+        save: writes the model as it stands; called with the averaged weights in place.
+        runtime: device and precision.
+    """
+
+    name: str
+    model: Model
+    train: TrainLoader
+    validation: Validation
+    out: Path
+    save: Callable[[], None]
+    runtime: Runtime
 
 
 @dataclass
@@ -46,10 +74,15 @@ class TrainState:
 
 
 def progress_of(
-    model: Model, optimizer: torch.optim.Optimizer, average: EMA, result: TrainState, train: TrainLoader, accumulation: int
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: EMA,
+    result: TrainState,
+    train: TrainLoader,
+    accumulation: int,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything that the next step depends on, as tensors and numbers."""
-    tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    """Collect everything that the next step depends on, as tensors and numbers."""
+    tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in parameters.items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
@@ -61,7 +94,7 @@ def progress_of(
 def resume(
     scratch: Scratch,
     out: Path,
-    model: Model,
+    parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: EMA,
     train: TrainLoader,
@@ -73,16 +106,15 @@ def resume(
         DataError: it belongs to another order of examples.
     """
     with first_alone():
-        found = scratch.load(None if rank() else out)
-        if found is None and rank() == 0:
+        snapshot = scratch.load(None if rank() else out)
+        if snapshot is None and rank() == 0:
             (out / "curves.csv").unlink(missing_ok=True)
-    if found is None:
+    if snapshot is None:
         return TrainState()
-    tensors, numbers = found
+    tensors, numbers = snapshot
     train.load_state_dict(numbers["order"], accumulation)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(tensors[f"model/{name}"])
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"parameter/{name}"])
     for i, value in enumerate(average.average):
         value.copy_(tensors[f"average/{i}"])
     average.updates = numbers["average_updates"]

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.recursion import State, full_gradient, mapped, one_step_gradient, stretched, tensors, truncated_gradient
+from components.recursion import State, bptt_segments, full_gradient, mapped, one_step_gradient, tensors, truncated_gradient
 
 STEPS = st.integers(1, 40)
 
 
 @pytest.mark.parametrize(
-    ("stretches", "steps", "expected"),
+    ("bptt", "steps", "expected"),
     [
         (full_gradient, 4, [4]),
         (one_step_gradient, 4, [1, 1, 1, 1]),
@@ -22,13 +22,13 @@ STEPS = st.integers(1, 40)
         (lambda steps: truncated_gradient(steps, 9), 7, [7]),
     ],
 )
-def test_steps_are_cut_as_written(stretches, steps, expected):
-    assert stretches(steps) == expected
+def test_steps_are_cut_as_written(bptt, steps, expected):
+    assert bptt(steps) == expected
 
 
 @settings(max_examples=50, deadline=None)
 @given(STEPS, STEPS)
-def test_truncated_stretches_hold_all_steps_and_none_is_longer(steps, last):
+def test_truncated_segments_hold_all_steps_and_none_is_longer(steps, last):
     lengths = truncated_gradient(steps, last)
     assert sum(lengths) == steps and max(lengths) == min(last, steps) and lengths[-1] == min(last, steps)
     assert all(length == last for length in lengths[1:]) and min(lengths) > 0
@@ -41,15 +41,15 @@ def test_truncation_lies_between_the_two_ends(steps):
 
 
 @pytest.mark.parametrize("last", [0, -1])
-def test_a_stretch_of_no_steps_is_an_error_naming_the_number(last):
+def test_a_segment_of_no_steps_is_an_error_naming_the_number(last):
     with pytest.raises(ValueError, match=rf"at least 1 step, got last {last}$"):
         truncated_gradient(4, last)
 
 
 @settings(max_examples=50, deadline=None)
 @given(STEPS, STEPS)
-def test_stretched_numbers_every_step_once_and_in_order(steps, last):
-    ranges = stretched(steps, lambda n: truncated_gradient(n, last))
+def test_segments_number_every_step_once_and_in_order(steps, last):
+    ranges = bptt_segments(steps, lambda n: truncated_gradient(n, last))
     assert [number for numbers in ranges for number in numbers] == list(range(steps))
     assert [len(numbers) for numbers in ranges] == truncated_gradient(steps, last)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from components.batch import Batch
+from components.objective.objective import Objective
 from pipeline.errors import DataError
 from pipeline.inference.generation import Generator
 from pipeline.models.backbones import Backbone
@@ -161,7 +162,8 @@ def test_the_operations_of_padded_sequences_are_told_while_it_trains(inside):
     tokens = torch.zeros(2, 8, dtype=torch.long)
     masked = torch.arange(8).expand(2, 8) < 3
     padded = torch.arange(8) < torch.tensor([[8], [5]])
-    found = [flops.of_gradient(model, Batch(tokens, tokens, masked, masked.float(), kept), [1.0] * 4) for kept in (padded, None)]
+    batches = [Batch(tokens, tokens, masked, masked.float(), attention) for attention in (padded, None)]
+    found = [flops.of_gradient(model, Objective(4), batch) for batch in batches]
     assert found[0] == found[1] > 0
 
 

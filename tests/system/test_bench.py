@@ -50,13 +50,13 @@ def test_sizes_are_those_of_the_shapes():
 def test_deep_supervision(tmp_path):
     rows, _ = run(tmp_path, "deep_supervision")
     modes = {row["mode"] for row in rows}
-    assert modes == {"naive", "plain", "store", "recompute", "detach"}
+    assert modes == {"naive", "plain", "keep", "checkpoint", "detach"}
     timed = [row for row in rows if "seconds" in row]
     assert len(timed) == 10 and all(row["memory_mb"] > 0 and row["seconds"] > 0 for row in timed)
     for ratio in ("memory_vs_naive", "time_vs_naive", "memory_vs_plain", "time_vs_plain", "flops_vs_floor", "memory_vs_floor"):
         assert all(row[ratio] > 0 for row in timed)
     growing = [row for row in rows if "memory_per_step_vs_carry" in row]
-    assert [row["mode"] for row in growing] == ["recompute"]
+    assert [row["mode"] for row in growing] == ["checkpoint"]
 
 
 @pytest.mark.slow
@@ -112,10 +112,10 @@ def test_cores(tmp_path):
     rows, _ = run(tmp_path, "cores")
     sizes = [(512, "float32"), (128, "float32"), (512, "bfloat16")]
     assert [(row["hidden"], row["precision"], row["mode"]) for row in rows] == [
-        (*size, mode) for size in sizes for mode in ("store", "recompute")
+        (*size, mode) for size in sizes for mode in ("keep", "checkpoint")
     ]
-    assert all(row["time_vs_store"] > 0 and row["time_vs_floor"] > 0 for row in rows)
-    assert all(row["memory_vs_store"] < 0.8 for row in rows if row["mode"] == "recompute")
+    assert all(row["time_vs_keep"] > 0 and row["time_vs_floor"] > 0 for row in rows)
+    assert all(row["memory_vs_keep"] < 0.8 for row in rows if row["mode"] == "checkpoint")
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_gpu(tmp_path):
     assert {row["section"] for row in rows} >= {"ceilings", "heads", "steps", "cache"}
     assert {row["what"] for row in rows if row["section"] == "heads"} >= {"full logits", "ours", "ours, compiled"}
     modes = {(row["mode"], row["execution"]) for row in rows if row["section"] == "steps"}
-    assert modes >= {("naive", "eager"), ("store", "eager"), ("recompute", "eager"), ("store", "compiled")}
+    assert modes >= {("naive", "eager"), ("keep", "eager"), ("checkpoint", "eager"), ("keep", "compiled")}
     assert all(row["time_vs_live"] > 0 for row in rows if row["section"] == "cache")
     assert "Error" not in out, out
 

@@ -91,9 +91,9 @@ def deep_supervision(out):
     assert last_only[2] < 0.2 and min(last_only[:2]) > 2 and max(linear_decay) < 0.2
     rows = table(out, 7)
     assert [row[0] for row in rows] == [2, 4, 8]
-    for _, naive, store, recompute, *flops in rows:
-        assert naive > store > recompute and flops[0] == flops[1] < flops[2] < 4 / 3 * flops[0]
-    assert rows[-1][3] < 1.2 * rows[0][3] and rows[-1][1] > 3 * rows[0][1]  # recompute: the same for any number of cycles
+    for _, naive, keep, checkpoint, *flops in rows:
+        assert naive > keep > checkpoint and flops[0] == flops[1] < flops[2] < 4 / 3 * flops[0]
+    assert rows[-1][3] < 1.2 * rows[0][3] and rows[-1][1] > 3 * rows[0][1]  # checkpoint: the same for any number of cycles
 
 
 CHECKS = {

@@ -190,14 +190,15 @@ from pipeline.machine.distributed import joined, rank
 from pipeline.training.gradients import accumulate, trainable
 from pipeline.machine.runtime import Runtime
 from tests.system.test_processes import SIZES, a_model, microbatches
-from components.objective.supervision import linear_decay
+from components.objective.objective import Objective
 
 with joined():
-    model, runtime = a_model(), Runtime(threads=1)
+    model, objective, runtime = a_model(), Objective(3), Runtime(threads=1)
     runtime.enter_process()
     mine = microbatches()[2 * rank() : 2 * rank() + 2]
-    told = accumulate(model, mine, linear_decay(3), runtime, sequences=sum(SIZES), seed=0, step=0, statistics=False)
-    torch.save({"loss": told["loss"], "gradients": [p.grad for p in trainable(model)]}, f"found-{rank()}")
+    rest = {"seed": 0, "step": 0, "progress": 1.0, "statistics": False}
+    values = accumulate(model, objective, mine, runtime, sequences=sum(SIZES), **rest)
+    torch.save({"loss": values["loss"], "gradients": [p.grad for p in trainable(model, objective).values()]}, f"found-{rank()}")
 """
 SIZES = (4, 1, 3, 2)  # sequences of each microbatch; the masked positions differ too
 

@@ -9,17 +9,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from components.model import Model
+from components.objective.activations import checkpoint, keep
 from components.objective.deep_supervision import backward
 from components.objective.losses import squared_error
-from components.objective.memory import recompute, store
 from components.objective.supervision import (
     constant,
     custom,
-    deepened,
     exponential_decay,
     last_only,
     learned,
     linear_decay,
+    of_first_steps,
     u_shaped,
 )
 from components.recursion import State, full_gradient, mapped, one_step_gradient, truncated_gradient
@@ -49,10 +49,10 @@ SCHEDULES = {
     "custom": given,
     "last_only": last_only,
     "learned": trained,
-    "half_deepened": lambda steps: deepened(linear_decay, steps, 0.5),
+    "curriculum": lambda steps: of_first_steps(linear_decay, steps, 1 + steps // 2),
 }
 every_core = pytest.mark.parametrize("name", CORES)
-both_policies = pytest.mark.parametrize("memory", [store, recompute])
+both_policies = pytest.mark.parametrize("activations", [keep, checkpoint])
 
 
 def plain(model, batch, weights, cuts=()):
@@ -120,7 +120,7 @@ def test_the_gradient_is_that_of_the_one_graph_and_recomputing_changes_no_bit(na
     assert_close(stored, expected, 1e-12)
     assert found.total.item() == pytest.approx(total.item(), rel=1e-6)
     assert [loss.item() for loss in found.losses] == pytest.approx(losses, rel=1e-6)
-    again, recomputed = gradient(model, batch(), weights, memory=recompute)
+    again, recomputed = gradient(model, batch(), weights, activations=checkpoint)
     assert_same(recomputed, stored)
     assert torch.equal(again.total, found.total)
     assert all(torch.equal(a, b) for a, b in zip(again.losses, found.losses, strict=True))
@@ -133,7 +133,7 @@ def test_a_backbone_that_is_trained_along_gets_its_gradient_too(name):
     expected = plain_gradient(model, plain(model, batch(), weights)[0])
     _, stored = gradient(model, batch(), weights)
     assert_close(stored, expected, 1e-12)
-    assert_same(gradient(model, batch(), weights, memory=recompute)[1], stored)
+    assert_same(gradient(model, batch(), weights, activations=checkpoint)[1], stored)
     for part in ("embedding.weight", "positions", "head.weight"):
         assert any(n.endswith(part) and value.any() for n, value in stored.items()), part
 
@@ -153,15 +153,15 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize(("stretches", "cuts"), CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize(("bptt", "cuts"), CUTS.values(), ids=CUTS)
 @both_policies
 @every_core
-def test_stretches_give_the_gradient_of_a_graph_detached_by_hand(name, stretches, cuts, memory):
+def test_segments_give_the_gradient_of_a_graph_detached_by_hand(name, stretches, cuts, activations):
     model = model_of(name, joint=True)
     weights = linear_decay(model.n_steps)
     total, losses = plain(model, batch(), weights, cuts(model.n_steps))
     expected = plain_gradient(model, total)
-    found, ours = gradient(model, batch(), weights, stretches=stretches, memory=memory)
+    found, ours = gradient(model, batch(), weights, bptt=bptt, activations=activations)
     assert_close(ours, expected, 1e-12)
     assert [loss.item() for loss in found.losses] == pytest.approx(losses, rel=1e-6)
 
@@ -169,7 +169,7 @@ def test_stretches_give_the_gradient_of_a_graph_detached_by_hand(name, stretches
 @pytest.mark.parametrize("name", ["slots", "recursive", "mlp", "cascade", "hybrid", "standalone"])
 def test_where_the_gradient_is_cut_makes_a_difference(name):
     model = model_of(name)
-    ways = [gradient(model, batch(), last_only(model.n_steps), stretches=s)[1] for s in (full_gradient, one_step_gradient)]
+    ways = [gradient(model, batch(), last_only(model.n_steps), bptt=s)[1] for s in (full_gradient, one_step_gradient)]
     largest = max(value.abs().max().item() for value in ways[0].values())
     assert max((ways[0][n] - ways[1][n]).abs().max().item() for n in ways[0]) > 0.01 * largest
 
@@ -178,12 +178,12 @@ def test_where_the_gradient_is_cut_makes_a_difference(name):
 
 
 @both_policies
-@pytest.mark.parametrize("stretches", [full_gradient, one_step_gradient])
-def test_a_step_of_weight_zero_is_reported_and_measured_and_moves_nothing(memory, stretches):
+@pytest.mark.parametrize("bptt", [full_gradient, one_step_gradient])
+def test_a_step_of_weight_zero_is_reported_and_measured_and_moves_nothing(activations, bptt):
     model = model_of("slots")
     weights = [1.0, 0.0, 0.0]
     total, losses = plain(model, batch(), weights)
-    found, ours = gradient(model, batch(), weights, memory=memory, stretches=stretches, statistics=True)
+    found, ours = gradient(model, batch(), weights, activations=activations, bptt=bptt, statistics=True)
     assert_close(ours, plain_gradient(model, total), 1e-12)
     assert [loss.item() for loss in found.losses] == pytest.approx(losses, rel=1e-6)
     assert [len(measured) for measured in found.statistics] == [11, 11, 11]
@@ -191,9 +191,9 @@ def test_a_step_of_weight_zero_is_reported_and_measured_and_moves_nothing(memory
 
 
 @both_policies
-def test_all_weights_zero_leave_no_gradient(memory):
+def test_all_weights_zero_leave_no_gradient(activations):
     model = model_of("slots_penalty")
-    found, ours = gradient(model, batch(), [0.0, 0.0, 0.0], memory=memory)
+    found, ours = gradient(model, batch(), [0.0, 0.0, 0.0], activations=activations)
     assert found.total.item() == 0 and not any(value.any() for value in ours.values()) and all(found.losses)
 
 
@@ -202,31 +202,31 @@ def test_all_weights_zero_leave_no_gradient(memory):
 
 @both_policies
 @every_core
-def test_statistics_are_those_of_the_steps_and_change_nothing(name, memory):
+def test_statistics_are_those_of_the_steps_and_change_nothing(name, activations):
     model = model_of(name)
     weights = given(model.n_steps)
     expected = [state.statistics for state in model.steps(batch(), statistics=True)]
-    found, ours = gradient(model, batch(), weights, memory=memory, statistics=True)
+    found, ours = gradient(model, batch(), weights, activations=activations, statistics=True)
     for measured, by_hand in zip(found.statistics, expected, strict=True):
         assert {n: v.item() for n, v in measured.items()} == pytest.approx({n: v.item() for n, v in by_hand.items()}, rel=1e-6)
         assert not any(value.requires_grad for value in measured.values())
-    without, same = gradient(model, batch(), weights, memory=memory)
+    without, same = gradient(model, batch(), weights, activations=activations)
     assert_same(ours, same)
     assert without.statistics == [{}] * model.n_steps
 
 
 @both_policies
-def test_nothing_that_is_reported_holds_a_graph(memory):
+def test_nothing_that_is_reported_holds_a_graph(activations):
     model = model_of("slots_penalty")
-    found, _ = gradient(model, batch(), constant(3), memory=memory)
+    found, _ = gradient(model, batch(), constant(3), activations=activations)
     assert not any(value.requires_grad for value in (found.total, *found.losses))
 
 
 @both_policies
-def test_a_gradient_is_added_to_what_is_there(memory):
+def test_a_gradient_is_added_to_what_is_there(activations):
     model = model_of("slots")
-    _, once = gradient(model, batch(), constant(3), memory=memory)
-    backward(model, batch(), constant(3), sequences=SEQUENCES, memory=memory)
+    _, once = gradient(model, batch(), constant(3), activations=activations)
+    backward(model, batch(), constant(3), sequences=SEQUENCES, activations=activations)
     assert_close({n: p.grad for n, p in learning(model).items()}, {n: 2 * value for n, value in once.items()}, 1e-12)
 
 
@@ -242,9 +242,9 @@ def test_losses_are_divided_by_the_sequences_of_the_optimizer_step():
 
 
 @both_policies
-def test_a_batch_in_which_nothing_is_supervised_has_no_gradient(memory):
+def test_a_batch_in_which_nothing_is_supervised_has_no_gradient(activations):
     model, empty = model_of("slots"), batch(masked=0.0)
-    found, ours = gradient(model, empty, constant(3), memory=memory)
+    found, ours = gradient(model, empty, constant(3), activations=activations)
     assert found.total.item() == 0 and not any(value.any() for value in ours.values())
 
 
@@ -259,7 +259,7 @@ def test_under_autocast_the_gradient_is_close_and_recomputing_changes_no_bit(nam
         total, _ = plain(model, batch(), constant(model.n_steps))
     found, stored = gradient(model, batch(), constant(model.n_steps), autocast=autocast)
     assert_close(stored, plain_gradient(model, total), 0.1)
-    again, recomputed = gradient(model, batch(), constant(model.n_steps), autocast=autocast, memory=recompute)
+    again, recomputed = gradient(model, batch(), constant(model.n_steps), autocast=autocast, activations=checkpoint)
     assert_same(recomputed, stored)
     assert torch.equal(found.total, again.total) and found.total.dtype == torch.float32
 
@@ -291,16 +291,16 @@ class Drawing(Model):
         return state
 
 
-@pytest.mark.parametrize("stretches", [full_gradient, truncated_gradient, one_step_gradient])
+@pytest.mark.parametrize("bptt", [full_gradient, truncated_gradient, one_step_gradient])
 def test_a_step_that_is_made_again_draws_the_same(stretches):
     model, ways = Drawing().train(), {}
-    for memory in (store, recompute):
+    for activations in (keep, checkpoint):
         torch.manual_seed(5)
-        found, ways[memory] = gradient(model, batch(), [0.5, 0.0, 1.0], stretches=stretches, memory=memory)
-        ways[memory] |= {"total": found.total, "drawn after": torch.rand(3)}
-    assert_same(ways[store], ways[recompute])
+        found, ways[activations] = gradient(model, batch(), [0.5, 0.0, 1.0], bptt=bptt, activations=activations)
+        ways[activations] |= {"total": found.total, "drawn after": torch.rand(3)}
+    assert_same(ways[keep], ways[checkpoint])
     torch.manual_seed(6)
-    other = gradient(model, batch(), [0.5, 0.0, 1.0], stretches=stretches)[1]
+    other = gradient(model, batch(), [0.5, 0.0, 1.0], bptt=bptt)[1]
     assert not torch.equal(other["inner.weight"], ways[store]["inner.weight"])
 
 
@@ -314,9 +314,9 @@ def large(seed=0):
     return replace(batch(), tokens=tokens, targets=tokens, masked=ones, weights=ones.float(), attention=None)
 
 
-def peak(model, steps, memory, stretches):
+def peak(model, steps, activations, bptt):
     with Peak() as watched:
-        backward(model, large(), constant(steps), sequences=8, memory=memory, stretches=stretches)
+        backward(model, large(), constant(steps), sequences=8, activations=activations, bptt=bptt)
     model.zero_grad()
     return watched.bytes
 
@@ -334,17 +334,19 @@ CARRYING = ["slots", "recursive", "mlp"]
 @pytest.mark.parametrize("name", CARRYING)
 def test_recomputing_keeps_a_carry_a_step_and_no_more(name):
     model = model_of(name)
-    gradient(model, large(), constant(3), memory=recompute)
-    growth = [(peak(model, 14, m, full_gradient) - peak(model, 6, m, full_gradient)) / 8 for m in (recompute, store)]
+    gradient(model, large(), constant(3), activations=checkpoint)
+    growth = [(peak(model, 14, m, full_gradient) - peak(model, 6, m, full_gradient)) / 8 for m in (checkpoint, keep)]
     assert 0.9 * carried(model) <= growth[0] <= 1.2 * carried(model)
     assert growth[1] > 4 * carried(model)
 
 
 @pytest.mark.parametrize("name", CARRYING)
 @both_policies
-def test_the_graph_of_a_stretch_is_gone_before_the_next(name, memory):
+def test_the_graph_of_a_segment_is_gone_before_the_next(name, activations):
     model = model_of(name)
-    growth = [(peak(model, 14, memory, s) - peak(model, 6, memory, s)) / 8 for s in (one_step_gradient, truncated_gradient)]
+    growth = [
+        (peak(model, 14, activations, s) - peak(model, 6, activations, s)) / 8 for s in (one_step_gradient, truncated_gradient)
+    ]
     assert max(growth) < 0.05 * carried(model)
 
 
@@ -356,27 +358,27 @@ def test_logits_are_computed_once_a_step_by_either_policy(name, joint):
     readouts = (
         1 if getattr(model, "refiner", None) is not None and model.refiner.needs_confidence else 0
     )  # the backbone's own confidence
-    for memory in (store, recompute):
+    for activations in (keep, checkpoint):
         with Products(VOCAB) as counted:
-            backward(model, batch(), constant(model.n_steps), sequences=3, memory=memory)
+            backward(model, batch(), constant(model.n_steps), sequences=3, activations=activations)
         assert counted.count == products * model.n_steps + readouts
 
 
 @both_policies
-def test_a_step_that_is_only_reported_costs_one_product(memory):
+def test_a_step_that_is_only_reported_costs_one_product(activations):
     model = model_of("slots", joint=True)
     with Products(VOCAB) as counted:
-        backward(model, batch(), [0.0, 0.0, 1.0], sequences=3, memory=memory)
+        backward(model, batch(), [0.0, 0.0, 1.0], sequences=3, activations=activations)
     assert counted.count == 3 + 1 + 1
 
 
 @both_policies
-def test_the_loss_of_a_step_that_no_gradient_reaches_is_told_all_the_same(memory):
+def test_the_loss_of_a_step_that_no_gradient_reaches_is_told_all_the_same(activations):
     """With one-step gradients only updates of z_L see the injection, the one thing that is trained here."""
     model, of = model_of("recursive_updates"), batch()
     model.requires_grad_(False).refiner.injection.requires_grad_(True)
     weights = constant(model.n_steps)
-    found = backward(model, of, weights, sequences=SEQUENCES, stretches=one_step_gradient, memory=memory)
+    found = backward(model, of, weights, sequences=SEQUENCES, bptt=one_step_gradient, activations=activations)
     naive = backward(model.requires_grad_(True), of, weights, sequences=SEQUENCES)
     assert torch.allclose(torch.stack(found.losses), torch.stack(naive.losses)) and torch.allclose(found.total, naive.total)
 
@@ -388,8 +390,8 @@ def test_any_loss_is_supervised_at_every_step():
     terms = [w * squared_error(model, s.hidden, micro, compute=True)[0] for w, s in zip(weights, model.steps(micro), strict=True)]
     (sum(terms) / SEQUENCES).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    for memory in (store, recompute):
+    for activations in (keep, checkpoint):
         model.zero_grad()
-        found = backward(model, micro, weights, sequences=SEQUENCES, loss=squared_error, memory=memory)
+        found = backward(model, micro, weights, sequences=SEQUENCES, loss=squared_error, activations=activations)
         assert torch.allclose(found.total, sum(terms).detach() / SEQUENCES, rtol=1e-5)
         assert all(torch.allclose(p.grad, expected[name], atol=1e-6) for name, p in model.named_parameters() if name in expected)

@@ -9,11 +9,12 @@ from components.objective.supervision import (
     LearnedWeights,
     constant,
     custom,
-    deepened,
     exponential_decay,
     last_only,
     learned,
     linear_decay,
+    of_first_steps,
+    supervised_steps,
     u_shaped,
 )
 
@@ -145,12 +146,14 @@ def test_learned_weights_of_steady_losses_settle_where_noisy_steps_weigh_less():
 @hypothesis_settings
 @given(STEPS, st.floats(0, 2))
 def test_a_curriculum_supervises_the_first_steps_as_if_there_were_no_others(schedule, steps, progress):
-    weights = deepened(schedule, steps, progress)
-    depth = min(steps, int(progress * steps) + 1)
+    depth = supervised_steps(steps, progress)
+    weights = of_first_steps(schedule, steps, depth)
+    assert depth == min(steps, int(progress * steps) + 1)
     assert len(weights) == steps and weights[:depth] == schedule(depth) and not any(weights[depth:])
 
 
 def test_a_curriculum_never_gets_shallower_and_ends_with_everything():
-    depths = [sum(weight > 0 for weight in deepened(constant, 4, progress / 100)) for progress in range(101)]
+    depths = [supervised_steps(4, progress / 100) for progress in range(101)]
     assert depths[0] == 1 and depths[-1] == 4 and depths == sorted(depths) and set(depths) == {1, 2, 3, 4}
-    assert deepened(partial(linear_decay, weight=0.7), 4, 1.0) == linear_decay(4, 0.7)
+    assert [sum(weight > 0 for weight in of_first_steps(constant, 4, depth)) for depth in (1, 2, 3, 4)] == [1, 2, 3, 4]
+    assert of_first_steps(partial(linear_decay, weight=0.7), 4, 4) == linear_decay(4, 0.7)

@@ -19,7 +19,7 @@ def drift(module):
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_average_equals_a_loop_over_numbers(decay):
     net = model()
-    ema = EMA(net, decay)
+    ema = EMA(net.parameters(), decay)
     expected = [p.flatten().tolist() for p in net.parameters()]
     for n in range(20):
         drift(net)
@@ -33,7 +33,7 @@ def test_average_equals_a_loop_over_numbers(decay):
 
 def test_decay_zero_is_the_parameters_themselves():
     net = model()
-    ema = EMA(net, 0.0)
+    ema = EMA(net.parameters(), 0.0)
     for _ in range(3):
         drift(net)
         ema.update()
@@ -42,7 +42,7 @@ def test_decay_zero_is_the_parameters_themselves():
 
 def test_applied_holds_the_average_inside_and_restores_bit_for_bit():
     net = model()
-    ema = EMA(net, 0.9)
+    ema = EMA(net.parameters(), 0.9)
     drift(net)
     ema.update()
     own = [p.detach().clone() for p in net.parameters()]
@@ -54,7 +54,7 @@ def test_applied_holds_the_average_inside_and_restores_bit_for_bit():
 
 def test_applied_restores_after_an_exception_and_leaves_the_average_alone():
     net = model()
-    ema = EMA(net, 0.9)
+    ema = EMA(net.parameters(), 0.9)
     drift(net)
     own = [p.detach().clone() for p in net.parameters()]
     average = [a.clone() for a in ema.average]
@@ -68,7 +68,7 @@ def test_applied_restores_after_an_exception_and_leaves_the_average_alone():
 def test_frozen_parameters_are_neither_averaged_nor_replaced():
     net = model()
     net[0].requires_grad_(False)
-    ema = EMA(net, 0.9)
+    ema = EMA(net.parameters(), 0.9)
     drift(net)
     frozen = net[0].weight.clone()
     with ema.applied():
@@ -79,4 +79,4 @@ def test_frozen_parameters_are_neither_averaged_nor_replaced():
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_decay_outside_its_range_is_an_error_naming_it(decay):
     with pytest.raises(ValueError, match=str(decay)):
-        EMA(model(), decay)
+        EMA(model().parameters(), decay)

@@ -29,7 +29,7 @@ def settings_of(model, optimizer):
 
 def test_matrices_decay_vectors_do_not_and_the_backbone_has_its_own_rate():
     model = Model()
-    assert settings_of(model, adamw(model, lr=0.1, backbone_lr=0.01, weight_decay=0.5)) == {
+    assert settings_of(model, adamw(model.named_parameters(), lr=0.1, backbone_lr=0.01, weight_decay=0.5)) == {
         "backbone.linear.weight": (0.01, 0.5),
         "backbone.linear.bias": (0.01, 0.0),
         "backbone.norm.weight": (0.01, 0.0),
@@ -43,23 +43,26 @@ def test_matrices_decay_vectors_do_not_and_the_backbone_has_its_own_rate():
 @pytest.mark.parametrize(("backbone_lr", "expected"), [(None, 0.1), (0.0, 0.0)])
 def test_backbone_rate_is_lr_unless_given_even_if_given_as_zero(backbone_lr, expected):
     model = Model()
-    assert settings_of(model, adamw(model, lr=0.1, backbone_lr=backbone_lr))["backbone.linear.weight"][0] == expected
+    assert (
+        settings_of(model, adamw(model.named_parameters(), lr=0.1, backbone_lr=backbone_lr))["backbone.linear.weight"][0]
+        == expected
+    )
 
 
 def test_frozen_parameters_are_left_out():
     model = Model()
     model.backbone.requires_grad_(False)
-    assert set(settings_of(model, adamw(model))) == {"backbone_like.weight", "backbone_like.bias", "cube"}
+    assert set(settings_of(model, adamw(model.named_parameters()))) == {"backbone_like.weight", "backbone_like.bias", "cube"}
 
 
 def test_nothing_trainable_is_an_error():
     with pytest.raises(ValueError, match="nothing is trainable"):
-        adamw(Model().requires_grad_(False))
+        adamw(Model().requires_grad_(False).named_parameters())
 
 
 def test_two_steps_equal_adamw_written_out():
     model, (b1, b2), lr = Model(), (0.8, 0.9), 0.1
-    optimizer = adamw(model, lr=lr, weight_decay=0.5, betas=(b1, b2))
+    optimizer = adamw(model.named_parameters(), lr=lr, weight_decay=0.5, betas=(b1, b2))
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     first = {name: torch.zeros_like(p) for name, p in expected.items()}
     second = {name: torch.zeros_like(p) for name, p in expected.items()}
@@ -101,7 +104,7 @@ def test_schedule_is_defined_for_any_warmup(steps, warmup):
 
 def test_set_lr_multiplies_each_groups_peak_not_its_present_rate():
     model = Model()
-    optimizer = adamw(model, lr=0.1, backbone_lr=0.01)
+    optimizer = adamw(model.named_parameters(), lr=0.1, backbone_lr=0.01)
     for multiplier in (0.5, 0.25):
         set_lr(optimizer, multiplier)
     rates = settings_of(model, optimizer)

@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.objective.supervision import learned
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
@@ -190,10 +189,3 @@ def test_every_core_comes_back_exactly(name, backbone, tmp_path):
     tokens = torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0))
     batch = Batch(tokens, tokens, tokens > 50, (tokens > 50).float())
     assert torch.equal(loaded.states(batch), model.states(batch))
-
-
-def test_trained_step_weights_stay_with_the_training(refined, backbone, tmp_path):
-    refined.step_weights = learned(3)
-    save_model(tmp_path / "m", refined, backbone)
-    assert not any("step_weights" in name for name in load_file(tmp_path / "m/model.safetensors"))
-    assert equal(load_model(tmp_path / "m", backbone, "joint", 1).refiner.state_dict(), refined.refiner.state_dict())

@@ -8,6 +8,7 @@ from torch import nn
 
 from components.backbones.selfcheck import selfcheck
 from components.batch import Batch
+from components.objective.objective import Objective
 from components.training.freezing import freeze_except
 from pipeline.errors import ConfigError
 from pipeline.models.pretrained import Source, build
@@ -99,7 +100,7 @@ def test_a_gradient_takes_the_operations_of_the_plain_model(checkpoint, bits):
     plain, packed = build(source(checkpoint)), build(source(checkpoint, trunk_bits=bits))
     for model in (plain, packed):
         freeze_except(model, ["model.model.layers.2"])
-    assert flops.of_gradient(packed, batch, [1.0]) == flops.of_gradient(plain, batch, [1.0]) > 0
+    assert flops.of_gradient(packed, Objective(1), batch) == flops.of_gradient(plain, Objective(1), batch) > 0
 
 
 def counted(model, ids):

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from components.objective.deep_supervision import backward
-from components.objective.memory import recompute, store
+from components.objective.activations import checkpoint, keep
+from components.objective.objective import Objective
 from pipeline.planning import memory
 from tests.support import cores
 
@@ -54,13 +54,14 @@ def test_what_nothing_holds_any_more_is_not_counted(device):
     assert memory.peak(work) == 48_000
 
 
-@pytest.mark.parametrize("memory", [store, recompute])
-def test_a_training_step_takes_on_shapes_what_it_takes(memory):
+@pytest.mark.parametrize("activations", [keep, checkpoint])
+def test_a_training_step_takes_on_shapes_what_it_takes(activations):
     model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
     shapes = copy.deepcopy(model).to(META)
 
     def step(model, batch):
-        return lambda: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), memory=memory)
+        objective = Objective(model.n_steps, activations=activations)
+        return lambda: objective.gradient(model, batch, sequences=len(batch))
 
     really, reckoned = memory.peak(step(model, batch)), memory.peak(step(shapes, batch.to(META)))
     assert reckoned == pytest.approx(really, rel=0.05)
@@ -69,8 +70,6 @@ def test_a_training_step_takes_on_shapes_what_it_takes(memory):
 
 def test_recomputation_takes_less():
     model, batch = cores.model_of("slots", dtype=torch.float32).to(META), cores.batch().to(META)
-    kept, made_again = (
-        memory.peak(lambda memory=memory: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), memory=memory))
-        for memory in (store, recompute)
-    )
+    objectives = (Objective(model.n_steps, activations=activations) for activations in (keep, checkpoint))
+    kept, made_again = (memory.peak(lambda o=o: o.gradient(model, batch, sequences=len(batch))) for o in objectives)
     assert made_again < 0.8 * kept

@@ -49,7 +49,7 @@ def changed(plan_of, finished):
     state, before = torch.get_rng_state(), sorted(map(str, finished.rglob("*")))
     found = plan_of(
         folder=finished, common={"THREADS": 7, "DEVICE": "cuda"}, warmup={**LIVE, "ACCUMULATION": 4, "BATCH": 8},
-        joint={"loop.fit.memory": "@memory.recompute"}, finetune={"finetune.run.steps": 3},
+        joint={"objective.Objective.activations": "@activations.checkpoint"}, finetune={"finetune.run.steps": 3},
     )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() != 7
     assert sorted(map(str, finished.rglob("*"))) == before  # nothing is written
@@ -160,7 +160,7 @@ def test_without_data_its_settings_tell_nearly_the_same(plan, guess):
 def test_other_settings_and_data_that_is_not_of_them(plan_of, guess, finished):
     other = plan_of(
         folder=finished, prepare={"sudoku.Sudoku.train": 500}, extract={"STATE_DTYPE": "int8", "DRAWS": 3},
-        warmup={"loop.fit.supervision": "@supervision.learned"}, joint={"loop.fit.deepen": 0.5},
+        warmup={"objective.Objective.supervision": "@supervision.learned"}, joint={"objective.Objective.curriculum": 0.5},
     )  # fmt: skip
     assert other.examples == 500 and "data/prepared was prepared with other settings" in other.assumed[0]
     assert of(other, "extract").disk == (3 * 500 + 40) * 16 * (16 + 4 + 13) and other.draws == 3

@@ -90,8 +90,12 @@ def test_a_macro_is_set_by_its_name_alone(root):
 
 
 def test_a_reference_brings_what_it_needs_and_drops_what_it_replaces(root):
-    text = bound(resolve("warmup", in_section("loop.fit.supervision: '@supervision.constant'", "supervision.constant.weight: 0.3")))
-    assert text["loop.fit.supervision"] == "@supervision.constant"
+    text = bound(
+        resolve(
+            "warmup", in_section("objective.Objective.supervision: '@supervision.constant'", "supervision.constant.weight: 0.3")
+        )
+    )
+    assert text["objective.Objective.supervision"] == "@supervision.constant"
     assert text["supervision.constant.weight"] == "0.3"
     swapped = bound(resolve("warmup", in_section("warmup.run.states: '@sources.live'")))
     assert "sources.live.prepared" in swapped and "sources.cached.shards" not in swapped
@@ -159,7 +163,10 @@ def test_any_float_arrives_exactly(tmp_path_factory, value):
             r"params.yaml:4 .*: runtime.Runtime.precision expects 'fp32' or 'bf16', got 'fp16' \(str\)",
         ),
         (["warmup.run.unfreeze: 3"], r"params.yaml:4 .*: warmup.run.unfreeze expects Sequence\[str\], got 3 \(int\)"),
-        (["loop.fit.supervision: 5"], r"params.yaml:4 .*: loop.fit.supervision expects Callable .*, got 5 \(int\)"),
+        (
+            ["objective.Objective.supervision: 5"],
+            r"params.yaml:4 .*: objective.Objective.supervision expects Callable .*, got 5 \(int\)",
+        ),
         (
             ["loop.fit.schedule: '@optim.warmup_cosin'"],
             r"params.yaml:4 .*: nothing configurable is called 'optim.warmup_cosin'; did you mean 'optim.warmup_cosine'",

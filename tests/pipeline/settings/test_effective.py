@@ -101,7 +101,7 @@ def test_a_word_that_looks_like_a_reference_stays_a_word(values_of):
 def test_a_call_within_a_scope_has_values_of_its_own(values_of):
     values = values_of("controls")
     assert values["optim.adamw"]["lr"] == 2e-3 and values["trained_on/optim.adamw"]["lr"] == 3e-3
-    assert values["loop.fit"]["supervision"] == "@supervision.linear_decay"
+    assert values["objective.Objective"]["supervision"] == "@supervision.linear_decay"
     assert values["controls.run"]["fit"] == "@loop.fit" and values["controls.run"]["fit_backbone"] == "@trained_on/loop.fit"
     both = ("ema", "validate_every", "clip", "optimizer")
     assert [values["loop.fit"][key] for key in both] == [values["trained_on/loop.fit"][key] for key in both]
@@ -113,7 +113,7 @@ def test_what_is_given_by_the_stage_or_has_no_form_is_left_out():
     gin.parse_config("from __gin__ import dynamic_registration\nfrom pipeline.training import loop\nloop.fit.clip = 2.0\n")
     fit = effective.settings("pipeline.training.loop.fit")["loop.fit"]
     assert fit["clip"] == 2.0 and fit["steps"] == 1000
-    assert not {"model", "train", "optimizer", "schedule", "supervision"} & set(fit)  # without a default; functions
+    assert not {"run", "optimizer", "schedule", "objective"} & set(fit)  # without a default; functions
     gin.clear_config()
 
 
@@ -121,7 +121,7 @@ def test_what_does_not_reach_the_stage_is_left_out(values_of):
     assert set(values_of("prepare")) == {"prepare.run", "sudoku.Sudoku"}
     assert set(values_of("warmup")) == {
         "warmup.run", "sources.cached", "refiner.SlotRefiner", "loop.fit", "optim.adamw", "optim.warmup_cosine",
-        "supervision.linear_decay", "runtime.Runtime", "losses.masked_cross_entropy",
+        "objective.Objective", "supervision.linear_decay", "runtime.Runtime", "losses.masked_cross_entropy",
     }  # fmt: skip
     assert set(values_of("warmup")["losses.masked_cross_entropy"]) == {"chunk"}
     swapped = values_of("warmup", SMOKE, "warmup.run.states=@sources.live")
@@ -147,7 +147,7 @@ def test_the_digest_stays_if_every_value_stays(values_of, overrides):
 
 @pytest.mark.parametrize(
     "override", ["loop.fit.clip=1.5", "WARMUP_STEPS=7", "SEED=1", "refiner.SlotRefiner.steps=5", "warmup.run.out=elsewhere",
-                 "loop.fit.recursion=@recursion.one_step_gradient", "optim.adamw.betas=(0.9, 0.96)",
+                 "objective.Objective.bptt=@recursion.one_step_gradient", "optim.adamw.betas=(0.9, 0.96)",
                  "optim.warmup_cosine.floor=0.1"]
 )  # fmt: skip
 def test_the_digest_changes_with_a_value(values_of, override):

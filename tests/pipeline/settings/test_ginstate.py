@@ -11,6 +11,7 @@ from pipeline.settings.params import Binding
 HEADER = """from __gin__ import dynamic_registration
 from components.objective import supervision
 from components.training import optim
+from pipeline.data import sources
 from pipeline.machine import runtime
 from pipeline.training import loop
 """
@@ -37,11 +38,11 @@ def test_gin_is_the_version_whose_private_parts_are_used():
 
 def test_arguments_that_a_root_gives_are_resolved_and_defaults_are_those_of_the_signature(parse):
     parse(
-        "STEPS = 3", "loop.fit.steps = %STEPS", "loop.fit.supervision = @supervision.constant", "loop.fit.optimizer = @optim.adamw",
-        "supervision.constant.weight = 0.25", "optim.adamw.lr = 0.1",
+        "STEPS = 3", "loop.fit.steps = %STEPS", "loop.fit.schedule = @optim.warmup_cosine", "loop.fit.optimizer = @optim.adamw",
+        "optim.warmup_cosine.floor = 0.25", "optim.adamw.lr = 0.1",
     )  # fmt: skip
-    found = ginstate.arguments(LOOP, LOOP, ("steps", "supervision", "clip"))
-    assert found["steps"] == 3 and found["clip"] == 1.0 and found["supervision"](2) == [0.25, 1.0]
+    found = ginstate.arguments(LOOP, LOOP, ("steps", "schedule", "clip"))
+    assert found["steps"] == 3 and found["clip"] == 1.0 and found["schedule"](100, 100) == 0.25
     assert ginstate.arguments(LOOP, "components.training.optim.adamw", ("lr", "backbone_lr")) == {"lr": 0.1, "backbone_lr": None}
     assert ginstate.arguments(LOOP, "pipeline.machine.runtime.Runtime", ("device",)) is None
 
@@ -59,7 +60,7 @@ def test_what_the_root_cannot_reach_is_dropped(parse):
 
 def test_references_are_followed_through_macros_and_containers(parse):
     parse("loop.fit.optimizer = %OPT", "OPT = @optim.adamw", "optim.adamw.lr = %LR", "LR = 0.1")
-    parse("loop.fit.out = [1, {'a': @runtime.Runtime()}]", "runtime.Runtime.threads = 1")
+    parse("loop.fit.run = [1, {'a': @runtime.Runtime()}]", "runtime.Runtime.threads = 1")
     ginstate.prune(LOOP)
     for kept in ("OPT = @optim.adamw", "optim.adamw.lr = %LR", "LR = 0.1", "runtime.Runtime.threads = 1"):
         assert f"{kept}\n" in text()
@@ -75,8 +76,8 @@ def test_a_scope_is_kept_where_it_is_entered(parse):
 def test_a_call_runs_within_the_scopes_of_its_caller(parse):
     parse(
         "loop.fit.optimizer = @a/optim.adamw",
-        "optim.adamw.model = @supervision.constant",
-        "loop.fit.supervision = @supervision.constant",
+        "optim.adamw.parameters = @supervision.constant",
+        "loop.fit.run = @supervision.constant",
     )
     parse("supervision.constant.weight = 0.1", "a/supervision.constant.weight = 0.2", "b/supervision.constant.weight = 0.3")
     used = ginstate.prune(LOOP)
@@ -109,8 +110,8 @@ def test_why_a_binding_has_no_effect(parse, key, used, reason):
         (["loop.fit.steps = %gin.REQUIRED"], r"loop.fit.steps is required; bind it in params.yaml or on the command line"),
         (["loop.fit.steps = @optim.adamw"], r"loop.fit.steps expects int, got @optim.adamw"),
         (["loop.fit.optimizer = @optim.adamw()"], r"loop.fit.optimizer expects Callable .*, got @optim.adamw\(\)"),
-        (["loop.fit.runtime = @runtime.Runtime"], r"loop.fit.runtime expects Runtime, got @runtime.Runtime"),
-        (["loop.fit.supervision = [1]"], r"loop.fit.supervision expects Callable .*, got \[1\] \(list\)"),
+        (["sources.live.runtime = @runtime.Runtime"], r"sources.live.runtime expects Runtime, got @runtime.Runtime"),
+        (["loop.fit.schedule = [1]"], r"loop.fit.schedule expects Callable .*, got \[1\] \(list\)"),
         (["loop.fit.optimizer = @supervision.constant"], r"loop.fit.optimizer expects Callable .*, got @supervision.constant"),
         (["loop.fit.schedule = @optim.set_lr"], r"loop.fit.schedule expects Callable .*, got @optim.set_lr"),
         (
@@ -142,7 +143,7 @@ def test_values_that_fit_pass(parse):
         "loop.fit.steps = %STEPS",
         "STEPS = 3",
         "loop.fit.clip = 1",
-        "loop.fit.runtime = @runtime.Runtime()",
+        "sources.live.runtime = @runtime.Runtime()",
         "loop.fit.budget = None",
     )
     parse(
@@ -150,17 +151,17 @@ def test_values_that_fit_pass(parse):
         "OPT = @optim.adamw",
         "optim.adamw.betas = [0.9, %B]",
         "B = 0.95",
-        "loop.fit.supervision = @supervision.constant",
+        "loop.fit.schedule = @optim.warmup_cosine",
     )
     ginstate.check_values({})
 
 
 def test_canonical_text_has_one_binding_a_line_and_no_unused_import(parse):
-    parse("loop.fit.out = '" + "x" * 300 + "'")
+    parse("loop.fit.run = '" + "x" * 300 + "'")
     assert text().splitlines() == [
         "from __gin__ import dynamic_registration",
         "from pipeline.training import loop",
-        "loop.fit.out = '" + "x" * 300 + "'",
+        "loop.fit.run = '" + "x" * 300 + "'",
     ]
 
 
@@ -198,10 +199,10 @@ def test_what_is_built_does_not_depend_on_the_order_of_bindings(parse):
 
 
 def test_a_value_is_found_behind_macros_in_containers_too(parse):
-    parse("loop.fit.steps = %A", "A = %B", "B = 3", "loop.fit.out = [%B, {'x': (%A, @a/optim.adamw)}, @runtime.Runtime()]")
+    parse("loop.fit.steps = %A", "A = %B", "B = 3", "loop.fit.run = [%B, {'x': (%A, @a/optim.adamw)}, @runtime.Runtime()]")
     assert ginstate.value_of(("", LOOP, "steps")) == (3, "%A")
-    assert ginstate.value_of(("", LOOP, "out")) == ([3, {"x": (3, "@a/optim.adamw")}, "@runtime.Runtime()"], "")
-    assert ginstate.value_of(("", LOOP, "out"), len)[0][2] == len("@runtime.Runtime()")
+    assert ginstate.value_of(("", LOOP, "run")) == ([3, {"x": (3, "@a/optim.adamw")}, "@runtime.Runtime()"], "")
+    assert ginstate.value_of(("", LOOP, "run"), len)[0][2] == len("@runtime.Runtime()")
 
 
 def test_imports_are_listed_sorted(parse):
@@ -210,11 +211,11 @@ def test_imports_are_listed_sorted(parse):
 
 
 def test_a_circle_through_scopes_is_refused(parse):
-    parse("loop.fit.train = @a/loop.fit", "a/loop.fit.clip = 1.0")
+    parse("loop.fit.run = @a/loop.fit", "a/loop.fit.clip = 1.0")
     with pytest.raises(ConfigError, match=r"'pipeline.training.loop.fit' refers to itself through scopes a/a/a/"):
         ginstate.prune(LOOP)
 
 
 def test_a_circle_through_scopes_that_bind_nothing_ends(parse):
-    parse("loop.fit.train = @a/loop.fit")
+    parse("loop.fit.run = @a/loop.fit")
     assert [call.name for call in ginstate.built(LOOP)] == ["loop.fit"]

@@ -125,6 +125,19 @@ def test_after_a_mistake_too(rehearse):
             "finetune: {bindings: {finetune.run.steps: 1, FINETUNE_TRAINS: []}}",
             "^finetune: finetune.run.unfreeze names nothing to train",
         ),
+        (
+            "joint: {bindings: {objective.Objective.curriculum: 0.5, objective.Objective.supervision: '@supervision.learned'}}",
+            "^joint: objective.Objective.curriculum grows given weights; supervision.learned finds its own: use one of the two",
+        ),
+        (
+            "warmup: {bindings: {objective.Objective.curriculum: 1.5}}",
+            "^warmup: objective.Objective.curriculum is a share of the run",
+        ),
+        (
+            "warmup: {bindings: {objective.Objective.bptt: '@recursion.truncated_gradient', recursion.truncated_gradient.last: 0}}",
+            "^warmup: the gradient must flow through at least 1 step, got last 0",
+        ),
+        ("controls: {bindings: {trained_on/objective.Objective.curriculum: -1.0}}", "^controls: objective.Objective.curriculum"),
         ("finetune: {bindings: {finetune.run.unfreeze: [trunk]}}", "^finetune: no module matches 'trunk'"),
         ("controls: {bindings: {controls.run.unfreeze: [slots]}}", "^controls: no module matches 'slots'; .*refiner.slots"),
     ],

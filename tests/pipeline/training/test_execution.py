@@ -11,7 +11,7 @@ import torch
 
 from components.backbones.tiny_lm import TinyLM
 from components.objective.deep_supervision import backward
-from components.objective.memory import recompute
+from components.objective.objective import Objective
 from components.recursion import one_step_gradient
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
@@ -77,9 +77,11 @@ def check_values(core):
         for _ in range(2):
             assert close(gradients(fast, steps), gradients(written, steps))
         assert graphs() - first == new, graphs() - first
-        validation_losses(fast, enumerate([batch(seed=1, sequences=2)]), Plain())  # as written: no graph of its own
+        validation_losses(
+            fast, enumerate([batch(seed=1, sequences=2)]), Plain(), Objective(fast.n_steps)
+        )  # as written: no graph of its own
         assert graphs() - first == new
-    settings = {"memory": recompute, "stretches": one_step_gradient}
+    settings = {"activations": checkpoint, "bptt": one_step_gradient}
     assert close(gradients(fast, steps, **settings), gradients(written, steps, **settings))
 
 

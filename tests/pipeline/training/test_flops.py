@@ -6,9 +6,10 @@ import torch
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.nn.fused import Linear
-from components.objective.deep_supervision import backward
+from components.objective.activations import checkpoint
 from components.objective.losses import masked_cross_entropy
-from components.objective.memory import recompute
+from components.objective.objective import Objective
+from components.objective.supervision import learned
 from components.recursion import full_gradient, one_step_gradient
 from components.refiners.hybrid import Hybrid
 from pipeline.machine.runtime import Runtime
@@ -67,21 +68,29 @@ def test_a_mixture_of_experts_counts_each_row_once_forward_and_twice_backward(st
 
 
 def counted(model, batch, **settings):
-    return flops.count(lambda: backward(model, batch, [1.0] * model.n_steps, sequences=len(batch), **settings))
+    return flops.count(lambda: Objective(model.n_steps, **settings).gradient(model, batch, sequences=len(batch)))
 
 
-@pytest.mark.parametrize("stretches", [full_gradient, one_step_gradient])
+@pytest.mark.parametrize("bptt", [full_gradient, one_step_gradient])
 @pytest.mark.parametrize("name", sorted(name for name in cores.CORES if not isinstance(cores.made(cores.CORES[name]), Hybrid)))
-def test_the_gradient_of_every_core_on_shapes_takes_what_it_takes(name, stretches):
+def test_the_gradient_of_every_core_on_shapes_takes_what_it_takes(name, bptt):
     model, batch = cores.model_of(name, dtype=torch.float32), cores.batch()
-    expected = counted(model, batch, stretches=stretches)
-    assert flops.of_gradient(model, batch, [1.0] * model.n_steps, stretches) == expected > 1e5
+    expected = counted(model, batch, bptt=bptt)
+    assert flops.of_gradient(model, Objective(model.n_steps, bptt=bptt), batch) == expected > 1e5
     assert all(p.device.type == "cpu" for p in model.parameters())
 
 
 def test_what_is_computed_twice_to_save_memory_does_not_count():
     model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
-    assert flops.of_gradient(model, batch, [1.0] * model.n_steps) == counted(model, batch) < counted(model, batch, memory=recompute)
+    needed, objective = counted(model, batch), Objective(model.n_steps, activations=checkpoint)
+    assert flops.of_gradient(model, objective, batch) == needed < counted(model, batch, activations=checkpoint)
+    assert objective.activations is checkpoint
+
+
+def test_learned_weights_take_no_products():
+    model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
+    objective = Objective(model.n_steps, supervision=learned)
+    assert flops.of_gradient(model, objective, batch) == counted(model, batch) and objective.learned.log_variance.grad is None
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -97,19 +106,19 @@ def test_the_formula_of_a_two_state_core(joint):
     head = 4 * dim * cores.VOCAB * rows
     injection = 2 * tokens * dim**2 * (4 + (2 if joint else 1))  # x is normed by weights, so its product goes back to its input
     tail = cores.LAYERS * (2 * tokens * (4 + 8) * dim**2 + attention) * (3 if joint else 1)
-    assert flops.of_gradient(model, batch, [1.0] * steps) == steps * (core + head) + injection + tail
+    assert flops.of_gradient(model, Objective(steps), batch) == steps * (core + head) + injection + tail
 
 
 def test_a_meter_tells_rate_and_share_of_the_ceiling(monkeypatch):
     model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
-    meter = flops.Meter(model, Runtime(threads=1), full_gradient)
-    weights = [1.0] * model.n_steps
-    needed = 2 * flops.of_gradient(model, batch, weights)
-    assert meter.told([batch, batch], weights, 10.0) == f"{needed * 10 / 1e12:.3g} TF/s"
+    objective = Objective(model.n_steps)
+    meter = flops.Meter(model, objective, Runtime(threads=1))
+    needed = 2 * flops.of_gradient(model, objective, batch)
+    assert meter.summary([batch, batch], 0.5, 10.0) == f"{needed * 10 / 1e12:.3g} TF/s"
     monkeypatch.setattr(flops, "PATIENCE", -1)
     monkeypatch.setattr(flops, "ceiling", lambda runtime: needed * 40)
-    assert meter.told([batch, batch], weights, 10.0).endswith("TF/s, MFU 25.0%")
-    assert flops.Meter(cores.model_of("hybrid"), Runtime(threads=1), full_gradient).told([batch], weights, 1.0) == ""
+    assert meter.summary([batch, batch], 0.5, 10.0).endswith("TF/s, MFU 25.0%")
+    assert flops.Meter(cores.model_of("hybrid"), objective, Runtime(threads=1)).summary([batch], 0.5, 1.0) == ""
 
 
 def test_a_ceiling_is_that_of_a_matrix_product():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from components.model import Model
 from components.objective.masking import exact_count
+from components.objective.objective import Objective
 from components.objective.supervision import constant, last_only
 from components.recursion import State
 from components.refiners.core import Layout
@@ -63,9 +64,9 @@ def parts(whole, *sizes):
 def gradient(runtime):
     """``gradient(model, micro, ...)``: what ``accumulate`` returns, and the gradient by name of parameter."""
 
-    def gradient(model, micro, **settings):
-        settings = {"weights": constant(2), "sequences": 8, "seed": 0, "step": 0, "statistics": True, **settings}
-        values = accumulate(model, micro, runtime=runtime, **settings)
+    def gradient(model, micro, supervision=constant, **settings):
+        settings = {"sequences": 8, "seed": 0, "step": 0, "progress": 1.0, "statistics": True, **settings}
+        values = accumulate(model, Objective(2, supervision=supervision), micro, runtime, **settings)
         return values, {name: p.grad for name, p in model.named_parameters()}
 
     return gradient
@@ -123,7 +124,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(gradient, sizes):
 def test_supervision_weighs_the_steps(gradient):
     model, whole = Twice(), make()
     expected = plain(model, whole, weights=(0.0, 1.0))[2]["inner.weight"].clone()
-    _, found = gradient(model, parts(whole, 4, 4), weights=last_only(2))
+    _, found = gradient(model, parts(whole, 4, 4), supervision=last_only)
     torch.testing.assert_close(found["inner.weight"], expected, rtol=1e-4, atol=1e-6)
 
 
@@ -139,9 +140,9 @@ def test_a_gradient_that_was_there_does_not_linger(gradient):
 def test_frozen_parameters_get_no_gradient_and_unused_ones_none_that_moves_them(gradient, sizes):
     model = Twice()
     _, found = gradient(model, parts(make(), *sizes))
-    assert found["frozen"] is None and model.frozen not in set(trainable(model))
+    assert found["frozen"] is None and "frozen" not in trainable(model, Objective(2))
     assert found["unused"] is None or not found["unused"].any()
-    assert len(trainable(model)) == 5
+    assert len(trainable(model, Objective(2))) == 5
 
 
 def test_statistics_are_measured_when_asked(gradient):

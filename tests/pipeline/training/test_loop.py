@@ -14,6 +14,7 @@ import torch
 from components.backbones.tiny_lm import TinyLM
 from components.objective.losses import masked_cross_entropy
 from components.objective.masking import exact_count
+from components.objective.objective import Objective
 from components.objective.supervision import last_only
 from components.training.optim import adamw
 from pipeline.corpora.prepared import Vocabulary
@@ -24,6 +25,7 @@ from pipeline.machine.process import Interrupted
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.training.curves import read
 from pipeline.training.loop import as_it_is, fit, validation_losses
+from pipeline.training.train_state import TrainRun
 
 VOCABULARY = Vocabulary(size=9, mask_id=8, pad_id=8, sequence=6, rendering="text")
 
@@ -67,8 +69,8 @@ def broken(whole, value):
     return replace(whole, weights=torch.where(whole.masked, torch.tensor(value), whole.weights))
 
 
-def plain_descent(model, lr=0.1):
-    return torch.optim.SGD([{"params": list(model.parameters()), "peak": lr}], lr=lr)
+def plain_descent(named, lr=0.1):
+    return torch.optim.SGD([{"params": [parameter for _, parameter in named], "peak": lr}], lr=lr)
 
 
 def constant(step, steps):
@@ -86,11 +88,13 @@ def model():
 def train(model, runtime, tmp_path):
     """``train(batches, ...)``: fit over the given batches, validating on one other; the model into ``out`` or "model"."""
 
-    def train(*batches, validation=None, out=None, **settings):
+    def train(*batches, validation=None, out=None, loss=masked_cross_entropy, **settings):
         save = partial(save_backbone, out or tmp_path / "model", model, VOCABULARY)
-        settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": constant, "supervision": last_only, **settings}
+        settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": constant, **settings}
         held_out = [validation or batch(seed=9)]
-        return fit("test", model, Fixed(*batches), lambda: enumerate(held_out), out or tmp_path, save, runtime, **settings)
+        run = TrainRun("test", model, Fixed(*batches), lambda: enumerate(held_out), out or tmp_path, save, runtime)
+        objective = partial(Objective, supervision=last_only, loss=loss)
+        return fit(run, objective=objective, **settings)
 
     return train
 
@@ -226,8 +230,8 @@ def test_the_rows_up_to_the_bad_step_are_on_disk(train, tmp_path):
 def test_validation_averages_over_sequences(model, runtime):
     """Two batches of different sizes give what one batch of all rows gives."""
     whole = batch(8)
-    (one,) = validation_losses(model, enumerate([whole]), runtime)
-    (two,) = validation_losses(model, enumerate([part(whole, slice(0, 3)), part(whole, slice(3, 8))]), runtime)
+    (one,) = validation_losses(model, enumerate([whole]), runtime, Objective(1))
+    (two,) = validation_losses(model, enumerate([part(whole, slice(0, 3)), part(whole, slice(3, 8))]), runtime, Objective(1))
     assert two == pytest.approx(one, rel=1e-5)
 
 
@@ -235,7 +239,9 @@ def test_validation_adds_up_by_number(model, runtime):
     """The same bits in whatever order batches come: their losses are of sizes that make the order matter."""
     several = [batch(seed=seed) for seed in range(9)]
     numbered = [(n, replace(one, weights=one.weights * 10.0 ** (2 * n))) for n, one in enumerate(several)]
-    assert validation_losses(model, iter(numbered), runtime) == validation_losses(model, reversed(numbered), runtime)
+    assert validation_losses(model, iter(numbered), runtime, Objective(1)) == validation_losses(
+        model, reversed(numbered), runtime, Objective(1)
+    )
     assert model.training
 
 
@@ -268,7 +274,7 @@ def test_the_best_weights_are_saved_not_the_last(train, model, runtime, tmp_path
     losses = {entry["step"]: entry["loss"] for entry in result.validation}
     assert result.best_step < 16 and result.best_loss == min(losses.values()) < losses[16]
     assert result.best_loss == losses[result.best_step]
-    (saved,) = validation_losses(Backbone(tmp_path / "model").model(), enumerate([same]), runtime)
+    (saved,) = validation_losses(Backbone(tmp_path / "model").model(), enumerate([same]), runtime, Objective(1))
     assert saved == result.best_loss
 
 
@@ -408,15 +414,18 @@ def test_the_loss_that_is_given_is_trained_on_and_validated(train, runtime, mode
     result = train(batch(8), steps=3, validate_every=1, loss=head_distance, optimizer=partial(plain_descent, lr=0.01))
     found = [entry["loss"] for entry in result.validation]
     assert found == sorted(found, reverse=True) and found[0] > found[-1] > 0
-    assert validation_losses(model, enumerate([batch(seed=9)]), runtime, head_distance) == pytest.approx([found[-1]], rel=1e-5)
+    assert validation_losses(model, enumerate([batch(seed=9)]), runtime, Objective(1, head_distance)) == pytest.approx(
+        [found[-1]], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [head_distance, masked_cross_entropy])
 def test_as_it_is_takes_no_step_and_keeps_the_model(model, runtime, tmp_path, loss):
     before, held_out = weights(model), [batch(seed=9)]
     save = partial(save_backbone, tmp_path / "model", model, VOCABULARY)
-    result = as_it_is("test", model, Fixed(batch(8)), lambda: enumerate(held_out), tmp_path, save, runtime, budget=0, loss=loss)
-    (expected,) = validation_losses(model, enumerate(held_out), runtime, loss)
+    run = TrainRun("test", model, Fixed(batch(8)), lambda: enumerate(held_out), tmp_path, save, runtime)
+    result = as_it_is(run, budget=0, objective=partial(Objective, loss=loss))
+    (expected,) = validation_losses(model, enumerate(held_out), runtime, Objective(1, loss))
     assert (result.steps, result.flops, result.best_loss) == (0, 0, expected)
     assert torch.equal(weights(Backbone(tmp_path / "model").model()), before)
     assert (tmp_path / "curves.csv").read_text() == "step,loss\n"

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from components.backbones.tiny_lm import TinyLM
-from components.objective.memory import recompute, store
-from components.objective.supervision import constant, deepened, last_only, learned, linear_decay
+from components.objective.activations import checkpoint, keep
+from components.objective.objective import Objective
+from components.objective.supervision import constant, last_only, learned, linear_decay
 from components.recursion import full_gradient, one_step_gradient, truncated_gradient
 from components.refined_lm import RefinedLM
 from components.refiners.mlp_refiner import MLPRefiner
@@ -25,11 +26,13 @@ from pipeline.training import flops
 from pipeline.training.curves import read
 from pipeline.training.gradients import accumulate
 from pipeline.training.loop import fit
+from pipeline.training.train_state import TrainRun
 from tests.pipeline.training.test_loop import VOCABULARY, Fixed, asked_to_end, batch, ended_at, falling, plain_descent, weights
 
 BATCHES = [batch(seed=seed) for seed in range(3)]
 LONG = {"steps": 6, "validate_every": 3, "log_every": 2, "ema": 0.9}
 STEPS = 3
+AIMS = ("supervision", "curriculum", "bptt", "activations")  # the objective's settings
 
 
 def refined(core, seed=0):
@@ -51,19 +54,27 @@ def model():
 
 @pytest.fixture
 def train(model, runtime, tmp_path):
-    """``train(...)``: fit from the model's first weights, whatever was trained before; returns what it ended with."""
+    """``train(...)``: fit from the model's first weights, whatever was trained before; returns what it ended with. The objective of
+    the last one is ``train.objectives[-1]``.
+    """
     start = {name: value.clone() for name, value in model.state_dict().items()}
     save_backbone(tmp_path / "backbone", model.backbone, VOCABULARY)
 
     def train(out="model", **settings):
-        if hasattr(model, "step_weights"):
-            del model.step_weights
         model.load_state_dict(start)
+        aims = {name: settings.pop(name) for name in AIMS if name in settings}
+
+        def objective(steps):
+            train.objectives.append(Objective(steps, **aims))
+            return train.objectives[-1]
+
         save = partial(save_model, tmp_path / out, model, Backbone(tmp_path / "backbone"))
         settings = {"steps": 4, "optimizer": partial(adamw, lr=1e-2), "schedule": falling, **settings}
         held_out = [batch(seed=9)]
-        return fit("test", model, Fixed(*BATCHES), lambda: enumerate(held_out), tmp_path / out, save, runtime, **settings)
+        run = TrainRun("test", model, Fixed(*BATCHES), lambda: enumerate(held_out), tmp_path / out, save, runtime)
+        return fit(run, objective=objective, **settings)
 
+    train.objectives = []
     return train
 
 
@@ -88,8 +99,8 @@ def columns(tmp_path, out="model"):
 KINDS = {
     "learned": {"supervision": learned},
     "learned_accumulated": {"supervision": learned, "accumulation": 2},
-    "deepened": {"deepen": 0.8},
-    "recomputed": {"memory": recompute, "recursion": truncated_gradient},
+    "curriculum": {"curriculum": 0.8},
+    "checkpointed": {"activations": checkpoint, "bptt": truncated_gradient},
 }
 
 
@@ -116,7 +127,7 @@ def test_learned_weights_are_trained_along_by_their_own_rule(train, model, tmp_p
     """d/ds of exp(-s) loss + s is 1 - loss at s = 0; plain descent from there."""
     train(supervision=learned, steps=1, optimizer=plain_descent, schedule=lambda step, steps: 1.0, clip=1e9)
     losses = [columns(tmp_path)[f"loss/step_{k}"][0] for k in range(STEPS)]
-    assert model.step_weights.log_variance.tolist() == pytest.approx([-0.1 * (1 - loss) for loss in losses], rel=1e-5)
+    assert train.objectives[-1].learned.log_variance.tolist() == pytest.approx([-0.1 * (1 - loss) for loss in losses], rel=1e-5)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -125,26 +136,27 @@ def test_the_loss_is_weighted_by_what_was_learned(train, model, tmp_path, accumu
     found = columns(tmp_path)
     assert found["loss"][0] == pytest.approx(sum(found[f"loss/step_{k}"][0] for k in range(STEPS)), rel=1e-5)  # exp(0) each
     assert found["loss"][4] != pytest.approx(sum(found[f"loss/step_{k}"][4] for k in range(STEPS)), rel=1e-3)
-    assert model.step_weights.log_variance.requires_grad and (model.step_weights.log_variance != 0).all()
+    trained = train.objectives[-1].learned.log_variance
+    assert trained.requires_grad and (trained != 0).all()
 
 
 def test_learned_weights_go_into_snapshots_and_not_into_the_model(train, model, work, tmp_path):
     with pytest.raises(Interrupted), work():
         train(supervision=learned, steps=6, validate_every=2, schedule=ended_at(4, asked_to_end))
     (snapshot,) = (tmp_path / "scratch").rglob("step-000000005/state.safetensors")
-    kept = load_file(snapshot)["model/step_weights.log_variance"]
-    assert kept.any() and torch.equal(kept, model.step_weights.log_variance.detach())
+    snapshotted = load_file(snapshot)["parameter/objective.learned.log_variance"]
+    assert snapshotted.any() and torch.equal(snapshotted, train.objectives[-1].learned.log_variance.detach())
     saved = load_model(tmp_path / "model", Backbone(tmp_path / "backbone"), "warmup")
-    assert not any("step_weights" in name for name in load_file(tmp_path / "model/model.safetensors"))
-    assert not hasattr(saved, "step_weights")
+    assert not any("log_variance" in name for name in load_file(tmp_path / "model/model.safetensors"))
+    assert saved.refiner.state_dict().keys() == model.refiner.state_dict().keys()
 
 
-def test_learned_weights_cannot_be_deepened(train):
-    with pytest.raises(ConfigError, match=r"deepen grows given weights; supervision\.learned finds its own"):
-        train(supervision=learned, deepen=0.5)
+def test_learned_weights_have_no_curriculum(train):
+    with pytest.raises(ConfigError, match=r"curriculum grows given weights; supervision\.learned finds its own"):
+        train(supervision=learned, curriculum=0.5)
 
 
-# Deepening
+# Curriculum
 
 
 def supervised(found, step, schedule=linear_decay):
@@ -155,17 +167,17 @@ def supervised(found, step, schedule=linear_decay):
 
 
 @pytest.mark.parametrize(
-    ("deepen", "depths"),
+    ("curriculum", "depths"),
     [(0.0, [3] * 12), (1.0, [1] * 4 + [2] * 4 + [3] * 4), (0.5, [1] * 2 + [2] * 2 + [3] * 8), (0.25, [1, 2, 3] + [3] * 9)],
 )
-def test_supervision_grows_from_the_first_step_to_all(train, tmp_path, deepen, depths):
-    train(steps=12, deepen=deepen)
+def test_supervision_grows_from_the_first_step_to_all(train, tmp_path, curriculum, depths):
+    train(steps=12, curriculum=curriculum)
     found = columns(tmp_path)
     assert [supervised(found, step) for step in range(12)] == [[depth] for depth in depths]
 
 
-def test_deepening_trains_otherwise_and_reports_every_step(train, model, tmp_path):
-    train(steps=4, deepen=1.0)
+def test_a_curriculum_trains_otherwise_and_reports_every_step(train, model, tmp_path):
+    train(steps=4, curriculum=1.0)
     ended = weights(model).clone()
     assert len(columns(tmp_path)["loss/step_2"]) == 4
     train(steps=4)
@@ -175,18 +187,18 @@ def test_deepening_trains_otherwise_and_reports_every_step(train, model, tmp_pat
 # Memory and gradients
 
 
-@pytest.mark.parametrize("recursion", [full_gradient, truncated_gradient, one_step_gradient])
+@pytest.mark.parametrize("bptt", [full_gradient, truncated_gradient, one_step_gradient])
 @pytest.mark.parametrize("supervision", [linear_decay, learned, last_only])
-def test_recomputation_ends_with_the_same_bytes(train, content, recursion, supervision):
-    for name, memory in (("stored", store), ("again", recompute)):
-        train(name, recursion=recursion, supervision=supervision, memory=memory)
-    assert content("stored") == content("again") and len(content("stored")) == 3
+def test_recomputation_ends_with_the_same_bytes(train, content, bptt, supervision):
+    for name, activations in (("kept", keep), ("again", checkpoint)):
+        train(name, bptt=bptt, supervision=supervision, activations=activations)
+    assert content("kept") == content("again") and len(content("kept")) == 3
 
 
 def test_where_the_gradient_is_cut_decides_what_is_learned(train, model, tmp_path):
     found, first = [], []
-    for recursion in (full_gradient, truncated_gradient, one_step_gradient):
-        train(recursion=recursion)
+    for bptt in (full_gradient, truncated_gradient, one_step_gradient):
+        train(bptt=bptt)
         found.append(weights(model).clone())
         first.append([columns(tmp_path)[f"loss/step_{k}"][0] for k in range(STEPS)])
     assert first[0] == first[1] == first[2]  # where it is cut changes no value
@@ -196,28 +208,28 @@ def test_where_the_gradient_is_cut_decides_what_is_learned(train, model, tmp_pat
 # Operations
 
 
-def counted(model, runtime, schedules, **settings):
-    """Mean operations of a gradient step over the first four batches and the given weights."""
+def counted(model, runtime, depths):
+    """Mean operations of a gradient step over the first four batches and the given numbers of supervised steps."""
     total = 0
-    for schedule, times in Counter(map(tuple, schedules)).items():
+    for depth, times in Counter(depths).items():
+        objective = Objective(STEPS, supervision=lambda steps, depth=depth: [*linear_decay(depth), *[0.0] * (steps - depth)])
         for number in range(4):
-            one = partial(accumulate, model, [BATCHES[number % 3]], list(schedule), runtime, statistics=False, **settings)
+            one = partial(accumulate, model, objective, [BATCHES[number % 3]], runtime, progress=1.0, statistics=False)
             total += times * flops.count(partial(one, sequences=8, seed=0, step=number))
-    return total // (4 * len(schedules))
+    return total // (4 * len(depths))
 
 
-@pytest.mark.parametrize("deepen", [0.5, 1.0])
-def test_operations_of_a_growing_depth_are_those_of_the_depths_that_are_trained(train, model, runtime, deepen):
-    found = train(steps=12, deepen=deepen).flops_per_step
-    schedules = [deepened(linear_decay, STEPS, step / 12 / deepen) for step in range(12)]
-    assert found == counted(model, runtime, schedules)
+@pytest.mark.parametrize(("curriculum", "depths"), [(0.5, [1] * 2 + [2] * 2 + [3] * 8), (1.0, [1] * 4 + [2] * 4 + [3] * 4)])
+def test_operations_of_a_growing_depth_are_those_of_the_depths_that_are_trained(train, model, runtime, curriculum, depths):
+    found = train(steps=12, curriculum=curriculum).flops_per_step
+    assert found == counted(model, runtime, depths)
     assert 0.3 < found / train(steps=12).flops_per_step < 0.97
-    assert counted(model, runtime, [linear_decay(STEPS)]) == train(steps=12).flops_per_step
+    assert counted(model, runtime, [STEPS]) == train(steps=12).flops_per_step
 
 
 def test_a_budget_buys_more_steps_of_a_growing_depth(train, tmp_path):
     budget = 20 * train(steps=10).flops_per_step
-    whole, grown = train(steps=10, budget=budget), train("grown", steps=10, budget=budget, deepen=1.0)
+    whole, grown = train(steps=10, budget=budget), train("grown", steps=10, budget=budget, curriculum=1.0)
     assert whole.steps == 20 < grown.steps == round(budget / grown.flops_per_step)
     found, third = columns(tmp_path, "grown"), grown.steps // 3
     assert [supervised(found, step) for step in (0, third + 1, grown.steps - 1)] == [[1], [2], [3]]
@@ -226,6 +238,6 @@ def test_a_budget_buys_more_steps_of_a_growing_depth(train, tmp_path):
 def test_the_budget_pays_for_what_memory_and_supervision_cost(train):
     """Recomputation runs every step's forward once more; a step that weighs nothing needs no backward pass."""
     stored = train(steps=1, supervision=constant).flops_per_step
-    assert stored < train(steps=1, supervision=constant, memory=recompute).flops_per_step < 1.5 * stored
-    assert train(steps=1, supervision=last_only, recursion=one_step_gradient).flops_per_step < 0.7 * stored
+    assert stored < train(steps=1, supervision=constant, activations=checkpoint).flops_per_step < 1.5 * stored
+    assert train(steps=1, supervision=last_only, bptt=one_step_gradient).flops_per_step < 0.7 * stored
     assert train(supervision=constant, budget=5 * stored).steps == 5

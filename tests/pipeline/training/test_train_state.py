@@ -39,10 +39,20 @@ class DeterministicSampler:
 
 def state(seed, steps=0):
     model = Half(seed)
-    optimizer, average = adamw(model, lr=0.1), EMA(model, 0.9)
+    optimizer, average = adamw(model.named_parameters(), lr=0.1), EMA(model.parameters(), 0.9)
     for _ in range(steps):
         step(model, optimizer, average)
     return model, optimizer, average
+
+
+def run(seed, steps=0):
+    """What a snapshot is made of and goes back into."""
+    model, *rest = state(seed, steps)
+    return trainable(model), *rest
+
+
+def trainable(model):
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def step(model, optimizer, average):
@@ -57,11 +67,13 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
     result = TrainState(steps=3, flops_per_step=7, best_step=2, best_loss=0.5, validation=[{"step": 2, "loss": 0.5}])
     (tmp_path / "out").mkdir()
     Scratch(tmp_path / "scratch").save(
-        3, *progress_of(model, optimizer, average, result, DeterministicSampler(), 2), tmp_path / "out"
+        3, *progress_of(trainable(model), optimizer, average, result, DeterministicSampler(), 2), tmp_path / "out"
     )
     other, its_optimizer, its_average = state(seed=1)
     other.frozen.data.copy_(model.frozen)
-    found = resume(Scratch(tmp_path / "scratch"), tmp_path / "out", other, its_optimizer, its_average, DeterministicSampler(), 2)
+    found = resume(
+        Scratch(tmp_path / "scratch"), tmp_path / "out", trainable(other), its_optimizer, its_average, DeterministicSampler(), 2
+    )
     assert found == result
     for _ in range(2):
         step(model, optimizer, average)
@@ -71,37 +83,39 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
 
 
 def test_frozen_weights_are_not_part_of_it():
-    tensors, _ = progress_of(*state(seed=0, steps=1), TrainState(), DeterministicSampler(), 1)
-    assert "model/trained" in tensors and "model/frozen" not in tensors
+    tensors, _ = progress_of(*run(seed=0, steps=1), TrainState(), DeterministicSampler(), 1)
+    assert "parameter/trained" in tensors and "parameter/frozen" not in tensors
 
 
 def test_without_a_snapshot_a_run_begins_anew(tmp_path):
     (tmp_path / "curves.csv").write_text("step,loss\n0,1\n")
-    assert resume(Scratch(tmp_path / "none"), tmp_path, *state(seed=0), DeterministicSampler(), 1) == TrainState()
+    assert resume(Scratch(tmp_path / "none"), tmp_path, *run(seed=0), DeterministicSampler(), 1) == TrainState()
     assert not (tmp_path / "curves.csv").exists()
 
 
 @pytest.mark.parametrize(("order", "accumulation"), [(DeterministicSampler(seed=1), 2), (DeterministicSampler(), 3)])
 def test_a_snapshot_of_another_order_of_examples_is_refused(tmp_path, order, accumulation):
-    snapshot = progress_of(*state(seed=0, steps=3), TrainState(steps=3), DeterministicSampler(), 2)
+    snapshot = progress_of(*run(seed=0, steps=3), TrainState(steps=3), DeterministicSampler(), 2)
     assert snapshot[1]["order"] == {"step": 3, "accumulation": 2, "seed": 0}
     (tmp_path / "out").mkdir()
     Scratch(tmp_path / "scratch").save(3, *snapshot, tmp_path / "out")
     with pytest.raises(DataError, match="another order"):
-        resume(Scratch(tmp_path / "scratch"), tmp_path / "out", *state(seed=0), order, accumulation)
+        resume(Scratch(tmp_path / "scratch"), tmp_path / "out", *run(seed=0), order, accumulation)
 
 
 def test_other_processes_resume_without_touching_files(tmp_path, monkeypatch):
-    trained = state(seed=0, steps=3)
+    trained = run(seed=0, steps=3)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/curves.csv").write_text("saved")
     Scratch(tmp_path / "scratch").save(3, *progress_of(*trained, TrainState(steps=3), DeterministicSampler(), 2), tmp_path / "out")
     (tmp_path / "out/curves.csv").write_text("later")
     monkeypatch.setenv("RANK", "1")
-    model, *rest = state(seed=0)
-    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", model, *rest, DeterministicSampler(), 2) == TrainState(steps=3)
-    assert torch.equal(model.trained, trained[0].trained)
-    assert resume(Scratch(tmp_path / "none"), tmp_path / "out", *state(seed=0), DeterministicSampler(), 2) == TrainState()
+    parameters, *rest = run(seed=0)
+    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", parameters, *rest, DeterministicSampler(), 2) == TrainState(
+        steps=3
+    )
+    assert torch.equal(parameters["trained"], trained[0]["trained"])
+    assert resume(Scratch(tmp_path / "none"), tmp_path / "out", *run(seed=0), DeterministicSampler(), 2) == TrainState()
     assert (tmp_path / "out/curves.csv").read_text() == "later"
 
 
