@@ -8,6 +8,8 @@ from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.objective.supervision import learned
 from components.refined_lm import RefinedLM
+from components.refiners.delta import Clamped
+from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
 from pipeline.errors import DataError
 from pipeline.models.backbones import Backbone, save_backbone
@@ -42,8 +44,10 @@ def refined(backbone):
         steps=3,
         blocks=2,
         delta_ratio=2,
-        widths={"context": 8, "reasoning": 4, "refinement": 4, "confidence": 2},
-        design="literal",
+        slots=[("context", "context", 8), ("mood", "state", 4), ("refinement", "change", 4), ("doubt", "variance", 2)],
+        entry=Normed,
+        injection=None,
+        update=Clamped(scale=0.2),
     )
     refiner.init_weights(1.5, torch.Generator().manual_seed(2))
     model = RefinedLM(backbone.model(1), refiner)
