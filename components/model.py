@@ -68,6 +68,15 @@ class Model(nn.Module):
         logits = self.readout(hidden.flatten(0, 1)[batch.supervised]).float()
         return (logits.amax(-1) - logits.logsumexp(-1)).exp()
 
+    def set_steps(self, steps: int | None) -> None:
+        """Take this many supervised steps from now on; a model of one step keeps it, and None changes nothing.
+
+        Raises:
+            ValueError: fewer than one step.
+        """
+        if steps is not None and at_least_one_step(steps) and self.n_steps > 1:
+            self.n_steps = steps
+
     def initial_carry(self, batch: Batch) -> Carry:
         """Say where the recursion over ``batch`` stands before its first step; costs nothing."""
         return Carry(len(batch))

@@ -57,7 +57,7 @@ def assess(
             "forgetting None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = opened(backbone, models, runtime)
+    loaded = opened(backbone, models, runtime, asked.recursion_steps)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)
     names = [*loaded, *BASELINES]

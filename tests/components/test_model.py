@@ -57,6 +57,19 @@ def test_another_number_of_steps_can_be_asked_for(batch, steps):
     assert len(list(Counting().steps(batch, steps=steps))) == steps
 
 
+@pytest.mark.parametrize(("own", "asked", "taken"), [(3, 5, 5), (3, None, 3), (3, 1, 1), (1, 5, 1)])
+def test_the_number_of_steps_is_set_where_there_are_several(batch, own, asked, taken):
+    model = Counting()
+    model.n_steps = own
+    model.set_steps(asked)
+    assert model.n_steps == len(list(model.steps(batch))) == taken
+
+
+def test_no_step_at_all_cannot_be_set():
+    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+        Counting().set_steps(0)
+
+
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_step_at_all_is_an_error_naming_the_number(batch, steps):
     with pytest.raises(ValueError, match=rf"at least 1 step, got {steps}$"):

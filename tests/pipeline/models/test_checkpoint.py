@@ -1,5 +1,7 @@
 """Trained models on disk: exact round trips, frozen weights stored once, and what does not belong together refused."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -138,6 +140,15 @@ def test_damaged_weights_are_refused(refined, backbone, tmp_path, position):
     (tmp_path / "m/model.safetensors").write_bytes(content)
     with pytest.raises(DataError, match=r"model.safetensors is damaged: .* run dvc repro warmup"):
         load_model(tmp_path / "m", backbone, "warmup")
+
+
+def test_a_refiner_that_another_version_described_is_refused(refined, backbone, tmp_path):
+    save_model(tmp_path, refined, backbone)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["refiner"]["update"]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"model.json: this slot refiner's description lacks update; .*run dvc repro warmup$"):
+        load_model(tmp_path, backbone, "warmup")
 
 
 def test_a_missing_model_names_the_stage(backbone, tmp_path):
