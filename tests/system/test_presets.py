@@ -121,7 +121,7 @@ OWN = [["mood", "state", 5], ["drift", "change", 3], ["doubt", "variance", 2]]
                 "chunk_masking.ChunkMasking.refined": [0, 3],
                 "chunk_masking.ChunkMasking.chunk": 4,
             },
-            {"core": "ChunkMasking", "refined": [0, 3], "chunk": 16},
+            {"core": "ChunkMasking", "refined": [0, 3], "chunk": 4},
         ),
     ],
 )
