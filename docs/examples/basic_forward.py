@@ -1,7 +1,8 @@
 """A frozen backbone and a slot refiner, one forward pass.
 
 Look at the two columns: with the default design the refined states *are* the backbone's before any training (0, bit for bit);
-the founding design ("literal": a LayerNorm at the entry, no injection, a clamped update) starts anywhere, so its states move away with every step.
+the founding design ("literal": a LayerNorm at the entry, no injection, a clamped update) starts anywhere, so its states move away
+with every step.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Freeze everything but what a pattern names, and read the table of what is trained.
 
 Look at the four slot projections at d = 1024: 524,288, 262,144, 262,144 and 131,072 weights, as in the founding document; the
-table by module counts their biases too, the table by weight names each. A pattern that matches nothing is an error, never silence. (On the meta device: shapes, no memory.)
+table by module counts their biases too, the table by weight names each. A pattern that matches nothing is an error, never silence.
+(On the meta device: shapes, no memory.)
 """
 
 import torch
