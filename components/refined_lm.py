@@ -40,6 +40,7 @@ class RefinedLM(Model):
 
     @n_steps.setter
     def n_steps(self, steps: int) -> None:
+        """Set the refiner's own number of supervised steps."""
         self.refiner.n_steps = steps
 
     @property

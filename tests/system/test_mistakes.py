@@ -113,7 +113,7 @@ MISTAKES = {
         "'optim.adamw.weight_decay' has no effect", "bind it in params.yaml"),
     "size under joint": bound("joint", "refiner: {SlotRefiner: {heads: 8}}", "'refiner.SlotRefiner.heads' is valid",
         "nothing that stage joint builds uses it"),
-    "size file under joint": file(SMOKE + "joint: {gin: [gin/sizes/base.gin]}\n", "gin/sizes/base.gin:5",
+    "size file under joint": file(SMOKE + "joint: {gin: [gin/sizes/base.gin]}\n", "gin/sizes/base.gin:7",
         "'refiner.SlotRefiner.blocks'", "stage joint", command="joint"),
     # the file itself
     "key twice": bound("warmup", "loop.fit.steps: 1\n    loop: {fit: {steps: 2}}", "loop.fit.steps", "params.yaml:5",
