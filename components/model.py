@@ -2,17 +2,37 @@
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from components.batch import Batch
-from components.recursion import State, Tree
+from components.recursion import State, Tree, mapped
 from components.refiners.core import Layout, at_least_one_step, recur
+
+
+@dataclass(frozen=True)
+class Carry:
+    """Where a recursion stands between two calls of a model.
+
+    Attributes:
+        sequences: of the batch that it belongs to.
+        steps: supervised steps taken so far.
+        tree: what the next step starts from, without gradient; empty before the first.
+    """
+
+    sequences: int
+    steps: int = 0
+    tree: Tree = field(default_factory=dict)
 
 
 class Model(nn.Module):
     """The interface of a backbone and of a refined backbone; one training loop and one evaluation serve both.
+
+    It can be called: ``carry, outputs = model(model.initial_carry(batch), batch)``. Training and evaluation use the finer
+    ``begin``, ``step`` and ``readout``.
 
     Attributes:
         head: maps normed states to logits.
@@ -48,6 +68,47 @@ class Model(nn.Module):
         logits = self.readout(hidden.flatten(0, 1)[batch.supervised]).float()
         return (logits.amax(-1) - logits.logsumexp(-1)).exp()
 
+    def set_steps(self, steps: int | None) -> None:
+        """Take this many supervised steps from now on; a model of one step keeps it, and None changes nothing.
+
+        Raises:
+            ValueError: fewer than one step.
+        """
+        if steps is not None and at_least_one_step(steps) and self.n_steps > 1:
+            self.n_steps = steps
+
+    def initial_carry(self, batch: Batch) -> Carry:
+        """Say where the recursion over ``batch`` stands before its first step; costs nothing."""
+        return Carry(len(batch))
+
+    def forward(self, carry: Carry, batch: Batch, enable_deep_supervision: bool | None = None) -> tuple[Carry, dict[str, Any]]:
+        """Take all supervised steps from where ``carry`` stands, and read out.
+
+        Args:
+            carry: of ``initial_carry`` or of an earlier call with the same batch, from which the recursion goes on. It hands on
+                values and no gradient: each call is one computation graph.
+            batch: cached hidden states or tokens.
+            enable_deep_supervision: also read out every intermediate step; None = in training mode. Otherwise earlier states are
+                dropped as soon as the next is made.
+
+        Returns:
+            The carry after the last step, and "logits" of every position after it; with deep supervision also
+            "intermediate_logits", a list of one tensor a step, the last of which is "logits". Penalties and halting: ``steps``.
+
+        Raises:
+            ValueError: the carry belongs to a batch of another size.
+        """
+        if carry.sequences != len(batch):
+            raise ValueError(f"the carry is of a batch of {carry.sequences} sequences, this one has {len(batch)}: begin anew")
+        condition, first, layout = self.begin(batch)
+        deep = self.training if enable_deep_supervision is None else enable_deep_supervision
+        steps = range(carry.steps, carry.steps + self.n_steps)
+        states = recur(self.step, steps, carry.tree or first, condition, layout, False)
+        kept = deque(states, maxlen=None if deep else 1)
+        logits = [self.readout(state.hidden) for state in kept]
+        outputs: dict[str, Any] = {"logits": logits[-1], **({"intermediate_logits": logits} if deep else {})}
+        return Carry(len(batch), steps.stop, mapped(Tensor.detach, kept[-1].carry)), outputs
+
     def steps(
         self,
         batch: Batch,
@@ -66,7 +127,7 @@ class Model(nn.Module):
         """
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         condition, carry, layout = self.begin(batch, positions)
-        yield from recur(self.step, n_steps, carry, condition, layout, statistics)
+        yield from recur(self.step, range(n_steps), carry, condition, layout, statistics)
 
     def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
         """The last state only: earlier ones are dropped as soon as the next is made."""

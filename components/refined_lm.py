@@ -8,7 +8,7 @@ from components.backbones.backbone import BackboneModel
 from components.batch import Batch
 from components.model import Model
 from components.recursion import State, Tree
-from components.refiners.core import Core, Inputs, Layout
+from components.refiners.core import Core, Inputs, Layout, causal_mask
 
 
 class RefinedLM(Model):
@@ -34,9 +34,14 @@ class RefinedLM(Model):
         self.backbone, self.refiner = backbone, refiner
 
     @property
-    def n_steps(self) -> int:  # type: ignore[override]
+    def n_steps(self) -> int:
         """Supervised steps of the refiner."""
         return self.refiner.n_steps
+
+    @n_steps.setter
+    def n_steps(self, steps: int) -> None:
+        """Set the refiner's own number of supervised steps."""
+        self.refiner.n_steps = steps
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]
@@ -47,7 +52,7 @@ class RefinedLM(Model):
         """Run the tail (from cached hidden states or from the tokens), then what of the refiner is the same at every step."""
         x, heads = self.backbone.states_and_heads(batch, self.context_layers)
         confidence = self._confidence(x, batch) if self.refiner.needs_confidence else None
-        layout = Layout(batch.attention, positions, causal=self.backbone.causal)
+        layout = Layout(batch.attention, positions, past=causal_mask(x) if self.backbone.causal else None)
         inputs = Inputs(x, self.backbone.embed(batch.tokens), heads, confidence)
         condition = self.refiner.condition(inputs, layout)
         return condition, self.refiner.initial_carry(x, condition), layout

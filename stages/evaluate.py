@@ -30,6 +30,7 @@ def run(
     limit: int | None,
     headline: str,
     samples: int,
+    recursion_steps: int | None,
     batch_size: int,
     seed: int,
     runtime: Runtime,
@@ -51,6 +52,7 @@ def run(
         limit: examples of each split that are looked at, in everything (``--limit``); None = all.
         headline: the measure whose metrics stand at the top.
         samples: examples written as text and traced through the steps.
+        recursion_steps: supervised steps of every model that takes several; None = as many as in training.
         batch_size: sequences evaluated together.
         seed: of the masks.
         runtime: where it computes.
@@ -60,6 +62,6 @@ def run(
     assess = ASSESSMENTS[rendering_of(data.vocabulary.rendering).predicts]
     config = assessment.EvalConfig(
         measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, forgetting=forgetting,
-        headline=headline, samples=samples, batch_size=batch_size, seed=seed,
+        headline=headline, samples=samples, batch_size=batch_size, seed=seed, recursion_steps=recursion_steps,
     )  # fmt: skip
     assess(data, Backbone(backbone), models, Path(out), runtime, config)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
@@ -20,6 +21,7 @@ def run(
     examples: Callable[..., Source],
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
+    table: Table,
     batch_size: int,
     steps: int,
     seed: int,
@@ -34,6 +36,7 @@ def run(
         examples: token ids of a split (``pipeline.data.sources.tokens``).
         fit: the training loop.
         unfreeze: module paths to train; "" is everything.
+        table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
         steps: optimizer steps; 0 = phase off.
         seed: of masks and order.
@@ -48,5 +51,5 @@ def run(
         return
     phase.run_phase(
         "finetune", model, partial(examples, backbone=base), out, save, runtime,
-        fit=partial(fit, steps=steps), unfreeze=unfreeze, batch_size=batch_size, seed=seed + 2,
+        fit=partial(fit, steps=steps), unfreeze=unfreeze, table=table, batch_size=batch_size, seed=seed + 2,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
@@ -21,6 +22,7 @@ def run(
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     layer_norms: bool,
+    table: Table,
     batch_size: int,
     seed: int,
     runtime: Runtime,
@@ -35,6 +37,7 @@ def run(
         fit: the training loop.
         unfreeze: module paths to train; ``backbone.blocks.*`` is the tail.
         layer_norms: train every norm too.
+        table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
         seed: of the order.
         runtime: where it computes.
@@ -46,5 +49,5 @@ def run(
     save = partial(checkpoint.save_model, Path(out), model, base, warmup)
     phase.run_phase(
         "joint", model, sources, out, save, runtime,
-        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed + 1,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size, seed=seed + 1,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 
 from components.refined_lm import RefinedLM
 from components.refiners.core import Core
+from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
@@ -26,6 +27,7 @@ def run(
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     layer_norms: bool,
+    table: Table,
     batch_size: int,
     seed: int,
     runtime: Runtime,
@@ -40,6 +42,7 @@ def run(
         fit: the training loop.
         unfreeze: module paths to train.
         layer_norms: train every norm too.
+        table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
         seed: of weights and order.
         runtime: where it computes.
@@ -56,5 +59,5 @@ def run(
     save = partial(checkpoint.save_model, Path(out), model, frozen)
     phase.run_phase(
         "warmup", model, sources, out, save, runtime,
-        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, batch_size=batch_size, seed=seed,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size, seed=seed,
     )  # fmt: skip

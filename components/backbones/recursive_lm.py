@@ -19,7 +19,7 @@ from components.refiners.recursive_core import RecursiveCore
 
 
 class RecursiveLM(BackboneModel):
-    """Masked-diffusion model over token ids, or over embeddings, whose only body is a ``RecursiveCore``.
+    """Masked-diffusion model over token ids whose only body is a ``RecursiveCore``.
 
     Args:
         vocab: number of token ids, the mask and padding ids included.

@@ -4,7 +4,7 @@ What is the same at every step is computed once (``condition``); what a step han
 That is what lets training keep a step's graph or make it again, cut the gradient anywhere, and drop sequences that are done.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +42,25 @@ class Layout:
         attention: False at padding; None = no padding.
         positions: True where states may change; elsewhere they come out bit-identical to x. None = everywhere.
         places: index of each token in its sequence, for distances where only some tokens are there; None = all are.
-        causal: no token may learn of what stands behind it.
+        past: no token may learn of what stands behind it: ``causal_mask``, made once for all steps; None = every token may.
     """
 
     attention: Bool[Tensor, "batch seq"] | None = None
     positions: Bool[Tensor, "batch seq"] | None = None
     places: Int[Tensor, "batch seq"] | None = None
-    causal: bool = False
+    past: Bool[Tensor, "1 1 seq seq"] | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token is kept from learning of those behind it."""
+        return self.past is not None
 
     def visible(self, x: Float[Tensor, "batch seq dim"]) -> Bool[Tensor, "_ 1 _ seq"] | None:
         """Which tokens each one's attention may see, over (batch, heads, queries, keys); None = all."""
         keys = None if self.attention is None else rearrange(self.attention, "b s -> b 1 1 s")
-        if not self.causal:
+        if self.past is None:
             return keys
-        past = torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        past = self.past[..., : x.shape[1], : x.shape[1]]
         return past if keys is None else past & keys
 
     def kept(self, new: Float[Tensor, "batch seq dim"], x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
@@ -65,11 +70,16 @@ class Layout:
     def take(self, rows: Int[Tensor, "some"] | slice) -> "Layout":
         """That of these sequences."""
         attention, positions, places = (None if x is None else x[rows] for x in (self.attention, self.positions, self.places))
-        return Layout(attention, positions, places, self.causal)
+        return Layout(attention, positions, places, self.past)
 
     def parts(self, size: int, batch: int) -> list["Layout"]:
         """Those of ``size`` sequences each."""
         return [self.take(slice(first, first + size)) for first in range(0, batch, size)]
+
+
+def causal_mask(x: Float[Tensor, "batch seq dim"]) -> Bool[Tensor, "1 1 seq seq"]:
+    """Which tokens of ``x`` each one may learn of, over (batch, heads, queries, keys): those up to itself."""
+    return torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
 
 
 class Core(nn.Module):
@@ -88,6 +98,11 @@ class Core(nn.Module):
     n_steps: int
     context_layers: tuple[int, ...] = ()
     needs_confidence: bool = False
+
+    @classmethod
+    def described(cls, architecture: Mapping[str, Any]) -> "Core":
+        """Build the core of this class that ``architecture`` describes; its weights are not set."""
+        return cls(**architecture)
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
         """Fill every weight; ``hidden_rms`` (of the backbone's states) is the unit of an update."""
@@ -144,19 +159,19 @@ class Core(nn.Module):
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         layout = Layout(attention, positions)
         condition = self.condition(Inputs(x, embedding, heads, confidence), layout)
-        yield from recur(self.step, n_steps, self.initial_carry(x, condition), condition, layout, statistics)
+        yield from recur(self.step, range(n_steps), self.initial_carry(x, condition), condition, layout, statistics)
 
 
 def recur(
     step: Callable[[int, Tree, Tree, Layout, bool], State],
-    steps: int,
+    steps: range,
     carry: Tree,
     condition: Tree,
     layout: Layout,
     statistics: bool,
 ) -> Iterator[State]:
-    """Yield the state after each of ``steps`` steps, everything in one graph."""
-    for number in range(steps):
+    """Yield the state after each step of these numbers, everything in one graph."""
+    for number in steps:
         state = step(number, carry, condition, layout, statistics)
         yield state
         carry = state.carry

@@ -160,4 +160,4 @@ def _layout(part: Mapping[str, Tensor], layout: Layout) -> Layout:
     """Of the packed tokens. Where a sequence has none, the first stands in for attention's sake, and is dropped afterwards."""
     first = torch.arange(part["valid"].shape[1], device=part["valid"].device) == 0
     positions = None if layout.positions is None else layout.positions.gather(1, part["places"])
-    return Layout(part["valid"] | first, positions, part["places"], layout.causal)
+    return Layout(part["valid"] | first, positions, part["places"], layout.past)

@@ -35,16 +35,3 @@ def overlap(
     widths = [value.shape[-1] for value in values]
     blocks = [list(row.split(widths, 1)) for row in squared.split(widths, 0)]
     return torch.stack([blocks[i][j].mean() for i in range(len(values)) for j in range(i)]).mean()
-
-
-def mean(x: Float[Tensor, "batch seq width"], attention: Bool[Tensor, "batch seq"] | None) -> Float[Tensor, ""]:
-    """Mean over channels and unpadded positions; no host sync."""
-    if attention is None:
-        return x.float().mean()
-    kept = attention[..., None].float()
-    return (x.float() * kept).sum() / (kept.sum() * x.shape[-1])
-
-
-def mean_square(x: Float[Tensor, "batch seq width"], attention: Bool[Tensor, "batch seq"] | None) -> Float[Tensor, ""]:
-    """Mean square over channels and unpadded positions, without gradient."""
-    return mean(x.detach().float().square(), attention)

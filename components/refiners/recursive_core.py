@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
-from components.refiners.orthogonality import mean_square
 from components.refiners.recursive_network import RecursiveNetwork
+from components.refiners.statistics import mean_square
 
 PARTS = 2  # of the batch that an update is made again in
 

@@ -1,26 +1,32 @@
 """SlotRefiner: the recursive head that turns frozen hidden states into better ones, one small step at a time.
 
-One step: attention reads the state -> four slots -> delta network -> confidence-weighted update. The same weights serve every
-step. Notable: with the default update the output layer starts at zero, so at initialisation the refined states *are* the
-backbone's states and every gain is the refiner's; x (the backbone's states) and the frozen token embeddings enter at every step,
-without which the recursion has nothing to check its guesses against.
+One step: attention reads the state -> slots -> delta network -> confidence-weighted update. The same weights serve every step.
+Notable: with the default update the output layer starts at zero, so at initialisation the refined states *are* the backbone's
+states and every gain is the refiner's; x (the backbone's states) and the frozen token embeddings enter at every step, without
+which the recursion has nothing to check its guesses against. The founding design differs in three objects: ``entry.Normed``, no
+injection, ``delta.Clamped`` (preset ``literal``).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
-from einops import repeat
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.nn.attention import Attention, Block
 from components.recursion import State
-from components.refiners import delta
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
-from components.refiners.orthogonality import mean, mean_square, overlap
-from components.refiners.slots import NAMES, Slots
+from components.refiners.delta import Clamped, RmsScaled, Update
+from components.refiners.entry import Entry, Identity, Normed
+from components.refiners.orthogonality import overlap
+from components.refiners.slots import Slots, Source, checked_slots
+from components.refiners.statistics import mean, mean_square
+
+PARTS: dict[str, Callable[..., Any]] = {part.__name__: part for part in (Identity, Normed, Injection, RmsScaled, Clamped)}
+RMS_SCALED = RmsScaled()
 
 
 class SlotRefiner(Core):
@@ -28,68 +34,94 @@ class SlotRefiner(Core):
 
     Args:
         dim: width of the backbone's hidden states.
-        heads: attention heads of a refiner block.
+        heads: attention heads of a refiner block; None = by ``head_width``.
         steps: recursion steps K, the same in training and evaluation.
         blocks: transformer blocks per step (weights shared over steps). The slots read the last one's heads, so what would
             follow them there (output projection, MLP) is left out: nothing would use it.
         mlp_ratio: width of a block's MLP over ``dim``.
         delta_ratio: width of the delta network's hidden layer over ``dim``.
-        widths: slot widths by name; None = d/2, d/4, d/4, d/8.
-        design: "residual" = states enter as they are, x and the token embeddings are injected at every step, the update is
-            zero at first and scaled by the states' rms; "literal" = the founding design: LayerNorm entry, no injection,
-            0.1 tanh(delta) clamped to +-0.5.
-        rotary: attention also sees distances (``components.nn.attention.rotate``); what the backbone has is a good choice.
+        slots: (name, source, width) of each slot (``components.refiners.slots.Slot``); the last weighs the update. None = context,
+            reasoning, refinement, confidence, of widths d/2, d/4, d/4, d/8.
+        entry: how the backbone's states enter (``components.refiners.entry``); takes dim.
+        injection: what every step sees of x and the token embeddings beside its state, which it then reads through a norm; takes
+            dim. None = the state alone.
+        update: how the delta network's proposal is bounded (``components.refiners.delta``).
         orthogonality: weight of the slots' overlap in each step's loss (``components.refiners.orthogonality``).
-        context_layers: backbone layers (-1 = the last) whose concatenated head outputs are the context slot's source, instead of
-            the refiner's own attention; they must be live, that is, not below the split of the shards.
+        rotary: attention also sees distances (``components.nn.attention.rotate``); what the backbone has is a good choice.
+        context_layers: backbone layers (-1 = the last) whose concatenated head outputs are the source "context", instead of the
+            refiner's own attention; they must be live, that is, not below the split of the shards.
+        head_width: channels of an attention head at most, in place of ``heads``: the widest heads that fit ``dim``.
 
     Raises:
-        ValueError: widths or heads do not fit ``dim`` (the message names the numbers).
+        ValueError: slots or heads do not fit ``dim`` (the message names the numbers), or both or neither of ``heads`` and
+            ``head_width`` are given.
     """
 
     def __init__(
         self,
         dim: int,
-        heads: int = 4,
+        heads: int | None = 4,
         steps: int = 4,
         blocks: int = 1,
         mlp_ratio: int = 4,
         delta_ratio: int = 4,
-        widths: Mapping[str, int] | None = None,
-        design: Literal["residual", "literal"] = "residual",
+        slots: Sequence[tuple[str, Source, int]] | None = None,
+        entry: Callable[..., Entry] = Identity,
+        injection: Callable[..., Injection] | None = Injection,
+        update: Update = RMS_SCALED,
         orthogonality: float = 0.0,
         rotary: bool = False,
         context_layers: Sequence[int] | None = None,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         if steps < 1 or blocks < 1:
             raise ValueError(f"the refiner needs at least 1 step and 1 block, got steps {steps} and blocks {blocks}")
-        if design not in ("residual", "literal"):
-            raise ValueError(f"design must be 'residual' or 'literal', got '{design}'")
-        self.architecture = {
-            "core": "SlotRefiner", "dim": dim, "heads": heads, "steps": steps, "blocks": blocks,
-            "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
-            "widths": None if widths is None else dict(widths), "design": design, "orthogonality": orthogonality,
-            "rotary": rotary, "context_layers": None if context_layers is None else list(context_layers),
-        }  # fmt: skip
-        self.dim, self.n_steps, self.orthogonality = dim, steps, orthogonality
-        residual = design == "residual"
-        self.entry = nn.Identity() if residual else nn.LayerNorm(dim)
-        self.state_norm = nn.LayerNorm(dim, bias=False) if residual else None
-        self.injection = Injection(dim) if residual else None
+        heads = _heads(dim, heads, head_width)
+        self.dim, self.n_steps, self.orthogonality, self.update = dim, steps, orthogonality, update
+        self.entry = entry(dim=dim)
+        self.state_norm = None if injection is None else nn.LayerNorm(dim, bias=False)
+        self.injection = None if injection is None else injection(dim=dim)
         self.context_layers = tuple(context_layers or ())
-        self.bound = delta.rms_scaled if residual else delta.clamped
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, rotary) for _ in range(blocks - 1))
         self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads, rotary)
-        self.slots = Slots(dim, widths, dim * len(self.context_layers) or dim)
-        self.confidence = nn.Linear(self.slots.widths["confidence"], 1)
+        self.slots = Slots(dim, slots, dim * len(self.context_layers) or dim)
+        self.confidence = nn.Linear(self.slots.widths[self.slots.weighing], 1)
         self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)
         self.delta_out = nn.Linear(delta_ratio * dim, dim)
         self.hidden_rms: Tensor
         self.register_buffer("hidden_rms", torch.ones(()))
+        self.architecture = {
+            "core": "SlotRefiner", "dim": dim, "heads": heads, "steps": steps, "blocks": blocks,
+            "mlp_ratio": mlp_ratio, "delta_ratio": delta_ratio,
+            "slots": None if slots is None else [slot._asdict() for slot in checked_slots(slots)],
+            "entry": _name(self.entry), "injection": None if self.injection is None else _name(self.injection),
+            "update": {"update": _name(update), **asdict(update)}, "orthogonality": orthogonality,
+            "rotary": rotary, "context_layers": None if context_layers is None else list(context_layers),
+        }  # fmt: skip
+
+    @classmethod
+    def described(cls, architecture: Mapping[str, Any]) -> "SlotRefiner":
+        """Build the refiner that ``architecture`` describes, its parts by their names; its weights are not set.
+
+        Raises:
+            ValueError: it was written by another version, or names a part that is not known here.
+        """
+        named = dict(architecture)
+        if missing := {"slots", "entry", "injection", "update"} - set(named):
+            raise ValueError(
+                f"this slot refiner's description lacks {sorted(missing)[0]}; another version wrote it: train it again"
+            )
+        if named["slots"] is not None:
+            named["slots"] = [(slot["name"], slot["source"], slot["width"]) for slot in named["slots"]]
+        sizes = dict(named["update"])
+        named["update"] = _part(sizes.pop("update"))(**sizes)
+        named["entry"] = _part(named["entry"])
+        named["injection"] = None if named["injection"] is None else _part(named["injection"])
+        return cls(**named)
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
-        """Linear layers U(+-1/sqrt(fan-in)); blocks as in ``Block``; gates 0.5; the delta network's output 0 if residual.
+        """Fill linear layers with U(+-1/sqrt(fan-in)), blocks as in ``Block``; gates 0.5; a silent update's output layer 0.
 
         Args:
             hidden_rms: root mean square of the backbone's hidden states: the unit of an update.
@@ -100,8 +132,8 @@ class SlotRefiner(Core):
             assert isinstance(block, Block)
             block.init_weights(0.3 * self.dim**-0.5, generator)
         nn.init.normal_(self.attention.qkv.weight, std=0.7 * self.dim**-0.5, generator=generator)
-        if self.injection is not None:  # with LayerNorm entry the states have rms 1, and the literal design starts anywhere
-            self.hidden_rms.fill_(hidden_rms)
+        self.hidden_rms.fill_(self.entry.unit(hidden_rms))
+        if self.update.silent:
             zeros_(self.delta_out)
 
     def condition(self, inputs: Inputs, layout: Layout) -> dict[str, Tensor]:
@@ -127,11 +159,11 @@ class SlotRefiner(Core):
         for block in self.blocks:
             u = block(u, visible, layout.places)
         context = self.attention(self.attention_norm(u), visible, layout.places)
-        slots = self.slots(context, carry.get("context"), self._variance(hidden), condition.get("heads", context))
+        slots = self.slots(self._sources(hidden, context, condition), carry.get("context"))
         gated = self.slots.gated(slots)
-        confidence = torch.sigmoid(self.confidence(gated["confidence"]))
-        proposed = self.delta_out(F.gelu(self.delta_in(torch.cat([gated[name] for name in NAMES], -1))))
-        update = confidence * self.bound(proposed, self.hidden_rms)
+        confidence = torch.sigmoid(self.confidence(gated[self.slots.weighing]))
+        proposed = self.delta_out(F.gelu(self.delta_in(torch.cat(list(gated.values()), -1))))
+        update = confidence * self.update(proposed, self.hidden_rms)
         refined = layout.kept(hidden + update, condition["x"])
         return State(
             refined,
@@ -140,10 +172,20 @@ class SlotRefiner(Core):
             self.orthogonality * overlap(slots, layout.attention) if self.orthogonality else None,
         )
 
-    def _variance(self, hidden: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """log(1 + squared deviation of each channel from the token's mean), in units of ``hidden_rms``."""
-        scaled = hidden / self.hidden_rms
-        return torch.log1p((scaled - scaled.mean(-1, keepdim=True)).square())
+    def _sources(
+        self, hidden: Float[Tensor, "batch seq dim"], context: Float[Tensor, "batch seq dim"], condition: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What the slots are projected from, by the names of ``Slot.source``; states in units of ``hidden_rms``."""
+        made = {"attention": context, "context": condition.get("heads", context)}
+        for source in dict.fromkeys(self.slots.sources.values()):
+            if source == "variance":  # log(1 + squared deviation of each channel from the token's mean)
+                scaled = hidden / self.hidden_rms
+                made[source] = torch.log1p((scaled - scaled.mean(-1, keepdim=True)).square())
+            elif source == "state":
+                made[source] = hidden / self.hidden_rms
+            elif source == "backbone":
+                made[source] = condition["x"] / self.hidden_rms
+        return made
 
     @torch.no_grad()
     def _measure(
@@ -152,24 +194,32 @@ class SlotRefiner(Core):
         """0-d tensors over unpadded positions, still on the device: reading them is left to whoever logs."""
         gates = self.slots.gates()
         return {
-            **{f"slot/{name}": mean_square(slots[name], attention).sqrt() for name in NAMES},
-            **{f"gate/{name}": gates[i] for i, name in enumerate(NAMES)},
+            **{f"slot/{name}": mean_square(value, attention).sqrt() for name, value in slots.items()},
+            **{f"gate/{name}": gates[i] for i, name in enumerate(slots)},
             "confidence": mean(confidence, attention),
             "delta": mean_square(update, attention).sqrt(),
             "overlap": overlap(slots, attention),
         }
 
 
-def chunk_positions(chunks: Bool[Tensor, "batch chunks"], seq: int) -> Bool[Tensor, "batch seq"]:
-    """Spread a per-chunk refinement mask over positions: equal chunks, True = refine.
+def _heads(dim: int, heads: int | None, head_width: int | None) -> int:
+    """How many heads: as many as given, or as few as divide ``dim`` into heads of at most ``head_width`` channels."""
+    if (heads is None) == (head_width is None):
+        raise ValueError(f"give heads or head_width, and None for the other, got heads {heads} and head_width {head_width}")
+    if heads is not None:
+        return heads
+    assert head_width is not None
+    if head_width < 1:
+        raise ValueError(f"head_width must be at least 1, got {head_width}")
+    return next(count for count in range(1, dim + 1) if dim % count == 0 and dim // count <= head_width)
 
-    >>> chunk_positions(torch.tensor([[True, False]]), 4)
-    tensor([[ True,  True, False, False]])
 
-    Raises:
-        ValueError: the chunks do not divide the sequence.
-    """
-    n = chunks.shape[1]
-    if seq % n:
-        raise ValueError(f"{n} chunks do not divide a sequence of {seq} tokens ({seq / n:g} tokens a chunk)")
-    return repeat(chunks, "b c -> b (c s)", s=seq // n)
+def _name(part: object) -> str:
+    """Name of a part's class; gin may have made a subclass of the same name."""
+    return type(part).__name__
+
+
+def _part(name: str) -> Callable[..., Any]:
+    if name not in PARTS:
+        raise ValueError(f"no part of the slot refiner is called '{name}'; there are {', '.join(PARTS)}")
+    return PARTS[name]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
-from components.refiners.orthogonality import mean_square
+from components.refiners.statistics import mean_square
 
 
 class Residual(Core):

@@ -1,7 +1,7 @@
 """Freeze everything, then unfreeze modules by path: a pattern that matches nothing is an error, never silence."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,7 +12,7 @@ from components.nn.attention import RMSNorm
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a module that holds parameters of its own."""
+    """One line of the table: a module that holds parameters of its own, or one of its weights."""
 
     module: str
     parameters: int
@@ -21,23 +21,34 @@ class Row:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What is trained and what is not: a row per module, and totals in parameters."""
+    """What is trained and what is not. A tensor that several modules share counts once, at the first of them.
+
+    Attributes:
+        rows: one a module.
+        weights: one a weight, by its whole name.
+        total, trainable: parameters.
+    """
 
     rows: list[Row]
+    weights: list[Row]
     total: int
     trainable: int
 
     def __str__(self) -> str:
-        """The table as text, trainable modules first."""
-        lines = [f"{row.module:<48} {row.parameters:>14,}" for row in self.rows if row.trainable]
-        frozen = self.total - self.trainable
-        return "\n".join(
-            [
-                *lines,
-                f"{'trainable':<48} {self.trainable:>14,} ({self.trainable / max(1, self.total):.2%})",
-                f"{'frozen':<48} {frozen:>14,}",
-            ]
-        )
+        return by_module(self)
+
+
+Table = Callable[[Frozen], str]
+
+
+def by_module(frozen: Frozen) -> str:
+    """Write the table with one line for each module that is trained."""
+    return _text(frozen.rows, frozen)
+
+
+def by_weight(frozen: Frozen) -> str:
+    """Write the table with one line for each weight that is trained."""
+    return _text(frozen.weights, frozen)
 
 
 def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: bool = False) -> Frozen:
@@ -72,10 +83,29 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
 
 
 def _table(modules: dict[str, nn.Module]) -> Frozen:
-    rows = []
+    rows, weights, counted = [], [], set[int]()
     for path, module in modules.items():
-        own = list(module.parameters(recurse=False))
+        own = {name: p for name, p in module.named_parameters(recurse=False) if id(p) not in counted}
+        counted |= {id(p) for p in own.values()}
+        weights += [Row(f"{path}.{name}" if path else name, p.numel(), p.requires_grad) for name, p in own.items()]
         if own:
-            rows.append(Row(path or "(root)", sum(p.numel() for p in own), any(p.requires_grad for p in own)))
-    trainable = sum(row.parameters for row in rows if row.trainable)
-    return Frozen(rows, sum(row.parameters for row in rows), trainable)
+            row = Row(path or "(root)", sum(p.numel() for p in own.values()), any(p.requires_grad for p in own.values()))
+            rows.append(row)
+    trainable = sum(row.parameters for row in weights if row.trainable)
+    return Frozen(rows, weights, sum(row.parameters for row in weights), trainable)
+
+
+def _text(rows: list[Row], frozen: Frozen) -> str:
+    """Lines of what is trained, then the three totals in millions."""
+    sums = {"Total": frozen.total, "Trainable": frozen.trainable, "Frozen": frozen.total - frozen.trainable}
+    return "\n".join(
+        [
+            *(f"{row.module:<56} {row.parameters:>14,}" for row in rows if row.trainable),
+            *(f"{name + ' parameters:':<56} {_millions(n):>14} ({n / max(1, frozen.total):.2%})" for name, n in sums.items()),
+        ]
+    )
+
+
+def _millions(count: int) -> str:
+    """A number of parameters in millions, to two places, small ones to four."""
+    return f"{count / 1e6:,.{2 if count >= 1e6 else 4}f}M"

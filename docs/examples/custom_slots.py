@@ -1,4 +1,6 @@
-"""Slots of other widths, and the context slot taken from the backbone's own attention layers.
+"""Slots of other widths, names and sources, and the context slot taken from the backbone's own attention layers.
+
+The last slot weighs the update; statistics and gates bear the slots' names.
 
 Look at the last table: with the refiner's own attention the context changes from step to step; taken from frozen backbone layers
 (``context_layers``) it is the same at every step. Layers that do not run above the split cannot be read: an error says so.
@@ -9,6 +11,8 @@ import torch
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.refined_lm import RefinedLM
+from components.refiners.delta import Clamped
+from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
 
 generator = torch.Generator().manual_seed(0)
@@ -18,16 +22,29 @@ batch = Batch(tokens.masked_fill(masked, 20), tokens, masked, masked / masked.su
 backbone = TinyLM(vocab=21, seq=16, dim=64, layers=2, heads=4)
 backbone.init_weights(generator)
 
-print("widths             context  reasoning  refinement  confidence  side by side")
-own = {"context": 16, "reasoning": 16, "refinement": 40, "confidence": 4}
-for name, widths in (("d/2 d/4 d/4 d/8", None), ("own", own)):
-    slots = SlotRefiner(dim=64, heads=4, widths=widths, design="literal").slots
-    print(f"{name:<17}" + "".join(f"{width:>{n}}" for width, n in zip(slots.widths.values(), (9, 11, 12, 12), strict=True)), end="")
-    print(f"{slots.total:>14}")
+print("slots (name, source, width)")
+own_widths = [
+    ("context", "context", 16),
+    ("reasoning", "attention", 16),
+    ("refinement", "change", 40),
+    ("confidence", "variance", 4),
+]
+own_slots = [("doing", "attention", 24), ("mood", "state", 8), ("origin", "backbone", 16), ("doubt", "variance", 4)]
+for name, given in (("the four", None), ("own widths", own_widths), ("own slots", own_slots)):
+    refiner = SlotRefiner(dim=64, heads=4, slots=given)
+    refiner.init_weights(1.0, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        (*_, last) = RefinedLM(backbone, refiner).steps(batch, statistics=True)
+    print(
+        f"{name:<12}"
+        + ", ".join(f"{slot} {width}" for slot, width in refiner.slots.widths.items())
+        + f": {refiner.slots.total} wide"
+    )
+    print(f"{'':<12}" + ", ".join(name for name in last.statistics if name.startswith("gate/")))
 
 print("\nrms of the context slot after it was projected\ncontext from        inputs   step 1   step 2   step 3   step 4")
 for layers in ((), (1,), (0, 1)):
-    refiner = SlotRefiner(dim=64, heads=4, steps=4, design="literal", context_layers=layers)
+    refiner = SlotRefiner(dim=64, heads=4, steps=4, entry=Normed, injection=None, update=Clamped(), context_layers=layers)
     refiner.init_weights(1.0, torch.Generator().manual_seed(1))
     with torch.no_grad():
         sizes = [s.statistics["slot/context"].item() for s in RefinedLM(backbone, refiner).steps(batch, statistics=True)]

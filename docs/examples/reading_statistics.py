@@ -6,10 +6,12 @@ founding design bounds it by 0.1.
 
 import torch
 
+from components.refiners.delta import Clamped
+from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
 
 generator = torch.Generator().manual_seed(0)
-refiner = SlotRefiner(dim=64, heads=4, steps=4, design="literal")
+refiner = SlotRefiner(dim=64, heads=4, steps=4, entry=Normed, injection=None, update=Clamped())
 refiner.init_weights(1.0, generator)
 x, embedding = torch.randn(2, 8, 16, 64, generator=generator)
 

@@ -43,7 +43,7 @@ class EvalConfig:
     """Settings of an evaluation; see ``stages.evaluate``.
 
     Raises:
-        ConfigError: the headline is not a measure.
+        ConfigError: the headline is not a measure, or models are to take no recursion step.
     """
 
     measures: Mapping[str, tuple[str, float]]
@@ -56,11 +56,14 @@ class EvalConfig:
     samples: int
     batch_size: int
     seed: int
+    recursion_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.headline not in self.measures:
             known = ", ".join(self.measures)
             raise ConfigError(f"evaluate.run.headline is '{self.headline}', which is none of the measures {known}")
+        if self.recursion_steps is not None and self.recursion_steps < 1:
+            raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {self.recursion_steps}")
 
 
 def assess(
@@ -75,7 +78,7 @@ def assess(
     measures, seed, size = config.measures, config.seed, config.batch_size
     whole = _made("answers", config.answers), _made("likelihood", config.likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = load_models(backbone, models, runtime)
+    loaded = load_models(backbone, models, runtime, config.recursion_steps)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(loaded) * (len(measures) + len(config.decodes)), "measures") as bar:
@@ -168,14 +171,21 @@ def _whole_answers(
     return lines
 
 
-def load_models(backbone: Backbone, folders: Mapping[str, str], runtime: Runtime) -> dict[str, Model]:
-    """Load the frozen backbone and every trained model over its very weights, without phases that were switched off."""
+def load_models(
+    backbone: Backbone, folders: Mapping[str, str], runtime: Runtime, recursion_steps: int | None = None
+) -> dict[str, Model]:
+    """Load the frozen backbone and every trained model over its very weights, without phases that were switched off.
+
+    Models that recur take ``recursion_steps`` steps; None = as many as in training.
+    """
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}
     for name, folder in folders.items():
         stage = "controls" if "controls" in Path(folder).parts else Path(folder).name
         if read_json(Path(folder) / "metrics.json", stage)["steps"]:
             loaded[name] = load_model(folder, backbone, stage, base=frozen).to(runtime.device).eval()
+    for model in loaded.values():
+        model.set_steps(recursion_steps)
     return loaded
 
 

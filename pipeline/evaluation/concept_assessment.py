@@ -58,7 +58,7 @@ def assess(
             "forgetting None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = load_models(backbone, models, runtime)
+    loaded = load_models(backbone, models, runtime, config.recursion_steps)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)
     names = [*loaded, *BASELINES]

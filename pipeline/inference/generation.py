@@ -58,6 +58,7 @@ class Generator:
         length: tokens of an answer at most; None = what the sequence has room for.
         refined_passes: passes of each block that the refined model makes, the last ones, after the backbone alone; None = all.
         halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
+        recursion_steps: supervised steps of a model that takes several; None = as many as in training.
         batch_size: prompts answered together.
         remote_code: run code that comes with an exported model's backbone. Read it first.
         runtime: where it computes, in force during each call and no longer; None = on the CPU, with the threads that torch has.
@@ -77,6 +78,7 @@ class Generator:
         length: int | None = None,
         refined_passes: int | None = None,
         halt: Rule | None = None,
+        recursion_steps: int | None = None,
         batch_size: int = 8,
         remote_code: bool = False,
         runtime: Runtime | None = None,
@@ -85,12 +87,14 @@ class Generator:
             sampler.check()
         except ValueError as error:
             raise ConfigError(f"sampling.Sampler: {error}") from None
-        for name, value, least in (("length", length, 1), ("refined_passes", refined_passes, 0), ("batch_size", batch_size, 1)):
+        limits = (("length", length, 1), ("refined_passes", refined_passes, 0), ("batch_size", batch_size, 1))
+        for name, value, least in (*limits, ("recursion_steps", recursion_steps, 1)):
             if value is not None and value < least:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
         self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
         loaded = load_inference_model(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
+        loaded.model.set_steps(recursion_steps)
         self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
         self.prompts = loaded.prompts
         if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):

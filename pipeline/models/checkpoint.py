@@ -62,7 +62,7 @@ def load_model(
             one; None = read anew, for a model that is to be trained.
 
     Raises:
-        DataError: missing, damaged, trained over another backbone, or trained in layers below ``first_layer``.
+        DataError: missing, damaged, trained over another backbone or in layers below ``first_layer``, or of another version.
     """
     model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, stage)
     description = model_folder.description
@@ -71,7 +71,11 @@ def load_model(
     under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(model_folder.weights)
     model: Model = under
     if "refiner" in description:
-        model = RefinedLM(under, build_core(description["refiner"]))
+        try:
+            refiner = build_core(description["refiner"])
+        except ValueError as error:
+            raise DataError(f"{folder}/{DESCRIPTION}: {error}; run dvc repro {stage}") from None
+        model = RefinedLM(under, refiner)
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
     known = model.state_dict()

@@ -157,6 +157,7 @@ class CostModel:
         """
         names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "forgetting", "seed")
         models, measures, decodes, halts, headline, answers, likelihood, forgetting, seed = self._arguments("evaluate", *names)
+        self.refined.set_steps(*self._arguments("evaluate", "recursion_steps"))  # what training takes was reckoned before
         kept = [name for name in models if name != "finetune" or with_finetune]
         plain = 1 + sum("backbone" in name for name in kept)
         told = 1 + len(kept) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0

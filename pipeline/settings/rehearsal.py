@@ -59,6 +59,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
     with _stage("evaluate", texts):
         for make in (_argument("evaluate", "answers"), _argument("evaluate", "likelihood")):
             _ = make and make()
+        if (steps := _argument("evaluate", "recursion_steps")) is not None and steps < 1:
+            raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {steps}")
     return models
 
 

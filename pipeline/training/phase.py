@@ -9,7 +9,7 @@ import torch
 
 from components.backbones.backbone import BackboneModel
 from components.model import Model
-from components.training.freezing import freeze_except
+from components.training.freezing import Table, by_module, freeze_except
 from pipeline.data.batches import Source
 from pipeline.data.loading import TrainLoader, in_order
 from pipeline.errors import ConfigError
@@ -30,6 +30,7 @@ def run_phase(
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     layer_norms: bool = False,
+    table: Table = by_module,
     batch_size: int,
     seed: int,
     budget: int | None = None,
@@ -46,6 +47,7 @@ def run_phase(
         fit: the training loop with its settings.
         unfreeze: module paths to train.
         layer_norms: train every norm too.
+        table: how what is trained is written to the log.
         batch_size: sequences of a microbatch.
         seed: of the order of the examples.
         budget: floating-point operations to spend instead of the loop's number of steps.
@@ -55,17 +57,17 @@ def run_phase(
     """
     out = Path(out)
     try:
-        table = freeze_except(model, unfreeze, layer_norms=layer_norms)
+        frozen = freeze_except(model, unfreeze, layer_norms=layer_norms)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
-    print(f"{name}: training\n{table}", flush=True)
+    print(f"{name}: training\n{table(frozen)}", flush=True)
     training = TrainLoader(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
     validation = partial(in_order, sources("validation"), max(batch_size, 256))
     limit = {} if budget is None else {"budget": budget}
     result = fit(TrainRun(name, model, training, validation, out, save, runtime), **limit)
     if rank():
         return
-    parameters = {"total": table.total, "trainable": table.trainable}
+    parameters = {"total": frozen.total, "trainable": frozen.trainable}
     write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
 
 

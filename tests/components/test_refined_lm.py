@@ -156,3 +156,10 @@ def test_the_head_and_the_steps_are_those_of_its_parts():
 def test_widths_that_differ_are_an_error_naming_both():
     with pytest.raises(ValueError, match=r"\b16\b.*\b32\b"):
         RefinedLM(TinyLM(vocab=11, seq=6, dim=32, layers=1, heads=2), SlotRefiner(16, heads=2))
+
+
+def test_more_steps_are_taken_once_they_are_set(batch):
+    model = awake(make())
+    expected = [state.hidden for state in model.steps(batch, steps=5)]
+    model.set_steps(5)
+    assert model.n_steps == model.refiner.n_steps == 5 and torch.equal(model.states(batch), expected[-1])

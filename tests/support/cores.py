@@ -10,7 +10,10 @@ from components.batch import Batch
 from components.refined_lm import RefinedLM
 from components.refiners.adapter import Adapter
 from components.refiners.cascade import Cascade
+from components.refiners.chunk_masking import ChunkMasking
 from components.refiners.core import Inputs, Layout
+from components.refiners.delta import Clamped
+from components.refiners.entry import Normed
 from components.refiners.hybrid import Hybrid
 from components.refiners.mlp_refiner import MLPRefiner
 from components.refiners.recursive_core import RecursiveCore
@@ -19,6 +22,8 @@ from components.refiners.refiner import SlotRefiner
 DIM, HEADS, SEQ, RMS = 16, 2, 6, 1.7
 ATTENTION = torch.arange(SEQ) < torch.tensor([6, 3, 5])[:, None]
 
+LITERAL = {"entry": Normed, "injection": None, "update": Clamped()}  # the founding design
+DESIGNS = {"residual": {}, "literal": LITERAL}
 slots = partial(SlotRefiner, heads=HEADS)
 recursive = partial(RecursiveCore, heads=HEADS, blocks=1)
 mlp = partial(MLPRefiner, chunk=4, ratio=2)
@@ -43,6 +48,7 @@ RESIDUAL = {
     "hybrid_penalties": partial(
         Hybrid, doubtful=partial(slots, steps=2, orthogonality=0.5), confident=partial(slots, steps=2, orthogonality=0.25), chunk=2
     ),
+    "chunk_masking": partial(ChunkMasking, refiner=partial(slots, steps=3), chunk=2, refined=(0, 2)),
     "all_doubtful": partial(
         Hybrid, doubtful=partial(slots, steps=2), confident=partial(mlp, steps=2), chunk=2, route="doubtful"
     ),
@@ -54,7 +60,7 @@ STANDALONE = {
     "standalone": partial(recursive, steps=2, standalone=True),
     "standalone_updates": partial(recursive, steps=1, supervise="updates", standalone=True, halting=True, rotary=True),
 }
-CORES = {**RESIDUAL, **STANDALONE, "slots_literal": partial(slots, steps=3, design="literal")}
+CORES = {**RESIDUAL, **STANDALONE, "slots_literal": partial(slots, steps=3, **LITERAL)}
 
 
 def made(core, seed=0, awake=True, std=0.4):

@@ -47,11 +47,12 @@ def chunk_masking(out):
     assert out.count("skipped positions bit-identical 160/160, chosen positions changed 96/96") == 2
     (everything, _), (mask, _), (hybrid, saved) = (after(name, out)[-1] for name in ("everything", "mask ", "hybrid "))
     assert everything == mask > hybrid and saved == pytest.approx(100 * (1 - hybrid / everything), abs=0.1) and saved > 60
-    assert "share of tokens refined: 37.5%" in out
+    assert "share of tokens refined: 37.5%" in out and "that of the mask, bit for bit: True" in out
 
 
 def custom_slots(out):
-    assert after("d/2 d/4 d/4 d/8", out) == [[32, 16, 16, 8, 72]] and after("own   ", out) == [[16, 16, 40, 4, 76]]
+    assert after("the four", out) == [[32, 16, 16, 8, 72]] and after("own widths", out) == [[16, 16, 40, 4, 76]]
+    assert after("own slots", out) == [[24, 8, 16, 4, 52]] and "gate/doing, gate/mood, gate/origin, gate/doubt" in out
     assert len(set(after("own attention", out)[0][1:])) == 4  # changes at every step
     for name, width in (("layers (1,)", 64), ("layers (0, 1)", 128)):
         inputs, *sizes = after(name, out)[0]
@@ -62,8 +63,13 @@ def custom_slots(out):
 def freezing_pattern(out):
     sizes = [after(name, out)[0][0] for name in ("W_ctx", "W_reason", "W_refine", "W_conf")]
     assert sizes == [524288, 262144, 262144, 131072]  # of the founding document
-    trained, frozen = after("trainable", out), after("frozen", out)
-    assert len(trained) == len(frozen) == 3 and len({a[0] + b[0] for a, b in zip(trained, frozen, strict=True)}) == 1
+    millions = {
+        name: re.findall(rf"^{name} parameters: +([\d.]+)M", out, re.MULTILINE) for name in ("Total", "Trainable", "Frozen")
+    }
+    total, trained, frozen = ([float(n) for n in found] for found in millions.values())
+    assert len(total) == len(trained) == len(frozen) == 4
+    assert all(t == pytest.approx(a + b, abs=0.011) for t, a, b in zip(total, trained, frozen, strict=True))
+    assert after("refiner.slots.project.context.weight", out) == [[524288]]
     assert "ValueError: no module matches 'slot_refiner'" in out
 
 

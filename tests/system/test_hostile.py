@@ -276,8 +276,8 @@ PLACED = {
     "called for a callable": ("loop.fit.optimizer = @{}()",),
     "macro": ("HOSTILE = @{}()", "warmup.run.out = %HOSTILE"),
     "macro in a list": ("HOSTILE = [@{}()]", "warmup.run.unfreeze = %HOSTILE"),
-    "value of a map": ("refiner.SlotRefiner.widths = {{'context': @{}()}}",),
-    "key of a map": ("refiner.SlotRefiner.widths = {{@{}(): 3}}",),
+    "value of a map": ("refiner.SlotRefiner.slots = {{'context': @{}()}}",),
+    "key of a map": ("refiner.SlotRefiner.slots = {{@{}(): 3}}",),
     "whole number": ("loop.fit.steps = @{}()",),
     "in a scope": ("loop.fit.runtime = @hostile/{}()",),
 }
@@ -308,9 +308,9 @@ CALLED = {
     "it returns nothing, and nothing is wanted": (
         "config.load_text.text = 'import evil'",
         "config.load_text.stage = 'warmup'",
-        "refiner.SlotRefiner.widths = @config.load_text()",
+        "refiner.SlotRefiner.slots = @config.load_text()",
     ),
-    "it writes a file": (*DOING["files.write_atomic"], "refiner.SlotRefiner.widths = @files.write_atomic()"),
+    "it writes a file": (*DOING["files.write_atomic"], "refiner.SlotRefiner.slots = @files.write_atomic()"),
     "it returns a whole number": (
         "__main__.main.arguments = ['prepare', '--out=was_here']",
         "refiner.SlotRefiner.blocks = @__main__.main()",
@@ -557,7 +557,7 @@ VALUES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["loop.fit.steps", "loop.fit.optimizer", "optim.adamw.betas", "refiner.SlotRefiner.widths"])
+@pytest.mark.parametrize("key", ["loop.fit.steps", "loop.fit.optimizer", "optim.adamw.betas", "refiner.SlotRefiner.slots"])
 def test_any_value_of_any_setting_is_accepted_or_refused(here, key):
     for value in VALUES:
         with contextlib.suppress(ConfigError):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from components.batch import Batch
+from components.refiners.slots import Slot
 from pipeline.settings import config, effective, params, rehearsal
 from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
@@ -18,7 +19,8 @@ PRETRAINED = {  # need weights from elsewhere: tests/stages run them with small 
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem not in {"defaults", *PRETRAINED})
 SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
 REFINERS = {
-    "adapter": "Adapter", "attention_context": "SlotRefiner", "cascade": "Cascade", "hybrid": "Hybrid", "mlp": "MLPRefiner",
+    "adapter": "Adapter", "attention_context": "SlotRefiner", "cascade": "Cascade", "chunk_masking": "ChunkMasking",
+    "hybrid": "Hybrid", "mlp": "MLPRefiner",
     "recursive_core": "RecursiveCore", "selective": "Hybrid",
 }  # fmt: skip
 FULL = ("gsm8k", "literal", "sudoku4", "sudoku6")  # those whose numbers mean something
@@ -85,9 +87,49 @@ def test_presets_differ(resolved):
 
 def test_the_founding_design_differs_from_the_default_in_its_design_alone(resolved):
     one, other = resolved("sudoku4"), resolved("literal")
-    assert {stage for stage in SECTIONS if one[stage] != other[stage]} == {"warmup"}
-    changed = set(one["warmup"].splitlines()) ^ set(other["warmup"].splitlines())
-    assert changed == {"REFINER_DESIGN = 'residual'", "REFINER_DESIGN = 'literal'"}
+    assert {stage for stage in STAGES if one[stage] != other[stage]} == {"warmup"}
+    added = set(other["warmup"].splitlines()) - set(one["warmup"].splitlines())
+    assert set(one["warmup"].splitlines()) <= set(other["warmup"].splitlines())
+    assert added == {
+        "from components.refiners import delta", "from components.refiners import entry",
+        "refiner.SlotRefiner.entry = @entry.Normed", "refiner.SlotRefiner.injection = None",
+        "refiner.SlotRefiner.update = @delta.Clamped()",
+    }  # fmt: skip
+
+
+OWN = [["mood", "state", 5], ["drift", "change", 3], ["doubt", "variance", 2]]
+
+
+@pytest.mark.parametrize(
+    ("preset", "bindings", "found"),
+    [
+        (
+            "sudoku4",
+            {"refiner.SlotRefiner.slots": OWN},
+            {"slots": [Slot(*slot)._asdict() for slot in OWN]},
+        ),
+        ("literal", {"delta.Clamped.scale": 0.05}, {"update": {"update": "Clamped", "scale": 0.05, "limit": 0.5}}),
+        ("literal", {"delta.Clamped.limit": 0.02}, {"update": {"update": "Clamped", "scale": 0.1, "limit": 0.02}}),
+        ("literal", {}, {"entry": "Normed", "injection": None}),
+        ("literal", {"refiner.SlotRefiner.entry": "@entry.Identity"}, {"entry": "Identity", "injection": None}),
+        ("sudoku4", {"refiner.SlotRefiner.update": "@delta.Clamped()"}, {"entry": "Identity", "injection": "Injection"}),
+        ("sudoku4", {"refiner.SlotRefiner.heads": None, "refiner.SlotRefiner.head_width": 8}, {"heads": 8}),
+        (
+            "sudoku4",
+            {
+                "REFINER": "@chunk_masking.ChunkMasking",
+                "chunk_masking.ChunkMasking.refined": [0, 3],
+                "chunk_masking.ChunkMasking.chunk": 4,
+            },
+            {"core": "ChunkMasking", "refined": [0, 3], "chunk": 4},
+        ),
+    ],
+)
+def test_a_founding_knob_of_the_refiner_can_be_set(resolved, preset, bindings, found):
+    read = params.Params(ROOT / "params.yaml", preset, {"preset": preset, "warmup": {"bindings": bindings}})
+    models = rehearsal.rehearse(resolved(preset) | {"warmup": config.resolve("warmup", read, root=ROOT).text})
+    architecture = models["warmup"].refiner.architecture
+    assert {name: architecture[name] for name in found} == found
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from components.nn.attention import Attention, Block, RMSNorm, rotate
-from components.refiners.core import Layout
+from components.refiners.core import Layout, causal_mask
 
 
 def plain_attention(x, qkv, heads, visible=None):
@@ -28,7 +28,8 @@ def plain_rms_norm(x, weight, eps=1e-6):
 
 
 PADDING = torch.tensor([[True] * 5, [True, True, True, False, False]])
-LAYOUTS = {"all": Layout(), "padding": Layout(PADDING), "causal": Layout(causal=True), "both": Layout(PADDING, causal=True)}
+PAST = causal_mask(torch.zeros(2, 5, 8))
+LAYOUTS = {"all": Layout(), "padding": Layout(PADDING), "causal": Layout(past=PAST), "both": Layout(PADDING, past=PAST)}
 VISIBLE = {name: layout.visible(torch.zeros(2, 5, 8)) for name, layout in LAYOUTS.items()}
 every_layout = pytest.mark.parametrize("visible", VISIBLE.values(), ids=VISIBLE)
 

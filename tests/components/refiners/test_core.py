@@ -9,7 +9,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from components.recursion import mapped
-from components.refiners.core import Injection, Inputs, Layout, at_least_one_step, recur, shared_layers, uniform_, zeros_
+from components.refiners.core import (
+    Injection,
+    Inputs,
+    Layout,
+    at_least_one_step,
+    causal_mask,
+    recur,
+    shared_layers,
+    uniform_,
+    zeros_,
+)
 from tests.support.cores import ATTENTION, CORES, DIM, RESIDUAL, RMS, SEQ, STANDALONE, begun, inputs, made, slots, states
 from tests.support.plain import bare, below, injection
 
@@ -19,7 +29,7 @@ every_residual_core = pytest.mark.parametrize("name", RESIDUAL)
 
 def test_the_list_of_cores_is_whole():
     assert len(CORES) >= 20 and {type(made(core)).__name__ for core in CORES.values()} == {
-        "SlotRefiner", "RecursiveCore", "MLPRefiner", "Adapter", "Cascade", "Hybrid"
+        "SlotRefiner", "RecursiveCore", "MLPRefiner", "Adapter", "Cascade", "Hybrid", "ChunkMasking"
     }  # fmt: skip
 
 
@@ -100,8 +110,8 @@ def test_a_mask_that_lets_everything_change_is_no_mask(name):
 
 def followed(core, given, causal):
     """States of every step, under a padded layout."""
-    condition, carry, layout = begun(core, given, Layout(ATTENTION, causal=causal))
-    return torch.stack([state.hidden for state in recur(core.step, core.n_steps, carry, condition, layout, False)])
+    condition, carry, layout = begun(core, given, Layout(ATTENTION, past=causal_mask(given["x"]) if causal else None))
+    return torch.stack([state.hidden for state in recur(core.step, range(core.n_steps), carry, condition, layout, False)])
 
 
 @every_core

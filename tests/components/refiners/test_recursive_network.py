@@ -6,7 +6,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from components.nn.attention import rotate
-from components.refiners.core import Layout
+from components.refiners.core import Layout, causal_mask
 from components.refiners.recursive_core import RecursiveCore
 from components.refiners.recursive_network import PostNormBlock, RecursiveNetwork
 from tests.conftest import ROOT
@@ -16,7 +16,7 @@ PADDING = torch.tensor([[True] * 5, [True, True, True, False, False]])
 PLACES = torch.tensor([[0, 2, 3, 7, 9], [1, 2, 3, 4, 5]])
 layouts = pytest.mark.parametrize(
     "layout",
-    [Layout(), Layout(PADDING), Layout(PADDING, places=PLACES), Layout(PADDING, causal=True)],
+    [Layout(), Layout(PADDING), Layout(PADDING, places=PLACES), Layout(PADDING, past=causal_mask(torch.zeros(2, SEQ, DIM)))],
     ids=["plain", "padding", "places", "causal"],
 )
 

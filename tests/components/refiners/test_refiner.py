@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from components.refiners.core import Inputs, Layout
-from components.refiners.refiner import SlotRefiner, chunk_positions
+from components.refiners.delta import Clamped
+from components.refiners.refiner import SlotRefiner
 from tests.support import plain
-from tests.support.cores import begun
+from tests.support.cores import DESIGNS, begun
 
 DIM, HEADS, RMS = 16, 2, 1.7
 NAMES = ("context", "reasoning", "refinement", "confidence")
+OWN_WIDTHS = [("context", "context", 3), ("reasoning", "attention", 5), ("refinement", "change", 7), ("confidence", "variance", 2)]
 ATTENTION = torch.arange(5) < torch.tensor([5, 3, 4])[:, None]
 
 
@@ -99,7 +101,7 @@ def plain_overlap(slots):
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_every_step_equals_a_plain_recomputation_from_the_weights(design, blocks, attention):
-    refiner = make(design=design, blocks=blocks)
+    refiner = make(**DESIGNS[design], blocks=blocks)
     x, embedding = inputs()
     expected = plain_steps(refiner, x, embedding, attention, design, blocks)
     states = list(refiner.refine(x, embedding, attention))
@@ -143,9 +145,9 @@ def test_rotary_attention_equals_the_plain_recomputation(blocks, places):
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_steps_share_their_weights(design):
-    sizes = {sum(p.numel() for p in SlotRefiner(DIM, HEADS, steps=steps, design=design).parameters()) for steps in (1, 6)}
+    sizes = {sum(p.numel() for p in SlotRefiner(DIM, HEADS, steps=steps, **DESIGNS[design]).parameters()) for steps in (1, 6)}
     assert len(sizes) == 1
-    refiner = make(design=design)
+    refiner = make(**DESIGNS[design])
     short, long = hidden(refiner, *inputs(), steps=2), hidden(refiner, *inputs(), steps=5)
     assert (len(short), len(long)) == (2, 5)
     assert all(torch.equal(a, b) for a, b in zip(short, long[:2], strict=True))
@@ -165,7 +167,7 @@ def test_the_first_update_already_has_a_gradient_at_the_start():
 
 
 def test_literal_states_enter_through_a_layer_norm_and_move_by_a_tenth_at_most():
-    refiner = make(design="literal")
+    refiner = make(**DESIGNS["literal"])
     torch.nn.init.normal_(refiner.delta_out.weight, std=20, generator=torch.Generator().manual_seed(0))
     x, embedding = inputs()
     before = F.layer_norm(x, (DIM,), refiner.entry.weight, refiner.entry.bias)
@@ -177,7 +179,7 @@ def test_literal_states_enter_through_a_layer_norm_and_move_by_a_tenth_at_most()
 
 @pytest.mark.parametrize(("design", "injected"), [("residual", True), ("literal", False)])
 def test_embeddings_enter_in_the_residual_design_only(design, injected):
-    refiner = make(design=design)
+    refiner = make(**DESIGNS[design])
     x, embedding = inputs()
     same = [torch.equal(a, b) for a, b in zip(hidden(refiner, x, embedding), hidden(refiner, x, -embedding), strict=True)]
     assert same == [not injected] * 3
@@ -197,9 +199,10 @@ def test_padding_does_not_influence_valid_positions():
     [
         ({"dim": 100}, r"divisible by 8, got 100\b"),
         ({"dim": 64, "heads": 3}, r"\b64\b.*\b3\b"),
-        ({"dim": 64, "widths": {"context": 8, "reasoning": 8, "refinement": 8, "confidence": 0}}, r"'confidence': 0\b"),
-        ({"dim": 64, "widths": {"context": 8, "reasoning": 8, "refinement": 8}}, "context, reasoning, refinement, confidence"),
-        ({"dim": 64, "widths": {"context": 8, "reasoning": 8, "refinement": 8, "confidence": 8, "mood": 4}}, "mood"),
+        ({"dim": 64, "slots": [("a", "state", 8), ("b", "variance", 0)]}, r"at least 2 wide .* got 0 for 'b'"),
+        ({"dim": 64, "heads": 4, "head_width": 16}, "heads 4 and head_width 16"),
+        ({"dim": 64, "heads": None}, "heads None and head_width None"),
+        ({"dim": 64, "heads": None, "head_width": 0}, "head_width must be at least 1, got 0"),
         ({"dim": 64, "steps": 0}, r"steps 0\b"),
         ({"dim": 64, "blocks": 0}, r"blocks 0\b"),
     ],
@@ -211,7 +214,7 @@ def test_sizes_that_do_not_fit_are_an_error_naming_them(options, message):
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_custom_widths_equal_the_plain_recomputation(design):
-    refiner = make(design=design, widths={"context": 3, "reasoning": 5, "refinement": 7, "confidence": 2})
+    refiner = make(**DESIGNS[design], slots=OWN_WIDTHS)
     x, embedding = inputs()
     expected = plain_steps(refiner, x, embedding, None, design)
     assert refiner.delta_in.in_features == 17
@@ -220,7 +223,7 @@ def test_custom_widths_equal_the_plain_recomputation(design):
 
 
 def test_a_width_not_divisible_by_eight_works_with_custom_widths():
-    refiner = SlotRefiner(100, widths={"context": 9, "reasoning": 2, "refinement": 3, "confidence": 4})
+    refiner = SlotRefiner(100, slots=[(name, source, width + 1) for name, source, width in OWN_WIDTHS])
     assert hidden(refiner, torch.randn(1, 2, 100), torch.randn(1, 2, 100))[-1].shape == (1, 2, 100)
 
 
@@ -230,14 +233,14 @@ def test_a_width_not_divisible_by_eight_works_with_custom_widths():
 def test_positions_outside_the_mask_stay_bit_identical_to_x_and_others_change(design, mask):
     positions = torch.tensor(mask).view(3, 5)
     x, embedding = inputs()
-    for h in hidden(make(design=design), x, embedding, ATTENTION, positions=positions):
+    for h in hidden(make(**DESIGNS[design]), x, embedding, ATTENTION, positions=positions):
         assert torch.equal(h[~positions], x[~positions])
         assert (h[positions] != x[positions]).any(-1).all()
 
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_positions_that_change_read_the_others_as_they_are(design):
-    refiner, (x, embedding) = make(design=design), inputs()
+    refiner, (x, embedding) = make(**DESIGNS[design]), inputs()
     positions = torch.arange(15).view(3, 5) % 3 == 0
     expected = plain_steps(refiner, x, embedding, ATTENTION, design, positions=positions)
     for h, by_hand in zip(hidden(refiner, x, embedding, ATTENTION, positions=positions), expected, strict=True):
@@ -250,21 +253,9 @@ def test_a_mask_that_lets_everything_change_is_no_mask():
     assert all(torch.equal(a, b) for a, b in zip(masked, hidden(refiner, x, embedding), strict=True))
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_chunk_positions_repeats_each_chunk_over_its_tokens(size):
-    chunks = torch.tensor([[True, False, True], [False, False, True]])
-    expected = [[chunks[b, i // size].item() for i in range(3 * size)] for b in range(2)]
-    assert chunk_positions(chunks, 3 * size).tolist() == expected
-
-
-def test_chunks_that_do_not_divide_the_sequence_are_named():
-    with pytest.raises(ValueError, match=r"\b3 chunks.*\b8 tokens"):
-        chunk_positions(torch.ones(1, 3, dtype=torch.bool), 8)
-
-
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_statistics_equal_a_plain_computation(design):
-    refiner, (x, embedding) = make(design=design), inputs()
+    refiner, (x, embedding) = make(**DESIGNS[design]), inputs()
     expected = plain_steps(refiner, x, embedding, ATTENTION, design)
     for state, by_hand in zip(refiner.refine(x, embedding, ATTENTION, statistics=True), expected, strict=True):
         slots = {name: value[ATTENTION][None] for name, value in by_hand["slots"].items()}  # padding is left out
@@ -321,7 +312,7 @@ def test_without_orthogonality_there_is_no_penalty():
 
 @pytest.mark.parametrize("design", ["residual", "literal"])
 def test_a_step_from_detached_carries_learns_from_its_own_loss_alone(design):
-    refiner, (x, embedding) = make(design=design), inputs()
+    refiner, (x, embedding) = make(**DESIGNS[design]), inputs()
     matrices = [p for p in refiner.parameters() if p.ndim == 2]
     condition, carry, layout = begun(refiner, {"x": x, "embedding": embedding})
     for _ in range(2):
@@ -349,7 +340,7 @@ def test_initial_weights_follow_the_generator_alone():
 
 @pytest.mark.parametrize(("design", "silent"), [("residual", True), ("literal", False)])
 def test_initial_weights_are_within_one_over_the_root_of_fan_in(design, silent):
-    refiner = make(awake=False, design=design)
+    refiner = make(awake=False, **DESIGNS[design])
     wide = refiner.delta_in.weight
     assert 0.9 * wide.shape[1] ** -0.5 < wide.abs().max() <= wide.shape[1] ** -0.5
     assert (refiner.delta_out.weight.abs().max() == 0).item() == silent
@@ -369,10 +360,74 @@ def test_blocks_before_the_attention_keep_their_own_initialisation():
     assert refiner.blocks[0].attention.qkv.weight.std().item() == pytest.approx(0.7 / 8, rel=0.1)
 
 
-def test_an_unknown_design_or_no_step_at_all_is_an_error():
-    with pytest.raises((ValueError, TypeError), match="resdual"):
-        SlotRefiner(16, design="resdual")
+def test_no_step_at_all_is_an_error():
     refiner = SlotRefiner(16)
     x = torch.zeros(1, 2, 16)
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         list(refiner.refine(x, x, steps=0))
+
+
+# Parts of one's own
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3])
+def test_a_smaller_delta_scale_bounds_every_update(scale):
+    refiner = make(**{**DESIGNS["literal"], "update": Clamped(scale)})
+    torch.nn.init.normal_(refiner.delta_out.weight, std=20, generator=torch.Generator().manual_seed(0))
+    x, embedding = inputs()
+    before = F.layer_norm(x, (DIM,), refiner.entry.weight, refiner.entry.bias)
+    for after in hidden(refiner, x, embedding):
+        assert 0.5 * scale < (after - before).abs().max().item() <= scale + 1e-6
+        before = after
+
+
+def test_the_clamp_cuts_what_the_scale_allows():
+    refiner, wide = (make(**{**DESIGNS["literal"], "update": Clamped(3.0, limit)}) for limit in (0.01, 9.0))
+    x, embedding = inputs()
+    before = F.layer_norm(x, (DIM,), refiner.entry.weight, refiner.entry.bias)
+    assert 0.002 < (hidden(refiner, x, embedding)[0] - before).abs().max().item() <= 0.01 + 1e-6
+    assert (hidden(wide, x, embedding)[0] - before).abs().max().item() > 0.1
+
+
+MOODS = [
+    ("doing", "attention", 6),
+    ("mood", "state", 3),
+    ("origin", "backbone", 5),
+    ("drift", "change", 4),
+    ("doubt", "variance", 2),
+]
+
+
+def test_slots_of_other_names_and_sources_equal_the_plain_recomputation():
+    refiner, (x, embedding) = make(slots=MOODS), inputs()
+    assert refiner.delta_in.in_features == 20 and refiner.confidence.in_features == 2
+    w, h, previous = plain.bare(refiner), x, None
+    for state in refiner.refine(x, embedding, ATTENTION, statistics=True):
+        u = plain.layer_norm(h, w["state_norm.weight"]) + plain.injection(plain.below(w, "injection."), x, embedding)
+        u = plain.layer_norm(u, w["attention_norm.weight"])
+        now = plain.attention(u, w["attention.qkv.weight"], HEADS, ATTENTION)
+        channel = h / RMS
+        values = {"doing": now, "mood": channel, "origin": x / RMS, "drift": now - (now if previous is None else previous)}
+        values["doubt"] = torch.log(1 + (channel - channel.mean(-1, keepdim=True)) ** 2)
+        slots = {n: F.linear(v, w[f"slots.project.{n}.weight"]) for n, v in values.items()}
+        slots |= {n: v + w[f"slots.project.{n}.bias"] for n, v in slots.items() if n != "drift"}
+        gates = 1 / (1 + torch.exp(-w["slots.gate_logits"]))
+        gated = [gates[i] * plain.layer_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(slots)]
+        confidence = torch.sigmoid(F.linear(gated[-1], w["confidence.weight"], w["confidence.bias"]))
+        wide = plain.gelu(F.linear(torch.cat(gated, -1), w["delta_in.weight"], w["delta_in.bias"]))
+        h, previous = h + confidence * F.linear(wide, w["delta_out.weight"], w["delta_out.bias"]) * RMS, now
+        torch.testing.assert_close(state.hidden, h, rtol=1e-3, atol=1e-4)
+        assert {name for name in state.statistics if "/" in name} == {f"{kind}/{n}" for kind in ("slot", "gate") for n in values}
+        for i, name in enumerate(values):
+            assert state.statistics[f"gate/{name}"].item() == pytest.approx(gates[i].item())
+            size = slots[name][ATTENTION].square().mean().sqrt().item()
+            assert state.statistics[f"slot/{name}"].item() == pytest.approx(size, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dim", "width", "heads"), [(64, 16, 4), (64, 17, 4), (64, 64, 1), (64, 100, 1), (24, 10, 3), (4096, 64, 64)]
+)
+def test_heads_are_the_widest_of_at_most_that_width(dim, width, heads):
+    with torch.device("meta"):
+        refiner = SlotRefiner(dim, heads=None, head_width=width)
+    assert refiner.attention.heads == refiner.architecture["heads"] == heads

@@ -3,12 +3,13 @@ import math
 import pytest
 import torch
 
-from components.refiners.slots import NAMES, Slots, slot_widths
+from components.refiners.slots import Slot, Slots, four_slots
 
-WIDTHS = {"context": 3, "reasoning": 5, "refinement": 2, "confidence": 4}
+NAMES = ("context", "reasoning", "refinement", "confidence")
+OTHERS = [("context", "context", 3), ("reasoning", "attention", 5), ("refinement", "change", 2), ("confidence", "variance", 4)]
 
 
-@pytest.fixture(params=[None, WIDTHS], ids=["default", "custom"])
+@pytest.fixture(params=[None, OTHERS], ids=["default", "custom"])
 def slots(request):
     torch.manual_seed(0)
     module = Slots(16, request.param)
@@ -18,14 +19,17 @@ def slots(request):
 
 
 def inputs():
+    """Sources, and the attention of the previous step."""
     torch.manual_seed(1)
-    return torch.randn(2, 3, 16), torch.randn(2, 3, 16), torch.rand(2, 3, 16)
+    context, previous, variance = torch.randn(2, 3, 16), torch.randn(2, 3, 16), torch.rand(2, 3, 16)
+    return {"attention": context, "context": context, "variance": variance}, previous
 
 
 def test_slots_equal_matrix_products_written_out(slots):
-    context, previous, variance = inputs()
+    sources, previous = inputs()
+    context, variance = sources["attention"], sources["variance"]
     w = {name: (linear.weight, linear.bias) for name, linear in slots.project.items()}
-    out = slots(context, previous, variance)
+    out = slots(sources, previous)
     assert tuple(out) == NAMES
     torch.testing.assert_close(out["context"], context @ w["context"][0].T + w["context"][1])
     torch.testing.assert_close(out["reasoning"], context @ w["reasoning"][0].T + w["reasoning"][1])
@@ -34,8 +38,8 @@ def test_slots_equal_matrix_products_written_out(slots):
 
 
 def test_without_a_previous_context_the_refinement_slot_alone_is_zero(slots):
-    context, previous, variance = inputs()
-    first, later = slots(context, None, variance), slots(context, previous, variance)
+    sources, previous = inputs()
+    first, later = slots(sources, None), slots(sources, previous)
     assert first["refinement"].abs().max() == 0
     assert all(torch.equal(first[name], later[name]) for name in ("context", "reasoning", "confidence"))
 
@@ -55,34 +59,49 @@ def test_gates_are_one_half_at_the_start():
 
 
 def test_a_small_slot_keeps_its_size_at_the_start():
-    small = {name: 1e-3 * (-1.0) ** torch.arange(width).view(1, 1, width) for name, width in slot_widths(16).items()}
+    small = {slot.name: 1e-3 * (-1.0) ** torch.arange(slot.width).view(1, 1, slot.width) for slot in four_slots(16)}
     for name, value in Slots(16).gated(small).items():
         torch.testing.assert_close(value, 0.5 * small[name], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("dim", [16, 64, 768])
-def test_default_widths_are_fixed_fractions_of_dim(dim):
-    assert list(slot_widths(dim).values()) == [dim / 2, dim / 4, dim / 4, dim / 8]
+def test_the_default_slots_are_the_four_at_fixed_fractions_of_dim(dim):
+    assert tuple(slot.name for slot in four_slots(dim)) == NAMES
+    assert [slot.width for slot in four_slots(dim)] == [dim / 2, dim / 4, dim / 4, dim / 8]
+    assert [slot.source for slot in four_slots(dim)] == ["context", "attention", "change", "variance"]
     assert Slots(dim).total == 9 * dim / 8
 
 
-def test_custom_widths_come_out_in_the_order_of_the_slots():
-    shuffled = dict(reversed(WIDTHS.items()))
-    assert list(slot_widths(100, shuffled).items()) == list(WIDTHS.items())
-    assert Slots(100, shuffled).total == 14
+def test_slots_of_ones_own_keep_their_order_names_and_sources():
+    slots = Slots(100, [Slot("mood", "state", 3), ("doubt", "variance", 2), Slot("drift", "change", 7)], context_dim=50)
+    assert slots.widths == {"mood": 3, "doubt": 2, "drift": 7} and slots.total == 12 and slots.weighing == "drift"
+    state, attention = torch.randn(2, 3, 100), torch.randn(2, 3, 100)
+    out = slots({"attention": attention, "state": state, "variance": state.exp()}, None)
+    torch.testing.assert_close(out["mood"], slots.project["mood"](state))
+    torch.testing.assert_close(out["doubt"], slots.project["doubt"](state.exp()))
+    assert tuple(out) == ("mood", "doubt", "drift") and out["drift"].abs().max() == 0 and len(slots.gates()) == 3
+    assert {name: linear.in_features for name, linear in slots.project.items()} == {"mood": 100, "doubt": 100, "drift": 100}
+
+
+def test_the_width_of_the_context_is_that_of_its_source_alone():
+    slots = Slots(16, OTHERS, context_dim=32)
+    assert [linear.in_features for linear in slots.project.values()] == [32, 16, 16, 16]
 
 
 @pytest.mark.parametrize(
-    ("dim", "widths", "message"),
+    ("dim", "slots", "message"),
     [
         (100, None, r"got 100 \(context 50, reasoning 25, refinement 25, confidence 12.5\)"),
         (12, None, r"got 12 \("),
-        (16, {**WIDTHS, "context": 0}, r"\{'context': 0\}"),
-        (16, {**WIDTHS, "reasoning": -2}, r"\{'reasoning': -2\}"),
-        (16, {**WIDTHS, "extra": 2}, "extra"),
-        (16, {"context": 2}, "context, reasoning, refinement, confidence, got context"),
+        (16, [*OTHERS, ("mood", "state", 1)], "at least 2 wide .* got 1 for 'mood'"),
+        (16, [*OTHERS, ("mood", "state", -2)], "got -2 for 'mood'"),
+        (16, [*OTHERS, ("context", "state", 2)], "got 'context' twice"),
+        (16, [*OTHERS, ("mo.od", "state", 2)], "plain word .* got 'mo.od'"),
+        (16, [*OTHERS, ("keys", "state", 2)], "plain word .* got 'keys'"),
+        (16, [*OTHERS, ("mood", "hormones", 2)], "'mood' must be one of context, .*, backbone, got 'hormones'"),
+        (16, OTHERS[:1], "at least 2 slots, .* got 1"),
     ],
 )
-def test_widths_that_do_not_fit_are_an_error_naming_them(dim, widths, message):
+def test_slots_that_cannot_be_built_are_an_error_naming_them(dim, slots, message):
     with pytest.raises(ValueError, match=message):
-        slot_widths(dim, widths)
+        Slots(dim, slots)

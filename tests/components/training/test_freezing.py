@@ -3,13 +3,15 @@ import torch
 
 from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
+from components.refiners.delta import Clamped
+from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
-from components.training.freezing import freeze_except
+from components.training.freezing import by_weight, freeze_except
 
 
 @pytest.fixture
 def model():
-    return RefinedLM(TinyLM(11, 6, 16, layers=2, heads=2), SlotRefiner(16, heads=2, design="literal"))
+    return RefinedLM(TinyLM(11, 6, 16, layers=2, heads=2), SlotRefiner(16, heads=2, entry=Normed, injection=None, update=Clamped()))
 
 
 def trainable(model):
@@ -79,10 +81,39 @@ def test_rows_name_each_module_that_holds_parameters(model):
 
 def test_the_table_as_text_lists_trainable_modules_and_totals(model):
     table = freeze_except(model, ["backbone.head"])
-    first, *_ = lines = str(table).splitlines()
+    first, *sums = str(table).splitlines()
     assert first.split() == ["backbone.head", "176"]
-    assert lines[1].split()[:2] == ["trainable", "176"]
-    assert lines[2].split() == ["frozen", f"{table.total - 176:,}"]
+    total = sum(p.numel() for p in model.parameters())
+    shares = {"Total": total, "Trainable": 176, "Frozen": total - 176}
+    expected = [[name, "parameters:", f"{n / 1e6:.4f}M", f"({100 * n / total:.2f}%)"] for name, n in shares.items()]
+    assert [line.split() for line in sums] == expected
+
+
+def test_millions_are_told_to_two_places():
+    with torch.device("meta"):
+        table = freeze_except(
+            torch.nn.ModuleDict({"a": torch.nn.Linear(30000, 50000, bias=False), "b": torch.nn.Linear(1, 1)}), ["b"]
+        )
+    assert [line.split()[2:] for line in str(table).splitlines()[1:]] == [
+        ["1,500.00M", "(100.00%)"], ["0.0000M", "(0.00%)"], ["1,500.00M", "(100.00%)"]
+    ]  # fmt: skip
+
+
+def test_the_table_by_weight_lists_every_weight_that_is_trained(model):
+    table = freeze_except(model, ["refiner.slots"])
+    lines = [line.split() for line in by_weight(table).splitlines()]
+    sizes = {name: f"{p.numel():,}" for name, p in model.named_parameters() if p.requires_grad}
+    assert {name: size for name, size in lines[:-3]} == sizes and "refiner.slots.project.context.weight" in sizes
+    assert lines[-3:] == [line.split() for line in str(table).splitlines()[-3:]]
+
+
+def test_a_tied_tensor_counts_once(model):
+    model.backbone.head.weight = model.backbone.embedding.weight
+    table = freeze_except(model, ["backbone.head"])
+    assert table.total == sum(p.numel() for p in model.parameters()) and table.trainable == 11 * 16
+    for rows, name in ((table.rows, "backbone.embedding"), (table.weights, "backbone.embedding.weight")):
+        assert [(row.module, row.parameters) for row in rows if row.trainable] == [(name, 176)]
+        assert sum(row.parameters for row in rows) == table.total
 
 
 def test_a_module_with_parameters_at_its_root_is_listed():

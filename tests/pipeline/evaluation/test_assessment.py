@@ -106,6 +106,20 @@ def test_samples_end_with_the_split(evaluate, tmp_path, asked, written):
     assert len(trace["tokens"]) == len(trace["models"]["joint"]) == written and trace["rendering"] == "sudoku"
 
 
+def test_another_number_of_recursion_steps_is_taken_by_what_recurs(evaluate):
+    own, more = evaluate(), evaluate(recursion_steps=6)
+    assert len(own["joint"]["nll_by_step"]) == 4 and len(more["joint"]["nll_by_step"]) == 6
+    assert (
+        more["joint"]["nll_by_step"][:4] == own["joint"]["nll_by_step"] and more["joint"]["nll"] == more["joint"]["nll_by_step"][5]
+    )
+    assert more["frozen"] == own["frozen"] and len(more["warmup"]["statistics_by_step"]) == 6
+
+
+def test_no_recursion_step_is_refused(evaluate):
+    with pytest.raises(ConfigError, match=r"evaluate.run.recursion_steps must be at least 1, or None, got 0"):
+        evaluate(recursion_steps=0)
+
+
 def test_a_limit_holds_for_everything_and_is_told(evaluate, finished, tmp_path):
     metrics = evaluate(prepared=Limited(finished / "data/prepared", 5), decodes={"test_5": ("test_5", 2, 1, 7)}, samples=9)
     assert metrics["limit"] == 5 and "limit" not in evaluate()

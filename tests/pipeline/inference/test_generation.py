@@ -165,6 +165,14 @@ def test_a_halting_rule_ends_the_recursion_within_each_pass(make):
     assert never(PUZZLE) == make()(PUZZLE) != halted
 
 
+@pytest.mark.parametrize(("steps", "runs"), [(None, 3), (1, 1), (5, 5)])
+def test_another_number_of_recursion_steps_is_taken_in_each_pass(make, steps, runs):
+    generator = make(recursion_steps=steps, sampler=Sampler(steps=2))
+    calls = counted(generator.model.refiner)
+    generator(PUZZLE)
+    assert len(calls) == 2 * runs
+
+
 def test_a_rule_that_the_model_cannot_follow_names_the_setting(make):
     with pytest.raises(ConfigError, match=r"Generator.halt: halting.by_learning needs a core that learns to halt"):
         make(halt=halting.by_learning)(PUZZLE)
@@ -187,6 +195,7 @@ def test_a_threshold_saves_passes(make):
         ({"length": 0}, "generation.Generator.length must be at least 1, got 0"),
         ({"refined_passes": -1}, "refined_passes must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"recursion_steps": 0}, "generation.Generator.recursion_steps must be at least 1, got 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(make, settings, told):

@@ -1,5 +1,7 @@
 """Trained models on disk: exact round trips, frozen weights stored once, and what does not belong together refused."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +9,8 @@ from safetensors.torch import load_file
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.refined_lm import RefinedLM
+from components.refiners.delta import Clamped
+from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
 from pipeline.errors import DataError
@@ -42,8 +46,10 @@ def refined(backbone):
         steps=3,
         blocks=2,
         delta_ratio=2,
-        widths={"context": 8, "reasoning": 4, "refinement": 4, "confidence": 2},
-        design="literal",
+        slots=[("context", "context", 8), ("mood", "state", 4), ("refinement", "change", 4), ("doubt", "variance", 2)],
+        entry=Normed,
+        injection=None,
+        update=Clamped(scale=0.2),
     )
     refiner.init_weights(1.5, torch.Generator().manual_seed(2))
     model = RefinedLM(backbone.model(1), refiner)
@@ -155,6 +161,15 @@ def test_damaged_weights_are_refused(refined, backbone, tmp_path, position):
     (tmp_path / "m/model.safetensors").write_bytes(content)
     with pytest.raises(DataError, match=r"model.safetensors is damaged: .* run dvc repro warmup"):
         load_model(tmp_path / "m", backbone, "warmup")
+
+
+def test_a_refiner_that_another_version_described_is_refused(refined, backbone, tmp_path):
+    save_model(tmp_path, refined, backbone)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["refiner"]["update"]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match=r"model.json: this slot refiner's description lacks update; .*run dvc repro warmup$"):
+        load_model(tmp_path, backbone, "warmup")
 
 
 def test_a_missing_model_names_the_stage(backbone, tmp_path):

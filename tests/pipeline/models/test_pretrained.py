@@ -81,6 +81,17 @@ def test_dream_is_shifted_by_one_and_llada_is_not(tmp_path):
         torch.testing.assert_close(logits[:, shift:], plain[:, : 6 - shift])
 
 
+def test_a_pretrained_model_is_called_like_any_other(checkpoint):
+    model = build(source(checkpoint))
+    tokens = torch.randint(VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
+    nothing = torch.zeros_like(tokens, dtype=torch.bool)
+    batch = Batch(tokens, tokens, nothing, nothing.float())
+    carry, outputs = model.train()(model.initial_carry(batch), batch)
+    assert torch.equal(outputs["logits"], model.readout(model.states(batch)))
+    assert len(outputs["intermediate_logits"]) == carry.steps == 1
+    assert set(model.eval()(carry, batch)[1]) == {"logits"}
+
+
 def test_a_missing_weight_is_an_error_and_not_noise(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     shapes = next(make() for known, make in LAYOUTS.values() if known == config)

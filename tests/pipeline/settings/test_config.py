@@ -64,22 +64,22 @@ def test_a_preset_overrides_what_it_includes(root):
 
 def test_a_named_gin_file_overrides_the_stage_file(root):
     assert bound(resolve("warmup"))["refiner.SlotRefiner.heads"] == "%HEADS"
-    assert bound(resolve("warmup", SMOKE + "warmup: {gin: [gin/sizes/base.gin]}\n"))["refiner.SlotRefiner.heads"] == "8"
+    assert bound(resolve("warmup", SMOKE + "warmup: {gin: [gin/sizes/base.gin]}\n"))["refiner.SlotRefiner.heads"] == "None"
 
 
 def test_a_binding_overrides_a_named_gin_file(root):
-    text = SMOKE + "warmup: {gin: [gin/sizes/base.gin], bindings: {refiner.SlotRefiner.heads: 2}}\n"
-    assert bound(resolve("warmup", text))["refiner.SlotRefiner.heads"] == "2"
+    text = SMOKE + "warmup: {gin: [gin/sizes/base.gin], bindings: {refiner.SlotRefiner.blocks: 3}}\n"
+    assert bound(resolve("warmup", text))["refiner.SlotRefiner.blocks"] == "3"
 
 
 def test_the_gin_file_of_a_section_overrides_that_of_common(root):
     text = SMOKE + "warmup: {gin: [gin/sizes/base.gin]}\ncommon: {gin: [gin/sizes/large.gin]}\n"
-    assert bound(resolve("warmup", text))["refiner.SlotRefiner.heads"] == "8"
+    assert bound(resolve("warmup", text))["refiner.SlotRefiner.blocks"] == "2"
 
 
 def test_the_gin_file_of_a_section_overrides_a_binding_of_common(root):
-    text = SMOKE + "common: {bindings: {refiner.SlotRefiner.heads: 2}}\nwarmup: {gin: [gin/sizes/base.gin]}\n"
-    assert bound(resolve("warmup", text))["refiner.SlotRefiner.heads"] == "8"
+    text = SMOKE + "common: {bindings: {refiner.SlotRefiner.blocks: 3}}\nwarmup: {gin: [gin/sizes/base.gin]}\n"
+    assert bound(resolve("warmup", text))["refiner.SlotRefiner.blocks"] == "2"
 
 
 # What a binding can say

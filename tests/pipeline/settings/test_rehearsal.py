@@ -106,7 +106,12 @@ def test_after_a_mistake_too(rehearse):
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
         ("warmup: {bindings: {RECURSION_STEPS: 0}}", "^warmup: the refiner needs at least 1 step and 1 block"),
-        ("warmup: {bindings: {refiner.SlotRefiner.widths: {context: 3}}}", "^warmup: slot widths must name exactly"),
+        ("warmup: {bindings: {refiner.SlotRefiner.slots: [[mood, state, 3]]}}", "^warmup: a slot refiner needs at least 2 slots"),
+        ("warmup: {bindings: {refiner.SlotRefiner.slots: [[a, state, 3], [a, state, 3]]}}", "names of their own, got 'a' twice"),
+        (
+            "evaluate: {bindings: {evaluate.run.recursion_steps: 0}}",
+            "^evaluate.run.recursion_steps must be at least 1, or None, got 0",
+        ),
         ("warmup: {bindings: {warmup.run.unfreeze: [refnier]}}", "^warmup: no module matches 'refnier'; the nearest are refiner"),
         (
             "joint: {bindings: {joint.run.unfreeze: [backbone.blocks.0]}}",

@@ -9,6 +9,7 @@ import torch
 from components.backbones.tiny_lm import TinyLM
 from components.objective.masking import exact_count
 from components.refiners.refiner import SlotRefiner
+from components.training.freezing import by_module, by_weight
 from pipeline.data import sources
 from pipeline.data.batches import LiveSource
 from pipeline.errors import ConfigError, DataError
@@ -47,6 +48,11 @@ def test_only_what_a_pattern_names_is_trained(run, model, capsys):
     assert changed and all(name.startswith(("blocks.1.", "head.")) for name in changed)
     assert any(name.startswith("blocks.1.") for name in changed) and "head.weight" in changed
     assert "warmup: training\nblocks.1." in capsys.readouterr().out
+
+
+def test_the_table_can_be_written_by_weight(run, capsys):
+    run(unfreeze=["blocks.1"], table=by_weight)
+    assert "blocks.1.attention.qkv.weight   " in capsys.readouterr().out
 
 
 def test_layer_norms_are_trained_when_asked(run, model):
@@ -118,6 +124,7 @@ def test_a_refiner_of_another_width_is_refused_by_warmup(copy_of, runtime, monke
             out="elsewhere",
             backbone="data/backbone",
             refiner=lambda dim: SlotRefiner(dim=32, heads=2),
+            table=by_module,
             batch_size=8,
             seed=0,
             runtime=runtime,
