@@ -24,7 +24,7 @@ def run(
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
     forgetting: tuple[str, float] | None,
-    limit: int | None,
+    limit: int | None = None,
     headline: str,
     samples: int,
     batch_size: int,
