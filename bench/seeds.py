@@ -61,7 +61,11 @@ def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for metric in ("exact", "nll")
     ]
     return rows + [
-        {"model": f"{a} - {b}", "metric": metric, **over_seeds([run[a][metric]["mean"] - run[b][metric]["mean"] for run in by_seed])}
+        {
+            "model": f"{a} - {b}",
+            "metric": metric,
+            **over_seeds([run[a][metric]["mean"] - run[b][metric]["mean"] for run in by_seed]),
+        }
         for a, b in PAIRS
         if a in models and b in models
         for metric in ("exact", "nll")

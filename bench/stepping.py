@@ -18,11 +18,11 @@ from unittest import mock
 from bench.overhead import ROOT, seconds
 from bench.pool import pooled_steps
 from components.batch import Batch
+from pipeline.command_line import SECTIONS
 from pipeline.data.loading import TrainLoader
 from pipeline.settings import config, params
 from pipeline.training import phase
 from pipeline.training.train_state import TrainRun, TrainState
-from stages.__main__ import SECTIONS
 
 BLOCK = 10  # steps, few: what else runs on a machine changes; the loop reports as often
 HELD = 8  # batches in memory

@@ -27,7 +27,7 @@ def run(
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
     forgetting: tuple[str, float] | None,
-    limit: int | None,
+    limit: int | None = None,
     headline: str,
     samples: int,
     recursion_steps: int | None,

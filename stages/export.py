@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def run(*, out: str, model: str, backbone: str, prepared: str, evaluation: str) -> None:
+def run(*, out: str, model: str = "outputs/joint", backbone: str, prepared: str, evaluation: str) -> None:
     """Write ``out`` with weights, tokenizer and model card; ``generate --model`` and ``Generator`` load it by path.
 
     Args:

@@ -7,7 +7,14 @@ from pipeline.inference import console
 from pipeline.inference.generation import Generator
 
 
-def run(*, model: str, generator: Callable[..., Generator], prompt: str = "", prompts: str = "", confidence: bool = False) -> None:
+def run(
+    *,
+    generator: Callable[..., Generator],
+    model: str = "outputs/joint",
+    prompt: str = "",
+    prompts: str = "",
+    confidence: bool = False,
+) -> None:
     """Print the answer to ``--prompt``, or to each line of ``--prompts`` or of standard input as one JSON object a line.
 
     Args:

@@ -1,7 +1,8 @@
 """Several processes for one stage on this machine, through torch's own launcher; each runs the same command again.
 
 As many as the environment variable SLOTLOOP_PROCESSES says: it changes no result, so it is no setting. Over several machines use
-``torchrun`` itself; a stage sees by its environment that it is one of several.
+``torchrun`` itself; a stage sees by its environment that it is one of several. As the command in dvc.yaml torchrun would make 30 to
+40 lines of every one-line error, also when it is asked to end, and status 1 of 2 (wrong usage), 130 and 143 (ended by a signal).
 """
 
 import contextlib
@@ -19,8 +20,25 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.machine import process
 
 PROCESSES = "SLOTLOOP_PROCESSES"
+JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process of its job
 ERRORS = "SLOTLOOP_ERRORS"  # folder in which started processes leave their errors; what started them prints one
 GRACE = 120  # seconds that processes have after SIGTERM, to finish a step and save
+
+
+def leave_no_stray_rank() -> None:
+    """Drop what a scheduler says of a job of one process; others are torchrun's to start.
+
+    Raises:
+        ConfigError: a job of several processes without what they need to find one another.
+    """
+    missing = [name for name in JOB if name not in os.environ]
+    if not missing or not {"RANK", "WORLD_SIZE"} & {*os.environ}:
+        return
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        says = f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that this is one of several processes"
+        raise ConfigError(f"{says}, but {', '.join(missing)} are not set; start it by torchrun, or unset WORLD_SIZE and RANK")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def wanted() -> int:

@@ -1,8 +1,7 @@
-"""Help of a stage: every setting that reaches it, with its type, its value and what it means, from signatures and docstrings."""
+"""Describes the settings that reach a stage, with type, value and meaning, from signatures and docstrings."""
 
 import inspect
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from pipeline.settings import ginstate
@@ -10,18 +9,15 @@ from pipeline.settings.ginfiles import MACRO, Key
 from pipeline.settings.typecheck import annotation, describe
 
 
-def help_text(stage: str, flags: Sequence[str] = ()) -> str:
-    """One line per setting of the current configuration: key, type, value, meaning; ``flags`` of the stage alone are named too."""
-    own = "".join(f" [--{flag}]" for flag in flags)
-    lines = [f"python -m stages {stage} [name.param=value ...] [--config FILE] [--out DIR] [--check] [--print-config]{own}", ""]
-    first = inspect.getdoc(ginstate.wrapped(f"stages.{stage}.run")) or ""
-    lines += [first.splitlines()[0], "", "Settings (bind them in params.yaml or on the command line):"]
+def settings_text(stage: str) -> str:
+    """Write one line per setting of the current configuration: key, value, type, meaning."""
+    lines = ["SETTINGS (name.param=value here or in params.yaml)"]
     for call in ginstate.built(f"stages.{stage}.run"):
         if call.selector == MACRO:
             continue
         function = ginstate.wrapped(call.selector)
         lines.append(f"\n{call.name}")
-        meanings = _arguments(inspect.getdoc(function) or "")
+        meanings = argument_meanings(inspect.getdoc(function) or "")
         for parameter in inspect.signature(function).parameters.values():
             if parameter.name == "self":
                 continue
@@ -43,11 +39,11 @@ def _default(parameter: inspect.Parameter) -> str:
     return value.__name__ if callable(value) else repr(value)
 
 
-def _arguments(docstring: str) -> dict[str, str]:
-    """First sentences of the Args section.
+def argument_meanings(docstring: str) -> dict[str, str]:
+    """Read the first line of every argument in a docstring's Args or Attributes section.
 
-    >>> _arguments("Does it.\\n\\nArgs:\\n    steps: how many.\\n        And more.\\n    lr: rate; peak.\\n\\nRaises:\\n    X: y.")
+    >>> argument_meanings("Does.\\n\\nArgs:\\n    steps: how many.\\n        More.\\n    lr: rate; peak.\\n\\nRaises:\\n    X: y.")
     {'steps': 'how many.', 'lr': 'rate; peak.'}
     """
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    section = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
     return dict(re.findall(r"^    (\w+): (.*)$", section[1], re.MULTILINE)) if section else {}

@@ -9,6 +9,7 @@ import torch
 
 from components.batch import Batch
 from components.objective.objective import Objective
+from pipeline.command_line import SECTIONS
 from pipeline.errors import DataError
 from pipeline.inference.generation import Generator
 from pipeline.models.backbones import Backbone
@@ -17,7 +18,7 @@ from pipeline.planning import plan as planning
 from pipeline.settings import config, params
 from pipeline.text import tokenizer as bpe
 from pipeline.training import flops
-from stages.__main__ import SECTIONS, main
+from stages.__main__ import main
 from tests.conftest import ROOT, TRAINING
 from tests.support.checkpoints import LAYOUTS, VOCAB, written
 from tests.support.over_checkpoint import run_over

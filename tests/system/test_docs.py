@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
+from pipeline.command_line import SECTIONS
 from pipeline.settings import config, params, rehearsal
-from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE, committed_clone, dvc, environment, nothing_left, processes, wait_until
 

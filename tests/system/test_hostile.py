@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
 from pipeline.settings import config, ginfiles, params
-from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 
 HEADER = "from __gin__ import dynamic_registration\n"

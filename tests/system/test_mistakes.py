@@ -141,7 +141,8 @@ MISTAKES = {
     "nothing to train": shaped("warmup", "warmup: {run: {unfreeze: []}}", "warmup.run.unfreeze names nothing to train"),
     # command line
     "unknown flag": typed("warmup", "--chekc", told=("unknown flag --chekc", "did you mean 'check'?")),
-    "setting as a flag": typed("warmup", "--loop.fit.steps=3", told=("unknown flag --loop.fit.steps=3", "known: check")),
+    "setting as a flag": typed("warmup", "--loop.fit.steps=3",
+        told=("unknown flag --loop.fit.steps=3", "a setting stands without dashes: loop.fit.steps=3")),
     "flag twice": typed("warmup", "--out=a", "--out=b", told=("--out is given twice",)),
     "flag without a value": typed("warmup", "--out", "--check", told=("--out needs a value",)),
     "limit of another stage": typed("warmup", "--limit", "3", told=("--limit belongs to: python -m stages evaluate",)),
@@ -157,6 +158,10 @@ MISTAKES = {
         "bound under backbone")),
     "unknown stage": typed("warmpu", told=("unknown stage 'warmpu'", "did you mean 'warmup'?")),
     "no stage": typed(told=("name a stage: configure, prepare",)),
+    "flag before the stage": typed("--out=a", "prepare",
+        told=("name a stage: configure, prepare", "it comes first, before --out=a")),
+    "switch with a value": typed("warmup", "--check=5", told=("--check is a switch", "got '5'")),
+    "flag cut short": typed("warmup", "-c", told=("unknown flag -c",)),
     "override without =": typed("warmup", "loop.fit.steps", "3", told=("command line 'loop.fit.steps'",
         "expected name.param=value")),
     "override of nothing": typed("warmup", "loop.fit.stpes=3", told=("command line 'loop.fit.stpes=3'", "did you mean 'steps'?")),
@@ -194,10 +199,11 @@ MISTAKES = {
     "rule of halting": bound("generate", "generation: {Generator: {halt: '@sampling.Sampler'}}", "halt expects Callable"),
     "model of a stage that has none": typed("warmup", "--model=outputs/joint",
         told=("--model belongs to: python -m stages generate or export",)),
-    "answers in a folder": typed("generate", "--prompt=a", "--out=b", told=("generate prints and writes no folder", "> file")),
+    "answers in a folder": typed("generate", "--prompt=a", "--out=b",
+        told=("--out belongs to: python -m stages configure or prepare or",)),
     "two ways to ask": typed("generate", "--prompt=a", "--prompts=b", told=("give --prompt or --prompts, not both",)),
     "overwriting what is exported": typed("export", "--model=a", "--out=a", told=("a is read here", "--out DIR")),
-    "help of configure": typed("configure", "--help", told=("configure has no settings", "name a stage")),
+    "settings of configure": typed("configure", "--print-config", told=("--print-config belongs to: python -m stages prepare",)),
 }  # fmt: skip
 
 

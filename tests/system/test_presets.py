@@ -8,8 +8,8 @@ import torch
 
 from components.batch import Batch
 from components.refiners.slots import Slot
+from pipeline.command_line import SECTIONS, STAGES
 from pipeline.settings import config, effective, params, rehearsal
-from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "gin" / "presets"

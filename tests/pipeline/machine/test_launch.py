@@ -17,7 +17,7 @@ from tests.conftest import ROOT, workspace
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch):
-    for name in ("RANK", launch.PROCESSES, launch.ERRORS, "TORCHELASTIC_ERROR_FILE"):
+    for name in (*launch.JOB, "LOCAL_RANK", launch.PROCESSES, launch.ERRORS, "TORCHELASTIC_ERROR_FILE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -53,6 +53,32 @@ def test_an_error_of_all_processes_is_told_once_as_one_process_tells_it(tmp_path
     # The first process may be stopped before it has removed its empty folder of unfinished work.
     assert {path.name for path in folder.iterdir()} - {".scratch"} == {"gin", "params.yaml"}
     assert not [path for path in temporary.iterdir() if path.name.startswith(("slotloop", "torchelastic"))]
+
+
+@pytest.mark.parametrize("stray", [{"RANK": "3"}, {"RANK": "0", "WORLD_SIZE": "1"}, {"WORLD_SIZE": "1", "LOCAL_RANK": "2"}])
+def test_what_a_scheduler_says_of_one_process_is_left_aside(monkeypatch, stray):
+    for name, value in stray.items():
+        monkeypatch.setenv(name, value)
+    launch.leave_no_stray_rank()
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & {*os.environ}
+
+
+def test_a_part_of_a_job_is_one_error(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert main(["warmup", "--check"]) == 2
+    assert capsys.readouterr().err == (
+        "error: process 1: WORLD_SIZE=8 says that this is one of several processes, but MASTER_ADDR, MASTER_PORT are not set; "
+        "start it by torchrun, or unset WORLD_SIZE and RANK\n"
+    )
+
+
+def test_a_whole_job_is_left_as_it_is(monkeypatch):
+    job = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    launch.leave_no_stray_rank()
+    assert {name: os.environ[name] for name in job} == job
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from components.caching import gain
+from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import plan as planning
 from pipeline.settings import config, params
-from stages.__main__ import SECTIONS
 from tests.conftest import ROOT, run_stages, workspace
 from tests.support.checkpoints import LLADA, LLADA_MOE
 

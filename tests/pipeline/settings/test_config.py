@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from pipeline.command_line import SECTIONS, STAGES
 from pipeline.errors import ConfigError
 from pipeline.settings import config, dependencies, params
 from stages import configure
-from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
 
 SMOKE = "preset: smoke\n"

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
+from pipeline.command_line import SECTIONS, STAGES
 from pipeline.errors import DataError
 from pipeline.machine.closure import imports, source_hash
 from pipeline.settings import config, dependencies, params
-from stages.__main__ import SECTIONS, STAGES
 from tests.conftest import ROOT
 
 PRESETS = ("sudoku4", "concepts", "smoke", "gsm8k_smoke")

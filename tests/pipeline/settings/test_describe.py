@@ -2,8 +2,9 @@
 
 import pytest
 
+from pipeline.command_line import STAGES
 from pipeline.settings import config, describe, params
-from stages.__main__ import STAGES, main
+from stages.__main__ import main
 
 
 @pytest.fixture
@@ -11,7 +12,7 @@ def help_of(tmp_path):
     def help_of(stage, *overrides):
         (tmp_path / "params.yaml").write_text("preset: smoke\n")
         config.resolve(stage, params.read(tmp_path / "params.yaml", STAGES), overrides)
-        return describe.help_text(stage)
+        return describe.settings_text(stage)
 
     return help_of
 
@@ -19,7 +20,7 @@ def help_of(tmp_path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_explains_itself(help_of, stage):
     lines = help_of(stage).splitlines()
-    assert lines[0].startswith(f"python -m stages {stage} ") and lines[2]
+    assert lines[0].startswith("SETTINGS ")
     assert f"{stage}.run" in lines and any(line.startswith("  .out = ") for line in lines)
 
 
@@ -47,8 +48,3 @@ def test_help_runs_nothing_and_knows_the_overrides(tmp_path, monkeypatch, capsys
     assert main(["prepare", "--help", "sudoku.Sudoku.train=33"]) == 0
     assert "  .train = 33  (int)  training puzzles." in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"gin", "params.yaml"}
-
-
-def test_flags_of_the_stage_alone_are_named(capsys):
-    assert main(["generate", "--help"]) == 0
-    assert "[--model] [--prompt] [--prompts] [--confidence]" in capsys.readouterr().out.splitlines()[0]

@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.command_line import SECTIONS
 from pipeline.settings import config, effective, params
 from pipeline.settings.ginfiles import parse_value
-from stages.__main__ import SECTIONS, main
+from stages.__main__ import main
 from tests.conftest import ROOT
 
 PRESETS = sorted(path.stem for path in (ROOT / "gin/presets").glob("*.gin") if path.stem != "defaults")
@@ -185,7 +186,7 @@ def test_any_value_is_written_so_that_it_is_read_back(value):
 PRINTED = """
 from pathlib import Path
 from pipeline.settings import config, effective, params
-from stages.__main__ import SECTIONS
+from pipeline.command_line import SECTIONS
 read = params.read(Path("params.yaml"), SECTIONS)
 for stage in SECTIONS:
     config.load_text(config.resolve(stage, read).text, stage)

@@ -7,9 +7,9 @@ from safetensors import safe_open
 
 from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
+from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
 from pipeline.settings import config, params, rehearsal
-from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 
 TRAINING = ("backbone", "warmup", "joint", "finetune", "controls")

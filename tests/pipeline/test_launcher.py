@@ -1,4 +1,4 @@
-"""The command line: what is refused before anything runs, what runs nothing, where output goes, how errors look."""
+"""The launcher: what is refused before anything runs, what runs nothing, where output goes, how errors look."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def left(folder):
         (["prepare", "--chekc"], r"unknown flag --chekc; did you mean 'check'?"),
         (["prepare", "--confg=a.gin"], r"unknown flag --confg=a.gin; did you mean 'config'?"),
         (["prepare", "--seed", "3"], r"unknown flag --seed"),
-        (["--print_config", "prepare"], r"unknown flag --print_config; did you mean 'print-config'?"),
+        (["prepare", "--print_cnfig"], r"unknown flag --print_cnfig; did you mean 'print-config'?"),
         (["prepaer"], r"unknown stage 'prepaer'; did you mean 'prepare'?"),
         (["prepare", "DATA_SEED"], r"command line 'DATA_SEED': expected name.param=value"),
         (["prepare", "DATA_SED=1"], r"command line 'DATA_SED=1': no macro is called 'DATA_SED'; did you mean 'DATA_SEED'?"),
@@ -98,6 +98,34 @@ def test_print_config_prints_the_overridden_text_and_runs_nothing(here, capsys):
     told = capsys.readouterr()
     assert told.out.startswith("from __gin__ import dynamic_registration\n") and "\nsudoku.Sudoku.train = 3\n" in told.out
     assert told.err == "" and not left(here)
+
+
+def test_help_of_a_stage_shows_its_flags_and_below_them_its_settings(here, capsys):
+    assert main(["prepare", "--help", "sudoku.Sudoku.train=33"]) == 0
+    out, err = capsys.readouterr()
+    flags, _, settings = out.partition("\nSETTINGS ")
+    assert "--print_config" in flags and "  .train = 33  (int)  training puzzles." in settings and err == "" and not left(here)
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [(["--help"], "warmup"), (["-h"], "track"), (["configure", "-h"], "--plan")])
+def test_help_without_settings_needs_no_params_file(here, capsys, arguments, shown):
+    (here / "params.yaml").unlink()
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert shown in out and err == "" and not left(here)
+
+
+def test_a_limit_is_a_setting(here, capsys):
+    assert main(["evaluate", "--limit=3", "--print-config"]) == 0
+    assert "\nevaluate.run.limit = 3\n" in capsys.readouterr().out
+
+
+def test_a_prompt_reaches_the_stage_as_it_was_typed(here, monkeypatch):
+    answered = []
+    monkeypatch.setattr("pipeline.inference.console.answer", lambda generator, *own: answered.append((generator.args, *own)))
+    assert main(["generate", "--prompt", "12", "--model", "1e5", "--confidence"]) == 0
+    assert main(["generate", "--prompt=--{}"]) == 0
+    assert answered == [(("1e5",), "12", "", True), (("outputs/joint",), "--{}", "", False)]
 
 
 @pytest.mark.parametrize("flag", ["--help", "-x"])
