@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro setup test test-slow check deps seeds data-gsm8k
+.PHONY: repro setup test test-slow check deps golden seeds data-gsm8k
 
 repro: setup
 	dvc repro
@@ -33,6 +33,9 @@ check: setup
 
 deps: setup
 	@python -m tests.support.closure
+
+golden: setup
+	python -m tests.support.golden
 
 seeds: setup
 	python -m bench.seeds

@@ -2,22 +2,14 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
-from tests.conftest import ROOT, run_stages, workspace
-
-GOLDEN = ROOT / "tests" / "golden" / "smoke.json"
-PHASES = ("data/backbone", "outputs/warmup", "outputs/joint", "outputs/controls/backbone", "outputs/controls/warmup")
-
-
-def losses(folder: Path, phase: str) -> list[float]:
-    with (folder / phase / "curves.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+from tests.conftest import run_stages, workspace
+from tests.support import golden
 
 
 def test_every_stage_leaves_its_outputs(finished):
@@ -45,12 +37,19 @@ def test_curves_have_one_row_a_step_with_every_column(finished):
 
 
 def test_losses_are_the_golden_ones(finished):
-    """A refactor that should not change results reproduces these; regenerate on purpose only, and say why in the commit."""
-    found = {phase: losses(finished, phase) for phase in PHASES}
-    golden = json.loads(GOLDEN.read_text())
-    assert set(found) == set(golden)
-    for phase, expected in golden.items():
-        assert found[phase] == pytest.approx(expected, rel=1e-4), phase
+    """A refactor that should not change results reproduces these; `make golden` writes them anew, in a commit that says why."""
+    expected, measured = json.loads(golden.GOLDEN.read_text()), golden.losses(finished)
+    assert set(measured) == set(expected) == set(golden.PHASES)
+    for phase, curve in expected.items():
+        assert measured[phase] == pytest.approx(curve, rel=1e-4), phase
+
+
+def test_golden_losses_are_written_as_they_are_read(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(golden, "GOLDEN", tmp_path / "smoke.json")
+    golden.write(finished)
+    written = json.loads((tmp_path / "smoke.json").read_text())
+    assert {phase: pytest.approx(curve, abs=1e-8) for phase, curve in written.items()} == golden.losses(finished)
+    assert [len(curve) for curve in written.values()] == [len(curve) for curve in golden.losses(finished).values()]
 
 
 def test_warmup_starts_from_the_backbone_itself(finished):
@@ -144,4 +143,4 @@ def test_live_trunk_takes_the_place_of_the_cache(copy_of):
     for shard in (copy_of / "data/shards").glob("*.tar"):
         shard.unlink()
     run_stages(copy_of, ("warmup",), "warmup.run.states=@sources.live")
-    assert len(losses(copy_of, "outputs/warmup")) == 6
+    assert len(golden.losses(copy_of)["outputs/warmup"]) == 6

@@ -1,5 +1,7 @@
 """The page: what it holds, and what is missing for it."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.errors import DataError
@@ -13,6 +15,19 @@ def test_the_page_holds_its_tables_and_pictures(finished):
     for picture in ("losses", "steps", "slots", "puzzles"):
         assert f"({picture}.png)" in page and (finished / f"outputs/report/{picture}.png").is_file()
     assert "- joint - frozen: " in page and "- warmup: " in page
+
+
+def test_a_refiner_without_slots_has_a_page_without_their_picture(copy_of, tmp_path):
+    """Of the refiners only the slot refiner measures slots and gates."""
+    phases = {name: f"{copy_of}/outputs/{name}" for name in ("warmup", "joint")}
+    for folder in phases.values():
+        file = Path(folder, "curves.csv")
+        header, *rows = (line.split(",") for line in file.read_text().splitlines())
+        columns = [i for i, name in enumerate(header) if not name.startswith(("slot/", "gate/"))]
+        file.write_text("".join(",".join(row[i] for i in columns) + "\n" for row in (header, *rows)))
+    report(tmp_path / "out", copy_of / "outputs/evaluate", phases)
+    assert "(steps.png)" in (page := (tmp_path / "out/report.md").read_text())
+    assert "slots.png" not in page and not (tmp_path / "out/slots.png").exists()
 
 
 def test_without_an_evaluation_the_stage_is_named(tmp_path):
