@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro setup test test-slow check seeds data-gsm8k
+.PHONY: repro setup test test-slow check golden seeds data-gsm8k
 
 repro: setup
 	dvc repro
@@ -30,6 +30,9 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+golden: setup
+	python -m tests.support.golden
 
 seeds: setup
 	python -m bench.seeds

@@ -93,11 +93,10 @@ def by_step(models: Mapping[str, Any], metric: str, label: str, path: Path) -> N
 
 
 def slots(curves: Mapping[str, Curves], path: Path) -> None:
-    """Slot norms and gates over training, warmup then joint side by side."""
-    shown = {name: c for name, c in curves.items() if any(k.startswith("slot/") for k in c)}
+    """Slot norms and gates over training, phase beside phase; every phase given has measured slots."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, len(shown), figsize=(3.6 * len(shown), 4.6), squeeze=False, sharex="col", sharey="row")
-        for column, (name, columns) in enumerate(shown.items()):
+        figure, axes = plt.subplots(2, len(curves), figsize=(3.6 * len(curves), 4.6), squeeze=False, sharex="col", sharey="row")
+        for column, (name, columns) in enumerate(curves.items()):
             for row, (kind, label) in enumerate((("slot/", "slot rms"), ("gate/", "gate"))):
                 axis = axes[row][column]
                 for i, key in enumerate(k for k in columns if k.startswith(kind)):

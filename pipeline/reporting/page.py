@@ -61,8 +61,10 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
     figures.by_step(models, compared, f"{headline}: after each recursion step", out / "steps.png")
     write_atomic(out / "steps.csv", tables.steps_csv(models, compared).encode())
-    figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
-    pictures = ["losses", "steps", "slots"]
+    pictures = ["losses", "steps"]
+    if slotted := {n: c for n, c in curve.items() if any(column.startswith("slot/") for column in c)}:
+        figures.slots({n: c for n, c in slotted.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
+        pictures.append("slots")
     refined = next(name for name in ("finetune", "joint", "warmup") if name in models)
     if rendering.cell is not None:
         figures.puzzles(trace, refined, _hardest(trace, 3), rendering.cell, out / "puzzles.png")

@@ -28,8 +28,8 @@ CODE = Path(__file__).resolve().parents[2]
 LAUNCHER = "stages/__main__.py"
 # What the launcher reaches without influence on what a stage writes: other stages, plans, records and help, signals, and this list.
 BESIDE = (
-    "pipeline/command_line.py", "pipeline/planning/", "pipeline/tracking/", "pipeline/settings/describe.py", "pipeline/settings/rehearsal.py",
-    "pipeline/settings/dependencies.py", "pipeline/machine/launch.py", "pipeline/machine/process.py",
+    "pipeline/command_line.py", "pipeline/planning/", "pipeline/tracking/", "pipeline/settings/dependencies.py",
+    "pipeline/settings/describe.py", "pipeline/settings/rehearsal.py", "pipeline/machine/launch.py", "pipeline/machine/process.py",
 )  # fmt: skip
 LINKS = Path(RAW_DEFAULT) / "links-made-by-configure"
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +10,8 @@ from safetensors.torch import load_file
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
 from stages.__main__ import main
-from tests.conftest import ROOT, run_stages, workspace
-
-GOLDEN = ROOT / "tests" / "golden" / "smoke.json"
-PHASES = ("data/backbone", "outputs/warmup", "outputs/joint", "outputs/controls/backbone", "outputs/controls/warmup")
-
-
-def losses(folder: Path, phase: str) -> list[float]:
-    with (folder / phase / "curves.csv").open() as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
+from tests.conftest import run_stages, workspace
+from tests.support import golden
 
 
 def test_every_stage_leaves_its_outputs(finished):
@@ -47,12 +39,19 @@ def test_curves_have_one_row_a_step_with_every_column(finished):
 
 
 def test_losses_are_the_golden_ones(finished):
-    """A refactor that should not change results reproduces these; regenerate on purpose only, and say why in the commit."""
-    found = {phase: losses(finished, phase) for phase in PHASES}
-    golden = json.loads(GOLDEN.read_text())
-    assert set(found) == set(golden)
-    for phase, expected in golden.items():
-        assert found[phase] == pytest.approx(expected, rel=1e-4), phase
+    """A refactor that should not change results reproduces these; `make golden` writes them anew, in a commit that says why."""
+    expected, measured = json.loads(golden.GOLDEN.read_text()), golden.losses(finished)
+    assert set(measured) == set(expected) == set(golden.PHASES)
+    for phase, curve in expected.items():
+        assert measured[phase] == pytest.approx(curve, rel=1e-4), phase
+
+
+def test_golden_losses_are_written_as_they_are_read(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(golden, "GOLDEN", tmp_path / "smoke.json")
+    golden.write(finished)
+    written = json.loads((tmp_path / "smoke.json").read_text())
+    assert {phase: pytest.approx(curve, abs=1e-8) for phase, curve in written.items()} == golden.losses(finished)
+    assert [len(curve) for curve in written.values()] == [len(curve) for curve in golden.losses(finished).values()]
 
 
 def test_warmup_starts_from_the_backbone_itself(finished):
@@ -158,12 +157,12 @@ def test_live_trunk_takes_the_place_of_the_cache(copy_of):
     for shard in (copy_of / "data/shards").glob("*.tar"):
         shard.unlink()
     run_stages(copy_of, ("warmup",), "warmup.run.states=@sources.live")
-    assert len(losses(copy_of, "outputs/warmup")) == 6
+    assert len(golden.losses(copy_of)["outputs/warmup"]) == 6
 
 
 def test_a_stream_takes_the_place_of_random_access(copy_of, monkeypatch, capsys):
     """`states = @sources.streamed` in warmup and joint, tars elsewhere; while all blocks are held at once, nothing changes."""
-    before = {phase: losses(copy_of, f"outputs/{phase}") for phase in ("warmup", "joint")}
+    before = {phase: golden.losses(copy_of)[f"outputs/{phase}"] for phase in ("warmup", "joint")}
     elsewhere = copy_of / "elsewhere"
     elsewhere.mkdir()
     for shard in (copy_of / "data/shards").glob("*.tar"):
@@ -171,7 +170,7 @@ def test_a_stream_takes_the_place_of_random_access(copy_of, monkeypatch, capsys)
     urls = f"sources.streamed.urls={sorted(map(str, elsewhere.iterdir()))}"
     for phase in before:
         run_stages(copy_of, (phase,), f"{phase}.run.states=@sources.streamed", urls)
-        assert losses(copy_of, f"outputs/{phase}") == before[phase]
+        assert golden.losses(copy_of)[f"outputs/{phase}"] == before[phase]
     tar = next(elsewhere.glob("train-*.tar"))
     tar.write_bytes(tar.read_bytes()[:2000])
     monkeypatch.chdir(copy_of)

@@ -34,7 +34,7 @@ def by_step(path, scale=1.0):
 
 
 def slots(path, scale=1.0):
-    figures.slots({"backbone": {"step": [0], "loss/step_0": [1.0]}, "warmup": curves(scale), "joint": curves(scale)}, path)
+    figures.slots({"warmup": curves(scale), "joint": curves(scale)}, path)
 
 
 def puzzles(path, scale=1.0):

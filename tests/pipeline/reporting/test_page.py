@@ -1,9 +1,12 @@
 """The page: what it holds, and what is missing for it."""
 
+import shutil
+
 import pytest
 
 from pipeline.errors import DataError
 from pipeline.reporting.page import optional, report
+from tests.conftest import run_stages
 from tests.support.handmade import retained
 
 
@@ -13,6 +16,18 @@ def test_the_page_holds_its_tables_and_pictures(finished):
     for picture in ("losses", "steps", "slots", "puzzles"):
         assert f"({picture}.png)" in page and (finished / f"outputs/report/{picture}.png").is_file()
     assert "- joint - frozen: " in page and "- warmup: " in page
+
+
+def test_a_refiner_without_slots_has_a_page_without_their_picture(copy_of):
+    """Of the refiners only the slot refiner measures slots and gates."""
+    for file in (copy_of / "outputs").rglob("curves.csv"):
+        header, *rows = (line.split(",") for line in file.read_text().splitlines())
+        columns = [i for i, name in enumerate(header) if not name.startswith(("slot/", "gate/"))]
+        file.write_text("".join(",".join(row[i] for i in columns) + "\n" for row in (header, *rows)))
+    shutil.rmtree(copy_of / "outputs/report")
+    run_stages(copy_of, ("report",))
+    assert "(steps.png)" in (page := (copy_of / "outputs/report/report.md").read_text())
+    assert "slots.png" not in page and not (copy_of / "outputs/report/slots.png").exists()
 
 
 def test_without_an_evaluation_the_stage_is_named(tmp_path):
