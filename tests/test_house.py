@@ -43,7 +43,7 @@ DOORS = {  # outside library -> the only files that may import it
     "torchdata": {"pipeline/data/loading.py"},
     "matplotlib": {"pipeline/reporting/figures.py"},
     "clearml": {"pipeline/tracking/clearml.py"},
-    "tensorboard": {"pipeline/tracking/tensorboard.py"},
+    "PIL": {"pipeline/tracking/tensorboard.py"},
     "wandb": {"pipeline/tracking/wandb.py"},
     "tqdm": {"pipeline/progress.py"},
     "safetensors": {

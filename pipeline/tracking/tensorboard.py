@@ -59,13 +59,14 @@ class TensorBoard:
     def end(self, facts: dict[str, Any], files: Path) -> None:
         """Single values, short curves, pictures, pages, models, status."""
         if facts["status"] != "killed":
-            from matplotlib.image import imread
+            import numpy
+            from PIL import Image
 
             for series, name, points in values.curves(files):
                 self.scalars(series, [(step, {name: value}) for step, value in points])
             self.scalars("single", [(0, values.single(files))])
             for file in sorted(files.rglob("*.png")):
-                self._writer.add_image(_name(file, files), imread(file), dataformats="HWC")
+                self._writer.add_image(_name(file, files), numpy.asarray(Image.open(file)), dataformats="HWC")
             for file in sorted(files.rglob("*.md")):
                 self._writer.add_text(_name(file, files), file.read_text())
             models = [f"{model['path']}, {model['bytes']} bytes, sha256 {model['sha256']}" for model in facts["models"]]
