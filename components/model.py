@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class Model(nn.Module):
 
     def confidence(self, hidden: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "rows"]:
         """The largest probability at each masked position; costs a readout of them."""
-        logits = self.readout(hidden.flatten(0, 1)[batch.supervised]).float()
+        logits = self.readout(rearrange(hidden, "batch seq dim -> (batch seq) dim")[batch.supervised]).float()
         return (logits.amax(-1) - logits.logsumexp(-1)).exp()
 
     def steps(
