@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -65,7 +66,7 @@ class Model(nn.Module):
 
     def confidence(self, hidden: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "rows"]:
         """The largest probability at each masked position; costs a readout of them."""
-        logits = self.readout(hidden.flatten(0, 1)[batch.supervised]).float()
+        logits = self.readout(rearrange(hidden, "batch seq dim -> (batch seq) dim")[batch.supervised]).float()
         return (logits.amax(-1) - logits.logsumexp(-1)).exp()
 
     def set_steps(self, steps: int | None) -> None:

@@ -1,6 +1,7 @@
 """RefinedLM: backbone tail + refiner + readout as one module; what warmup and joint train and evaluate runs."""
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -74,4 +75,4 @@ class RefinedLM(Model):
         """The backbone's largest probability where tokens are masked, 1 where they are known."""
         found = torch.ones(batch.masked.numel(), device=x.device)
         found[batch.supervised] = self.confidence(x, batch)
-        return found.view(batch.masked.shape)
+        return rearrange(found, "(batch seq) -> batch seq", batch=len(batch))

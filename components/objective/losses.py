@@ -7,6 +7,7 @@ logits and masking the loss. Distances are to the target's row of the head (``co
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +38,7 @@ def masked_cross_entropy(
         chunk: rows whose logits exist at once.
     """
     rows = batch.supervised
-    states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
+    states = model.normed(rearrange(hidden, "batch seq dim -> (batch seq) dim").index_select(0, rows))
     targets, weights = batch.targets.flatten()[rows].long(), batch.weights.flatten()[rows]
     return linear_cross_entropy(states, model.head.weight, targets, weights, bias=model.head.bias, chunk=chunk, compute=compute)
 
@@ -70,7 +71,7 @@ def _embeddings(
 ) -> tuple[Float[Tensor, "rows dim"], Float[Tensor, "rows dim"], Float[Tensor, "rows"]]:
     """Predicted and true embeddings of the supervised positions, in at least float32, and their weights."""
     rows = batch.supervised
-    states = model.normed(hidden.flatten(0, 1).index_select(0, rows))
+    states = model.normed(rearrange(hidden, "batch seq dim -> (batch seq) dim").index_select(0, rows))
     states = states.to(torch.promote_types(torch.float32, states.dtype))
     targets = model.head.weight[batch.targets.flatten()[rows].long()].to(states)
     return states, targets, batch.weights.flatten()[rows].to(states)

@@ -141,3 +141,19 @@ def test_fewer_rows_than_a_step_takes_are_refused():
     with pytest.raises(ValueError, match=r"a step of 9 rows needs at least as many training examples, there are 8"):
         DeterministicSampler(alike(8), 9, 0)
     assert len(DeterministicSampler(alike(8), 8, 0).step(5)[0]) == 8
+
+
+@pytest.mark.parametrize("near", [1, 4])
+def test_files_come_in_any_order_and_their_blocks_in_theirs(near):
+    """Five files of three blocks of four rows each."""
+    blocks, shards = torch.arange(60) // 4, torch.arange(15) // 3
+    order = DeterministicSampler(alike(60), 8, 3, blocks, near, shards)
+    readings = [order.reading(epoch).tolist() for epoch in range(4)]
+    for epoch, reading in enumerate(readings):
+        files = [reading[i : i + 3] for i in range(0, 15, 3)]
+        assert sorted(files) == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(5)]
+        rows = [int(blocks[row]) for row in order.epoch(epoch)]
+        for begin in range(0, 15, near):
+            window = reading[begin : begin + near]
+            assert Counter(rows[4 * begin : 4 * (begin + near)]) == dict.fromkeys(window, 4)
+    assert len({tuple(reading) for reading in readings}) == 4
