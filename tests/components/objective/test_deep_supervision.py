@@ -156,7 +156,7 @@ CUTS = {
 @pytest.mark.parametrize(("bptt", "cuts"), CUTS.values(), ids=CUTS)
 @both_policies
 @every_core
-def test_segments_give_the_gradient_of_a_graph_detached_by_hand(name, stretches, cuts, activations):
+def test_segments_give_the_gradient_of_a_graph_detached_by_hand(name, bptt, cuts, activations):
     model = model_of(name, joint=True)
     weights = linear_decay(model.n_steps)
     total, losses = plain(model, batch(), weights, cuts(model.n_steps))
