@@ -40,7 +40,7 @@ def _default(parameter: inspect.Parameter) -> str:
     if parameter.default is inspect.Parameter.empty:
         return "(given by the stage)"
     value: Any = parameter.default
-    return value.__name__ if callable(value) else repr(value)
+    return str(getattr(value, "__name__", repr(value)))  # functions and classes by name
 
 
 def _arguments(docstring: str) -> dict[str, str]:
