@@ -36,7 +36,7 @@ def _default(parameter: inspect.Parameter) -> str:
     if parameter.default is inspect.Parameter.empty:
         return "(given by the stage)"
     value: Any = parameter.default
-    return str(getattr(value, "__name__", repr(value)))
+    return str(getattr(value, "__name__", repr(value)))  # functions and classes by name
 
 
 def argument_meanings(docstring: str) -> dict[str, str]:
