@@ -292,7 +292,7 @@ class Drawing(Model):
 
 
 @pytest.mark.parametrize("bptt", [full_gradient, truncated_gradient, one_step_gradient])
-def test_a_step_that_is_made_again_draws_the_same(stretches):
+def test_a_step_that_is_made_again_draws_the_same(bptt):
     model, ways = Drawing().train(), {}
     for activations in (keep, checkpoint):
         torch.manual_seed(5)
@@ -301,7 +301,7 @@ def test_a_step_that_is_made_again_draws_the_same(stretches):
     assert_same(ways[keep], ways[checkpoint])
     torch.manual_seed(6)
     other = gradient(model, batch(), [0.5, 0.0, 1.0], bptt=bptt)[1]
-    assert not torch.equal(other["inner.weight"], ways[store]["inner.weight"])
+    assert not torch.equal(other["inner.weight"], ways[keep]["inner.weight"])
 
 
 # What it costs
