@@ -74,7 +74,9 @@ def load_model(
         try:
             refiner = build_core(description["refiner"])
         except ValueError as error:
-            raise DataError(f"{folder}/{DESCRIPTION}: {error}; run dvc repro {stage}") from None
+            raise DataError(
+                f"{model_folder.path} describes no model that this version can build: {error}; run dvc repro {stage}"
+            ) from None
         model = RefinedLM(under, refiner)
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}

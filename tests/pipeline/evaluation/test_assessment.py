@@ -107,7 +107,7 @@ def test_samples_end_with_the_split(evaluate, tmp_path, asked, written):
 
 
 def test_another_number_of_recursion_steps_is_taken_by_what_recurs(evaluate):
-    own, more = evaluate(), evaluate(recursion_steps=6)
+    own, more = evaluate()["models"], evaluate(recursion_steps=6)["models"]
     assert len(own["joint"]["nll_by_step"]) == 4 and len(more["joint"]["nll_by_step"]) == 6
     assert (
         more["joint"]["nll_by_step"][:4] == own["joint"]["nll_by_step"] and more["joint"]["nll"] == more["joint"]["nll_by_step"][5]
