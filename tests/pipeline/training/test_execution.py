@@ -103,10 +103,10 @@ class Same:
     def sequences(self, accumulation):
         return 3
 
-    def state(self, step, accumulation):
+    def state_dict(self, step, accumulation):
         return {"step": step}
 
-    def check(self, state, accumulation):
+    def load_state_dict(self, state, accumulation):
         pass
 
 

@@ -45,11 +45,11 @@ class Fixed:
     def sequences(self, accumulation):
         return sum(map(len, islice(cycle(self.batches), accumulation)))
 
-    def state(self, step, accumulation):
+    def state_dict(self, step, accumulation):
         return {"step": step, "batches": len(self.batches)}
 
-    def check(self, state, accumulation):
-        if state != self.state(state["step"], accumulation):
+    def load_state_dict(self, state, accumulation):
+        if state != self.state_dict(state["step"], accumulation):
             raise DataError("another order")
 
 

@@ -29,11 +29,11 @@ class DeterministicSampler:
     def __init__(self, seed=0):
         self.seed = seed
 
-    def state(self, step, accumulation):
+    def state_dict(self, step, accumulation):
         return {"step": step, "accumulation": accumulation, "seed": self.seed}
 
-    def check(self, state, accumulation):
-        if state != self.state(state["step"], accumulation):
+    def load_state_dict(self, state, accumulation):
+        if state != self.state_dict(state["step"], accumulation):
             raise DataError("another order")
 
 
