@@ -9,6 +9,7 @@ from pipeline.settings import config, params, rehearsal
 from stages.__main__ import SECTIONS
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE, committed_clone, dvc, environment, nothing_left, processes, wait_until
+from tests.support.once import shared_folder
 
 PAGES = ("README.md", "docs/configuration.md")
 
@@ -45,7 +46,7 @@ def test_bindings_of_the_table_mean_what_it_says(tmp_path):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "slotloop"
-    committed_clone(tmp_path_factory.getbasetemp(), folder)
+    committed_clone(shared_folder(tmp_path_factory), folder)
     with nothing_left(folder):
         yield folder
         dvc(folder, "queue", "stop", "--kill")

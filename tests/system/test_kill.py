@@ -35,6 +35,7 @@ from tests.support.dvc import (
     wait_until,
 )
 from tests.support.jobs import completed, start
+from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
 KILLS = 10
@@ -188,7 +189,7 @@ def interrupted_repro(folder: Path, kill: Callable[[int, int], None], number: si
 @pytest.fixture
 def clone(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished clone in which warmup is to be trained for ``LONG`` steps."""
-    with nothing_left(finished_clone(tmp_path_factory.getbasetemp(), tmp_path / "slotloop")) as folder:
+    with nothing_left(finished_clone(shared_folder(tmp_path_factory), tmp_path / "slotloop")) as folder:
         bind(folder / "params.yaml", "warmup", LONG_WARMUP)
         yield folder
 
@@ -199,7 +200,7 @@ def test_dvc_killed_alone_or_with_its_stage_continues_without_help(clone, tmp_pa
         step = interrupted_repro(clone, kill, number, shutil.which("bash") or "/bin/sh")
     output = dvc(clone, "repro", "warmup")
     assert ran(output) == ["warmup"] and steps_of(output, "warmup") == list(range(step + 1, LONG + 1))
-    expected = long_warmup(tmp_path_factory.getbasetemp())
+    expected = long_warmup(shared_folder(tmp_path_factory))
     assert content(clone / "outputs/warmup") == content(expected / "outputs/warmup")
     assert locked(clone, "warmup") == locked(expected, "warmup")
     assert not (clone / ".scratch").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dvc import TEN, bind, committed_clone, content, dvc, git, locked, ran
+from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
 LR = "{optim: {adamw: {lr: 5e-4}}}"
@@ -55,7 +56,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A finished clone that pushed its results and its run cache."""
     base = tmp_path_factory.mktemp(request.param)
     with s3() if request.param == "s3" else contextlib.nullcontext(("", {})) as (address, variables):
-        made = Shared(committed_clone(tmp_path_factory.getbasetemp(), base / "origin"), variables)
+        made = Shared(committed_clone(shared_folder(tmp_path_factory), base / "origin"), variables)
         url = "s3://results/slotloop" if address else str(base / "store")
         made.dvc(made.origin, "remote", "add", "--default", "store", url)
         if address:
