@@ -9,23 +9,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.support.once import made_once, shared_folder
 
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would children
 torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 
 
-@pytest.hookimpl(tryfirst=True)
+FIRST = ("tests/system/", "tests/stages/")  # what takes long is begun first, so that the workers end at about the same time
+
+
 def pytest_collection_modifyitems(items):
-    """The tests of a file go to one worker, which builds the file's fixtures once, unless marked with a group of their own."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(ROOT).as_posix()))
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file go to one worker, which builds the file's fixtures once; files in the order of collection."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # it would begin with the files of the most tests
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

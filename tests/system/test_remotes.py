@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dvc import TEN, bind, committed_clone, content, dvc, git, locked, ran
+from tests.support.dvc import PATIENCE, TEN, bind, committed_clone, content, dvc, git, locked, ran
 from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def s3() -> Iterator[tuple[str, dict[str, str]]]:
         host, port = server.get_host_and_port()
         address = f"http://{host}:{port}"
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        direct.open(urllib.request.Request(f"{address}/results", method="PUT"), timeout=60).close()
+        direct.open(urllib.request.Request(f"{address}/results", method="PUT"), timeout=PATIENCE).close()
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
         yield address, {**keys, "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": host, "no_proxy": host}
     finally:
