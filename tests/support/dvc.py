@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.support.once import made_once
 
 TEN = ["configure", "prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report"]
-LONG = 60  # steps of a warmup that is killed on its way
+LONG = 120  # steps of a warmup that is killed on its way
 LONG_WARMUP = f"{{loop: {{fit: {{steps: {LONG}, save_every: 1}}}}}}"
 PATIENCE = 600.0  # seconds until a test that waits gives up
 

@@ -62,9 +62,11 @@ def test_the_documents_show_commands():
 @pytest.mark.parametrize("line", STAGES)
 def test_a_stages_command_line_is_understood(here, capsys, line):
     words = shlex.split(line)[3:]
+    if "answers." in line:  # a setting of presets that answer in text
+        (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("preset: sudoku4", "preset: gsm8k"))
     prints = {"--help", "--print-config"} & {*words}
     before = {path for path in here.rglob("*") if path.is_file()}
-    assert main(words if prints else [*words, "--check"]) == 0, capsys.readouterr().err
+    assert main(words if prints else [*words, *{"--check"} - {*words}]) == 0, capsys.readouterr().err
     assert bool(capsys.readouterr().out) >= bool(prints) and {path for path in here.rglob("*") if path.is_file()} == before
 
 
@@ -95,14 +97,14 @@ def test_other_commands_name_what_exists():
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]), line
             text = (ROOT / f"{words[2].replace('.', '/')}.py").read_text()
-            flags = [word.removeprefix("--") for word in words[3:] if word.startswith("--")]
+            flags = [word.removeprefix("--") for word in words[3:] if word.startswith("--") and words[2].startswith("bench.")]
             assert all(re.search(rf"\b{flag}\b", text) for flag in flags), line
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file(), line
 
 
 def test_presets_of_the_readme_exist():
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`[a-z]\w+`(?:, `\w+`)*) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     existing = {path.stem for path in (ROOT / "gin/presets").glob("*.gin")}
     assert len(named) >= 12 and named - {"sudoku4"} <= existing and existing - named <= {"defaults", "smoke", "gsm8k_smoke"}
