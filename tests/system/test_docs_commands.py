@@ -26,7 +26,7 @@ def commands():
     for page in PAGES:
         text = page.read_text()
         blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        lines = [line for language, block in blocks if language in ("", "sh") for line in block.splitlines()]
+        lines = [line for language, block in blocks if language in ("", "sh") for line in block.replace("\\\n", "").splitlines()]
         lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
         for line in lines:
             line = re.split(r"\s+# ", line)[0].strip()
