@@ -2,6 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Else each of the hundreds of interpreters that tests and DVC start would compile the house anew.
+export PYTHONDONTWRITEBYTECODE :=
+PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n logical --maxprocesses 8
+UNCHECKED := --jaxtyping-packages=
 
 .PHONY: repro setup test test-slow check golden seeds data-gsm8k
 
@@ -20,11 +24,13 @@ setup: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Shapes are checked at every call in the tests of components/; plain `pytest` checks them everywhere, in nearly twice the time.
 test: setup check
-	pytest -q
+	$(PYTEST) components tests/components
+	$(PYTEST) $(UNCHECKED) pipeline tests --ignore=tests/components
 
 test-slow: setup
-	pytest -q -m slow
+	$(PYTEST) $(UNCHECKED) -m slow
 
 check: setup
 	ruff check .

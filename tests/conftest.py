@@ -9,13 +9,34 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+from tests.support.once import made_once, shared_folder
 
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would children
 torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
+
+
+FIRST = ("tests/system/", "tests/stages/")  # what takes long is begun first, so that the workers end at about the same time
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """The tests of a file go to one worker, which builds the file's fixtures once; files in the order of collection."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # it would begin with the files of the most tests
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,15 +86,18 @@ def run_stages(folder: Path, stages: tuple[str, ...], *overrides: str) -> None:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """The smoke preset, run through every stage. Read only: copy what you change (`copy_of`)."""
-    folder = workspace(tmp_path_factory.mktemp("finished") / "run", "smoke")
-    run_stages(folder, TRAINING)
-    return folder
+    return made_once(shared_folder(tmp_path_factory) / "finished", lambda to: run_stages(workspace(to, "smoke"), TRAINING))
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """The smoke preset of text, on sums, run through every stage. Read only."""
-    folder = workspace(tmp_path_factory.mktemp("text") / "run", "gsm8k_smoke")
+    return made_once(shared_folder(tmp_path_factory) / "text", run_text)
+
+
+def run_text(folder: Path) -> None:
+    """Run every stage of the smoke preset of text on sums."""
+    workspace(folder, "gsm8k_smoke")
     raw = folder / "raw/gsm8k"
     raw.mkdir(parents=True)
     for name, pairs in (("train", SUMS), ("test", SUMS[:12])):
@@ -86,7 +110,6 @@ def text(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
         run_stages(folder, TRAINING)
-    return folder
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
 from tests.conftest import TRAINING, run_stages, workspace
 from tests.support.checkpoints import sonar
+from tests.support.optional import needs
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 SETTINGS = """preset: concepts_sonar
 common:

@@ -21,9 +21,10 @@ from pipeline.training import flops
 from stages.__main__ import main
 from tests.conftest import ROOT, TRAINING
 from tests.support.checkpoints import LAYOUTS, VOCAB, written
+from tests.support.optional import needs
 from tests.support.over_checkpoint import run_over
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 SPECIAL = {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}
 BINDINGS = {

@@ -13,10 +13,10 @@ from pipeline.models.checkpoint import load_model
 from tests.conftest import TRAINING
 from tests.stages.test_pretrained import BINDINGS, checkpoint_of
 from tests.support.checkpoints import wide
+from tests.support.optional import needs
 from tests.support.over_checkpoint import run_over
 
-pytest.importorskip("transformers")
-pytest.importorskip("bitsandbytes")
+needs("transformers", "bitsandbytes")
 ABOVE = {"FINETUNE_TRAINS": ["refiner"], "CONTROL_TRAINS": ["model.model.layers.2"]}
 
 

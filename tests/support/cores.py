@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import torch
 
 from components.backbones.recursive_lm import RecursiveLM
@@ -96,6 +97,22 @@ def begun(core, given, layout=None):
     given = dict(given)
     condition = core.condition(Inputs(given["x"], given["embedding"], given.get("heads"), given.get("confidence")), layout)
     return condition, core.initial_carry(given["x"], condition), layout
+
+
+def every_core_with_one(parameter, values, whole=("slots_penalty", "recursive_cycles"), cores=tuple(CORES)):
+    """A sweep over pairs instead of the product: every core with one of the values in turn, the cores of ``whole`` with all.
+
+    Args:
+        parameter: name of the test's argument beside ``name``; several, separated by commas, for values that are tuples.
+        values: by the word that stands for each in the test's name.
+        whole: the cores that meet every value: those with a penalty, with a halting loss and with cycles within a step.
+        cores: names.
+    """
+    words = list(values)
+    pairs = {(name, words[number % len(words)]) for number, name in enumerate(cores)} | {(n, w) for n in whole for w in words}
+    rows = [(name, values[word]) for name, word in sorted(pairs)]
+    rows = [(name, *value) if "," in parameter else (name, value) for name, value in rows]
+    return pytest.mark.parametrize(f"name,{parameter}", rows, ids=[f"{name}-{word}" for name, word in sorted(pairs)])
 
 
 # Whole models

@@ -1,7 +1,6 @@
 """DVC in temporary clones, for the slow tests: one finished smoke run per session to copy; processes to start, watch and stop."""
 
 import contextlib
-import functools
 import glob
 import json
 import os
@@ -19,9 +18,10 @@ import psutil
 from ruamel.yaml import YAML
 
 from tests.conftest import ROOT
+from tests.support.once import made_once
 
 TEN = ["configure", "prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report"]
-LONG = 60  # steps of a warmup that is killed on its way
+LONG = 120  # steps of a warmup that is killed on its way
 LONG_WARMUP = f"{{loop: {{fit: {{steps: {LONG}, save_every: 1}}}}}}"
 PATIENCE = 600.0  # seconds until a test that waits gives up
 
@@ -106,22 +106,20 @@ def bind(params: Path, stage: str, bindings: str) -> None:
     params.write_text(params.read_text().replace(empty + "{}", empty + bindings))
 
 
-@functools.cache
-def _finished(base: Path) -> Path:
-    folder = clone_to(base / "finished-clone" / "slotloop", "smoke")
+def _first_run(folder: Path) -> None:
+    clone_to(folder, "smoke")
     (folder / "dvc.lock").unlink(missing_ok=True)
     assert ran(dvc(folder, "repro")) == TEN
-    return folder
 
 
 def finished_clone(base: Path, folder: Path) -> Path:
     """A clone of one's own after one ``dvc repro``, not committed.
 
     Args:
-        base: the session's temporary folder; what is copied is made there once.
+        base: ``shared_folder`` of the session; what is copied is made there once.
         folder: where to put the copy.
     """
-    return Path(shutil.copytree(_finished(base), folder, symlinks=True))
+    return Path(shutil.copytree(made_once(base / "finished-clone" / "slotloop", _first_run), folder, symlinks=True))
 
 
 def committed_clone(base: Path, folder: Path) -> Path:
@@ -132,14 +130,16 @@ def committed_clone(base: Path, folder: Path) -> Path:
     return folder
 
 
-@functools.cache
 def long_warmup(base: Path) -> Path:
     """A clone after an uninterrupted ``dvc repro warmup`` with ``LONG_WARMUP``. Read only."""
-    folder = finished_clone(base, base / "long-warmup" / "slotloop")
-    bind(folder / "params.yaml", "warmup", LONG_WARMUP)
-    output = dvc(folder, "repro", "warmup")
-    assert ran(output) == ["configure", "warmup"] and steps_of(output, "warmup") == list(range(1, LONG + 1))
-    return folder
+
+    def run(folder: Path) -> None:
+        finished_clone(base, folder)
+        bind(folder / "params.yaml", "warmup", LONG_WARMUP)
+        output = dvc(folder, "repro", "warmup")
+        assert ran(output) == ["configure", "warmup"] and steps_of(output, "warmup") == list(range(1, LONG + 1))
+
+    return made_once(base / "long-warmup" / "slotloop", run)
 
 
 def locked(folder: Path, stage: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import ROOT
-from tests.support.dvc import content, marked
+from tests.support.dvc import PATIENCE, content, marked
 
 MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
 PYTHON = (sys.executable, "-m", "stages")
@@ -86,5 +86,5 @@ def together(script: str, world: int, folder: Path) -> list[subprocess.Completed
         )
         for rank in range(world)
     ]
-    told = [process.communicate(timeout=300) for process in started]
+    told = [process.communicate(timeout=PATIENCE) for process in started]
     return [subprocess.CompletedProcess(p.args, p.returncode, *pair) for p, pair in zip(started, told, strict=True)]

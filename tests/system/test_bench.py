@@ -12,6 +12,7 @@ from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.objective.deep_supervision import backward
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE
+from tests.support.script import printed
 
 
 def run(tmp_path, name, *options):
@@ -19,12 +20,17 @@ def run(tmp_path, name, *options):
     command = [sys.executable, "-m", f"bench.{name}", "--quick", "--json", str(path), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
+    return rows_of(path), done.stdout
+
+
+def rows_of(path):
+    """Rows that a bench wrote; every ratio is one."""
     rows = json.loads(path.read_text())
     for row in rows:
         for column, value in row.items():
             if "_vs_" in column and value is not None:
                 assert math.isfinite(value) and value > 0, (column, row)
-    return rows, done.stdout
+    return rows
 
 
 def test_what_is_measured_trains_the_same_as_naive_does():
@@ -136,8 +142,9 @@ def test_gpu(tmp_path):
     assert "Error" not in out, out
 
 
-def test_ways_to_decode_are_measured(tmp_path, finished):
-    rows, out = run(tmp_path, "generation", "--root", str(finished))
+def test_ways_to_decode_are_measured(tmp_path, finished, capsys):
+    out = printed(capsys, "bench.generation", "--quick", "--json", str(tmp_path / "rows.json"), "--root", str(finished))
+    rows = rows_of(tmp_path / "rows.json")
     found = {row["way"]: row for row in rows}
     assert len(found) >= 10 and all(0 <= row["solved"]["mean"] <= 1 and row["ms"] > 0 for row in rows)
     assert found["one pass"]["evaluations"] == 1 and found["every cell a pass"]["evaluations"] == 11  # of 16, 5 are clues

@@ -9,6 +9,7 @@ from pipeline.command_line import SECTIONS
 from pipeline.settings import config, params, rehearsal
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE, committed_clone, dvc, environment, nothing_left, processes, wait_until
+from tests.support.once import shared_folder
 
 PAGES = ("README.md", "docs/configuration.md")
 
@@ -18,11 +19,23 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
+NOT_RUN = {  # of README; that each is understood is tested in test_docs_commands.py
+    "make repro": "sets up an environment and runs the default preset: continuous integration does",
+    "make test": "is this",
+    "dvc exp run -S preset=gsm8k": "needs a corpus from elsewhere",
+    "dvc exp run -S '++warmup.bindings.loop.fit.steps=1000'": "docs/configuration.md has it with 8 steps",
+    "python -m stages warmup loop.fit.steps=20 --device cuda": "needs a GPU",
+}
+
+
 def commands() -> list[str]:
-    """What the pages on settings and data let a user type."""
-    pages = ("docs/configuration.md", "docs/data.md")
-    lines = [line for page in pages for block in blocks(page, "sh") for line in block.splitlines()]
-    return [line.partition("  #")[0].strip() for line in lines]
+    """What the pages on settings and data, and after them README, let a user type; each once."""
+    shown = [block for page in ("docs/configuration.md", "docs/data.md") for block in blocks(page, "sh")]
+    readme = re.split(r"^```\w*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)[1::2]
+    shown += [block for block in readme if re.match(r"\n(make|dvc) ", block)]
+    lines = [line.partition("  #")[0].strip() for block in shown for line in block.splitlines()]
+    assert set(NOT_RUN) <= set(lines)
+    return [line for line in dict.fromkeys(lines) if line and line not in NOT_RUN]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -45,7 +58,7 @@ def test_bindings_of_the_table_mean_what_it_says(tmp_path):
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "slotloop"
-    committed_clone(tmp_path_factory.getbasetemp(), folder)
+    committed_clone(shared_folder(tmp_path_factory), folder)
     with nothing_left(folder):
         yield folder
         dvc(folder, "queue", "stop", "--kill")
@@ -55,7 +68,7 @@ def clone(tmp_path_factory):
 @pytest.mark.slow
 def test_every_command_runs(clone):
     typed = commands()
-    assert len(typed) >= 24
+    assert len(typed) >= 28
     for command in typed:
         log = clone.with_name("log")  # a file: workers that a command leaves behind would hold a pipe open
         with log.open("wb") as out:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dvc import TEN, bind, clone_to, dvc, finished_clone, git, ran
+from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A clone after one `dvc repro`."""
-    return finished_clone(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("clone") / "slotloop")
+    return finished_clone(shared_folder(tmp_path_factory), tmp_path_factory.mktemp("clone") / "slotloop")
 
 
 def test_a_second_repro_runs_nothing(clone):

@@ -13,7 +13,7 @@ from tests.support.dvc import content
 from tests.system.test_kill import start
 
 pytestmark = pytest.mark.slow
-KILLS = 20
+KILLS = 10
 DRAWS = 12
 OVERRIDES = (f"extract.run.draws={DRAWS}", "extract.run.batch_size=2", "extract.run.shard_bytes=20_000")
 OUT = "data/shards"

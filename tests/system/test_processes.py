@@ -99,7 +99,7 @@ def training(folder, processes="2"):
 
 def ended(process):
     """Status and errors of a job that has ended by itself, with all that belonged to it."""
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=PATIENCE)
     return process.returncode, error
 
 

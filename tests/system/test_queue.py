@@ -25,13 +25,14 @@ from tests.support.dvc import (
     steps_of,
     wait_until,
 )
+from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def clone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Path]:
-    with nothing_left(committed_clone(tmp_path_factory.getbasetemp(), tmp_path / "slotloop")) as folder:
+    with nothing_left(committed_clone(shared_folder(tmp_path_factory), tmp_path / "slotloop")) as folder:
         yield folder
 
 
@@ -101,7 +102,7 @@ def test_a_killed_experiment_queued_again_continues_to_the_same_bytes(clone, tmp
     assert steps_of(dvc(clone, "queue", "logs", "again"), "warmup") == list(range(kept + 1, LONG + 1))
     stop(clone)
     dvc(clone, "exp", "apply", "again")
-    expected = long_warmup(tmp_path_factory.getbasetemp())
+    expected = long_warmup(shared_folder(tmp_path_factory))
     assert content(clone / "outputs/warmup") == content(expected / "outputs/warmup")
     assert locked(clone, "warmup") == locked(expected, "warmup")
     assert not (clone / ".scratch").exists()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dvc import TEN, bind, committed_clone, content, dvc, git, locked, ran
+from tests.support.dvc import PATIENCE, TEN, bind, committed_clone, content, dvc, git, locked, ran
+from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
 LR = "{optim: {adamw: {lr: 5e-4}}}"
@@ -43,7 +44,7 @@ def s3() -> Iterator[tuple[str, dict[str, str]]]:
         host, port = server.get_host_and_port()
         address = f"http://{host}:{port}"
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        direct.open(urllib.request.Request(f"{address}/results", method="PUT"), timeout=60).close()
+        direct.open(urllib.request.Request(f"{address}/results", method="PUT"), timeout=PATIENCE).close()
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
         yield address, {**keys, "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": host, "no_proxy": host}
     finally:
@@ -55,7 +56,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A finished clone that pushed its results and its run cache."""
     base = tmp_path_factory.mktemp(request.param)
     with s3() if request.param == "s3" else contextlib.nullcontext(("", {})) as (address, variables):
-        made = Shared(committed_clone(tmp_path_factory.getbasetemp(), base / "origin"), variables)
+        made = Shared(committed_clone(shared_folder(tmp_path_factory), base / "origin"), variables)
         url = "s3://results/slotloop" if address else str(base / "store")
         made.dvc(made.origin, "remote", "add", "--default", "store", url)
         if address:

@@ -8,11 +8,12 @@ import torch
 
 from components.inference.halting import by_change, by_learning, by_probability, halted
 from components.recursion import State
-from tests.support.cores import ATTENTION, CORES, DIM, SEQ, batch, model_of
+from tests.support.cores import ATTENTION, DIM, SEQ, batch, every_core_with_one, model_of
 
-every_core = pytest.mark.parametrize("name", CORES)
 MODEL = model_of("mlp")  # of rules that do not look at it
-LEAVING = ([1, 1, 1, 1, 1, 1], [3, 1, 2, 9, 1, 2], [9, 9, 9, 9, 9, 9], [2, 9, 9, 9, 9, 1])
+LEAVING = {
+    "mixed": [3, 1, 2, 9, 1, 2], "two_leave": [2, 9, 9, 9, 9, 1], "at_once": [1, 1, 1, 1, 1, 1], "never": [9, 9, 9, 9, 9, 9]
+}  # fmt: skip
 
 
 def numbered():
@@ -38,8 +39,7 @@ def dictated(leaving, seen=None):
 # The recursion
 
 
-@pytest.mark.parametrize("leaving", LEAVING, ids=["at_once", "mixed", "never", "two_leave"])
-@every_core
+@every_core_with_one("leaving", LEAVING, whole=("slots", "recursive_cycles", "cascade"))
 def test_each_sequence_has_the_state_of_the_whole_recursion_where_it_left(name, leaving):
     model, whole = model_of(name), numbered()
     expected = [state.hidden for state in model.steps(whole)]
@@ -105,8 +105,12 @@ def first_done(model, whole, done):
     return [next((k for k in numbers if done(k - 1, row)), model.n_steps) for row in range(len(whole))]
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize("name", ["slots", "recursive", "mlp", "standalone"])
+@every_core_with_one(
+    "threshold",
+    {str(value): value for value in (0.5, 0.0, 1.0, 0.3, 0.7)},
+    whole=("slots",),
+    cores=("recursive", "mlp", "standalone"),
+)
 def test_by_probability_every_masked_token_must_be_sure(name, threshold):
     model, whole = model_of(name), numbered()
     sure = [model.readout(state.hidden).softmax(-1).amax(-1) > threshold for state in model.steps(whole)]

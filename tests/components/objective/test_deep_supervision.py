@@ -24,7 +24,7 @@ from components.objective.supervision import (
 )
 from components.recursion import State, full_gradient, mapped, one_step_gradient, truncated_gradient
 from components.refiners.core import Layout
-from tests.support.cores import CORES, VOCAB, batch, model_of
+from tests.support.cores import CORES, VOCAB, batch, every_core_with_one, model_of
 from tests.support.watching import Peak, Products
 
 SEQUENCES = 7  # of the optimizer step; the microbatch has three of them
@@ -52,7 +52,8 @@ SCHEDULES = {
     "curriculum": lambda steps: of_first_steps(linear_decay, steps, 1 + steps // 2),
 }
 every_core = pytest.mark.parametrize("name", CORES)
-both_policies = pytest.mark.parametrize("activations", [keep, checkpoint])
+POLICIES = {"keep": keep, "checkpoint": checkpoint}
+both_policies = pytest.mark.parametrize("activations", POLICIES.values(), ids=POLICIES)
 
 
 def plain(model, batch, weights, cuts=()):
@@ -106,11 +107,10 @@ def assert_same(one, other):
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# Every core, every schedule
+# Every core with a schedule, some with all
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@every_core
+@every_core_with_one("schedule", SCHEDULES)
 def test_the_gradient_is_that_of_the_one_graph_and_recomputing_changes_no_bit(name, schedule):
     model = model_of(name)
     weights = schedule(model.n_steps)
@@ -153,9 +153,10 @@ CUTS = {
 }
 
 
-@pytest.mark.parametrize(("bptt", "cuts"), CUTS.values(), ids=CUTS)
-@both_policies
-@every_core
+CUTS_AND_POLICIES = {f"{cut}-{name}": (*CUTS[cut], policy) for cut in CUTS for name, policy in POLICIES.items()}
+
+
+@every_core_with_one("bptt,cuts,activations", CUTS_AND_POLICIES)
 def test_segments_give_the_gradient_of_a_graph_detached_by_hand(name, bptt, cuts, activations):
     model = model_of(name, joint=True)
     weights = linear_decay(model.n_steps)
@@ -200,8 +201,7 @@ def test_all_weights_zero_leave_no_gradient(activations):
 # What is reported
 
 
-@both_policies
-@every_core
+@every_core_with_one("activations", POLICIES)
 def test_statistics_are_those_of_the_steps_and_change_nothing(name, activations):
     model = model_of(name)
     weights = given(model.n_steps)
@@ -350,8 +350,7 @@ def test_the_graph_of_a_segment_is_gone_before_the_next(name, activations):
     assert max(growth) < 0.05 * carried(model)
 
 
-@pytest.mark.parametrize("name", CORES)
-@pytest.mark.parametrize("joint", [False, True], ids=["frozen_head", "trained_head"])
+@every_core_with_one("joint", {"frozen_head": False, "trained_head": True}, whole=("slots", "hybrid"))
 def test_logits_are_computed_once_a_step_by_either_policy(name, joint):
     model = model_of(name, joint=joint)
     products = 3 if model.head.weight.requires_grad else 2

@@ -20,7 +20,21 @@ from components.refiners.core import (
     uniform_,
     zeros_,
 )
-from tests.support.cores import ATTENTION, CORES, DIM, RESIDUAL, RMS, SEQ, STANDALONE, begun, inputs, made, slots, states
+from tests.support.cores import (
+    ATTENTION,
+    CORES,
+    DIM,
+    RESIDUAL,
+    RMS,
+    SEQ,
+    STANDALONE,
+    begun,
+    every_core_with_one,
+    inputs,
+    made,
+    slots,
+    states,
+)
 from tests.support.plain import bare, below, injection
 
 every_core = pytest.mark.parametrize("name", CORES)
@@ -36,8 +50,7 @@ def test_the_list_of_cores_is_whole():
 # Values
 
 
-@every_residual_core
-@pytest.mark.parametrize("attention", [None, ATTENTION], ids=["no_mask", "padding"])
+@every_core_with_one("attention", {"no_mask": None, "padding": ATTENTION}, whole=("slots",), cores=tuple(RESIDUAL))
 def test_at_the_start_states_are_x_bit_for_bit_at_every_step(name, attention):
     core = made(RESIDUAL[name], awake=False)
     given = inputs(core)
@@ -61,8 +74,7 @@ def test_once_awake_every_step_changes_the_states(name):
     assert all(not torch.allclose(a, b) for a, b in pairwise(hidden)) and all(h.isfinite().all() for h in hidden)
 
 
-@every_core
-@pytest.mark.parametrize("fill", [0.0, 5.0, -100.0])
+@every_core_with_one("fill", {"5": 5.0, "-100": -100.0, "0": 0.0}, whole=("slots", "hybrid"))
 def test_padding_does_not_influence_tokens(name, fill):
     core = made(CORES[name]).double()
     given = inputs(core, dtype=torch.float64)
@@ -88,7 +100,7 @@ def test_a_padded_sequence_has_the_states_of_the_short_one(name):
 
 
 @every_residual_core
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @drawn(st.lists(st.booleans(), min_size=3 * SEQ, max_size=3 * SEQ))
 def test_positions_outside_the_mask_stay_bit_identical_to_x(name, mask):
     positions, core = torch.tensor(mask).view(3, SEQ), made(RESIDUAL[name])
@@ -114,8 +126,7 @@ def followed(core, given, causal):
     return torch.stack([state.hidden for state in recur(core.step, range(core.n_steps), carry, condition, layout, False)])
 
 
-@every_core
-@pytest.mark.parametrize("place", [1, 3, SEQ - 1])
+@every_core_with_one("place", {"1": 1, "3": 3, "last": SEQ - 1}, whole=("slots", "recursive_cycles"))
 def test_a_causal_core_learns_nothing_of_what_stands_behind(name, place):
     core = made(CORES[name]).double()
     given = inputs(core, dtype=torch.float64)
@@ -168,8 +179,7 @@ def test_sequences_do_not_see_each_other(name):
         torch.testing.assert_close(state.hidden, apart, rtol=1e-8, atol=1e-8)  # a recursion multiplies rounding
 
 
-@every_core
-@pytest.mark.parametrize("steps", [1, 2])
+@every_core_with_one("steps", {"1": 1, "2": 2}, whole=("slots",))
 def test_another_number_of_steps_begins_the_same(name, steps):
     core = made(CORES[name])
     given = inputs(core)

@@ -151,5 +151,5 @@ def compiled_equals_eager():
 def test_compiled_values_and_gradients_are_the_same():
     # in a process of its own, where shapes are not checked
     script = "from tests.components.refiners.test_recursive_network import compiled_equals_eager as run; run()"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

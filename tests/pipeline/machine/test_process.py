@@ -20,7 +20,7 @@ child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 print(child.pid, flush=True)
 child.wait()
 """
-CHILD = "import time; from pipeline.machine.process import die_with_parent; {} print('ready', flush=True); time.sleep(60)"
+CHILD = "import time; from pipeline.machine.process import die_with_parent; {} print('ready', flush=True); time.sleep(3600)"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
@@ -35,9 +35,9 @@ def test_a_child_ends_with_its_parent_if_it_asked(ending, asked):
         [pid] = told - {"ready"}
         found = psutil.Process(int(pid))
         parent.send_signal(ending)
-        parent.wait(timeout=30)
+        parent.wait(timeout=600)
         if asked:
-            found.wait(timeout=30)
+            found.wait(timeout=600)
         else:
             time.sleep(0.3)
             assert found.is_running()
@@ -131,6 +131,6 @@ def test_sigterm_that_comes_while_another_one_is_noted_hangs_nothing():
         for _ in range(50_000):
             child.send_signal(signal.SIGTERM)
         try:
-            assert child.communicate("\n", timeout=60)[0] == "came\n"
+            assert child.communicate("\n", timeout=600)[0] == "came\n"
         finally:
             child.kill()

@@ -9,9 +9,9 @@ from pipeline.errors import ConfigError
 from pipeline.models import placement
 from pipeline.models.pretrained import Source, build
 from tests.support.checkpoints import LAYERS, LAYOUTS, VOCAB, written
+from tests.support.optional import needs
 
-pytest.importorskip("transformers")
-accelerate = pytest.importorskip("accelerate")
+needs("transformers", "accelerate")
 MAP = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
 
 
@@ -36,6 +36,8 @@ def test_a_mapped_model_is_the_model(checkpoint, device_map):
 
 def test_hooks_that_move_states_between_devices_do_not_hinder_the_cut(checkpoint):
     model = build(Source(str(checkpoint), dtype="fp32"))
+    import accelerate  # brings seconds
+
     accelerate.dispatch_model(model.model, MAP, force_hooks=True)
     assert hasattr(model.model.model.norm, "_hf_hook")
     assert selfcheck(model, causal=False)["split"] == 0.0

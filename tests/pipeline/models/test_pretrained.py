@@ -15,8 +15,9 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.models import pretrained
 from pipeline.models.pretrained import Source, build
 from tests.support.checkpoints import LAYERS, LAYOUTS, LLADA, VOCAB, llada_weights, written
+from tests.support.optional import needs
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 
 @pytest.fixture(params=sorted(LAYOUTS))

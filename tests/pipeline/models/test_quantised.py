@@ -16,9 +16,9 @@ from pipeline.models.quantised import OnShapes, quantise
 from pipeline.planning import memory
 from pipeline.training import flops
 from tests.support.checkpoints import LAYERS, LAYOUTS, VOCAB, wide, written
+from tests.support.optional import needs
 
-pytest.importorskip("transformers")
-pytest.importorskip("bitsandbytes")
+needs("transformers", "bitsandbytes")
 ERROR = {8: 0.1, 4: 0.6}  # of the states' size, at most: two layers of large random weights
 
 

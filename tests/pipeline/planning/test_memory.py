@@ -7,6 +7,8 @@ import torch
 
 from components.objective.activations import checkpoint, keep
 from components.objective.objective import Objective
+from components.training.ema import EMA
+from components.training.optim import adamw
 from pipeline.planning import memory
 from tests.support import cores
 
@@ -36,10 +38,20 @@ def test_weights_are_counted_once_and_by_their_type():
     assert memory.weights(model) == 4 * 20 + 2 * 18 + 2 * 4 * 3 + 8
 
 
-def test_training_keeps_four_copies_of_what_is_trained():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3))
+def test_training_keeps_what_its_optimizer_and_its_average_keep():
+    """AdamW's moments, the average of the weights, and the weights themselves while the average is in their place."""
+    model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.Linear(50, 30))
     model[0].requires_grad_(False)
-    assert memory.trained(model) == 4 * 4 * 18
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer, average = adamw(trained.items()), EMA(trained.values(), 0.9)
+    model(torch.ones(2, 30)).sum().backward()
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    own = [p.detach().clone() for p in average.parameters]
+    with average.applied():
+        apart = [p for p, mine in zip(average.parameters, own, strict=True) if not torch.equal(p, mine)]
+    assert len(moments) == 4 and len(apart) == 2  # changed, hence its own values have to be somewhere else
+    assert memory.trained(model) == sum(tensor.nbytes for tensor in (*moments, *average.average, *own))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

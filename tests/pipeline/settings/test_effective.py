@@ -201,7 +201,7 @@ def test_the_bytes_are_the_same_in_another_process(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     seed = str((int(os.environ.get("PYTHONHASHSEED", "0").replace("random", "0")) + 1) % 1000)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
-    done = subprocess.run([sys.executable, "-c", PRINTED], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", PRINTED], env=environment, capture_output=True, text=True, timeout=600, check=True)
     exec(PRINTED, {})
     assert capsys.readouterr().out == done.stdout and len(done.stdout) > 10_000
 

@@ -9,8 +9,9 @@ from pipeline.text import prompt_template
 from pipeline.text import tokenizer as bpe
 from pipeline.text.jsonl import QuestionAnswers
 from pipeline.text.pretrained_text import chat, tokenizer
+from tests.support.optional import needs
 
-pytest.importorskip("transformers")
+needs("transformers")
 
 TEXTS = [f"What is {i} and {i * i}?" for i in range(40)]
 TEMPLATE = (

@@ -111,6 +111,7 @@ def test_the_formula_of_a_two_state_core(joint):
 
 def test_a_meter_tells_rate_and_share_of_the_ceiling(monkeypatch):
     model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
+    monkeypatch.setattr(flops, "PATIENCE", float("inf"))
     objective = Objective(model.n_steps)
     meter = flops.Meter(model, objective, Runtime(threads=1))
     needed = 2 * flops.of_gradient(model, objective, batch)
@@ -121,5 +122,16 @@ def test_a_meter_tells_rate_and_share_of_the_ceiling(monkeypatch):
     assert flops.Meter(cores.model_of("hybrid"), objective, Runtime(threads=1)).summary([batch], 0.5, 1.0) == ""
 
 
-def test_a_ceiling_is_that_of_a_matrix_product():
-    assert 1e9 < flops.ceiling(Runtime(threads=1), seconds=0.01) < 1e15
+def test_a_ceiling_is_that_of_the_fastest_matrix_product(monkeypatch):
+    """By a clock on which the products take 4 (which warms up), 3, 2 and again 3 seconds."""
+    took, now = iter([4.0, 3.0, 2.0, 3.0]), [0.0]
+
+    def at_the_end():
+        now.append(now[-1] + next(took, 0.0))
+        return now[-1]
+
+    clock = iter([reading for _ in range(4) for reading in (lambda: now[-1], at_the_end)])
+    monkeypatch.setattr(flops.time, "perf_counter", lambda: next(clock)())
+    monkeypatch.setattr(flops.time, "monotonic", lambda: now[-1])
+    monkeypatch.setitem(flops.SIDE, "cpu", 8)
+    assert flops.ceiling(Runtime(threads=1), seconds=7.5) == 2 * 8**3 / 2.0

@@ -1,0 +1,34 @@
+"""Scripts run as ``__main__`` in this process: what they print, without the seconds that another interpreter with torch takes."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from matplotlib import pyplot
+
+
+def printed(capsys: pytest.CaptureFixture[str], script: str, *options: str) -> str:
+    """What a script prints; what it changes for the whole process is put back.
+
+    Args:
+        capsys: pytest's.
+        script: a path, or a module's name with dots.
+        options: its command line.
+    """
+    threads, before = torch.get_num_threads(), sys.argv
+    capsys.readouterr()
+    try:
+        sys.argv = [script, *options]
+        with torch.random.fork_rng(devices=[]):
+            if script.endswith(".py"):
+                runpy.run_path(script, run_name="__main__")
+            else:
+                runpy.run_module(script, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+        torch.set_num_threads(threads)
+        pyplot.close("all")
+    told = capsys.readouterr()
+    assert not told.err, told.err
+    return told.out

@@ -1,0 +1,110 @@
+"""Every command that a document shows is understood: stages, flags, bindings, presets, targets and benches exist.
+
+Nothing trains here; tests/system/test_docs.py (slow) runs what can be run in a clone.
+"""
+
+import importlib.util
+import re
+import shlex
+import shutil
+
+import pytest
+from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
+from ruamel.yaml import YAML
+
+from pipeline.settings import config, params
+from stages.__main__ import SECTIONS, main
+from tests.conftest import ROOT
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+STARTS = ("python ", "dvc ", "make ", "SLOTLOOP_PROCESSES=2 ", "printf ")
+
+
+def commands():
+    """Every command line, in blocks and in running text, without what stands before a stage's name or behind a comment."""
+    found = set()
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        lines = [line for language, block in blocks if language in ("", "sh") for line in block.replace("\\\n", "").splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+        for line in lines:
+            line = re.split(r"\s+# ", line)[0].strip()
+            if line.startswith(STARTS):
+                found.add(re.sub(r"^(\w+=\S+ )+", "", line.split(" | ")[-1]).replace("<stage>", "warmup"))
+    return sorted(found)
+
+
+COMMANDS = commands()
+STAGES = [line for line in COMMANDS if line.startswith("python -m stages ")]
+EXPERIMENTS = [line for line in COMMANDS if line.startswith("dvc exp run ")]
+OTHERS = sorted({*COMMANDS} - {*STAGES, *EXPERIMENTS})
+
+
+@pytest.fixture
+def here(finished, tmp_path, monkeypatch):
+    """The repository's own settings, with the preset that README adds, over the results of the smoke run."""
+    shutil.copytree(ROOT / "gin", tmp_path / "gin")
+    [own] = re.findall(r"^```\n# gin/presets/mine.gin\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "gin/presets/mine.gin").write_text(own)
+    shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
+    for folder in ("data", "outputs"):
+        (tmp_path / folder).symlink_to(finished / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    return tmp_path
+
+
+def test_the_documents_show_commands():
+    assert len(STAGES) >= 20 and len(EXPERIMENTS) >= 10 and len(OTHERS) >= 15
+
+
+@pytest.mark.parametrize("line", STAGES)
+def test_a_stages_command_line_is_understood(here, capsys, line):
+    words = shlex.split(line)[3:]
+    if "answers." in line:  # a setting of presets that answer in text
+        (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("preset: sudoku4", "preset: gsm8k"))
+    prints = {"--help", "--print-config"} & {*words}
+    before = {path for path in here.rglob("*") if path.is_file()}
+    assert main(words if prints else [*words, *{"--check"} - {*words}]) == 0, capsys.readouterr().err
+    assert bool(capsys.readouterr().out) >= bool(prints) and {path for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("line", EXPERIMENTS)
+def test_settings_of_an_experiment_resolve(here, line):
+    """``-S`` as DVC applies it; a grid's every point."""
+    words = shlex.split(line)[3:]
+    settings = [word.removeprefix("-S") or words[place + 1] for place, word in enumerate(words) if word.startswith("-S")]
+    assert settings
+    for point in get_hydra_sweeps({"params.yaml": settings}):
+        shutil.copy(ROOT / "params.yaml", here / "params.yaml")
+        apply_overrides(here / "params.yaml", point["params.yaml"])
+        texts = config.resolve_all(SECTIONS, params.read(here / "params.yaml", SECTIONS), root=here)
+        if "mine" not in line:
+            continue
+        assert "mine/train.jsonl" in texts["prepare"]
+
+
+def test_other_commands_name_what_exists():
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    pipeline = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+    for line in OTHERS:
+        words = shlex.split(line)
+        if words[0] == "make":
+            assert words[1] in targets, line
+        elif words[:2] == ["dvc", "repro"]:
+            assert {word for word in words[2:] if not word.startswith("-")} <= set(pipeline), line
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), line
+            text = (ROOT / f"{words[2].replace('.', '/')}.py").read_text()
+            flags = [word.removeprefix("--") for word in words[3:] if word.startswith("--") and words[2].startswith("bench.")]
+            assert all(re.search(rf"\b{flag}\b", text) for flag in flags), line
+        elif words[0] == "python":
+            assert (ROOT / words[1]).is_file(), line
+
+
+def test_presets_of_the_readme_exist():
+    rows = re.findall(r"^\| (`[a-z]\w+`(?:, `\w+`)*) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    existing = {path.stem for path in (ROOT / "gin/presets").glob("*.gin")}
+    assert len(named) >= 12 and named - {"sudoku4"} <= existing and existing - named <= {"defaults", "smoke", "gsm8k_smoke"}
