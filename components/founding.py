@@ -19,7 +19,7 @@ from components.refiners.delta import Clamped
 from components.refiners.entry import Normed
 from components.refiners.recursive_core import RecursiveCore
 from components.refiners.refiner import SlotRefiner
-from components.refiners.sizes import Size, create_slot_refiner
+from components.refiners.sizes import create_slot_refiner
 
 SCHEDULES: dict[str, Callable[..., list[float]]] = {
     "constant": constant, "linear_decay": linear_decay, "exponential_decay": exponential_decay
@@ -82,7 +82,7 @@ class RecursiveLLM(RecursiveLM):
 
 def create_slot_trm_refiner(
     dim: int = 1024,
-    size: Size = "base",
+    size: str = "base",
     *,
     delta_scale: float = 0.1,
     orthogonality_weight: float = 0.01,

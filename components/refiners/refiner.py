@@ -22,7 +22,7 @@ from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, 
 from components.refiners.delta import Clamped, RmsScaled, Update
 from components.refiners.entry import Entry, Identity, Normed
 from components.refiners.orthogonality import overlap
-from components.refiners.slots import Slots, Source, checked_slots
+from components.refiners.slots import Slots, checked_slots
 from components.refiners.statistics import mean, mean_square
 
 PARTS: dict[str, Callable[..., Any]] = {part.__name__: part for part in (Identity, Normed, Injection, RmsScaled, Clamped)}
@@ -65,7 +65,7 @@ class SlotRefiner(Core):
         blocks: int = 1,
         mlp_ratio: int = 4,
         delta_ratio: int = 4,
-        slots: Sequence[tuple[str, Source, int]] | None = None,
+        slots: Sequence[tuple[str, str, int]] | None = None,
         entry: Callable[..., Entry] = Identity,
         injection: Callable[..., Injection] | None = Injection,
         update: Update = RMS_SCALED,

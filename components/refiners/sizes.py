@@ -1,19 +1,18 @@
 """Sizes of the slot refiner by name, for Python; the same stand in ``gin/sizes/`` for settings. Heads go by their width: so a size
 fits any backbone."""
 
-from typing import Any, Literal
+from typing import Any
 
 from components.refiners.refiner import SlotRefiner
 
-Size = Literal["tiny", "base", "large"]
-SIZES: dict[Size, dict[str, int]] = {
+SIZES: dict[str, dict[str, int]] = {
     "tiny": {"blocks": 1, "head_width": 16, "mlp_ratio": 2, "delta_ratio": 2},
     "base": {"blocks": 2, "head_width": 32, "mlp_ratio": 4, "delta_ratio": 4},
     "large": {"blocks": 4, "head_width": 64, "mlp_ratio": 4, "delta_ratio": 8},
 }
 
 
-def create_slot_refiner(dim: int, size: Size = "tiny", **changes: Any) -> SlotRefiner:
+def create_slot_refiner(dim: int, size: str = "tiny", **changes: Any) -> SlotRefiner:
     """Make a slot refiner of a named size; fill its weights with ``init_weights``.
 
     >>> create_slot_refiner(64, "base", steps=6).n_steps

@@ -12,13 +12,13 @@ Others are a list of ``Slot``: names are free, and statistics and gates bear the
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Source = Literal["context", "attention", "change", "variance", "state", "backbone"]
+SOURCES = ("context", "attention", "change", "variance", "state", "backbone")
 
 
 class Slot(NamedTuple):
@@ -33,7 +33,7 @@ class Slot(NamedTuple):
     """
 
     name: str
-    source: Source
+    source: str
     width: int
 
 
@@ -52,10 +52,10 @@ def four_slots(dim: int) -> tuple[Slot, ...]:
         raise ValueError(
             f"slot widths d/2, d/4, d/4, d/8 need a width of at least 16 divisible by 8, got {dim} ({parts}); give `slots`"
         )
-    return tuple(Slot(name, source, dim // share) for name, source, share in shares)  # type: ignore[arg-type]
+    return tuple(Slot(name, source, dim // share) for name, source, share in shares)
 
 
-def checked_slots(slots: Sequence[tuple[str, Source, int]]) -> tuple[Slot, ...]:
+def checked_slots(slots: Sequence[tuple[str, str, int]]) -> tuple[Slot, ...]:
     """Turn (name, source, width) into slots that can be built.
 
     >>> checked_slots([("context", "context", 8), ("doubt", "variance", 2)])[1].source
@@ -72,8 +72,8 @@ def checked_slots(slots: Sequence[tuple[str, Source, int]]) -> tuple[Slot, ...]:
     for slot in made:
         if not slot.name.isidentifier() or hasattr(nn.ModuleDict, slot.name):
             raise ValueError(f"the name of a slot must be a plain word (letters, digits, _), got '{slot.name}'")
-        if slot.source not in get_args(Source):
-            raise ValueError(f"the source of slot '{slot.name}' must be one of {', '.join(get_args(Source))}, got '{slot.source}'")
+        if slot.source not in SOURCES:
+            raise ValueError(f"the source of slot '{slot.name}' must be one of {', '.join(SOURCES)}, got '{slot.source}'")
         if slot.width < 2:
             raise ValueError(
                 f"slots must be at least 2 wide (a norm over one channel is always 0), got {slot.width} for '{slot.name}'"
@@ -93,7 +93,7 @@ class Slots(nn.Module):
         context_dim: width of the source "context"; None = ``dim``.
     """
 
-    def __init__(self, dim: int, slots: Sequence[tuple[str, Source, int]] | None = None, context_dim: int | None = None) -> None:
+    def __init__(self, dim: int, slots: Sequence[tuple[str, str, int]] | None = None, context_dim: int | None = None) -> None:
         super().__init__()
         made = four_slots(dim) if slots is None else checked_slots(slots)
         self.sources: dict[str, str] = {slot.name: slot.source for slot in made}
