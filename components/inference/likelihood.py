@@ -20,7 +20,7 @@ SHARED = (1 << 35) - 1  # stream of where an answer's samples begin
 
 
 class Likelihood:
-    """How it is estimated.
+    """Settings of the estimate: how many examples, and how many masks of each.
 
     Args:
         items: examples, the first of the split.
