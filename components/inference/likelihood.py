@@ -61,7 +61,7 @@ def masks(
 
 
 def standard_error(values: Float[Tensor, "items samples"]) -> float:
-    """Of the mean over all items, as far as the samples cause it; 0 for a single sample, which is no estimate but the thing itself.
+    """Estimate the error of the mean over all items, as far as the samples cause it; 0 for a single one, which is exact.
 
     Samples of an item are taken as independent; that they share the counts makes the true error smaller.
     """
