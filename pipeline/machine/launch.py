@@ -41,8 +41,8 @@ def leave_no_stray_rank() -> None:
         os.environ.pop(name, None)
 
 
-def wanted() -> int:
-    """Processes to start; 1 within one of several.
+def process_count() -> int:
+    """Count the processes to start; 1 within one of several.
 
     Raises:
         ConfigError: the variable is no number.
@@ -87,8 +87,8 @@ def launch(arguments: list[str], processes: int) -> None:
         os.environ.pop(ERRORS, None)
 
 
-def told_elsewhere(message: str) -> bool:
-    """Whether this process need not print its error: what started it will, or another process of this machine has."""
+def hand_over(message: str) -> bool:
+    """Hand an error over, and say whether this process need not print it: what started it will, or another of this machine has."""
     if folder := os.environ.get(ERRORS):
         Path(folder, f"error-{os.environ['RANK']}").write_text(message)
         return True
