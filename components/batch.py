@@ -60,11 +60,11 @@ class Batch:
         return rows.new_zeros(len(self)).index_add(0, self.supervised // self.masked.shape[1], rows)
 
     def cut(self, length: int) -> "Batch":
-        """Its first ``length`` positions. Only before ``to``."""
+        """Return the first ``length`` positions alone. Only before ``to``."""
         return self._each(lambda value: value[:, :length] if value.ndim > 1 else value)
 
     def take(self, rows: Int[Tensor, "some"]) -> "Batch":
-        """These sequences. Only after ``to``: the states' scales are not taken along."""
+        """Return a batch of these sequences. Only after ``to``: the states' scales are not taken along."""
         return replace(self, rows=None)._each(lambda value: value[rows])
 
     def pin_memory(self) -> "Batch":

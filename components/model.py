@@ -52,7 +52,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """States as the head reads them."""
+        """Norm states as the head reads them."""
         raise NotImplementedError
 
     def compile_targets(self) -> list[nn.Module]:
@@ -60,7 +60,7 @@ class Model(nn.Module):
         return []
 
     def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
-        """Logits of states. Gather the rows you need first; the head is the cost."""
+        """Compute the logits of states. Gather the rows you need first; the head is the cost."""
         logits: Tensor = self.head(self.normed(state))
         return logits
 
@@ -105,10 +105,10 @@ class Model(nn.Module):
         deep = self.training if enable_deep_supervision is None else enable_deep_supervision
         steps = range(carry.steps, carry.steps + self.n_steps)
         states = recur(self.step, steps, carry.tree or first, condition, layout, False)
-        kept = deque(states, maxlen=None if deep else 1)
-        logits = [self.readout(state.hidden) for state in kept]
+        history = deque(states, maxlen=None if deep else 1)
+        logits = [self.readout(state.hidden) for state in history]
         outputs: dict[str, Any] = {"logits": logits[-1], **({"intermediate_logits": logits} if deep else {})}
-        return Carry(len(batch), steps.stop, mapped(Tensor.detach, kept[-1].carry)), outputs
+        return Carry(len(batch), steps.stop, mapped(Tensor.detach, history[-1].carry)), outputs
 
     def steps(
         self,

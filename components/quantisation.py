@@ -43,7 +43,7 @@ def quantised(
 def expanded(
     stored: Float[Tensor, "*rows dim"] | Tensor, scale: Float[Tensor, "*rows"], channel: Float[Tensor, "dim"]
 ) -> Float[Tensor, "*rows dim"]:
-    """The states in float32.
+    """Multiply stored states out again, in float32.
 
     >>> x = torch.tensor([[1.0, -30.0], [0.5, 2.0]])
     >>> channel = calibrated(x, "int8")

@@ -1,4 +1,4 @@
-"""The recursion's words: what one supervised step leaves, and how far back a loss may send its gradient.
+"""The recursion: what one supervised step leaves, and how far back a loss may send its gradient.
 
 A recursion of K steps is cut into the *segments* of truncated backpropagation through time (BPTT): within one, the gradient of a
 late step flows through all earlier ones; between two, the states are detached. Where the cuts lie never changes a value, only the
@@ -87,12 +87,12 @@ def bptt_segments(steps: int, bptt: BpttSegments) -> list[range]:
 
 
 def mapped(change: Callable[[Tensor], Tensor], tree: Tree) -> dict[str, Any]:
-    """The same tree of changed tensors."""
+    """Apply a function to every tensor of a tree."""
     return {name: change(part) if isinstance(part, Tensor) else mapped(change, part) for name, part in tree.items()}
 
 
 def tensors(tree: Tree) -> Iterator[Tensor]:
-    """Its tensors, in order."""
+    """Iterate over a tree's tensors, in the order of its entries."""
     for part in tree.values():
         if isinstance(part, Tensor):
             yield part

@@ -46,7 +46,7 @@ class RefinedLM(Model):
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]
-        """The backbone's own head."""
+        """Return the head of the backbone, which both read out by."""
         return self.backbone.head
 
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
@@ -59,20 +59,20 @@ class RefinedLM(Model):
         return condition, self.refiner.initial_carry(x, condition), layout
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """The refiner's."""
+        """Run one step of the refiner."""
         return self.refiner.step(number, carry, condition, layout, statistics)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """Through the backbone's own final norm."""
+        """Put states through the backbone's own final norm."""
         return self.backbone.normed(state)
 
     def compile_targets(self) -> list[nn.Module]:
-        """The refiner's."""
+        """List the refiner's modules that are worth compiling."""
         return self.refiner.compile_targets()
 
     @torch.no_grad()
     def _confidence(self, x: Float[Tensor, "batch seq dim"], batch: Batch) -> Float[Tensor, "batch seq"]:
         """The backbone's largest probability where tokens are masked, 1 where they are known."""
-        found = torch.ones(batch.masked.numel(), device=x.device)
-        found[batch.supervised] = self.confidence(x, batch)
-        return rearrange(found, "(batch seq) -> batch seq", batch=len(batch))
+        confidence = torch.ones(batch.masked.numel(), device=x.device)
+        confidence[batch.supervised] = self.confidence(x, batch)
+        return rearrange(confidence, "(batch seq) -> batch seq", batch=len(batch))

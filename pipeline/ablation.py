@@ -100,10 +100,10 @@ def run_stage(place: Path, stage: str, *arguments: str) -> None:
     if settings.returncode == 0 and done.is_file() and done.read_text() == _identity(stage, settings.stdout, place, folder):
         return
     done.unlink(missing_ok=True)
-    found = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    if found.returncode:
-        told = found.stderr.strip().splitlines() or [f"status {found.returncode}"]
-        raise UserError(f"ablate: {stage} in {place} failed: {told[-1].removeprefix('error: ')}")
+    completed = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    if completed.returncode:
+        lines = completed.stderr.strip().splitlines() or [f"status {completed.returncode}"]
+        raise UserError(f"ablate: {stage} in {place} failed: {lines[-1].removeprefix('error: ')}")
     write_atomic(done, _identity(stage, settings.stdout, place, folder).encode())
 
 
@@ -149,11 +149,11 @@ def _flops(folder: Path) -> int:
 
 def _rows(places: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
     """Validation loss, headline and its difference to the default's, over seeds, in the order of the validation loss."""
-    found = {name: [_reading(place, name) for place in places] for name in names}
-    metric = _headline([reading for readings in found.values() for reading in readings])
+    by_name = {name: [_reading(place, name) for place in places] for name in names}
+    metric = _headline([reading for readings in by_name.values() for reading in readings])
     rows = []
-    for name, readings in found.items():
-        paired = [own[metric] - base[metric] for own, base in zip(readings, found[BASE], strict=True)]
+    for name, readings in by_name.items():
+        paired = [own[metric] - base[metric] for own, base in zip(readings, by_name[BASE], strict=True)]
         difference = over_seeds(paired)
         rows.append({
             "variant": name, "metric": metric, "parameters": readings[0]["parameters"], "steps": readings[0]["steps"],

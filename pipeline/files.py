@@ -34,11 +34,11 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def synced(path: Path) -> None:
     """Wait until a file's or folder's content has reached the disk."""
-    opened = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -47,7 +47,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON."""
+    """Write ``value`` to a file as JSON."""
     write_atomic(path, json_bytes(value))
 
 
@@ -79,5 +79,5 @@ def verify(path: Path, expected: str, stage: str) -> None:
     """
     if not path.is_file():
         raise DataError(f"{path} is listed in the manifest but does not exist; run dvc repro {stage}")
-    if (found := sha256(path)) != expected:
-        raise DataError(f"{path} is damaged: sha256 {found[:12]}, its manifest says {expected[:12]}; run dvc repro {stage}")
+    if (digest := sha256(path)) != expected:
+        raise DataError(f"{path} is damaged: sha256 {digest[:12]}, its manifest says {expected[:12]}; run dvc repro {stage}")

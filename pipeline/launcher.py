@@ -26,12 +26,12 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except UserError as error:
         message = str(error).partition("\n  In call to configurable")[0]  # gin appends where it called
-        if not launch.told_elsewhere(message):
+        if not launch.hand_over(message):
             who = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
             print(f"error: {who}{message}", file=sys.stderr)
         return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:
-        if not launch.told_elsewhere("interrupted"):
+        if not launch.hand_over("interrupted"):
             print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     elif stage not in STAGES or _switches(request):
         _load(request, text)(**_own(request))
-    elif stage in SHARED and (processes := launch.wanted()) > 1:
+    elif stage in SHARED and (processes := launch.process_count()) > 1:
         launch.launch([*arguments], processes)
     else:
         _record(request, text)
@@ -154,7 +154,7 @@ def _record(request: Request, text: str) -> None:
         stage, STAGES.index(stage), preset, identity, digest, settings, folder, snapshots.folders_named_in(text)
     )
     track_config = str(Path(request.config).with_name("track.gin")) if request.config else ""
-    with distributed.joined(), snapshots.kept(stage, identity):
+    with distributed.joined(), snapshots.workspace(stage, identity):
         if distributed.rank():
             work()
             return

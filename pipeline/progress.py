@@ -22,16 +22,16 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True, disable=hidden, leave=False)
 
     def advance(self, n: int = 1) -> None:
-        """Count ``n`` more units."""
+        """Count ``n`` more units as done."""
         self._done += n
         self.bar.update(n)
 
     def speed(self) -> float:
-        """Units a second, since it began."""
+        """Compute the units a second, since it began."""
         return (self._done - self._first) / max(1e-9, time.monotonic() - self._started)
 
     def rate(self) -> str:
-        """Units a second and seconds left."""
+        """Write the units a second and the seconds left."""
         rate = self.speed()
         left = f"{(self.total - self._done) / rate:.0f} s left" if rate else "time left unknown"
         return f"{rate:.1f} {self.unit}s/s, {left}"

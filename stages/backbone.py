@@ -1,4 +1,4 @@
-"""backbone: trains the built-in masked-diffusion language model that the later phases keep frozen."""
+"""backbone: trains the model that the later phases keep frozen, or takes a pretrained one as it is."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ def run(
     seed: int,
     runtime: Runtime,
 ) -> None:
-    """Train ``model`` from scratch on the prepared examples.
+    """Train ``model`` on the prepared examples, from scratch unless it is pretrained; with no step to take it stays as it came.
 
     Args:
         out: folder of the backbone.

@@ -32,8 +32,8 @@ def run(
         from pipeline.planning import plan as planning
         from pipeline.planning import plan_report  # these bring the training loop, which checks do without
 
-        found = planning.plan(texts)
-        print(plan_report.told(found, *plan_report.speed(texts["warmup"], peak, mfu), Path()))
+        costs = planning.plan(texts)
+        print(plan_report.summary(costs, *plan_report.speed(texts["warmup"], peak, mfu), Path()))
         return
     models = rehearsal.rehearse(texts)
     for stage, text in texts.items() if out else ():

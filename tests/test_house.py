@@ -195,6 +195,65 @@ def test_docstrings_and_annotations():
     none([what for path in MODULES for what in undocumented(path)])
 
 
+def public(tree: ast.Module) -> list[tuple[str, str]]:
+    """Dotted name and docstring of a module, of its public classes and functions, and of their public methods."""
+    pairs = [("", ast.get_docstring(tree) or "")]
+
+    def visit(node: ast.Module | ast.ClassDef, prefix: str) -> None:
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+                pairs.append((prefix + child.name, ast.get_docstring(child) or ""))
+                if isinstance(child, ast.ClassDef):
+                    visit(child, f"{prefix}{child.name}.")
+
+    visit(tree, "")
+    return [(what, text) for what, text in pairs if text]
+
+
+def riddles(path: Path) -> list[str]:
+    """Public docstrings whose first sentence has fewer than five words, or begins by pointing at what it does not name."""
+    offenders = []
+    for what, text in public(parsed(path)):
+        sentence = re.split(r"(?<=[.?!])\s", " ".join(text.split("\n\n")[0].split()))[0]
+        pointing = sentence.split()[0] in ("As", "It", "Its", "Of", "That", "Their", "They", "Those")
+        if len(sentence.split()) < 5 or pointing:
+            offenders.append(f"{name(path)} {what}: '{sentence}' needs a verb and a noun of its own")
+    return offenders
+
+
+def test_first_sentences_say_what_is_done(tmp_path, monkeypatch):
+    assert sum(len(public(parsed(path))) for path in MODULES) >= 900
+    none([what for path in MODULES for what in riddles(path)])
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "bad.py").write_text(
+        '"""Three words only. The next sentence does not count for the first."""\n'
+        'class A:\n    """An A that is as it should be."""\n    def f():\n        """Those of both refiners, side by side."""\n'
+        '    def _g():\n        """Private."""\n'
+    )
+    assert [what.split(": ")[0] for what in riddles(tmp_path / "bad.py")] == ["bad.py ", "bad.py A.f"]
+
+
+FATES = {"found", "kept", "held", "told", "asked", "wanted", "opened", "judged"}  # what happened to it, not what it is
+
+
+def misnamed(path: Path) -> list[str]:
+    """Variables, arguments, attributes and functions named by what happened to them."""
+    offenders = []
+    for node in ast.walk(parsed(path)):
+        names = (getattr(node, field, None) for field in ("id", "arg", "attr", "name", "asname"))
+        offenders += [f"{name(path)}:{node.lineno} {called}" for called in names if isinstance(called, str) and called in FATES]
+    return sorted(offenders)
+
+
+def test_nothing_is_named_by_its_being_found(tmp_path, monkeypatch):
+    none([what for path in MODULES for what in misnamed(path)])
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    lines = ["def kept(told, *asked):", "    self.held, wanted = told", "    return f(found=1)", "import a as opened"]
+    (tmp_path / "bad.py").write_text("\n".join(lines))
+    expected = ["1 asked", "1 kept", "1 told", "2 held", "2 told", "2 wanted", "3 found", "4 opened"]
+    assert misnamed(tmp_path / "bad.py") == [f"bad.py:{line}" for line in expected]
+
+
 def test_no_crowded_names():
     for path in MODULES:
         assert path.stem not in ("utils", "common", "helpers", "misc"), name(path)

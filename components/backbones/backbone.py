@@ -55,15 +55,15 @@ class BackboneModel(Model):
     def states_and_heads(
         self, batch: Batch, layers: Sequence[int] = ()
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
-        """Last states of a batch, from its cached hidden states if it has any, else from its tokens; and the concatenated head
+        """Compute the last states of a batch, from its cached hidden states if it has any, else from its tokens; and the head
         outputs of ``layers``, None if there are none.
         """
         raise NotImplementedError
 
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
-        """Everything, if there is but one step."""
+        """Compute the final states, which is all that a model of one step does."""
         return {}, {"hidden": self.states_and_heads(batch)[0]}, Layout(batch.attention, positions)
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """Nothing is left to do, if there is but one step."""
+        """Hand the carried states over; in a model of one step they are final."""
         return State(carry["hidden"], carry)

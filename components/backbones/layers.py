@@ -72,20 +72,20 @@ class Layers:
         if start == stop:
             assert hidden is not None
             return hidden, {}
-        found: dict[int, Tensor] = {}
+        module_inputs: dict[int, Tensor] = {}
         result: list[Tensor] = []
         with ExitStack() as stack:
             for number, block in enumerate(self.blocks):
                 if not start <= number < stop:
                     stack.enter_context(replaced(block, partial(self._passed, number == start - 1, hidden)))
             for number, path in (inside or {}).items():
-                stack.enter_context(_read(self.blocks[number].get_submodule(path), partial(found.__setitem__, number)))
+                stack.enter_context(_read(self.blocks[number].get_submodule(path), partial(module_inputs.__setitem__, number)))
             hook = self.blocks[stop - 1].register_forward_hook(lambda module, given, out: result.append(_states(out)))
             stack.callback(hook.remove)
             if self.parts.output:  # logits are not wanted here, and would be the cost
                 stack.enter_context(replaced(self.model.get_submodule(self.parts.output), _first_channel))
             self.model(**inputs)
-        return result[0], found
+        return result[0], module_inputs
 
     def features(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Last states as the output layer reads them."""
@@ -106,8 +106,8 @@ def emptied(model: nn.Module, layers: str, below: int) -> None:
     blocks = model.get_submodule(layers)
     assert isinstance(blocks, nn.ModuleList)
     for block in list(blocks)[:below]:
-        for held in (block._modules, block._parameters, block._buffers):
-            held.clear()
+        for members in (block._modules, block._parameters, block._buffers):
+            members.clear()
 
 
 @contextmanager

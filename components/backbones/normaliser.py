@@ -36,7 +36,7 @@ class RobustNormaliser(nn.Module):
         return (x - self.centre) / self.scale
 
     def inverse(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """What ``forward`` made ``x`` of."""
+        """Undo ``forward``: return the x that it was given."""
         return x * self.scale + self.centre
 
 

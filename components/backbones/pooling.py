@@ -11,8 +11,8 @@ Pooling = Callable[[Tensor, Tensor], Tensor]
 
 def mean(states: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"]) -> Tensor:
     """Mean over a sentence's tokens, special ones included: SONAR's."""
-    held = attention[..., None].to(states)
-    return (states * held).sum(1) / held.sum(1)
+    mask = attention[..., None].to(states)
+    return (states * mask).sum(1) / mask.sum(1)
 
 
 def unit_mean(states: Float[Tensor, "batch seq dim"], attention: Bool[Tensor, "batch seq"]) -> Tensor:

@@ -50,7 +50,7 @@ class PretrainedLM(BackboneModel):
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]
-        """The model's output layer."""
+        """Return the library model's own output layer."""
         output = self.model.get_submodule(self.layers.parts.output)
         assert isinstance(output, nn.Linear)
         return output
@@ -66,7 +66,7 @@ class PretrainedLM(BackboneModel):
         return self if len({weight.device for weight in self.parameters()}) > 1 else super()._apply(fn, recurse)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """They are there."""
+        """Draw nothing: the weights come with the checkpoint."""
 
     def cut(self, first_layer: int) -> "PretrainedLM":
         """The same model from ``first_layer`` on; its weights are not set."""
@@ -103,10 +103,10 @@ class PretrainedLM(BackboneModel):
         if hidden is not None:
             hidden = hidden.to(self.head.weight.dtype)
         inside = {layer: self._heads(layer) for layer in layers}
-        states, found = self.layers.run(
+        states, head_inputs = self.layers.run(
             _inputs(batch.tokens, batch.attention), 0 if hidden is None else start, None, hidden, inside
         )
-        heads = torch.cat([found[layer] for layer in layers], -1) if layers else None
+        heads = torch.cat([head_inputs[layer] for layer in layers], -1) if layers else None
         return self._shifted(states), None if heads is None else self._shifted(heads)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
@@ -133,8 +133,8 @@ class PretrainedLM(BackboneModel):
 
 def _inputs(tokens: Tensor, attention: Tensor | None) -> dict[str, Any]:
     """Arguments of the model's forward; on the meta device with a finished mask, for the library would look at another's values."""
-    found: dict[str, Any] = {"input_ids": tokens.long()}
+    arguments: dict[str, Any] = {"input_ids": tokens.long()}
     if tokens.is_meta:
         batch, seq = tokens.shape
-        return {**found, "attention_mask": torch.empty(batch, 1, seq, seq, dtype=torch.bool, device="meta")}
-    return found if attention is None else {**found, "attention_mask": attention.long()}
+        return {**arguments, "attention_mask": torch.empty(batch, 1, seq, seq, dtype=torch.bool, device="meta")}
+    return arguments if attention is None else {**arguments, "attention_mask": attention.long()}

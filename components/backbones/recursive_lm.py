@@ -66,7 +66,7 @@ class RecursiveLM(BackboneModel):
         return super().described({**architecture, "core": partial(RecursiveCore, **given)}, first_layer)
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
-        """Token embedding plus position."""
+        """Add each token's embedding and that of its position."""
         return self.embedding(tokens) + self.positions[: tokens.shape[1]]
 
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
@@ -80,13 +80,13 @@ class RecursiveLM(BackboneModel):
         return condition, self.core.initial_carry(question, condition), layout
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """The core's."""
+        """Run one step of the core; without a core the states are final already."""
         if self.core is None:
             return State(carry["hidden"], carry)
         return self.core.step(number, carry, condition, layout, statistics)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """As they are: the core's states have rms 1."""
+        """Return the states as they are: the core's have rms 1."""
         return state
 
     def trunk(
@@ -107,11 +107,11 @@ class RecursiveLM(BackboneModel):
     def states_and_heads(
         self, batch: Batch, layers: Sequence[int] = ()
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
-        """Last states. It has no heads to show: ``layers`` must be empty."""
+        """Compute the states after the last step. There are no heads to show: ``layers`` must be empty."""
         if layers:
             raise ValueError("a recursive model's head outputs cannot be a refiner's context")
         return self.states(batch), None
 
     def compile_targets(self) -> list[nn.Module]:
-        """The core's."""
+        """List the core's modules that are worth compiling."""
         return [] if self.core is None else self.core.compile_targets()

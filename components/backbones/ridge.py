@@ -35,8 +35,8 @@ def ridges(x: Float[Tensor, "rows inputs"], y: Float[Tensor, "rows outputs"], pe
     x_mean, y_mean = wide_x.mean(0), wide_y.mean(0)
     wide_x = wide_x - x_mean
     gram, moment = wide_x.T @ wide_x, wide_x.T @ (wide_y - y_mean)
-    found = []
+    solutions = []
     for penalty in penalties:
         weight = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), moment)
-        found.append(Ridge(penalty, weight.to(x), (y_mean - x_mean @ weight).to(x)))
-    return found
+        solutions.append(Ridge(penalty, weight.to(x), (y_mean - x_mean @ weight).to(x)))
+    return solutions

@@ -50,11 +50,11 @@ def selfcheck(backbone: PretrainedLM, *, causal: bool, pad_id: int = 0, seed: in
     attention[1, -PADDING:] = False
     tokens[1, -PADDING:] = pad_id
     whole = backbone.model(input_ids=tokens, attention_mask=attention.long()).logits.float()
-    found: dict[str, Any] = {"readout": _readout(backbone, tokens, attention, whole)}
-    found |= _cuts(backbone, tokens, attention)
-    found["padding"] = _padding(backbone, tokens, attention, whole)
+    differences: dict[str, Any] = {"readout": _readout(backbone, tokens, attention, whole)}
+    differences |= _cuts(backbone, tokens, attention)
+    differences["padding"] = _padding(backbone, tokens, attention, whole)
     _sight(backbone, tokens, attention, whole, causal)
-    return {**found, "causal": causal}
+    return {**differences, "causal": causal}
 
 
 def _batch(tokens: Tensor, attention: Tensor, hidden: Tensor | None = None) -> Batch:
@@ -95,15 +95,15 @@ def _sight(backbone: PretrainedLM, tokens: Tensor, attention: Tensor, whole: Ten
     change = (logits - whole)[0, :-1].abs().max() / whole.abs().max()
     looks_ahead = change.item() > ROUNDING  # experts are given their tokens together, and round by their number
     if looks_ahead == causal:
-        told = "it looks ahead, though it is to be causal" if causal else "it is causal: the first token does not see the last"
-        raise Refused(told)
+        reason = "it looks ahead, though it is to be causal" if causal else "it is causal: the first token does not see the last"
+        raise Refused(reason)
 
 
-def _same(found: Tensor, expected: Tensor, attention: Tensor, told: str, tolerance: float) -> float:
+def _same(actual: Tensor, expected: Tensor, attention: Tensor, complaint: str, tolerance: float) -> float:
     """Largest difference at tokens, over the size of what is expected; at most ``tolerance``, or rounding below fp32."""
-    difference = (found - expected)[attention].abs().max().item() / expected[attention].abs().max().item()
-    if found.dtype is not torch.float32:
+    difference = (actual - expected)[attention].abs().max().item() / expected[attention].abs().max().item()
+    if actual.dtype is not torch.float32:
         tolerance = max(tolerance, 1e-2)
     if not difference <= tolerance:
-        raise Refused(f"{told} (by {difference:.2g} of their size)")
+        raise Refused(f"{complaint} (by {difference:.2g} of their size)")
     return difference

@@ -64,18 +64,18 @@ class SentenceTable(BackboneModel):
     def features(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq three_dims"]:
         """At each place the rows of the sentence there, the mean of all up to it, and the first, side by side."""
         rows = self.embed(tokens)
-        held = torch.arange(1, rows.shape[1] + 1, device=rows.device)[:, None]
-        return torch.cat([rows, rows.cumsum(1) / held, rows[:, :1].expand_as(rows)], -1)
+        counts = torch.arange(1, rows.shape[1] + 1, device=rows.device)[:, None]
+        return torch.cat([rows, rows.cumsum(1) / counts, rows[:, :1].expand_as(rows)], -1)
 
     def raw(self, states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """States as embeddings of the encoder."""
+        """Turn states back into embeddings of the encoder."""
         return self.normaliser.inverse(states)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """They are there."""
+        """Draw nothing: the table holds what the encoder computed."""
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
-        """Rows of the table."""
+        """Look up the table's rows of these sentences."""
         return nn.functional.embedding(tokens.long(), self.head.weight)
 
     def trunk(
@@ -93,7 +93,7 @@ class SentenceTable(BackboneModel):
     def states_and_heads(
         self, batch: Batch, layers: Sequence[int] = ()
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
-        """States of a batch. It has no heads to show: ``layers`` must be empty."""
+        """Compute the states of a batch. There are no heads to show: ``layers`` must be empty."""
         if layers:
             raise ValueError("a table of sentences has no heads that could be a refiner's context")
         if batch.hidden is not None:
@@ -101,5 +101,5 @@ class SentenceTable(BackboneModel):
         return self.trunk(batch.tokens, batch.attention, 0), None
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """As they are: states are normalised embeddings."""
+        """Return the states as they are: they are normalised embeddings."""
         return state

@@ -29,6 +29,6 @@ def tail_of(backbone: BackboneModel, split: int) -> BackboneModel:
     if 0 <= split < backbone.first_layer:
         raise ValueError(f"the backbone holds layers {backbone.first_layer}.. only, a tail cannot begin at layer {split}")
     tail = backbone.cut(split)
-    kept = set(tail.state_dict())
-    tail.load_state_dict({name: value for name, value in backbone.state_dict().items() if name in kept})
+    names = set(tail.state_dict())
+    tail.load_state_dict({name: value for name, value in backbone.state_dict().items() if name in names})
     return tail

@@ -81,8 +81,8 @@ class TinyLM(BackboneModel):
             ValueError: this model does not hold them.
         """
         if start < stop and not self.first_layer <= start <= stop <= self.architecture["layers"]:
-            held = f"{self.first_layer}..{self.architecture['layers'] - 1}"
-            raise ValueError(f"this model holds layers {held}; it cannot run layers {start}..{stop - 1}")
+            span = f"{self.first_layer}..{self.architecture['layers'] - 1}"
+            raise ValueError(f"this model holds layers {span}; it cannot run layers {start}..{stop - 1}")
         heads, visible = {}, Layout(attention).visible(x)
         for i in range(start, stop):
             block = self.blocks[str(i)]
@@ -107,6 +107,6 @@ class TinyLM(BackboneModel):
         return self.layers(hidden, batch.attention, self.first_layer, last, layers)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """States through the final norm."""
+        """Put states through the final norm."""
         normed: Tensor = self.norm(state)
         return normed

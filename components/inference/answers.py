@@ -67,10 +67,10 @@ def extracted(text: str, pattern: str, which: int) -> str | None:
     >>> extracted("so 3 + 4 = $1,007.", *GSM8K["flexible"]), extracted("so 7", *GSM8K["strict"])
     ('1007', None)
     """
-    found = list(re.finditer(pattern, text))
-    if not -len(found) <= which < len(found):
+    matches = list(re.finditer(pattern, text))
+    if not -len(matches) <= which < len(matches):
         return None
-    match = found[which]
+    match = matches[which]
     return normalised(next((group for group in match.groups() if group is not None), match[0]))
 
 

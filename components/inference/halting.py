@@ -29,8 +29,8 @@ def by_change(model: Model, batch: Batch, state: State, last: State | None, tole
     """
     if last is None:
         return torch.zeros(len(batch), dtype=torch.bool, device=state.hidden.device)
-    kept = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
-    change, size = ((x.float().square().sum(-1) * kept).sum(1) for x in (state.hidden - last.hidden, state.hidden))
+    attention = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
+    change, size = ((x.float().square().sum(-1) * attention).sum(1) for x in (state.hidden - last.hidden, state.hidden))
     return change < tolerance**2 * size
 
 

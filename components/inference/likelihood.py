@@ -20,7 +20,7 @@ SHARED = (1 << 35) - 1  # stream of where an answer's samples begin
 
 
 class Likelihood:
-    """How it is estimated.
+    """Settings of the estimate: how many examples, and how many masks of each.
 
     Args:
         items: examples, the first of the split.
@@ -61,7 +61,7 @@ def masks(
 
 
 def standard_error(values: Float[Tensor, "items samples"]) -> float:
-    """Of the mean over all items, as far as the samples cause it; 0 for a single sample, which is no estimate but the thing itself.
+    """Estimate the error of the mean over all items, as far as the samples cause it; 0 for a single one, which is exact.
 
     Samples of an item are taken as independent; that they share the counts makes the true error smaller.
     """

@@ -91,12 +91,12 @@ def intervals(
     resamples: int = 2000,
 ) -> list[dict[str, float]]:
     """``interval`` of several ratios on the same examples, from common resamples: far cheaper than one by one."""
-    found = _bootstrap(numerators, denominators, group, generator, resamples)
+    estimates = _bootstrap(numerators, denominators, group, generator, resamples)
     margin = 3 / len(group.unique())
-    for value in found:
+    for value in estimates:
         if value["low"] == value["high"] and value["mean"] in (0.0, 1.0):
             value["low"], value["high"] = max(0.0, value["mean"] - margin), min(1.0, value["mean"] + margin)
-    return found
+    return estimates
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float]:

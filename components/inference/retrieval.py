@@ -12,7 +12,7 @@ CHUNK_ROWS = 1024  # predictions that are compared with every candidate at a tim
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each prediction.
+    """Measures of each predicted embedding, one value a prediction.
 
     Attributes:
         cosine: of prediction and truth.

@@ -31,7 +31,7 @@ def low_confidence_remasking(
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass leaves.
+    """State of a decode after one of its passes.
 
     Attributes:
         tokens: ids; the mask id where nothing is decided yet.
@@ -95,7 +95,7 @@ class Sampler:
         finish: Predict | None = None,
         finishing: int = 1,
     ) -> Iterator[Pass]:
-        """Yield after every pass. Without threshold and end there are exactly ``steps`` of them; else none that decides nothing.
+        """Run the decode and yield after every pass.
 
         Args:
             predict: token ids -> logits, one full pass.

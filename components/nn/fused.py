@@ -27,8 +27,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
         if by_onednn(x, self.weight):
-            found: Tensor = _Product.apply(x, self.weight)
-            return found
+            product: Tensor = _Product.apply(x, self.weight)
+            return product
         return F.linear(x, self.weight)
 
 
@@ -53,8 +53,8 @@ class _Product(torch.autograd.Function):
 
 def onednn(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T, where ``by_onednn`` says that it can be had."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return found
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return product
 
 
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -68,8 +68,8 @@ def normed_sum(z: Float[Tensor, "*rows dim"], change: Float[Tensor, "*rows dim"]
     """y = (z + change) / rms(z + change). Keeps y and 1 / rms; the gradient of both is (g - y mean(g y)) / rms."""
     if not _by_hand(z):
         return F.rms_norm(z + change, (z.shape[-1],), eps=EPSILON)
-    found: Tensor = _NormedSum.apply(z, change)
-    return found
+    normed: Tensor = _NormedSum.apply(z, change)
+    return normed
 
 
 class _NormedSum(torch.autograd.Function):
@@ -90,17 +90,17 @@ class _NormedSum(torch.autograd.Function):
         """The same for both: (g - y mean(g y)) / rms."""
         y, scale = ctx.saved_tensors
         along = (gradient * y).mean(-1, keepdim=True, dtype=scale.dtype).to(y.dtype)
-        found = torch.addcmul(gradient, y, along, value=-1).mul_(scale)
-        return found.to(ctx.dtypes[0]), found.to(ctx.dtypes[1])
+        input_gradient = torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+        return input_gradient.to(ctx.dtypes[0]), input_gradient.to(ctx.dtypes[1])
 
 
 def gated(gate_up: Float[Tensor, "*rows twice"]) -> Float[Tensor, "*rows width"]:
-    """silu(gate) * up. Keeps its input alone."""
+    """Compute silu(gate) * up, keeping its input alone for the gradient."""
     if not _by_hand(gate_up):
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
-    found: Tensor = _Gated.apply(gate_up)
-    return found
+    activated: Tensor = _Gated.apply(gate_up)
+    return activated
 
 
 class _Gated(torch.autograd.Function):
@@ -115,14 +115,14 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """g up silu'(gate) and g silu(gate)."""
         (gate_up,) = ctx.saved_tensors
-        found = torch.empty_like(gate_up)
-        (gate, up), (of_gate, of_up) = gate_up.chunk(2, -1), found.chunk(2, -1)
+        input_gradient = torch.empty_like(gate_up)
+        (gate, up), (of_gate, of_up) = gate_up.chunk(2, -1), input_gradient.chunk(2, -1)
         torch.sigmoid(gate, out=of_gate)  # no further memory: both halves serve until they hold what they are for
         silu = torch.mul(gate, of_gate, out=of_up)
         torch.lerp(silu, silu.new_ones(()), of_gate, out=of_gate)  # silu' = sigmoid + silu - sigmoid * silu
         of_gate.mul_(up).mul_(gradient)
         of_up.mul_(gradient)
-        return found
+        return input_gradient
 
 
 def heads_of(
@@ -144,10 +144,10 @@ class _Heads(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin)
         apart = rearrange(qkv, "b s (three h d) -> three b h s d", three=3, h=heads)
-        found = torch.empty_like(apart, memory_format=torch.contiguous_format)
-        _turn(apart[:2], cos, sin, found[:2])
-        found[2].copy_(apart[2])
-        return found.unbind(0)
+        turned = torch.empty_like(apart, memory_format=torch.contiguous_format)
+        _turn(apart[:2], cos, sin, turned[:2])
+        turned[2].copy_(apart[2])
+        return turned.unbind(0)
 
     @staticmethod
     @once_differentiable
@@ -156,12 +156,12 @@ class _Heads(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         q, k, v = gradients
         batch, heads, seq, head = q.shape
-        found = q.new_empty(batch, seq, 3 * heads * head)
-        apart = rearrange(found, "b s (three h d) -> three b h s d", three=3, h=heads)
+        qkv_gradient = q.new_empty(batch, seq, 3 * heads * head)
+        apart = rearrange(qkv_gradient, "b s (three h d) -> three b h s d", three=3, h=heads)
         for gradient, out in zip((q, k), apart, strict=False):
             _turn(gradient, cos, -sin, out)
         apart[2].copy_(v)
-        return found, None, None, None
+        return qkv_gradient, None, None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
@@ -186,10 +186,10 @@ def attended(
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(-1, -2)
         if visible is not None:
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-        found = scores.softmax(-1) @ v
+        mixed = scores.softmax(-1) @ v
     else:
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    return rearrange(found, "b h s d -> b s (h d)")
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    return rearrange(mixed, "b h s d -> b s (h d)")
 
 
 def _by_hand(x: Tensor) -> bool:

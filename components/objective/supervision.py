@@ -20,7 +20,7 @@ class LearnedWeights(nn.Module):
         self.log_variance = nn.Parameter(torch.zeros(steps))
 
     def weights(self) -> list[Tensor]:
-        """Compute exp(-s_k), without gradient."""
+        """Compute each step's weight exp(-s_k), without gradient."""
         return list(torch.exp(-self.log_variance.detach()).unbind())
 
     def backward(self, losses: Sequence[Tensor], share: float) -> None:

@@ -38,6 +38,6 @@ class Adapter(Residual):
         self.up, self.down = nn.Linear(dim, width), nn.Linear(width, dim)
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
-        """Of a pre-norm transformer block: its MLP's hidden layer."""
+        """Compute the hidden layer of a pre-norm transformer block's MLP."""
         u = u + self.out(self.attention(self.attention_norm(u), layout.visible(u), layout.places))
         return F.gelu(self.up(self.mlp_norm(u)))

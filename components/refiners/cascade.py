@@ -34,20 +34,20 @@ class Cascade(Core):
         }  # fmt: skip
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
-        """Those of both."""
+        """Draw the weights of both refiners, the coarse one's first."""
         self.coarse.init_weights(hidden_rms, generator)
         self.fine.init_weights(hidden_rms, generator)
 
     def condition(self, inputs: Inputs, layout: Layout) -> Tree:
-        """Those of both."""
+        """Compute the condition of both refiners, side by side."""
         return {"coarse": self.coarse.condition(inputs, layout), "fine": self.fine.condition(inputs, layout)}
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Tree) -> Tree:
-        """The coarse one's."""
+        """Start from the carry of the coarse refiner, which runs first."""
         return self.coarse.initial_carry(hidden, condition["coarse"])
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """A step of the one whose turn it is."""
+        """Run a step of the refiner whose turn it is."""
         if number >= self.coarse.n_steps:
             return self.fine.step(number - self.coarse.n_steps, carry, condition["fine"], layout, statistics)
         state = self.coarse.step(number, carry, condition["coarse"], layout, statistics)
@@ -56,5 +56,5 @@ class Cascade(Core):
         return replace(state, carry=self.fine.initial_carry(state.hidden, condition["fine"]))
 
     def compile_targets(self) -> list[nn.Module]:
-        """Those of both."""
+        """List the modules of both refiners that are worth compiling."""
         return [*self.coarse.compile_targets(), *self.fine.compile_targets()]

@@ -63,17 +63,17 @@ class Layout:
         past = self.past[..., : x.shape[1], : x.shape[1]]
         return past if keys is None else past & keys
 
-    def kept(self, new: Float[Tensor, "batch seq dim"], x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """``new`` where states may change, ``x`` elsewhere."""
+    def where(self, new: Float[Tensor, "batch seq dim"], x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        """Take ``new`` where states may change, and ``x`` elsewhere."""
         return new if self.positions is None else torch.where(self.positions[..., None], new, x)
 
     def take(self, rows: Int[Tensor, "some"] | slice) -> "Layout":
-        """That of these sequences."""
+        """Return the layout of some of the sequences alone."""
         attention, positions, places = (None if x is None else x[rows] for x in (self.attention, self.positions, self.places))
         return Layout(attention, positions, places, self.past)
 
     def parts(self, size: int, batch: int) -> list["Layout"]:
-        """Those of ``size`` sequences each."""
+        """Cut the layout into those of ``size`` sequences each."""
         return [self.take(slice(first, first + size)) for first in range(0, batch, size)]
 
 
@@ -109,7 +109,7 @@ class Core(nn.Module):
         raise NotImplementedError
 
     def condition(self, inputs: Inputs, layout: Layout) -> Tree:
-        """What is the same at every step."""
+        """Compute what is the same at every step."""
         raise NotImplementedError
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Tree) -> Tree:
@@ -117,7 +117,7 @@ class Core(nn.Module):
         raise NotImplementedError
 
     def forward(self, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
-        """One supervised step."""
+        """Run one supervised step from the carry."""
         raise NotImplementedError
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:

@@ -62,7 +62,7 @@ class Hybrid(Core):
         }  # fmt: skip
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
-        """Those of each, of one that no token is sent to as well."""
+        """Draw the weights of each refiner, of one that no token is sent to as well."""
         self.doubtful.init_weights(hidden_rms, generator)
         if self.confident is not None:
             self.confident.init_weights(hidden_rms, generator)
@@ -77,18 +77,18 @@ class Hybrid(Core):
             raise ValueError("a causal backbone's chunks cannot be routed by confidence: it tells of tokens that are still to come")
         doubtful = self._doubtful_positions(inputs)
         chosen = {"doubtful": doubtful, "confident": ~doubtful}
-        found: dict[str, Any] = {"x": inputs.x}
+        conditions: dict[str, Any] = {"x": inputs.x}
         for name, core in self._cores().items():
-            wanted = chosen[name] if layout.attention is None else chosen[name] & layout.attention
-            places, valid = packed(wanted)
+            tokens = chosen[name] if layout.attention is None else chosen[name] & layout.attention
+            places, valid = packed(tokens)
             part = {"places": places, "valid": valid}
             heads = None if inputs.heads is None else taken(inputs.heads, places)
             inner = Inputs(taken(inputs.x, places), taken(inputs.embedding, places), heads)
-            found[name] = {**part, "inner": core.condition(inner, _layout(part, layout))}
-        return found
+            conditions[name] = {**part, "inner": core.condition(inner, _layout(part, layout))}
+        return conditions
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Tree) -> Tree:
-        """Each refiner's, from its tokens."""
+        """Start from the carry of each refiner, made from its own tokens."""
         return {
             name: core.initial_carry(taken(hidden, condition[name]["places"]), condition[name]["inner"])
             for name, core in self._cores().items()
@@ -137,7 +137,7 @@ class Hybrid(Core):
         return repeat(least < self.threshold, "b c -> b (c n)", n=self.chunk)[:, :seq]
 
 
-def packed(wanted: Bool[Tensor, "batch seq"]) -> tuple[Tensor, Tensor]:
+def packed(selected: Bool[Tensor, "batch seq"]) -> tuple[Tensor, Tensor]:
     """Positions of the wanted tokens, moved to the front of each sequence, and which of them are: as many as the longest has.
 
     >>> packed(torch.tensor([[False, True, True], [True, False, False]]))
@@ -145,14 +145,14 @@ def packed(wanted: Bool[Tensor, "batch seq"]) -> tuple[Tensor, Tensor]:
             [0, 1]]), tensor([[ True,  True],
             [ True, False]]))
     """
-    counts = wanted.sum(1)
+    counts = selected.sum(1)
     longest = max(1, int(counts.max()))
-    places = (~wanted).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
-    return places, torch.arange(longest, device=wanted.device) < counts[:, None]
+    places = (~selected).to(torch.int8).argsort(dim=1, stable=True)[:, :longest]
+    return places, torch.arange(longest, device=selected.device) < counts[:, None]
 
 
 def taken(x: Float[Tensor, "batch seq dim"], places: Tensor) -> Float[Tensor, "batch packed dim"]:
-    """x at these positions."""
+    """Gather the tokens of x that stand at ``places``."""
     return x.gather(1, repeat(places, "b m -> b m d", d=x.shape[-1]))
 
 

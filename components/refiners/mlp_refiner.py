@@ -1,4 +1,4 @@
-"""MLPRefiner: the founding baseline. A small MLP changes each token by what it and its chunk hold; no attention, no slots."""
+"""MLPRefiner: the baseline of the founding documents."""
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -32,7 +32,7 @@ class MLPRefiner(Residual):
         self.up, self.down = nn.Linear(2 * dim, ratio * dim), nn.Linear(ratio * dim, dim)
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
-        """Of a token and the mean of its chunk."""
+        """Compute features of a token and the mean of its chunk."""
         return F.gelu(self.up(torch.cat([u, chunk_means(u, self.chunk, layout.attention, layout.causal)], -1)))
 
 
@@ -45,14 +45,14 @@ def chunk_means(
     [2.0, 2.0, 5.0]
     """
     seq = x.shape[1]
-    kept = x.new_ones(x.shape[:2]) if attention is None else attention.to(x.dtype)
+    weight = x.new_ones(x.shape[:2]) if attention is None else attention.to(x.dtype)
     more = -seq % chunk
-    held, counted = F.pad(x * kept[..., None], (0, 0, 0, more)), F.pad(kept, (0, more))
+    weighted, counted = F.pad(x * weight[..., None], (0, 0, 0, more)), F.pad(weight, (0, more))
     if causal:
-        sums = rearrange(held, "b (c n) d -> b c n d", n=chunk).cumsum(2)
+        sums = rearrange(weighted, "b (c n) d -> b c n d", n=chunk).cumsum(2)
         counts = rearrange(counted, "b (c n) -> b c n 1", n=chunk).cumsum(2)
         return rearrange(sums / counts.clamp(min=1), "b c n d -> b (c n) d")[:, :seq]
-    sums = reduce(held, "b (c n) d -> b c d", "sum", n=chunk)
+    sums = reduce(weighted, "b (c n) d -> b c d", "sum", n=chunk)
     counts = reduce(counted, "b (c n) -> b c", "sum", n=chunk)
     means = sums / rearrange(counts.clamp(min=1), "b c -> b c 1")
     return repeat(means, "b c d -> b (c n) d", n=chunk)[:, :seq]

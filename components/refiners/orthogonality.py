@@ -28,8 +28,8 @@ def overlap(
     """
     values = list(slots.values())
     flat = rearrange(torch.cat(values, -1), "b s w -> (b s) w").float()
-    kept = torch.ones_like(flat[:, :1]) if attention is None else rearrange(attention, "b s -> (b s) 1").float()
-    centred = (flat - (flat * kept).sum(0) / kept.sum()) * kept
+    weight = torch.ones_like(flat[:, :1]) if attention is None else rearrange(attention, "b s -> (b s) 1").float()
+    centred = (flat - (flat * weight).sum(0) / weight.sum()) * weight
     standard = centred * (centred.square().sum(0) + 1e-8).rsqrt()
     squared = (standard.T @ standard).square()
     widths = [value.shape[-1] for value in values]

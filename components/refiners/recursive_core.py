@@ -167,7 +167,7 @@ class RecursiveCore(Core):
     ) -> State:
         hidden = z
         if self.out is not None:
-            hidden = layout.kept(carry["base"] + self.hidden_rms * self.out(z), condition["x"])
+            hidden = layout.where(carry["base"] + self.hidden_rms * self.out(z), condition["x"])
         return State(
             hidden, carry, self._measure(carry, hidden, layout) if statistics else {}, halt=self._halting(z, layout.attention)
         )

@@ -146,14 +146,14 @@ class SlotRefiner(Core):
         return {"x": inputs.x, **injected, "heads": inputs.heads}
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The states; no context yet."""
+        """Start from the states, with no context yet."""
         return {"hidden": self.entry(hidden)}
 
     def forward(
         self, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool = False
     ) -> State:
         """One step: attention -> slots -> delta network -> confidence-weighted update."""
-        hidden = layout.kept(carry["hidden"], condition["x"])
+        hidden = layout.where(carry["hidden"], condition["x"])
         u = hidden if self.state_norm is None else self.state_norm(hidden) + condition["injected"]
         visible = layout.visible(u)
         for block in self.blocks:
@@ -164,7 +164,7 @@ class SlotRefiner(Core):
         confidence = torch.sigmoid(self.confidence(gated[self.slots.weighing]))
         proposed = self.delta_out(F.gelu(self.delta_in(torch.cat(list(gated.values()), -1))))
         update = confidence * self.update(proposed, self.hidden_rms)
-        refined = layout.kept(hidden + update, condition["x"])
+        refined = layout.where(hidden + update, condition["x"])
         return State(
             refined,
             {"hidden": refined, "context": context},

@@ -29,7 +29,7 @@ class Residual(Core):
         self.register_buffer("hidden_rms", torch.ones(()))
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
-        """What the update is a projection of."""
+        """Compute the features that the update is a projection of."""
         raise NotImplementedError
 
     def init_weights(self, hidden_rms: float, generator: torch.Generator) -> None:
@@ -39,19 +39,19 @@ class Residual(Core):
         zeros_(self.down)
 
     def condition(self, inputs: Inputs, layout: Layout) -> dict[str, Tensor]:
-        """x, and what every step sees of it."""
+        """Compute x and what every step sees of it."""
         return {"x": inputs.x, "injected": self.injection(inputs.x, inputs.embedding)}
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The states."""
+        """Start from the states that the backbone hands over."""
         return {"hidden": hidden}
 
     def forward(
         self, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool = False
     ) -> State:
-        """One step."""
+        """Run one step: add a small update to the states."""
         hidden = carry["hidden"]
         update = self.hidden_rms * self.down(self.features(self.state_norm(hidden) + condition["injected"], layout))
-        refined = layout.kept(hidden + update, condition["x"])
+        refined = layout.where(hidden + update, condition["x"])
         measured = {"delta": mean_square(update, layout.attention).sqrt()} if statistics else {}
         return State(refined, {"hidden": refined}, measured)

@@ -134,6 +134,6 @@ class Slots(nn.Module):
         return {name: made[name] for name in self.widths}
 
     def gated(self, slots: Mapping[str, Float[Tensor, "batch seq _"]]) -> dict[str, Float[Tensor, "batch seq _"]]:
-        """Each slot normed, then times its gate."""
+        """Norm each slot, then multiply it by its gate."""
         gates = self.gates()
         return {name: gates[i] * self.norms[name](slots[name]) for i, name in enumerate(self.widths)}

@@ -8,8 +8,8 @@ def mean(x: Float[Tensor, "batch seq width"], attention: Bool[Tensor, "batch seq
     """Average over channels and unpadded positions; no host sync."""
     if attention is None:
         return x.float().mean()
-    kept = attention[..., None].float()
-    return (x.float() * kept).sum() / (kept.sum() * x.shape[-1])
+    weight = attention[..., None].float()
+    return (x.float() * weight).sum() / (weight.sum() * x.shape[-1])
 
 
 def mean_square(x: Float[Tensor, "batch seq width"], attention: Bool[Tensor, "batch seq"] | None) -> Float[Tensor, ""]:

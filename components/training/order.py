@@ -53,7 +53,7 @@ class DeterministicSampler:
         return (parts[0], seen[0]) if len(parts) == 1 else (torch.cat(parts), torch.cat(seen))
 
     def epoch(self, number: int) -> Int[Tensor, "rows"]:
-        """All rows in the order of one epoch."""
+        """List all rows in the order of one epoch."""
         if number not in self._epochs:
             for old in [e for e in self._epochs if e < number - 1]:
                 self._epochs.pop(old, None)

@@ -8,7 +8,7 @@ from pipeline.corpora.prepared import Split, Vocabulary
 
 
 class Corpus(Protocol):
-    """What can be prepared.
+    """Interface of everything that ``prepare`` can turn into examples.
 
     ``shape``: token ids and sequence length, known before anything is read. ``prepare``: vocabulary, splits, and the hashes of what
     was read. ``causal``: see ``Vocabulary``. ``raw_files``: names of the files that ``prepare`` reads, relative to the raw folder;

@@ -61,12 +61,12 @@ class Split:
         return self.tokens.shape[0]
 
     def lengths(self) -> Tensor:
-        """Tokens of each row, without padding."""
+        """Count the tokens of each row, without padding."""
         n, sequence = self.tokens.shape
         return torch.full((n,), sequence) if self.valid is None else self.valid.sum(1)
 
     def take(self, rows: Tensor | slice) -> "Split":
-        """The given rows."""
+        """Return a split of the given rows alone."""
         return replace(self, **{name: value[rows] for name, value in vars(self).items() if value is not None})
 
 
@@ -102,7 +102,7 @@ def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source
 
 
 class Prepared:
-    """A prepared folder, opened.
+    """Reader of a folder that ``prepare`` has written.
 
     Raises:
         DataError: the folder is missing or incomplete.

@@ -60,7 +60,7 @@ class Sudoku:
         return ()
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
-        """Generate every split. Same seed, same puzzles; nothing is read from or written to disk.
+        """Generate the puzzles of every split. Same seed, same puzzles; nothing is read from or written to disk.
 
         Raises:
             ConfigError: a size without known boxes, or more puzzles asked for than could be found.
@@ -92,22 +92,22 @@ class Sudoku:
         clues: tuple[int, int],
     ) -> Split:
         """``n`` different puzzles, their grids in turn."""
-        found: dict[tuple[int | None, ...], tuple[int, ...]] = {}
+        pairs: dict[tuple[int | None, ...], tuple[int, ...]] = {}
         for attempt in range(20 * n):
-            if len(found) == n:
+            if len(pairs) == n:
                 break
             grid = grids[attempt % len(grids)]
             puzzle = rules.remove_clues(grid, rng.randint(*clues), rng)
             if puzzle is not None:
-                found[puzzle] = grid
+                pairs[puzzle] = grid
         else:
             raise ConfigError(
-                f"found only {len(found)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids; "
+                f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids; "
                 "ask for fewer puzzles or other clues"
             )
-        tokens = torch.tensor(list(found.values()), dtype=torch.int32)
-        response = torch.tensor([[cell is None for cell in puzzle] for puzzle in found])
-        group = torch.tensor([ids[grid] for grid in found.values()])
+        tokens = torch.tensor(list(pairs.values()), dtype=torch.int32)
+        response = torch.tensor([[cell is None for cell in puzzle] for puzzle in pairs])
+        group = torch.tensor([ids[grid] for grid in pairs.values()])
         return Split(tokens=tokens, response=response, group=group)
 
 
@@ -126,9 +126,9 @@ class Rules:
     def grids(self, rng: random.Random, n: int) -> list[tuple[int, ...]]:
         """Up to ``n`` different solved grids in random order; all there are if ``n`` is at least that many (4x4: 288)."""
         if self.size == 4:
-            found = list(self.solutions([None] * 16, limit=288))
-            rng.shuffle(found)
-            return found[:n]
+            solutions = list(self.solutions([None] * 16, limit=288))
+            rng.shuffle(solutions)
+            return solutions[:n]
         unique: dict[tuple[int, ...], None] = {}
         while len(unique) < n:
             unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
@@ -181,7 +181,7 @@ class Rules:
         cell, forbidden = without
         others = [v for v in range(self.size) if v != forbidden and self._candidates(cell, free) >> v & 1]
         rest = [i for i in empty if i != cell]
-        yield from islice((found for v in others for found in self._with(cell, v, cells, rest, free, rng)), limit)
+        yield from islice((solution for v in others for solution in self._with(cell, v, cells, rest, free, rng)), limit)
 
     def _search(
         self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None

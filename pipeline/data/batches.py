@@ -32,7 +32,7 @@ VALIDATION = 1 << 33  # the stream of the validation masks, the same at every ev
 
 
 class Source(Protocol):
-    """Rows of a split.
+    """Interface of where the rows of a split come from.
 
     Attributes:
         layer: that the batches' hidden states enter; 0 = the first, from the tokens.
@@ -175,14 +175,14 @@ class CachedSource:
         return stored_batch(self.shards.table, self.shards.read(self.positions[epochs % len(self.positions), rows], padded))
 
 
-def stored_batch(table: ShardIndex, found: dict[str, Tensor]) -> Batch:
+def stored_batch(table: ShardIndex, fields: dict[str, Tensor]) -> Batch:
     """Make a Batch of rows as they were stored."""
-    padded = found["tokens"].shape[1]
-    attention = torch.arange(padded) < found["length"][:, None] if table.index["padded"] else None
+    padded = fields["tokens"].shape[1]
+    attention = torch.arange(padded) < fields["length"][:, None] if table.index["padded"] else None
     names = ("masked", "weights", "hidden", "scale")
     return Batch(
-        tokens=found["tokens"].long(), targets=found["targets"].long(), attention=attention, channel=table.channel,
-        **{name: found[name] for name in names if name in found},
+        tokens=fields["tokens"].long(), targets=fields["targets"].long(), attention=attention, channel=table.channel,
+        **{name: fields[name] for name in names if name in fields},
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ class Buffers:
         self._spare: deque[np.ndarray] = deque(maxlen=SPARE)  # its appends and pops are atomic: no lock
 
     def take(self, size: int) -> Tensor:
-        """``size`` bytes, not initialised."""
+        """Hand out ``size`` bytes, which are not initialised."""
         memory: np.ndarray = np.empty(0, np.uint8)
         for _ in range(len(self._spare)):
             try:

@@ -93,11 +93,11 @@ class Extraction:
         per_shard = self.shard_bytes // (self.width * self.prepared.vocabulary.sequence)
         per_shard = max(per_shard - per_shard % self.batch_size, self.batch_size)
         plan = [("train", draw) for draw in range(self.draws)] + [("validation", 0)]
-        found = []
+        parts = []
         for split, draw in plan:
             for number, rows in enumerate(self.sources[split].padded.argsort(stable=True).split(per_shard)):
-                found.append(Part(f"{split}-{draw:02d}-{number:05d}.tar", split, draw, rows))
-        return found
+                parts.append(Part(f"{split}-{draw:02d}-{number:05d}.tar", split, draw, rows))
+        return parts
 
     def plan(self) -> dict[str, Any]:
         """What the index says of itself."""
@@ -112,27 +112,27 @@ class Extraction:
 
     def identity(self) -> str:
         """Hash of all that decides the shards, as far as it can be told; code and masking are the scratch key's."""
-        held = {**self.plan(), "prepared": self.prepared.manifest, "bytes": [self.shard_bytes, self.block_bytes]}
-        return hashlib.sha256(json_bytes(held)).hexdigest()
+        content = {**self.plan(), "prepared": self.prepared.manifest, "bytes": [self.shard_bytes, self.block_bytes]}
+        return hashlib.sha256(json_bytes(content)).hexdigest()
 
     def tokens(self) -> int:
-        """To be stored, over all draws."""
+        """Count the tokens to be stored, over all draws."""
         train, validation = (int(self.sources[name].split.lengths().sum()) for name in ("train", "validation"))
         return train * self.draws + validation
 
     def blocks(self, part: Part, bar: Progress, errors: list[Tensor]) -> Iterator[Block]:
         """The blocks of a shard; relative errors of states in eight bits are added to ``errors``."""
         per_block = min(MOST_ROWS, max(1, self.block_bytes // (self.width * self.prepared.vocabulary.sequence)))
-        held: Block = {}
+        pending: Block = {}
         for rows in part.rows.split(self.batch_size):
             fresh = self._rows(part, rows, errors)
             bar.advance(len(fresh["tokens"]))
-            held = {name: torch.cat([held[name], fresh[name]]) for name in fresh} if held else fresh
-            while len(held["uid"]) >= per_block:
-                block, held = _cut(held, per_block)
+            pending = {name: torch.cat([pending[name], fresh[name]]) for name in fresh} if pending else fresh
+            while len(pending["uid"]) >= per_block:
+                block, pending = _cut(pending, per_block)
                 yield block
-        if len(held["uid"]):
-            yield _cut(held, len(held["uid"]))[0]
+        if len(pending["uid"]):
+            yield _cut(pending, len(pending["uid"]))[0]
 
     def _source(self, name: str) -> LiveSource:
         stream = VALIDATION if name == "validation" else None
@@ -150,21 +150,21 @@ class Extraction:
         """Channel sizes over the first batch, the same in every process."""
         source = self.sources["train"]
         batch, hidden = self._states(source, torch.arange(min(self.batch_size, len(source))), 0)
-        kept = hidden.flatten(0, 1) if batch.attention is None else hidden[batch.attention.to(hidden.device)]
-        return calibrated(kept, self.dtype)  # type: ignore[arg-type]
+        token_states = hidden.flatten(0, 1) if batch.attention is None else hidden[batch.attention.to(hidden.device)]
+        return calibrated(token_states, self.dtype)  # type: ignore[arg-type]
 
     def _rows(self, part: Part, rows: Tensor, errors: list[Tensor]) -> Block:
         """One batch through the trunk: its tokens without padding, uid and length of its rows."""
         source = self.sources[part.split]
         batch, hidden = self._states(source, rows, part.draw)
         lengths = source.split.take(rows).lengths()
-        kept = torch.arange(hidden.shape[1]) < lengths[:, None]
-        states = hidden[kept.to(hidden.device)]
+        is_token = torch.arange(hidden.shape[1]) < lengths[:, None]
+        states = hidden[is_token.to(hidden.device)]
         uid = source.split.uid
         assert uid is not None
         fields: Block = {
-            "tokens": batch.tokens[kept].int(), "targets": batch.targets[kept].int(), "masked": batch.masked[kept],
-            "weights": batch.weights[kept], "uid": uid[rows], "length": lengths,
+            "tokens": batch.tokens[is_token].int(), "targets": batch.targets[is_token].int(), "masked": batch.masked[is_token],
+            "weights": batch.weights[is_token], "uid": uid[rows], "length": lengths,
         }  # fmt: skip
         if self.channel is None:
             fields["hidden"] = states.to(STORED[self.dtype]).cpu()
@@ -187,9 +187,9 @@ def extract(extraction: Extraction, out: Path) -> None:
     done = {part.file: record for part in parts if (record := committed(building / part.file, identity))}
     _check_room(extraction, building, sum(record["bytes"] for record in done.values()))
     mine = [part for part in parts[rank() :: world()] if part.file not in done]
-    kept = f", {len(done)} of them are there already" if done else ""
+    reused = f", {len(done)} of them are there already" if done else ""
     with Progress("extract", sum(_tokens(extraction, part) for part in mine), "token") as bar:
-        bar.line(f"{extraction.tokens():,} tokens in {len(parts)} shards{kept}")
+        bar.line(f"{extraction.tokens():,} tokens in {len(parts)} shards{reused}")
         for part in mine:
             errors: list[Tensor] = []
             blocks = extraction.blocks(part, bar, errors)
@@ -258,11 +258,11 @@ def _error(errors: list[Tensor]) -> dict[str, float]:
     return {"error": float(all_errors.sum()), "error_largest": float(all_errors.max()), "tokens": len(all_errors)}
 
 
-def _cut(held: Block, rows: int) -> tuple[Block, Block]:
+def _cut(pending: Block, rows: int) -> tuple[Block, Block]:
     """The first ``rows`` rows as a block, and the rest."""
-    lengths = held["length"]
+    lengths = pending["length"]
     tokens = int(lengths[:rows].sum())
-    at = {name: rows if name in ("uid", "length") else tokens for name in held}
-    block = {name: held[name][: at[name]] for name in held if name != "length"}
+    at = {name: rows if name in ("uid", "length") else tokens for name in pending}
+    block = {name: pending[name][: at[name]] for name in pending if name != "length"}
     cuts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths[:rows].cumsum(0)])
-    return {**block, "cu_seqlens": cuts}, {name: held[name][at[name] :] for name in held}
+    return {**block, "cu_seqlens": cuts}, {name: pending[name][at[name] :] for name in pending}

@@ -30,7 +30,7 @@ AHEAD = 2  # microbatches that wait for each thread
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """Endless training microbatches.
+    """Loader of training microbatches, without end.
 
     Attributes:
         source: of the rows.

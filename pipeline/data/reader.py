@@ -21,7 +21,7 @@ from pipeline.data.shard_index import ShardIndex
 from pipeline.data.shard_writer import TAR_UNIT, damaged, wrong
 from pipeline.files import sha256
 
-KEPT = 256 << 20  # bytes of small fields that are kept
+CACHE_BYTES = 256 << 20  # of small fields, over all blocks
 TAIL = 21 * TAR_UNIT  # at most: a tar ends with two units of zeros, and more up to a whole record
 
 
@@ -47,7 +47,7 @@ class ShardReader:
         self._files: dict[int, int] = {}
         weakref.finalize(self, _close, self._files)
         self._columns: OrderedDict[int, memoryview] = OrderedDict()
-        self._kept_bytes = 0
+        self._cached_bytes = 0
         self._lock, self._buffers = threading.Lock(), Buffers()
         _allow_files(len(table.shards))
 
@@ -78,8 +78,8 @@ class ShardReader:
         for i, (row, block, number, checked, length, start, offset) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             size, begin, beside = length * table.width, i * line, i * padded * token
             piece = view[begin : begin + size]
-            opened = self._files.get(number)
-            if os.preadv(self._open(number) if opened is None else opened, (piece,), offset) != size:
+            descriptor = self._files.get(number)
+            if os.preadv(self._open(number) if descriptor is None else descriptor, (piece,), offset) != size:
                 raise table.damaged("the file ends here", block, "hidden")
             if not checked:
                 table.check_row(row, piece)
@@ -96,8 +96,8 @@ class ShardReader:
             ShardError: a shard is not what was written.
         """
         for shard in self.table.shards:
-            if (found := sha256(self.folder / shard["file"])) != shard["sha256"]:
-                what = f"sha256 is {found[:12]}, the index says {shard['sha256'][:12]}"
+            if (digest := sha256(self.folder / shard["file"])) != shard["sha256"]:
+                what = f"sha256 is {digest[:12]}, the index says {shard['sha256'][:12]}"
                 raise damaged(what, self.folder / shard["file"])
         return int(sum(shard["bytes"] for shard in self.table.shards))
 
@@ -108,16 +108,16 @@ class ShardReader:
         with self._lock:
             if number not in self._files:
                 try:
-                    opened = os.open(path, os.O_RDONLY)
+                    descriptor = os.open(path, os.O_RDONLY)
                 except OSError as error:
                     raise wrong(f"it cannot be read any more ({error.strerror})", path) from None
                 last = int(np.searchsorted(table.shard, number, side="right")) - 1
                 end = int(table.offset[last]) + int(table.size[last])
                 tail = shard["bytes"] - end
-                if not 2 * TAR_UNIT <= tail <= TAIL or os.pread(opened, tail + 1, end) != bytes(tail):
-                    os.close(opened)
+                if not 2 * TAR_UNIT <= tail <= TAIL or os.pread(descriptor, tail + 1, end) != bytes(tail):
+                    os.close(descriptor)
                     raise damaged("it does not end as a tar does", path)
-                self._files[number] = opened
+                self._files[number] = descriptor
             return self._files[number]
 
     def _small(self, block: int) -> memoryview:
@@ -126,43 +126,43 @@ class ShardReader:
             return known
         begin, (hidden, after) = int(self.table.offset[block]), self.table.states(block)
         end = begin + int(self.table.size[block])
-        found = self.table.columns(block, self._bytes_at(block, begin, hidden), self._bytes_at(block, after, end))
+        columns = self.table.columns(block, self._bytes_at(block, begin, hidden), self._bytes_at(block, after, end))
         with self._lock:
             if block in self._columns:  # another thread was faster
-                return found
-            self._columns[block] = found
-            self._kept_bytes += found.nbytes
-            while self._kept_bytes > KEPT and len(self._columns) > 1:
-                self._kept_bytes -= self._columns.popitem(last=False)[1].nbytes
-        return found
+                return columns
+            self._columns[block] = columns
+            self._cached_bytes += columns.nbytes
+            while self._cached_bytes > CACHE_BYTES and len(self._columns) > 1:
+                self._cached_bytes -= self._columns.popitem(last=False)[1].nbytes
+        return columns
 
     def _bytes_at(self, block: int, begin: int, end: int) -> bytes:
         number = int(self.table.shard[block])
         if not 0 <= begin <= end <= self.table.shards[number]["bytes"]:
             raise self.table.damaged("the index speaks of bytes that it does not have", block)
-        opened = self._files.get(number)
-        found = os.pread(self._open(number) if opened is None else opened, end - begin, begin)
-        if len(found) != end - begin:
+        descriptor = self._files.get(number)
+        data = os.pread(self._open(number) if descriptor is None else descriptor, end - begin, begin)
+        if len(data) != end - begin:
             raise self.table.damaged("the file ends here", block)
-        return found
+        return data
 
 
 def _check_file(path: Path, size: int) -> None:
     """What is cheap to see at once."""
     if not path.is_file():
         raise damaged("the index lists it, it does not exist", path)
-    if (found := path.stat().st_size) != size:
-        raise damaged(f"{found} bytes, the index says {size}", path)
+    if (actual := path.stat().st_size) != size:
+        raise damaged(f"{actual} bytes, the index says {size}", path)
 
 
 def _close(files: dict[int, int]) -> None:
-    for opened in files.values():
-        os.close(opened)
+    for descriptor in files.values():
+        os.close(descriptor)
 
 
 def _allow_files(count: int) -> None:
     """Every shard stays open: ask for as many files as this process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    needed = count + 256
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard))

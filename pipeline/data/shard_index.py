@@ -90,14 +90,14 @@ def read_table(folder: Path, index: dict[str, Any]) -> tuple[dict[str, np.ndarra
     except (SafetensorError, ValueError, KeyError) as error:
         raise damaged(f"no safetensors ({error})", path) from None
     channel = arrays.pop("channel", None)
-    held = None if channel is None else (channel.dtype, channel.shape)
-    if held != ((torch.float32, (index["dim"],)) if index["dtype"] in EIGHT_BITS else None):
-        raise damaged(f"{held} does not fit {index['dtype']} states of {index['dim']}", path, field="channel")
+    form = None if channel is None else (channel.dtype, channel.shape)
+    if form != ((torch.float32, (index["dim"],)) if index["dtype"] in EIGHT_BITS else None):
+        raise damaged(f"{form} does not fit {index['dtype']} states of {index['dim']}", path, field="channel")
     blocks, rows = (sum(shard[name] for shard in index["shards"]) for name in ("blocks", "rows"))
-    wanted = {"block/fields": (blocks, len(index["fields"])), **dict.fromkeys(("row/uid", "row/length", "row/crc"), (rows,))}
-    wanted |= dict.fromkeys(("block/offset", "block/bytes", "block/rows", "block/crc"), (blocks,))
-    found = {name: tuple(value.shape) for name, value in arrays.items() if value.dtype == torch.int64}
-    if found != wanted or len(arrays) != len(wanted):
+    expected = {"block/fields": (blocks, len(index["fields"])), **dict.fromkeys(("row/uid", "row/length", "row/crc"), (rows,))}
+    expected |= dict.fromkeys(("block/offset", "block/bytes", "block/rows", "block/crc"), (blocks,))
+    shapes = {name: tuple(value.shape) for name, value in arrays.items() if value.dtype == torch.int64}
+    if shapes != expected or len(arrays) != len(expected):
         raise damaged(f"its columns do not fit {blocks} blocks and {rows} rows", path)
     table = {name: value.numpy() for name, value in arrays.items()}
     count, length = table["block/rows"], table["row/length"]
@@ -108,10 +108,10 @@ def read_table(folder: Path, index: dict[str, Any]) -> tuple[dict[str, np.ndarra
     return table, channel
 
 
-def _check_entries(held: dict[str, Any], wanted: dict[str, Fits], path: Path) -> None:
-    for name, fits in wanted.items():
-        if not fits(held.get(name)):
-            raise damaged(f"{held.get(name)!r:.80} cannot be what extract wrote", path, field=name)
+def _check_entries(entries: dict[str, Any], rules: dict[str, Fits], path: Path) -> None:
+    for name, fits in rules.items():
+        if not fits(entries.get(name)):
+            raise damaged(f"{entries.get(name)!r:.80} cannot be what extract wrote", path, field=name)
 
 
 class ShardIndex:
@@ -211,9 +211,9 @@ class ShardIndex:
 
     def batch(self, states: Tensor, packed: np.ndarray, lengths: np.ndarray) -> dict[str, Tensor]:
         """Fields of padded rows by their names, from the bytes of their states and the records of their tokens."""
-        found = {name: torch.from_numpy(packed[name].copy()) for name in packed.dtype.names or ()}
+        fields = {name: torch.from_numpy(packed[name].copy()) for name in packed.dtype.names or ()}
         hidden = states.view(STATES[self.index["dtype"]]).unflatten(0, (*packed.shape, -1))
-        return {**found, "hidden": hidden, "length": torch.from_numpy(lengths)}
+        return {**fields, "hidden": hidden, "length": torch.from_numpy(lengths)}
 
     def damaged(self, what: str, block: int, field: str = "") -> ShardError:
         """An error that says which block of which file is damaged."""
@@ -229,17 +229,17 @@ class ShardIndex:
         if zlib.crc32(front[:TAR_UNIT], zlib.crc32(back, zlib.crc32(front[TAR_UNIT:]))) != self._crc[block]:
             raise self.damaged("what stands beside the states is not what was written", block)
         try:
-            found, base = layout(front[TAR_UNIT:])
+            header, base = layout(front[TAR_UNIT:])
         except ValueError as error:
             raise self.damaged(str(error), block) from None
         tokens, rows, dim = int(self.tokens[block]), int(self.rows[block]), int(self.index["dim"])
-        wanted = {name: (kind, [tokens]) for name, kind in {**TOKEN_FIELDS, **SCALE}.items()}
-        wanted |= {"uid": ("I64", [rows]), "cu_seqlens": ("I64", [rows + 1]), "hidden": (NAMES[self.index["dtype"]], [tokens, dim])}
+        schema = {name: (kind, [tokens]) for name, kind in {**TOKEN_FIELDS, **SCALE}.items()}
+        schema |= {"uid": ("I64", [rows]), "cu_seqlens": ("I64", [rows + 1]), "hidden": (NAMES[self.index["dtype"]], [tokens, dim])}
         origin = int(self.offset[block]) + TAR_UNIT + base
         for name, start in zip(self._fields, self._starts[block].tolist(), strict=True):
-            kind, shape, offsets = (found.get(name, {}).get(key) for key in ("dtype", "shape", "data_offsets"))
-            if (kind, shape) != wanted[name]:
-                raise self.damaged(f"{kind} {shape}, the index speaks of {wanted[name][0]} {wanted[name][1]}", block, name)
+            kind, shape, offsets = (header.get(name, {}).get(key) for key in ("dtype", "shape", "data_offsets"))
+            if (kind, shape) != schema[name]:
+                raise self.damaged(f"{kind} {shape}, the index speaks of {schema[name][0]} {schema[name][1]}", block, name)
             if not isinstance(offsets, list) or offsets[:1] != [start - origin]:
                 raise self.damaged(f"it lies at {offsets}, the index says {start - origin}", block, name)
         self._block_checked[block] = True

@@ -41,7 +41,7 @@ class ShardError(DataError):
 
 
 def wrong(what: str, shard: str | Path, member: str = "", field: str = "") -> ShardError:
-    """A ShardError that says where."""
+    """Make a ShardError that says where."""
     return ShardError(f"{' :: '.join(filter(None, (str(shard), member, field)))}: {what}")
 
 
@@ -152,13 +152,13 @@ def layout(data: bytes | memoryview) -> tuple[Layout, int]:
     if not 0 < size <= len(data) - 8:
         raise ValueError("no safetensors header")
     try:
-        found = json.loads(bytes(data[8 : 8 + size]))
+        header = json.loads(bytes(data[8 : 8 + size]))
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        header = None
+    if not isinstance(header, dict) or not all(isinstance(entry, dict) for entry in header.values()):
         raise ValueError("no safetensors header")
-    found.pop("__metadata__", None)
-    return found, 8 + size
+    header.pop("__metadata__", None)
+    return header, 8 + size
 
 
 def member_header(number: int, size: int) -> bytes:
@@ -192,9 +192,9 @@ def _finish(record: dict[str, Any], temporary: Path, hashed: _Hashed) -> None:
 
 def _check(block: Block, path: Path, member: str) -> None:
     """Fields of a block fit each other, and its states are numbers."""
-    wanted = {"hidden", *TOKEN_FIELDS, *ROW_FIELDS}
-    if amiss := wanted ^ (set(block) - set(SCALE)):
-        raise wrong(f"a block has {', '.join(sorted(wanted))}, these are amiss: {', '.join(sorted(amiss))}", path, member)
+    names = {"hidden", *TOKEN_FIELDS, *ROW_FIELDS}
+    if amiss := names ^ (set(block) - set(SCALE)):
+        raise wrong(f"a block has {', '.join(sorted(names))}, these are amiss: {', '.join(sorted(amiss))}", path, member)
     rows, tokens = len(block["uid"]), len(block["hidden"])
     cuts, lengths = block["cu_seqlens"], block["cu_seqlens"].diff()
     if len(cuts) != rows + 1 or (int(cuts[0]), int(cuts[-1])) != (0, tokens) or not bool((lengths > 0).all()):
@@ -235,5 +235,5 @@ def free_bytes(folder: Path) -> int:
     """Bytes that may still be written where ``folder`` is or will be."""
     while not folder.exists():
         folder = folder.parent
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize

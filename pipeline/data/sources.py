@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int] = (), near: int = 0) -> CachedSource:
-    """States that extract stored.
+    """Read the states that extract has stored.
 
     Args:
         split: "train" or "validation".
@@ -30,9 +30,9 @@ def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int
     Raises:
         DataError: the shards were made with another backbone, or are damaged.
     """
-    opened = ShardReader(shards)
-    backbone.check_fingerprint(opened.index["backbone"], opened.folder, "extract")
-    return CachedSource(opened, split, buckets, near)
+    reader = ShardReader(shards)
+    backbone.check_fingerprint(reader.index["backbone"], reader.folder, "extract")
+    return CachedSource(reader, split, buckets, near)
 
 
 def streamed(split: str, *, backbone: Backbone, shards: str, near: int = 16, urls: Sequence[str] = ()) -> StreamedSource:
@@ -91,8 +91,8 @@ def tokens(
     Raises:
         DataError: the prepared data speaks of other token ids than the backbone.
     """
-    opened = Prepared(prepared)
-    backbone.check(opened.vocabulary, opened.folder)
+    data = Prepared(prepared)
+    backbone.check(data.vocabulary, data.folder)
     stream = VALIDATION if split == "validation" else None
-    found, digest = opened.split(split), opened.manifest["splits"][split]["sha256"]
-    return LiveSource(found, opened.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=digest)
+    rows, digest = data.split(split), data.manifest["splits"][split]["sha256"]
+    return LiveSource(rows, data.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=digest)

@@ -125,12 +125,12 @@ class _Window:
 
     def take(self, rows: Tensor, epochs: Tensor) -> list[Row]:
         """The rows, read up to the last of them."""
-        source, found = self.source, dict[int, Row]()
-        wanted = zip(epochs.tolist(), source.blocks[rows].tolist(), rows.tolist(), strict=True)
-        for (epoch, _), number, block, row in sorted((self._place(e, b), i, b, r) for i, (e, b, r) in enumerate(wanted)):
+        source, by_number = self.source, dict[int, Row]()
+        triples = zip(epochs.tolist(), source.blocks[rows].tolist(), rows.tolist(), strict=True)
+        for (epoch, _), number, block, row in sorted((self._place(e, b), i, b, r) for i, (e, b, r) in enumerate(triples)):
             position = int(source.positions[epoch % len(source.positions), row])
-            found[number] = self._block(epoch, block).row(position)
-        return [found[number] for number in range(len(found))]
+            by_number[number] = self._block(epoch, block).row(position)
+        return [by_number[number] for number in range(len(by_number))]
 
     def _place(self, epoch: int, block: int) -> tuple[int, int]:
         if epoch not in self.places:
@@ -172,8 +172,8 @@ def read_blocks(table: ShardIndex, shards: Sequence[int], urls: Mapping[str, str
     Raises:
         ShardError: a file cannot be read, or holds other members than were written.
     """
-    opened = tariterators.url_opener({"url": urls[table.shards[shard]["file"]]} for shard in shards)
-    samples = tariterators.group_by_keys(tariterators.tar_file_expander(_closed(opened)))
+    streams = tariterators.url_opener({"url": urls[table.shards[shard]["file"]]} for shard in shards)
+    samples = tariterators.group_by_keys(tariterators.tar_file_expander(_closed(streams)))
     for shard in shards:
         for block in np.flatnonzero(table.shard == shard).tolist():
             try:

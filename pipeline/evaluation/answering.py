@@ -72,15 +72,15 @@ def answered(
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
     expected = [answers.expected(text) for text in references]
-    judged: dict[str, JudgedAnswers] = {}
+    judgements: dict[str, JudgedAnswers] = {}
     with Progress("answers", len(models) * len(split), "answer") as bar:
         for name, model in models.items():
             tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar)
-            judged[name] = _judged(_texts(tokens, split, end, render), evaluations, answers, expected)
-            shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judged[name].right.items())
+            judgements[name] = _judge(_texts(tokens, split, end, render), evaluations, answers, expected)
+            shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judgements[name].right.items())
             bar.line(f"{name}: {shares} | {bar.rate()}")
-    metrics = {name: _metrics(judged[name], judged["frozen"], models[name], split.group) for name in models}
-    return metrics, _lines(prepared, split, render, references, expected, judged)
+    metrics = {name: _metrics(judgements[name], judgements["frozen"], models[name], split.group) for name in models}
+    return metrics, _lines(prepared, split, render, references, expected, judgements)
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:
     return texts
 
 
-def _judged(texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None]) -> JudgedAnswers:
+def _judge(texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None]) -> JudgedAnswers:
     results = [answers.extracted(text) for text in texts]
     right = {
         name: torch.tensor([float(e is not None and r[name] == e) for r, e in zip(results, expected, strict=True)]).double()
@@ -142,13 +142,13 @@ def _judged(texts: list[str], evaluations: Tensor, answers: Answers, expected: S
     return JudgedAnswers(texts, results, right, evaluations)
 
 
-def _metrics(judged: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: Tensor) -> dict[str, Any]:
+def _metrics(own: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: Tensor) -> dict[str, Any]:
     """Share of right answers by pattern with intervals, its paired difference from the frozen backbone, and what it cost."""
-    ones = torch.ones_like(judged.evaluations)
+    ones = torch.ones_like(own.evaluations)
     return {
-        **{name: evaluator.mean(right, ones, group) for name, right in judged.right.items()},
-        "minus_frozen": {name: evaluator.paired(right, frozen.right[name], ones, group) for name, right in judged.right.items()},
-        "function_evaluations": evaluator.mean(judged.evaluations, ones, group),
+        **{name: evaluator.mean(right, ones, group) for name, right in own.right.items()},
+        "minus_frozen": {name: evaluator.paired(right, frozen.right[name], ones, group) for name, right in own.right.items()},
+        "function_evaluations": evaluator.mean(own.evaluations, ones, group),
         "recursion_steps": model.n_steps,
     }
 
@@ -159,7 +159,7 @@ def _lines(
     render: Render,
     references: list[str],
     expected: list[str | None],
-    judged: Mapping[str, JudgedAnswers],
+    judgements: Mapping[str, JudgedAnswers],
 ) -> list[dict[str, Any]]:
     """An object for each example, in the order of the corpus."""
     valid = torch.ones_like(split.response) if split.valid is None else split.valid
@@ -176,7 +176,7 @@ def _lines(
                     "extracted": answers.results[row],
                     "right": {pattern: bool(right[row]) for pattern, right in answers.right.items()},
                 }
-                for name, answers in judged.items()
+                for name, answers in judgements.items()
             },
         }
         for row in range(len(split))

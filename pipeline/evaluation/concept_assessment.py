@@ -69,10 +69,10 @@ def assess(
         for measure, (split_name, _) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             ids, truth = targets(split).unique(return_inverse=True)
-            judged = partial(scores, truth=truth, candidates=rows(table, ids))
-            judgements = {name: [judged(step) for step in predictions(m, table, prepared, split, runtime, size, seed)]
+            score = partial(scores, truth=truth, candidates=rows(table, ids))
+            judgements = {name: [score(step) for step in predictions(m, table, prepared, split, runtime, size, seed)]
                      for name, m in loaded.items()}  # fmt: skip
-            judgements |= {name: [judged(embedding)] for name, embedding in zip(BASELINES, baselines(table, split), strict=True)}
+            judgements |= {name: [score(embedding)] for name, embedding in zip(BASELINES, baselines(table, split), strict=True)}
             for name, steps in judgements.items():
                 metrics[name][measure] = summary(steps, groups(split))
                 bar.advance()

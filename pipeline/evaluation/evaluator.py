@@ -32,7 +32,7 @@ BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences 
 
 
 def resamples() -> torch.Generator:
-    """Of the bootstrap: the same for every model, so that differences are paired."""
+    """Return the bootstrap's generator: the same for every model, so that differences are paired."""
     return torch.Generator().manual_seed(BOOTSTRAP_SEED)
 
 

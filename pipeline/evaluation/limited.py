@@ -21,5 +21,5 @@ class Limited(Prepared):
         self.provenance = {} if limit is None else {"limit": limit}  # what the metrics say of it
 
     def split(self, name: str) -> Split:
-        """Examples of one split, see ``Prepared.split``."""
+        """Return the first examples of one split, see ``Prepared.split``."""
         return super().split(name).take(slice(0, self.limit))

@@ -23,17 +23,17 @@ TIMEOUT = datetime.timedelta(minutes=30)  # a process waits so long for the othe
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_rank() -> int:
-    """This process's number on its machine: its GPU."""
+    """Return this process's number on its machine: its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -71,7 +71,7 @@ def joined() -> Iterator[None]:
 
 @_together()
 def barrier() -> None:
-    """Wait for every process."""
+    """Wait until every process has come here."""
     if world() > 1:
         dist.barrier()
 
@@ -88,22 +88,22 @@ def first_alone() -> Iterator[None]:
 
 @_together()
 def any_of(flag: bool) -> bool:
-    """Whether any process says so."""
+    """Find out whether any process says so."""
     if world() == 1:
         return flag
-    told = torch.tensor(float(flag))
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return bool(told)
+    largest = torch.tensor(float(flag))
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return bool(largest)
 
 
 @_together()
 def gathered(value: T) -> list[T]:
-    """Every process's value, in their order."""
+    """Gather every process's value, in their order."""
     if world() == 1:
         return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @_together()

@@ -41,8 +41,8 @@ def leave_no_stray_rank() -> None:
         os.environ.pop(name, None)
 
 
-def wanted() -> int:
-    """Processes to start; 1 within one of several.
+def process_count() -> int:
+    """Count the processes to start; 1 within one of several.
 
     Raises:
         ConfigError: the variable is no number.
@@ -78,8 +78,8 @@ def launch(arguments: list[str], processes: int) -> None:
             try:
                 main([*options, f"--log-dir={folder}", "-m", "stages", *arguments])
             except SignalException as error:
-                told = (text for rank in range(processes) if (text := _left(folder, rank)))
-                raise process.Interrupted(next(told, f"{error.sigval.name}; run it again to continue")) from None
+                messages = (text for rank in range(processes) if (text := _left(folder, rank)))
+                raise process.Interrupted(next(messages, f"{error.sigval.name}; run it again to continue")) from None
             except ChildFailedError as error:
                 raise _cause(error.failures, processes, folder) from None
     finally:
@@ -87,8 +87,8 @@ def launch(arguments: list[str], processes: int) -> None:
         os.environ.pop(ERRORS, None)
 
 
-def told_elsewhere(message: str) -> bool:
-    """Whether this process need not print its error: what started it will, or another process of this machine has."""
+def hand_over(message: str) -> bool:
+    """Hand an error over, and say whether this process need not print it: what started it will, or another of this machine has."""
     if folder := os.environ.get(ERRORS):
         Path(folder, f"error-{os.environ['RANK']}").write_text(message)
         return True
@@ -110,11 +110,11 @@ def _left(folder: str, rank: int) -> str:
 def _cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError:
     """The error that ended the job: the first one that is not the consequence of another."""
     rank, failure = min(failures.items(), key=lambda pair: (pair[1].exitcode == process.LOST, pair[1].timestamp))
-    code, told = failure.exitcode, _left(folder, rank)
+    code, message = failure.exitcode, _left(folder, rank)
     if code in (-signal.SIGTERM, process.INTERRUPTED):
-        return process.Interrupted(told or "SIGTERM; run it again to continue")
+        return process.Interrupted(message or "SIGTERM; run it again to continue")
     if code < 0:
         name = signal.Signals(-code).name
         return UserError(f"process {rank} of {processes} was ended by {name}, the others were stopped; run it again to continue")
     kind = ConfigError if code == 2 else UserError
-    return kind(told or f"process {rank} of {processes} failed with status {code}, the others were stopped")
+    return kind(message or f"process {rank} of {processes} failed with status {code}, the others were stopped")

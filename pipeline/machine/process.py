@@ -27,7 +27,7 @@ def die_with_parent() -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process. One of several that failed does so at once: threads of a broken group would abort it at clean-up."""
+    """End this process for good. Of several, one that failed does so at once: threads of a broken group would abort its end."""
     if status and "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -56,8 +56,8 @@ def folders_named_in(text: str, place: Path = Path()) -> list[Path]:
 
 
 @contextlib.contextmanager
-def kept(stage: str, identity: str) -> Iterator[None]:
-    """While the block runs, ``of`` gives places to keep state; when it ends well they are removed.
+def workspace(stage: str, identity: str) -> Iterator[None]:
+    """Give the stage a folder for its state while the block runs (see ``of``); when it ends well the folder is removed.
 
     Raises:
         UserError: another process is doing the same work.
@@ -147,14 +147,14 @@ class Scratch:
 
 
 def of(name: str) -> Scratch:
-    """Where a training run of the current stage keeps its state; nowhere outside ``kept``."""
+    """Where a training run of the current stage keeps its state; nowhere outside ``workspace``."""
     return Scratch(folder(name))
 
 
 def folder(name: str) -> Path | None:
-    """A folder of the current stage's work; None outside ``kept``."""
-    found = _folder.get()
-    return None if found is None else found / name
+    """A folder of the current stage's work; None outside ``workspace``."""
+    current = _folder.get()
+    return None if current is None else current / name
 
 
 def _collect(keep: Path) -> None:

@@ -67,13 +67,13 @@ def _llada_moe(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dream(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = (
+    names = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
         "max_position_embeddings", "rms_norm_eps", "hidden_act", "eos_token_id", "pad_token_id",
     )  # fmt: skip
     _required(config, "Dream", {"use_sliding_window": False})
-    found = {name: config[name] for name in kept if name in config}
-    return {**found, "rope_parameters": _rope(config, 1_000_000.0), "tie_word_embeddings": bool(config.get("tie_word_embeddings"))}
+    fields = {name: config[name] for name in names if name in config}
+    return {**fields, "rope_parameters": _rope(config, 1_000_000.0), "tie_word_embeddings": bool(config.get("tie_word_embeddings"))}
 
 
 def _rope(config: Mapping[str, Any], default: float) -> dict[str, Any]:

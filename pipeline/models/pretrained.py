@@ -68,7 +68,7 @@ class Source:
 
 
 def transformers() -> Any:
-    """The library.
+    """Import the library only when a model needs it.
 
     Raises:
         ConfigError: it is not installed, or too old to be safe.

@@ -36,7 +36,7 @@ ROUNDING = 1e-4  # by how much padding may change an embedding, over its length
 
 @dataclass(frozen=True)
 class Encoder:
-    """Texts to embeddings.
+    """Frozen sentence encoder, from texts to embeddings.
 
     Attributes:
         tokenizer: gives ``input_ids``.
@@ -64,7 +64,7 @@ class Encoder:
 
     @torch.inference_mode()
     def embeddings(self, ids: list[list[int]]) -> Tensor:
-        """Of sentences that run together, padded on the right to the longest."""
+        """Embed sentences that run together, padded on the right to the longest."""
         lengths = torch.tensor([len(one) for one in ids])
         tokens = torch.full((len(ids), int(lengths.max())), int(self.tokenizer.pad_token_id))
         for row, one in enumerate(ids):

@@ -13,19 +13,19 @@ from pipeline.data.batches import VALIDATION, LiveSource
 
 @dataclass(frozen=True)
 class Corpus:
-    """LiveSource, prepared or expected."""
+    """Examples that are planned for, prepared already or expected."""
 
     splits: Mapping[str, Split]
     vocabulary: Vocabulary
 
     def source(self, split: str, masks: Mapping[str, Any]) -> LiveSource:
-        """Their batches under the ``masks`` of a stage, without states."""
+        """Make the batches of a split under the ``masks`` of a stage, without states."""
         stream = VALIDATION if split == "validation" else None
         given = {name: masks[name] for name in ("buckets", "draws") if name in masks}
         return LiveSource(self.splits[split], self.vocabulary, masks["masking"], masks["seed"], stream=stream, **given)
 
 
 def some(source: LiveSource, n: int) -> Batch:
-    """Its first ``n`` examples under the first draw of masks."""
+    """Take a source's first ``n`` examples under the first draw of masks."""
     rows = torch.arange(min(n, len(source)))
     return source.batch(rows, torch.zeros_like(rows))

@@ -40,11 +40,11 @@ LOOKED_AT = 16  # examples from which the cost of a forward pass is reckoned
 
 @dataclass(frozen=True)
 class Cost:
-    """What a stage takes.
+    """Compute, memory and disk that one stage takes.
 
     Attributes:
         stage: its name.
-        parameters: of its models, with what is not loaded; ``trained`` and ``held`` in memory: of them.
+        parameters: of its models, with what is not loaded; ``trained`` and ``loaded`` in memory: of them.
         memory: bytes of weights, optimizer and average, and what a step holds at most.
         steps: optimizer steps; ``epochs``: how often they see each example.
         flops_per_step, flops: floating-point operations of one and of all of them, as ``metrics.json`` tells them.
@@ -55,7 +55,7 @@ class Cost:
     stage: str
     parameters: int
     trained: int
-    held: int
+    loaded: int
     memory: int = 0
     steps: int = 0
     epochs: float = 0.0
@@ -72,7 +72,7 @@ class OnShapes(Runtime):
         self.device, self.precision = META, "fp32"
 
     def autocast(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        """Shapes have no precision."""
+        """Do nothing: shapes have no precision."""
         return nullcontext()
 
 
@@ -102,8 +102,8 @@ class CostModel:
         work = draws * self.trunk_over("train", buckets) + self.trunk_over("validation", buckets)
         most = memory.peak(partial(self._trunk, batch_size, self.corpus.vocabulary.sequence))
         disk = (tokens["train"] * draws + tokens["validation"]) * token_bytes(self.backbone.architecture["dim"], dtype)
-        held = _size(self.backbone)
-        return Cost("extract", held, 0, held, memory.weights(self.backbone) + most, beside=work, disk=disk)
+        loaded = _size(self.backbone)
+        return Cost("extract", loaded, 0, loaded, memory.weights(self.backbone) + most, beside=work, disk=disk)
 
     def training(self, stage: str, model: Model) -> Cost:
         """Every step and validation of a phase; nothing but sizes of one that takes no steps."""
@@ -145,8 +145,8 @@ class CostModel:
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
         size = _size(self.backbone)
         whole = memory.weights(self.backbone) + memory.trained(self.backbone) + most
-        held, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
-        return Cost("controls", size + _size(self.refined), trained, held, whole, flops=warmup + 2 * joint)
+        loaded, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
+        return Cost("controls", size + _size(self.refined), trained, loaded, whole, flops=warmup + 2 * joint)
 
     def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
         """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained.
@@ -158,14 +158,14 @@ class CostModel:
         names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "forgetting", "seed")
         models, measures, decodes, halts, headline, answers, likelihood, forgetting, seed = self._arguments("evaluate", *names)
         self.refined.set_steps(*self._arguments("evaluate", "recursion_steps"))  # what training takes was reckoned before
-        kept = [name for name in models if name != "finetune" or with_finetune]
-        plain = 1 + sum("backbone" in name for name in kept)
-        told = 1 + len(kept) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
+        compared = [name for name in models if name != "finetune" or with_finetune]
+        plain = 1 + sum("backbone" in name for name in compared)
+        refined = 1 + len(compared) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
         looks = [(split, ratio, len(self.corpus.splits[split]), 1 + (len(halts) if name == headline else 0))
                  for name, (split, ratio) in measures.items()]  # fmt: skip
         written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
         if answers is not None:
-            written.append(((asked := answers()).split, asked.passes, asked.items))
+            written.append(((generated := answers()).split, generated.passes, generated.items))
         if likelihood is not None:  # half of an answer is masked on average
             bound, causal = likelihood(), self.corpus.vocabulary.causal
             looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples), 1))
@@ -174,14 +174,14 @@ class CostModel:
         work = 0
         for split, ratio, examples, times in looks:
             batch = self._looked_at(split, ratio, seed)
-            work += examples * (self._forward(self.refined, batch, times * told) + self._forward(self.backbone, batch, plain))
+            work += examples * (self._forward(self.refined, batch, times * refined) + self._forward(self.backbone, batch, plain))
         for split, passes, examples in written:
             batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
-            work += passes * rows * (self._decoding(self.refined, batch, told) + self._decoding(self.backbone, batch, plain))
+            work += passes * rows * (self._decoding(self.refined, batch, refined) + self._decoding(self.backbone, batch, plain))
         of = {"control_backbone": self.backbone, "control_warmup": trained["controls"], **trained}
-        own = [tensor for name in kept for tensor in memory.own(of[name])]
-        held = _size(self.backbone) + sum(tensor.numel() for tensor in own)
-        return Cost("evaluate", held, 0, held, memory.weights(self.backbone) + memory.size(own), beside=work)
+        own = [tensor for name in compared for tensor in memory.own(of[name])]
+        loaded = _size(self.backbone) + sum(tensor.numel() for tensor in own)
+        return Cost("evaluate", loaded, 0, loaded, memory.weights(self.backbone) + memory.size(own), beside=work)
 
     def _looked_at(self, split: str, ratio: float, seed: int) -> Batch:
         """A few of its examples with this share of each answer masked."""

@@ -39,13 +39,13 @@ def _(corpus: Sudoku) -> Expected:
         return _split(given, torch.full((n,), cells), cells)
 
     tests = {f"test_{n}": split(corpus.test, (n, n)) for n in corpus.test_clues}
-    found = {"train": split(corpus.train, corpus.clues), "validation": split(corpus.validation, corpus.clues), **tests}
-    return found, "every number of clues is as frequent as any other"
+    splits = {"train": split(corpus.train, corpus.clues), "validation": split(corpus.validation, corpus.clues), **tests}
+    return splits, "every number of clues is as frequent as any other"
 
 
 @expected.register
 def _(corpus: QuestionAnswers) -> Expected:
-    sequence, found = corpus.sequence, {}
+    sequence, splits = corpus.sequence, {}
     for name, file in (("train", corpus.train), ("test", corpus.test)):
         pairs = read_pairs(raw_folder() / file, corpus.download, corpus.prompt, corpus.response, ())
         prompts, answers = (
@@ -53,10 +53,10 @@ def _(corpus: QuestionAnswers) -> Expected:
             for texts in ([pair.prompt for pair in pairs], [pair.response for pair in pairs])
         )
         ends = torch.full_like(prompts, sequence) if corpus.padding == "end" else (prompts + answers + 1).clamp_max(sequence)
-        found[name] = _split(prompts, ends, sequence).take(prompts < sequence)
-    train = found.pop("train")
-    held = round(len(train) * corpus.validation)
-    parts = {"train": train.take(slice(held, None)), "validation": train.take(slice(held)), **found}
+        splits[name] = _split(prompts, ends, sequence).take(prompts < sequence)
+    train = splits.pop("train")
+    validation = round(len(train) * corpus.validation)
+    parts = {"train": train.take(slice(validation, None)), "validation": train.take(slice(validation)), **splits}
     frame = ", the chat template is left out" if corpus.chat else ""
     return parts, f"a token is {CHARACTERS} characters{frame}; which questions are held out for validation decides a few examples"
 

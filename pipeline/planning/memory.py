@@ -39,7 +39,7 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors."""
+    """Sum up the bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -59,7 +59,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held, self.most = 0, 0
+        self.live, self.most = 0, 0
         self.known = weakref.WeakSet[torch.UntypedStorage]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,9 +75,9 @@ class _Watch(TorchDispatchMode):
             return
         self.known.add(storage)
         size = storage.nbytes()
-        self.held += size
-        self.most = max(self.most, self.held)
+        self.live += size
+        self.most = max(self.most, self.live)
         weakref.finalize(storage, self._drop, size)
 
     def _drop(self, size: int) -> None:
-        self.held -= size
+        self.live -= size

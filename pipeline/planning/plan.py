@@ -17,7 +17,7 @@ from pipeline.settings import config, effective, rehearsal
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pipeline takes.
+    """Compute, memory and disk that a whole pipeline takes.
 
     Attributes:
         costs: of each stage that computes.
@@ -42,12 +42,12 @@ class Plan:
 
     @property
     def gain(self) -> float:
-        """Of the cache over a live trunk; below 1 it is a loss."""
+        """Compute what the cache gains over a live trunk; below 1 it is a loss."""
         return gain(self.trunk, self.step, self.draws, self.epochs)
 
 
 def plan(texts: Mapping[str, str]) -> Plan:
-    """Reckon every stage.
+    """Reckon what every stage will cost.
 
     Args:
         texts: resolved text of each stage.

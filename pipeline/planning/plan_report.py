@@ -28,8 +28,8 @@ def speed(text: str, peak: str, mfu: str) -> tuple[float, str]:
     Raises:
         ConfigError: no such number.
     """
-    share, told = (_number("mfu", mfu, 1.0), "as given") if mfu else (MFU, "a guess: --mfu")
-    used = f"{share:.0%} of them used (MFU, {told})"
+    share, origin = (_number("mfu", mfu, 1.0), "as given") if mfu else (MFU, "a guess: --mfu")
+    used = f"{share:.0%} of them used (MFU, {origin})"
     if peak:
         return share * _number("peak", peak, 1e6) * 1e12, f"{float(peak):g} TFLOP/s (as given), {used}"
     config.load_text(text, "warmup")
@@ -39,15 +39,15 @@ def speed(text: str, peak: str, mfu: str) -> tuple[float, str]:
     try:
         runtime = Runtime(**machine)
         with runtime.in_force():
-            found = flops.ceiling(runtime)
+            ceiling = flops.ceiling(runtime)
     except ConfigError as error:
         return 0.0, f"not told: {error}, or give --peak (TFLOP/s of the device)"
     where = f"a matrix product here: {', '.join(f'{name} {machine[name]}' for name in names)}"
-    return share * found, f"{found / 1e12:.3g} TFLOP/s ({where}), {used}"
+    return share * ceiling, f"{ceiling / 1e12:.3g} TFLOP/s ({where}), {used}"
 
 
-def told(plan: Plan, rate: float, source: str, folder: Path) -> str:
-    """The plan as text.
+def summary(plan: Plan, rate: float, source: str, folder: Path) -> str:
+    """Write the plan out as text.
 
     Args:
         plan: what the stages take.
@@ -95,7 +95,7 @@ def _economics(plan: Plan) -> list[str]:
 def _row(cost: Cost, rate: float) -> list[str]:
     work = cost.flops + cost.beside
     steps = [f"{cost.steps:,}", f"{cost.epochs:.2f}", _si(cost.flops_per_step)] if cost.steps else [""] * 3
-    memory = [_si(cost.parameters), _si(cost.trained), _si(cost.held), f"{_si(cost.memory)}B"]
+    memory = [_si(cost.parameters), _si(cost.trained), _si(cost.loaded), f"{_si(cost.memory)}B"]
     return [cost.stage, *memory, *steps, _si(cost.flops or work), _time(work, rate), f"{_si(cost.disk)}B" if cost.disk else ""]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of the report. The only door to ``matplotlib``; PNGs hold no clock and no version, so same data, same bytes."""
+"""Draw the pictures of the report. The only door to ``matplotlib``; PNGs hold no clock and no version, so same data, same bytes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isqrt

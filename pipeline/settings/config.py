@@ -28,7 +28,7 @@ UNUSED = "no stage uses this, or it is misspelt"
 
 @dataclass(frozen=True)
 class Resolved:
-    """A stage's settings.
+    """Settings of one stage, resolved and checked.
 
     Attributes:
         text: canonical gin text of what reaches the stage.
@@ -112,7 +112,7 @@ def resolve_all(stages: Iterable[str], params: Params, root: Path = Path(), over
         texts[stage] = resolved.text
         claims |= {origin: claim for origin, claim in resolved.claims.items() if claim[0] or origin not in claims}
     if not errors:
-        errors = [f"{origin}: {complaint}" for origin, (kept, complaint) in claims.items() if not kept]
+        errors = [f"{origin}: {complaint}" for origin, (works, complaint) in claims.items() if not works]
     if errors:
         raise ConfigError("\n       ".join(dict.fromkeys(errors)))
     return texts
@@ -125,26 +125,26 @@ def _files(stage: str, params: Params, root: Path) -> dict[str, list[File]]:
         "stage file": [("", root / "gin" / f"{stage}.gin")],
         **{layer: [(origin, root / path) for origin, path in params.files(layer)] for layer in ("common", stage)},
     }
-    found: dict[str, list[File]] = {layer: [] for layer in named}
+    layers: dict[str, list[File]] = {layer: [] for layer in named}
     for layer, files in named.items():
         for origin, path in files:
             try:
-                found[layer].append(File(origin, path, scan(path, root)))
+                layers[layer].append(File(origin, path, scan(path, root)))
             except ConfigError as error:
                 have = [str(p.relative_to(root)) for p in (root / "gin").rglob("*.gin")]
                 missing = "" if path.is_file() else hint(str(path).removeprefix(f"{root}/"), have)
                 raise ConfigError(f"{origin + ': ' if origin else ''}{error}{missing}") from None
-    return found
+    return layers
 
 
 def _namespace(layers: Mapping[str, list[File]]) -> Namespace:
     """What the files import; every name that they use must be among it."""
     scans = [file.scan for files in layers.values() for file in files]
-    names = Namespace({alias: line for found in scans for alias, line in found.imports.items()})
-    for found in scans:
-        for origin, name in found.names:
+    names = Namespace({alias: line for each in scans for alias, line in each.imports.items()})
+    for each in scans:
+        for origin, name in each.names:
             names.check(origin, name)
-        for origin, name in found.references:
+        for origin, name in each.references:
             names.check(origin, name, reference=True)
     return names
 
@@ -163,9 +163,9 @@ def _preset_claims(
             claims[s.origin] = s.key in mentioned, f"nothing uses the macro '{s.key}'{_nearest_macro(s.key, macros)}"
         else:
             name = s.key.rpartition(".")[0]
-            kept = key not in later if key in used else any(reference.endswith(name) for reference in mentioned)
+            works = key not in later if key in used else any(reference.endswith(name) for reference in mentioned)
             why = f"nothing refers to '{name}', or the stage's own gin file sets it afterwards"
-            claims[s.origin] = kept, f"'{s.key}' has no effect: {why}; bind it in params.yaml, or set the macro that stands there"
+            claims[s.origin] = works, f"'{s.key}' has no effect: {why}; bind it in params.yaml, or set the macro that stands there"
     return claims
 
 

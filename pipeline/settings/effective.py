@@ -23,7 +23,7 @@ class Source(str):
 
 def settings(root: str) -> Settings:
     """``[scope/]module.name`` -> parameter -> value, of everything that ``root`` builds."""
-    found: Settings = {}
+    in_effect: Settings = {}
     for call in ginstate.built(root):
         if call.selector == MACRO:
             continue
@@ -34,8 +34,8 @@ def settings(root: str) -> Settings:
             elif _has_form(parameter.default):
                 values[name] = parameter.default
         if values:
-            found[call.name] = values
-    return found
+            in_effect[call.name] = values
+    return in_effect
 
 
 def gin_text(values: Settings) -> str:

@@ -92,7 +92,7 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         raise ConfigError(f"gin file '{file}' does not exist")
     if file in outer:
         raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
-    found, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
+    result, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
     try:
         with file.open(encoding="utf-8") as text:
             statements = list(config_parser.ConfigParser(text, delegate))
@@ -114,23 +114,23 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
                 near = difflib.get_close_matches(statement.module, allowed(), n=1, cutoff=0.8)
                 meant = f"; did you mean '{near[0]}'?" if near else ""
                 raise ConfigError(f"{where}: may not import '{statement.module}'{meant}; allowed are {listed}")
-            found.imports[statement.bound_name()] = statement.format()
+            result.imports[statement.bound_name()] = statement.format()
         elif isinstance(statement, config_parser.IncludeStatement):
             included = scan(root / statement.filename, root, (*outer, file))
-            found.imports.update(included.imports)
-            found.names.extend(included.names)
-            found.references.extend(included.references)
-            found.files.extend(included.files)
-            found.included.extend([*included.included, *included.bindings])
-            found.macros.update(included.macros)
+            result.imports.update(included.imports)
+            result.names.extend(included.names)
+            result.references.extend(included.references)
+            result.files.extend(included.files)
+            result.included.extend([*included.included, *included.bindings])
+            result.macros.update(included.macros)
         elif isinstance(statement, config_parser.BindingStatement):
-            found.names.append((str(file), statement.selector))
+            result.names.append((str(file), statement.selector))
             key = "/".join(filter(None, (statement.scope, statement.selector)))
             key = f"{key}.{statement.arg_name}" if statement.arg_name else key
-            found.bindings.append(Statement(f"{file}:{statement.location.line_num}", key))
-    found.references.extend((str(file), reference) for reference in delegate.references)
-    found.macros.update(delegate.macros)
-    return found
+            result.bindings.append(Statement(f"{file}:{statement.location.line_num}", key))
+    result.references.extend((str(file), reference) for reference in delegate.references)
+    result.macros.update(delegate.macros)
+    return result
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Value:
 
 
 def parse_value(text: str) -> Value:
-    """Read one gin value.
+    """Read one gin value from text.
 
     Raises:
         SyntaxError: not a gin value.
@@ -187,23 +187,23 @@ class Namespace:
         """The function or class that a dotted name means, or None."""
         if len(target) < 2 or target[0] not in self.lines:
             return None
-        found = self.module(target[0])
+        value = self.module(target[0])
         for name in target[1:]:
-            found = getattr(found, name, None)
-            if inspect.ismodule(found) and not _is_allowed(found.__name__):
+            value = getattr(value, name, None)
+            if inspect.ismodule(value) and not _is_allowed(value.__name__):
                 return None
-        return found if callable(found) and _is_allowed(getattr(found, "__module__", "")) else None
+        return value if callable(value) and _is_allowed(getattr(value, "__module__", "")) else None
 
     def check(self, origin: str, name: str, *, reference: bool = False) -> None:
         """Raise ConfigError unless a name that a text uses is one that it may use: not a module behind a module, for example."""
         target = tuple(name.split("/")[-1].split("."))
         if not reference and (len(target) < 2 or target[0] not in self.lines):
             return
-        found = self.find(target)
-        if found is None:
+        configurable = self.find(target)
+        if configurable is None:
             known = hint(".".join(target), self.names())
             raise ConfigError(f"{origin}: nothing configurable is called '{'.'.join(target)}'{known}")
-        if reference and found.__module__.split(".")[0] == BOUND_ONLY:
+        if reference and configurable.__module__.split(".")[0] == BOUND_ONLY:
             raise ConfigError(f"{origin}: '{name}' would run a stage; a value cannot be that")
 
     def is_parameter(self, path: tuple[str, ...]) -> bool:
@@ -224,7 +224,7 @@ class Namespace:
         return ".".join([self.module(target[0]).__name__, *target[1:]])
 
     def names(self) -> list[str]:
-        """Everything that the imports make configurable."""
+        """List everything that the imports make configurable."""
         return [
             f"{alias}.{name}"
             for alias in self.lines

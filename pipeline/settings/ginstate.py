@@ -18,7 +18,7 @@ from gin import config as gin_config
 from pipeline.errors import ConfigError
 from pipeline.settings.ginfiles import MACRO, Key
 from pipeline.settings.params import Binding, hint
-from pipeline.settings.typecheck import annotation, as_wanted, describe, fits, items_with_annotations, takes_reference
+from pipeline.settings.typecheck import annotation, coerced, describe, fits, items_with_annotations, takes_reference
 
 DEEPEST = 20  # scopes within scopes; more is a circle
 
@@ -56,12 +56,12 @@ class Built:
 
     @property
     def name(self) -> str:
-        """As a user writes it: ``scope/module.name``."""
+        """Write the name as a user does: ``scope/module.name``."""
         return "/".join((*self.scopes, name_of(self.selector)))
 
 
 def built(root: str) -> list[Built]:
-    """Everything that ``root`` calls, itself and the macros included, in an order that depends on the configuration alone.
+    """List everything that ``root`` calls, itself and the macros included, in an order that the configuration alone decides.
 
     A call runs within the scopes of what called it; of several bindings of one parameter the one of the longest scope wins. Scopes
     that no binding names are left out: they change nothing.
@@ -130,9 +130,9 @@ def prune(root: str) -> set[Key]:
     config = gin_config._CONFIG
     used = {key for call in built(root) for key in call.bindings.values()}
     for scope, selector in list(config):
-        kept = {name: value for name, value in config[scope, selector].items() if (scope, selector, name) in used}
-        config[scope, selector] = kept
-        if not kept:
+        reached = {name: value for name, value in config[scope, selector].items() if (scope, selector, name) in used}
+        config[scope, selector] = reached
+        if not reached:
             del config[scope, selector]
     return used
 
@@ -195,24 +195,24 @@ def check_values(users: Mapping[Key, Binding]) -> None:
             origin = users[source].origin if source in users else f"gin files, {name}"
             if repr(value) == "%gin.REQUIRED":
                 raise ConfigError(f"{name} is required; bind it in params.yaml or on the command line")
-            wanted = annotation(wrapped(selector), parameter)
-            if not _accepts(wanted, value, origin):
+            expected = annotation(wrapped(selector), parameter)
+            if not _accepts(expected, value, origin):
                 got = repr(value) if isinstance(value, gin_config.ConfigurableReference) else f"{value!r} ({type(value).__name__})"
-                raise ConfigError(f"{origin}: {name} expects {describe(wanted)}, got {got}")
-            held = gin_config._CONFIG[source[:2]]
-            held[source[2]] = as_wanted(held[source[2]], wanted)
+                raise ConfigError(f"{origin}: {name} expects {describe(expected)}, got {got}")
+            parameters = gin_config._CONFIG[source[:2]]
+            parameters[source[2]] = coerced(parameters[source[2]], expected)
 
 
-def _accepts(wanted: Any, value: Any, origin: str) -> bool:
+def _accepts(expected: Any, value: Any, origin: str) -> bool:
     """Whether a value fits an annotation, references and macros within containers included."""
     if _is_macro(value):
-        return _accepts(wanted, _through_macros(("", MACRO, ""), value, origin)[1], origin)
+        return _accepts(expected, _through_macros(("", MACRO, ""), value, origin)[1], origin)
     if isinstance(value, gin_config.ConfigurableReference):
-        return takes_reference(wanted, value.configurable.wrapped, value.evaluate)
+        return takes_reference(expected, value.configurable.wrapped, value.evaluate)
     if not isinstance(value, list | tuple | dict):
-        return fits(value, wanted)
-    return wanted is Any or any(
-        all(_accepts(part, item, origin) for part, item in parts) for parts in items_with_annotations(value, wanted)
+        return fits(value, expected)
+    return expected is Any or any(
+        all(_accepts(part, item, origin) for part, item in parts) for parts in items_with_annotations(value, expected)
     )
 
 
@@ -224,10 +224,10 @@ def _through_macros(key: Key, value: Any, origin: str) -> tuple[Key, Any]:
         if key in seen:
             raise ConfigError(f"{origin}: macro '{key[0]}' refers to itself")
         seen.append(key)
-        held = gin_config._CONFIG.get((key[0], MACRO))
-        if held is None:
+        macro = gin_config._CONFIG.get((key[0], MACRO))
+        if macro is None:
             raise ConfigError(f"{origin}: no macro is called '{key[0]}'{hint(key[0], macros())}")
-        value = held["value"]
+        value = macro["value"]
     return key, value
 
 

@@ -60,15 +60,15 @@ class Params:
             ConfigError: ``bindings`` is not a map or without end, a value has no form in gin, or one key is bound twice.
         """
         tree = self._part(section, "bindings", Mapping, "a map of bindings")
-        found: dict[str, Binding] = {}
+        by_key: dict[str, Binding] = {}
         try:
             for binding in _leaves(tree, (), f"{section}.bindings", self.file, is_parameter):
-                if binding.key in found:
-                    raise ConfigError(f"{binding.origin}: bound twice; also at {found[binding.key].origin}")
-                found[binding.key] = binding
+                if binding.key in by_key:
+                    raise ConfigError(f"{binding.origin}: bound twice; also at {by_key[binding.key].origin}")
+                by_key[binding.key] = binding
         except RecursionError:
             raise ConfigError(f"{self._line(section)} {section}.bindings: values are nested too deeply") from None
-        return list(found.values())
+        return list(by_key.values())
 
     def preset_line(self) -> str:
         """Where the preset is named."""
@@ -78,11 +78,11 @@ class Params:
         return _line(self.file, self.sections, name)
 
     def _part(self, section: str, name: str, kind: Any, expected: str) -> Any:
-        held = self.sections.get(section) or {}
+        content = self.sections.get(section) or {}
         where = f"{self._line(section)} {section}"
-        if not isinstance(held, Mapping) or set(held) - {"gin", "bindings"}:
+        if not isinstance(content, Mapping) or set(content) - {"gin", "bindings"}:
             raise ConfigError(f"{where}: a section may hold 'gin' (a list of files) and 'bindings' (a map), nothing else")
-        part = held.get(name)
+        part = content.get(name)
         if part is None:
             return kind() if kind is list else {}
         if not isinstance(part, kind):
@@ -91,7 +91,7 @@ class Params:
 
 
 def read(path: Path, stages: Iterable[str]) -> Params:
-    """Read params.yaml.
+    """Read and check params.yaml, with the line of each section.
 
     Raises:
         ConfigError: missing or malformed file, unknown section, no preset.

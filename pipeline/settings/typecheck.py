@@ -17,8 +17,8 @@ def annotation(function: Any, parameter: str) -> Any:
     return typing.get_type_hints(constructor).get(parameter, Any)
 
 
-def fits(value: Any, wanted: Any) -> bool:
-    """Whether ``value`` is what ``wanted`` says.
+def fits(value: Any, expected: Any) -> bool:
+    """Whether ``value`` is what ``expected`` says.
 
     Stricter than Python in two ways that hide mistakes: a bool is not a number, a word is not a list of letters. A list may stand
     for a tuple (YAML has no tuples).
@@ -26,7 +26,7 @@ def fits(value: Any, wanted: Any) -> bool:
     >>> fits(3, float), fits(True, int), fits("refiner", list[str]), fits([4, 8], tuple[int, int])
     (True, False, False, True)
     """
-    parts = _alternatives(wanted)
+    parts = _alternatives(expected)
     if Any in parts:
         return True
     if isinstance(value, bool):
@@ -38,21 +38,21 @@ def fits(value: Any, wanted: Any) -> bool:
     return any(is_bearable(form, part, conf=_TOWER) for part in parts for form in forms)
 
 
-def as_wanted(value: Any, wanted: Any) -> Any:
-    """A value that fits, with tuples where tuples are wanted and lists where sequences are, however deep.
+def coerced(value: Any, expected: Any) -> Any:
+    """Coerce a value that fits: tuples where tuples are wanted and lists where sequences are, however deep.
 
-    >>> as_wanted({"a": [1, [2, 3]]}, dict[str, tuple[int, list[int]]])
+    >>> coerced({"a": [1, [2, 3]]}, dict[str, tuple[int, list[int]]])
     {'a': (1, [2, 3])}
     """
-    for part in _alternatives(wanted):
+    for part in _alternatives(expected):
         origin, arguments = typing.get_origin(part) or part, typing.get_args(part)
         if isinstance(value, dict) and origin in (dict, Mapping):
-            return {key: as_wanted(item, (arguments or (Any, Any))[1]) for key, item in value.items()}
+            return {key: coerced(item, (arguments or (Any, Any))[1]) for key, item in value.items()}
         if isinstance(value, list | tuple) and origin is tuple:
             kinds = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments or (Any,) * len(value)
-            return tuple(map(as_wanted, value, kinds)) if len(kinds) == len(value) else value
+            return tuple(map(coerced, value, kinds)) if len(kinds) == len(value) else value
         if isinstance(value, list | tuple) and origin in (list, Sequence, Iterable):
-            return [as_wanted(item, (arguments or (Any,))[0]) for item in value]
+            return [coerced(item, (arguments or (Any,))[0]) for item in value]
     return value
 
 
@@ -63,67 +63,67 @@ def _as_tuples(value: Any) -> Any:
     return {key: _as_tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def takes_reference(wanted: Any, made: Any, evaluated: bool) -> bool:
+def takes_reference(expected: Any, made: Any, evaluated: bool) -> bool:
     """Whether a parameter may hold a reference: ``@f`` where a callable is wanted, ``@C()`` where its result is.
 
     What is called must say what it returns: a setting never calls something whose result nobody could use.
 
     Args:
-        wanted: the annotation.
+        expected: the annotation.
         made: the function or class that is referred to.
         evaluated: written with parentheses.
     """
-    parts = _alternatives(wanted)
+    parts = _alternatives(expected)
     if Any in parts:
         return True
     result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
     if not evaluated:
         results = [(typing.get_args(part) or [..., Any])[-1] for part in parts if _is_callable(part)]
-        parts = [part for wanted in results for part in _alternatives(wanted)]
+        parts = [part for expected in results for part in _alternatives(expected)]
     return result is not Any and any(_provides(result, part) for part in parts)
 
 
-def items_with_annotations(value: list[Any] | tuple[Any, ...] | dict[Any, Any], wanted: Any) -> list[list[tuple[Any, Any]]]:
-    """For every container type that ``wanted`` allows: (annotation, item) of each item.
+def items_with_annotations(value: list[Any] | tuple[Any, ...] | dict[Any, Any], expected: Any) -> list[list[tuple[Any, Any]]]:
+    """For every container type that ``expected`` allows: (annotation, item) of each item.
 
     >>> items_with_annotations([1, 2], list[int] | tuple[int, str])
     [[(<class 'int'>, 1), (<class 'int'>, 2)], [(<class 'int'>, 1), (<class 'str'>, 2)]]
     """
-    found = []
-    for part in _alternatives(wanted):
+    pairings = []
+    for part in _alternatives(expected):
         origin, arguments = typing.get_origin(part) or part, typing.get_args(part)
         if isinstance(value, dict):
             if origin in (dict, Mapping):
                 key, item = arguments or (Any, Any)
-                found.append([(key, k) for k in value] + [(item, v) for v in value.values()])
+                pairings.append([(key, k) for k in value] + [(item, v) for v in value.values()])
         elif origin is tuple and arguments[-1:] != (...,):
-            found += [list(zip(arguments, value, strict=True))] if len(arguments) == len(value) else []
+            pairings += [list(zip(arguments, value, strict=True))] if len(arguments) == len(value) else []
         elif origin in (list, tuple, Sequence, Iterable):
-            found.append([((arguments or (Any,))[0], item) for item in value])
-    return found
+            pairings.append([((arguments or (Any,))[0], item) for item in value])
+    return pairings
 
 
-def describe(wanted: Any) -> str:
+def describe(expected: Any) -> str:
     """An annotation as people write it.
 
     >>> describe(int), describe(Literal["fp32", "bf16"]), describe(float | None)
     ('int', "'fp32' or 'bf16'", 'float or None')
     """
-    if isinstance(wanted, type) and not typing.get_args(wanted):
-        return "None" if wanted is type(None) else wanted.__name__
-    if typing.get_origin(wanted) is Literal:
-        return " or ".join(map(repr, typing.get_args(wanted)))
-    if len(parts := _alternatives(wanted)) > 1:
+    if isinstance(expected, type) and not typing.get_args(expected):
+        return "None" if expected is type(None) else expected.__name__
+    if typing.get_origin(expected) is Literal:
+        return " or ".join(map(repr, typing.get_args(expected)))
+    if len(parts := _alternatives(expected)) > 1:
         return " or ".join(map(describe, parts))
-    if _is_callable(wanted):
+    if _is_callable(expected):
         return "Callable (a reference such as '@module.name')"
-    return str(wanted).replace("typing.", "").replace("collections.abc.", "")
+    return str(expected).replace("typing.", "").replace("collections.abc.", "")
 
 
-def _alternatives(wanted: Any) -> list[Any]:
-    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
-        return [part for option in typing.get_args(wanted) for part in _alternatives(option)]
-    return [wanted]
+def _alternatives(expected: Any) -> list[Any]:
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        return [part for option in typing.get_args(expected) for part in _alternatives(option)]
+    return [expected]
 
 
 def _is_callable(part: Any) -> bool:

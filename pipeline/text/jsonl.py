@@ -83,8 +83,8 @@ class QuestionAnswers:
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
 
-        An answer that does not fit the sequence is cut; ``pad`` fills what is left and is neither attended to nor supervised.
-        (LLaDA pads answers with end tokens that are predicted too; one end token here keeps metrics about text.)
+        An answer that does not fit the sequence is cut. What is left of a sequence is filled as ``padding`` says: by ``pad``,
+        which is neither attended to nor supervised, so that metrics are about text; or by end tokens, which are both, as LLaDA's.
 
         Raises:
             DataError: a file is missing, a line is malformed (file and line named), a prompt does not fit the sequence.
@@ -93,10 +93,10 @@ class QuestionAnswers:
         encoding = None if self.tokenizer is None else self._pretrained()
         reserved = bpe.SPECIAL if encoding is None else tuple(encoding.special.values())
         pairs, test = (self._read(folder / name, reserved) for name in (self.train, self.test))
-        kept = [held_out(pair.prompt.strip(), self.validation) for pair in pairs]
+        flags = [held_out(pair.prompt.strip(), self.validation) for pair in pairs]
         parts = {
-            "train": [pair for pair, held in zip(pairs, kept, strict=True) if not held],
-            "validation": [pair for pair, held in zip(pairs, kept, strict=True) if held],
+            "train": [pair for pair, flag in zip(pairs, flags, strict=True) if not flag],
+            "validation": [pair for pair, flag in zip(pairs, flags, strict=True) if flag],
             "test": test,
         }
         for name, part in parts.items():
@@ -104,11 +104,11 @@ class QuestionAnswers:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
         if encoding is None:
             encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
-        asked = self._asked()
-        prompt_template.write(out, encoding, PromptTemplate(self.prompt, dict(encoding.special), *prompt_template.around(asked)))
+        frame = self._framing()
+        prompt_template.write(out, encoding, PromptTemplate(self.prompt, dict(encoding.special), *prompt_template.around(frame)))
         splits, first = {}, 0
         for name, part in parts.items():
-            splits[name] = self._encode(encoding, part, first, asked)
+            splits[name] = self._encode(encoding, part, first, frame)
             first += len(part)
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
@@ -119,7 +119,7 @@ class QuestionAnswers:
         roles = [role for role in bpe.ROLES if role != "mask" or not self.causal]
         return bpe.pretrained(pretrained_text.tokenizer(self.tokenizer, self.revision), self.tokenizer, self.special, roles)
 
-    def _asked(self) -> Callable[[str], str]:
+    def _framing(self) -> Callable[[str], str]:
         """Prompt -> what stands before the response.
 
         Raises:
@@ -134,8 +134,8 @@ class QuestionAnswers:
     def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
         return read_pairs(path, self.download, self.prompt, self.response, reserved)
 
-    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int, asked: Callable[[str], str]) -> Split:
-        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, asked(pair.prompt), pair.origin)) is not None]
+    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int, frame: Callable[[str], str]) -> Split:
+        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, frame(pair.prompt), pair.origin)) is not None]
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
         tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
@@ -185,7 +185,7 @@ class Pair:
 
 
 def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
-    """``read_texts`` of two templates."""
+    """Read every line by two templates, as ``read_texts`` does."""
     return [Pair(one.texts[0], one.texts[1], one.origin) for one in read_texts(path, download, (prompt, response), reserved)]
 
 
@@ -204,10 +204,10 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
     if not path.is_file():
         raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
     fields = [field for template in templates for field in fields_of(template)]
-    found = []
+    texts = []
     for origin, row in rows(path):
-        held = checked(row, origin, fields, reserved)
-        found.append(Texts([template.format(**held) for template in templates], origin))
-    if not found:
+        values = checked(row, origin, fields, reserved)
+        texts.append(Texts([template.format(**values) for template in templates], origin))
+    if not texts:
         raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
-    return found
+    return texts

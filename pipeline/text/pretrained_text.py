@@ -45,14 +45,14 @@ def chat(path: str, revision: str | None) -> Callable[[str], str]:
     special = {role: _text(settings[role]) for role in ("bos_token", "eos_token", "pad_token") if settings.get(role)}
     writer = transformers().PreTrainedTokenizerFast(tokenizer_object=bpe.empty(), chat_template=template, **special)
 
-    def asked(prompt: str) -> str:
+    def framed(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
         try:
             return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template is a program of its author: it may raise anything
             raise DataError(f"the chat template of {path} failed: {error}") from None
 
-    return asked
+    return framed
 
 
 def _template_file(path: str, revision: str | None) -> str:

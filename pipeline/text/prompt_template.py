@@ -17,7 +17,7 @@ PROBE, EDGE = "\x00", "\n\t"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How prompts are written.
+    """Template that prompts are written by, and the special tokens.
 
     Attributes:
         prompt: template over the fields of a prompt.
@@ -32,8 +32,8 @@ class PromptTemplate:
     after: str = ""
     strips: bool = False
 
-    def asked(self, fields: Mapping[str, str]) -> str:
-        """What stands before the answer."""
+    def filled(self, fields: Mapping[str, str]) -> str:
+        """Fill the template with these fields: what stands before the answer."""
         prompt = self.prompt.format(**fields)
         return self.before + (prompt.strip() if self.strips else prompt) + self.after
 
@@ -50,20 +50,20 @@ def around(chat: Callable[[str], str]) -> tuple[str, str, bool]:
 
 
 def write(folder: Path, encoding: bpe.Encoding, wording: PromptTemplate) -> None:
-    """Write the tokenizer and the words."""
+    """Write the tokenizer and the template that prompts are written by."""
     bpe.save(encoding.tokenizer, folder / TOKENIZER)
     write_json(folder / WORDING, asdict(wording))
 
 
 def read(folder: Path) -> tuple[bpe.Encoding, PromptTemplate]:
-    """What ``write`` wrote.
+    """Read the tokenizer and the template that ``write`` wrote.
 
     Raises:
         DataError: a file is missing or malformed.
     """
-    held: Any = read_json(folder / WORDING, "prepare")
+    entries: Any = read_json(folder / WORDING, "prepare")
     try:
-        wording = PromptTemplate(**held)
+        wording = PromptTemplate(**entries)
         words = {name: getattr(wording, name) for name in ("prompt", "before", "after")}
         if not all(isinstance(word, str) for word in words.values()) or not isinstance(wording.special, dict):
             raise TypeError("texts and a map of special tokens were expected")

@@ -101,7 +101,7 @@ class Texts:
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """Encode the filled template, with room for the answer."""
-        ids = self.encoding.encode(self.wording.asked(self._fields(prompt)))
+        ids = self.encoding.encode(self.wording.filled(self._fields(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
         longest = self.vocabulary.sequence if length is None else self.longest

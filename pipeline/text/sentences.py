@@ -28,7 +28,7 @@ def sentences(text: str) -> list[str]:
     >>> sentences('Mr. Fox has 2.5 dollars. "How many?" he asks.\\n2.5 / 2 = 1.25')
     ['Mr. Fox has 2.5 dollars.', '"How many?"', 'he asks.', '2.5 / 2 = 1.25']
     """
-    return [found for line in text.splitlines() for part in END.split(line) if (found := part.strip())]
+    return [sentence for line in text.splitlines() for part in END.split(line) if (sentence := part.strip())]
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Documents:
             read_texts(folder / name, self.download, [self.text])[:most]
             for name, most in ((self.train, self.train_documents), (self.test, self.test_documents))
         )
-        held = [held_out(document.texts[0], self.validation) for document in train]
+        flags = [held_out(document.texts[0], self.validation) for document in train]
         parts = {
-            "train": [document for document, out_of in zip(train, held, strict=True) if not out_of],
-            "validation": [document for document, out_of in zip(train, held, strict=True) if out_of],
+            "train": [document for document, out_of in zip(train, flags, strict=True) if not out_of],
+            "validation": [document for document, out_of in zip(train, flags, strict=True) if out_of],
             "test": test,
         }
         ids: dict[str, int] = {}
@@ -105,16 +105,16 @@ class Documents:
             raise DataError(f"{folder / self.train}: {len(ids):,} distinct sentences, at most {MOST:,} fit; take fewer documents")
         write_atomic(out / SENTENCES, "".join(json.dumps(text) + "\n" for text in ids).encode())
         vocabulary = Vocabulary(len(ids) + 2, len(ids), len(ids) + 1, self.sequence, "sentences", causal=True)
-        found = {name: examples(numbered, vocabulary, first) for name, (numbered, first) in splits.items()}
-        return vocabulary, found, {name: sha256(folder / name) for name in self.raw_files()}
+        encoded = {name: examples(numbered, vocabulary, first) for name, (numbered, first) in splits.items()}
+        return vocabulary, encoded, {name: sha256(folder / name) for name in self.raw_files()}
 
     def _split(self, document: Texts) -> list[str]:
         text = re.sub(self.remove, "", document.texts[0]) if self.remove else document.texts[0]
-        if len(found := sentences(text)) < 2:
-            raise DataError(f"{document.origin}: {len(found)} sentences; a document needs two: one to predict from another")
-        if len(found) > self.sequence:
-            raise DataError(f"{document.origin}: {len(found)} sentences; raise sentences.Documents.sequence ({self.sequence})")
-        return found
+        if len(parts := sentences(text)) < 2:
+            raise DataError(f"{document.origin}: {len(parts)} sentences; a document needs two: one to predict from another")
+        if len(parts) > self.sequence:
+            raise DataError(f"{document.origin}: {len(parts)} sentences; raise sentences.Documents.sequence ({self.sequence})")
+        return parts
 
 
 def examples(documents: list[list[int]], vocabulary: Vocabulary, first: int) -> Split:

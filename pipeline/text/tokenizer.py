@@ -29,7 +29,7 @@ class Encoding:
     special: Mapping[str, str]
 
     def id(self, role: str) -> int:
-        """Of the special token in this role."""
+        """Return the id of the special token in this role."""
         return special(self.tokenizer, self.special[role])
 
     def encode(self, text: str) -> list[int]:
@@ -44,7 +44,7 @@ class Encoding:
 
 
 def trained(texts: Iterable[str], vocabulary: int) -> Encoding:
-    """An encoding of these texts; see ``train``."""
+    """Train an encoding of these texts; see ``train``."""
     return Encoding(train(texts, vocabulary), {"mask": MASK, "end": END, "pad": PAD})
 
 
@@ -88,14 +88,14 @@ def special(tokenizer: Tokenizer, token: str) -> int:
     Raises:
         DataError: the tokenizer lacks it.
     """
-    found = tokenizer.token_to_id(token)
-    if found is None:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
         raise DataError(f"the tokenizer has no token {token}; run dvc repro prepare")
-    return found
+    return token_id
 
 
 def empty() -> Tokenizer:
-    """One that knows no token."""
+    """Make a tokenizer that knows no token."""
     return Tokenizer(models.BPE())
 
 

@@ -52,7 +52,7 @@ class ClearML:
         self._asking: threading.Thread | None = None
 
     def missing(self) -> str:
-        """No server is configured."""
+        """Say what is missing where no server is configured."""
         file = Path(os.environ.get("CLEARML_CONFIG_FILE") or "~/clearml.conf").expanduser()
         keys = ("CLEARML_API_ACCESS_KEY", "CLEARML_API_SECRET_KEY")
         if file.is_file() or all(os.environ.get(key) for key in keys) or os.environ.get("CLEARML_AUTH_TOKEN"):
@@ -62,9 +62,9 @@ class ClearML:
     def create(self, facts: dict[str, Any], parent: str) -> str:
         """Create the task; one that was created without our noticing is found by its tag."""
         tag = f"record:{facts['id']}"
-        found = self._call("tasks.get_all", tags=[tag], only_fields=["id"])["tasks"]
-        if found:
-            return str(found[0]["id"])
+        tasks = self._call("tasks.get_all", tags=[tag], only_fields=["id"])["tasks"]
+        if tasks:
+            return str(tasks[0]["id"])
         tags = [tag, f"stage:{facts['stage']}", f"config:{facts['config'][:12]}"]
         tags += [f"{key}:{facts[key]}" for key in ("preset", "experiment") if facts[key]]
         settings = {key: {"section": "gin", "name": key, "value": value} for key, value in facts["settings"].items()}
@@ -86,8 +86,8 @@ class ClearML:
     def scalars(self, series: str, rows: Sequence[Row]) -> None:
         """One event per value; ``loss/step_0`` is series ``step_0`` of plot ``loss``. Values that are not finite are left out."""
         events = []
-        for step, held in rows:
-            for key, value in held.items():
+        for step, numbers in rows:
+            for key, value in numbers.items():
                 plot, _, line = key.partition("/")
                 events.append(self._scalar(f"{series}/{plot}" if series else plot, line or plot, step, value))
         self._events(events)
@@ -109,8 +109,8 @@ class ClearML:
         """The project; of senders that find none at the same time one makes it."""
         root().mkdir(parents=True, exist_ok=True)
         with lock(root() / "project", patience=2 * TIMEOUT):
-            found = self._call("projects.get_all", name=f"^{re.escape(self.project)}$", only_fields=["id", "name"])["projects"]
-            exact = [entry["id"] for entry in found if entry["name"] == self.project]
+            projects = self._call("projects.get_all", name=f"^{re.escape(self.project)}$", only_fields=["id", "name"])["projects"]
+            exact = [entry["id"] for entry in projects if entry["name"] == self.project]
             return str(exact[0] if exact else self._call("projects.create", name=self.project, description="")["id"])
 
     def _scalar(self, metric: str, variant: str, step: int, value: float) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class ClearML:
             with get_http_session_with_retry(total=0, config=session.config) as http:
                 return server, http.post(server, files={path: file.read_bytes()}, headers=session.add_auth_headers({}))
 
-        server, answer = self._asked(post)
+        server, answer = self._answer(post)
         self._accepted(f"the upload of {file.name}", answer)
         return f"{server}/{quote(path)}"
 
@@ -167,14 +167,14 @@ class ClearML:
         return self._send(endpoint, json=body)
 
     def _send(self, endpoint: str, **request: Any) -> dict[str, Any]:
-        answer = self._asked(lambda session: session.send_request(*endpoint.split("."), method="post", **request))
+        answer = self._answer(lambda session: session.send_request(*endpoint.split("."), method="post", **request))
         self._accepted(endpoint, answer)
         try:
             return dict(answer.json()["data"])
         except (ValueError, KeyError, TypeError):
             raise TrackingError(f"what answers {endpoint} is not a ClearML server") from None
 
-    def _asked(self, ask: Callable[[Any], Any]) -> Any:
+    def _answer(self, ask: Callable[[Any], Any]) -> Any:
         """Ask the server once, in a thread of its own: the SDK may wait for minutes, and where a certificate is wrong for ever."""
         import requests
 
@@ -202,8 +202,8 @@ class ClearML:
     def _accepted(self, what: str, answer: Any) -> None:
         """Raise TrackingError unless the server has done what it was asked for."""
         if answer.status_code != 200:
-            told = answer.json().get("meta", {}).get("result_msg", "") if "json" in answer.headers.get("Content-Type", "") else ""
-            raise TrackingError(f"ClearML's server refused {what}: status {answer.status_code} {told}".rstrip())
+            reason = answer.json().get("meta", {}).get("result_msg", "") if "json" in answer.headers.get("Content-Type", "") else ""
+            raise TrackingError(f"ClearML's server refused {what}: status {answer.status_code} {reason}".rstrip())
 
 
 def _now() -> int:

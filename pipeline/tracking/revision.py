@@ -32,7 +32,7 @@ def without_credentials(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme in ("http", "https", "ssh", "git"):
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return found[1] if (found := re.fullmatch(r"[^/@]+@([^/@]+:.+)", address)) else ""
+    return match[1] if (match := re.fullmatch(r"[^/@]+@([^/@]+:.+)", address)) else ""
 
 
 def without_places(text: str) -> str:

@@ -73,7 +73,7 @@ class Record:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What was known when the run began."""
+        """Read what was known when the run began."""
         return read(self.folder / "record.json", "delete its folder to forget the run")
 
     @property
@@ -166,14 +166,14 @@ def root() -> Path:
 
 def all_records() -> tuple[list[Record], list[str]]:
     """Every record, oldest first; and what is wrong with those that cannot be read."""
-    found, wrong = [], []
+    readable, wrong = [], []
     for file in sorted(root().glob("*/record.json")):
         record = Record(file.parent)
         try:
-            found.append((record.facts["began"], record.facts["order"], record.folder.name, record))
+            readable.append((record.facts["began"], record.facts["order"], record.folder.name, record))
         except (TrackingError, KeyError) as error:
             wrong.append(str(error) if isinstance(error, TrackingError) else f"{file} is damaged (no {error}); delete its folder")
-    return [record for *_, record in sorted(found)], wrong
+    return [record for *_, record in sorted(readable)], wrong
 
 
 @contextlib.contextmanager
@@ -188,9 +188,9 @@ def recorded(facts: RunInfo, track_config: str) -> Iterator[None]:
         yield
         return
     sender, began = None, list[Record]()
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         with _harmless("this run leaves no record"):
-            began.append(_begun(facts, held))
+            began.append(_begun(facts, locks))
             sender = _start_sender(began[0], track_config)
         status = "failed"
         try:
@@ -217,10 +217,10 @@ def lock(file: Path, *, patience: float = 0.0, shared: bool = False) -> Iterator
         shared: only look whether it is free; looking does not disturb others who look.
     """
     until = time.monotonic() + patience
-    with file.open("a") as opened:
+    with file.open("a") as handle:
         while True:
             try:
-                fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= until:
                     yield False
@@ -240,22 +240,22 @@ def _harmless(consequence: str) -> Iterator[None]:
         print(f"tracking: {type(error).__name__}: {error}; {consequence}", file=sys.stderr)
 
 
-def _begun(facts: RunInfo, held: contextlib.ExitStack) -> Record:
+def _begun(facts: RunInfo, locks: contextlib.ExitStack) -> Record:
     """A new record, or that of the same run if it did not complete; locked while ``held`` is."""
     for number in itertools.count(1):
         record = Record(root() / f"{facts.stage}-{facts.identity[:12]}-{number}")
         if record.completed():
             continue
         record.folder.mkdir(parents=True, exist_ok=True)
-        if _locked(record.folder / "lock", held) and not record.completed():
+        if _locked(record.folder / "lock", locks) and not record.completed():
             break
     record.begin(facts)
     return record
 
 
-def _locked(file: Path, held: contextlib.ExitStack) -> bool:
+def _locked(file: Path, locks: contextlib.ExitStack) -> bool:
     """Take the lock of a run that is to begin, after those who look at what it left; False if the same run goes on elsewhere."""
-    while not held.enter_context(lock(file, patience=0.1)):
+    while not locks.enter_context(lock(file, patience=0.1)):
         with lock(file, shared=True) as nobody_runs:
             if not nobody_runs:
                 return False
@@ -265,8 +265,8 @@ def _locked(file: Path, held: contextlib.ExitStack) -> bool:
 def _parent(facts: RunInfo) -> Record | None:
     """The run that wrote this one's inputs, found by the settings beside them; of several the furthest down the pipeline."""
     written = {sha256(folder / "config.gin") for folder in facts.inputs if (folder / "config.gin").is_file()}
-    found = [r for r in all_records()[0] if r.facts["written"] in written and r.facts["order"] < facts.order]
-    return max(found, key=lambda r: (r.facts["depth"], -r.facts["order"], r.facts["began"]), default=None)
+    writers = [r for r in all_records()[0] if r.facts["written"] in written and r.facts["order"] < facts.order]
+    return max(writers, key=lambda r: (r.facts["depth"], -r.facts["order"], r.facts["began"]), default=None)
 
 
 def _reference(file: Path, shown_out: str, out: Path) -> dict[str, Any]:

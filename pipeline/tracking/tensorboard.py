@@ -25,11 +25,11 @@ class TensorBoard:
         self._writer: Any = None
 
     def missing(self) -> str:
-        """Nothing: a file can always be written."""
+        """Report nothing missing: a file can always be written."""
         return ""
 
     def create(self, facts: dict[str, Any], parent: str) -> str:
-        """The run's folder."""
+        """Name the folder of the run's record."""
         return str(facts["record"])
 
     def begin(self, run: str, facts: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class Waiting(TrackingError):
 
 
 class Tracker(Protocol):
-    """Where runs are reported. Methods return when what they send has arrived, and raise TrackingError if it has not.
+    """Interface of where runs are reported. Methods return when what they send has arrived; TrackingError if it has not.
 
     Attributes:
         name: of its file under ``sent/``.
@@ -117,8 +117,8 @@ def _created(record: Record, tracker: Tracker) -> str:
     delivery = Delivery(record, tracker)
     if delivery.state["run"]:
         return delivery.created()
-    with lock(record.folder / "sending") as held:
-        if not held:
+    with lock(record.folder / "sending") as locked:
+        if not locked:
             raise Waiting(f"waits for {record.folder.name}, which another process sends")
         return Delivery(record, tracker).created()
 
@@ -155,10 +155,10 @@ def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: fl
     watch.start()
     try:
         with lock(folder / "sending", patience=math.inf):
-            wanted = [tracker for tracker in trackers if not tracker.missing()]
+            configured = [tracker for tracker in trackers if not tracker.missing()]
             deliveries = list[Delivery]()
             log = _Log(record.failing)
-            for tracker in wanted:
+            for tracker in configured:
                 log.tried(tracker.name, lambda tracker=tracker: deliveries.append(Delivery(record, tracker)))
             while deliveries and _running(record):
                 for delivery in deliveries:
@@ -168,7 +168,7 @@ def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: fl
                 log.tried("what the run wrote", record.salvage)
             while not all([log.tried(delivery.tracker.name, delivery.finish) for delivery in deliveries]):
                 time.sleep(every)
-            if len(deliveries) < len(wanted):
+            if len(deliveries) < len(configured):
                 raise TrackingError("not everything could be sent")
     finally:
         done.set()
@@ -208,24 +208,24 @@ class _Log:
         self.last: dict[str, str] = {}
 
     def tried(self, name: str, send: Callable[..., object], *arguments: Any) -> bool:
-        """Send; whether it went well."""
-        told = ""
+        """Send, print what came of it when that is news, and return whether it went well."""
+        problem = ""
         try:
             send(*arguments)
         except Waiting as error:
-            told = _told(error)
+            problem = _problem(error)
         except Exception as error:  # whatever a tracker's library raises: other trackers and later attempts go on
-            told = _told(error)
+            problem = _problem(error)
             self.failing.touch()
-        if told != self.last.get(name, ""):
-            print(f"{time.strftime('%H:%M:%S')} {name}: {told or 'goes on'}", flush=True)
-        self.last[name] = told
+        if problem != self.last.get(name, ""):
+            print(f"{time.strftime('%H:%M:%S')} {name}: {problem or 'goes on'}", flush=True)
+        self.last[name] = problem
         if not any(self.last.values()):
             self.failing.unlink(missing_ok=True)
-        return not told
+        return not problem
 
 
-def _told(error: Exception) -> str:
+def _problem(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
@@ -239,11 +239,11 @@ def ship(trackers: Sequence[Tracker]) -> None:
     left, away = len(wrong), set[str]()
     print("\n".join(wrong), end="\n" if wrong else "")
     for record in records:
-        with lock(record.folder / "sending") as held:
+        with lock(record.folder / "sending") as locked:
             for tracker in trackers:
-                told = _shipped(record, tracker, away) if held else "another process is sending it"
-                left += told not in ("sent", "running")
-                _print(record, tracker, told)
+                state = _shipped(record, tracker, away) if locked else "another process is sending it"
+                left += state not in ("sent", "running")
+                _print(record, tracker, state)
     if left:
         raise TrackingError(f"{left} could not be sent; they wait in {root()}")
     print("everything is sent" if records else "no records")
@@ -260,9 +260,9 @@ def overview(trackers: Sequence[Tracker]) -> None:
 
 def _shipped(record: Record, tracker: Tracker, away: set[str]) -> str:
     """Send one record; says how far it came. A tracker that does not answer is noted as ``away`` and not asked again."""
-    told = _state(record, tracker)
-    if told in ("sent", "running") or tracker.missing():
-        return told
+    state = _state(record, tracker)
+    if state in ("sent", "running") or tracker.missing():
+        return state
     if tracker.name in away:
         return "not sent: as above"
     try:
@@ -273,7 +273,7 @@ def _shipped(record: Record, tracker: Tracker, away: set[str]) -> str:
         away.add(tracker.name)
         return f"not sent: {error}"
     except Exception as error:  # whatever a tracker's library raises: the other records go on
-        return f"not sent: {_told(error)}"
+        return f"not sent: {_problem(error)}"
     return _state(record, tracker)
 
 
@@ -287,8 +287,8 @@ def _state(record: Record, tracker: Tracker) -> str:
     return "sent" if state["ended"] == status else tracker.missing() or ("sent in part" if state["run"] else "not sent")
 
 
-def _print(record: Record, tracker: Tracker, told: str) -> None:
+def _print(record: Record, tracker: Tracker, state: str) -> None:
     status = "damaged"
     with contextlib.suppress(TrackingError):
         status = record.end["status"]
-    print(f"{record.folder.name:<28} {status:<10} {tracker.name}: {told}", flush=True)
+    print(f"{record.folder.name:<28} {status:<10} {tracker.name}: {state}", flush=True)

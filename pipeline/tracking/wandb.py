@@ -1,4 +1,4 @@
-"""Weights & Biases. Offline by default: runs are folders in ``.tracking/wandb``, and ``wandb sync <folder>`` sends one.
+"""Tracking by Weights & Biases. Offline by default: runs are folders in ``.tracking/wandb``, and ``wandb sync`` sends one.
 
 Sent are settings, curves, metrics, pictures and the models' places and hashes. The library's own collecting of code, host,
 packages, console and machine load is off, and so are its reports about itself, which otherwise leave even in offline mode.
@@ -36,13 +36,13 @@ class WandB:
         self._step = -1
 
     def missing(self) -> str:
-        """Online, a key."""
+        """Say what is missing: online, the key of an account."""
         netrc = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
         known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "wandb" in netrc.read_text())
         return "" if self.mode == "offline" or known else "no key (wandb login, or set WANDB_API_KEY)"
 
     def create(self, facts: dict[str, Any], parent: str) -> str:
-        """The record's own id."""
+        """Name the run by its record's own id."""
         return str(facts["id"])
 
     def begin(self, run: str, facts: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ class WandB:
             self._run.finish(exit_code=1)
         for folder in (run_log.root() / "wandb").glob(f"*run-*-{run}"):
             shutil.rmtree(folder)
-        told = {key: facts[key] for key in ("preset", "experiment", "config", "revision", "repository", "branch", "parent")}
+        origin = {key: facts[key] for key in ("preset", "experiment", "config", "revision", "repository", "branch", "parent")}
         quiet = wandb.Settings(
             console="off", disable_code=True, disable_git=True, save_code=False, host="", silent=True, x_disable_meta=True,
             x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False, init_timeout=TIMEOUT,
@@ -62,7 +62,7 @@ class WandB:
             self._run = wandb.init(
                 project=self.project, mode=self.mode, dir=str(run_log.root()), id=run, name=facts["record"],
                 resume="allow" if self.mode == "online" else None, group=facts["experiment"] or None, job_type=facts["stage"],
-                config={**told, **facts["settings"]}, settings=quiet, reinit="create_new",
+                config={**origin, **facts["settings"]}, settings=quiet, reinit="create_new",
             )  # fmt: skip
         except wandb.errors.CommError as error:
             wandb.teardown()  # or its service takes the run to be in use when we try again
@@ -72,11 +72,11 @@ class WandB:
     def scalars(self, series: str, rows: Sequence[Row]) -> None:
         """One row of history each, drawn over the step of its own series."""
         prefix = f"{series}/" if series else ""
-        for key in {key: None for _, held in rows for key in held}:
+        for key in {key: None for _, numbers in rows for key in numbers}:
             self._run.define_metric(f"{prefix}{key}", step_metric=f"{prefix}step")
-        for step, held in rows:
+        for step, numbers in rows:
             self._step += 1
-            self._run.log({f"{prefix}{key}": value for key, value in {"step": step, **held}.items()}, step=self._step)
+            self._run.log({f"{prefix}{key}": value for key, value in {"step": step, **numbers}.items()}, step=self._step)
 
     def end(self, facts: dict[str, Any], files: Path) -> None:
         """Single values, short curves, pictures, models, status."""

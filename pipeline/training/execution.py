@@ -18,7 +18,7 @@ GRAPHS = 64  # that one step may be compiled to, a few for every length of the b
 
 
 def eager(model: Model) -> Model:
-    """As it is written."""
+    """Run the model as it is written."""
     return model
 
 

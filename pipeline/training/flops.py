@@ -36,8 +36,8 @@ def count(work: Callable[[], object]) -> int:
 
 
 def _known() -> dict[Any, Any]:
-    found = {getattr(torch.ops.mkldnn, ONEDNN): _of_linear} if hasattr(torch.ops.mkldnn, ONEDNN) else {}
-    return {**found, torch.ops.aten._grouped_mm: _of_grouped} if hasattr(torch.ops.aten, "_grouped_mm") else found
+    formulas = {getattr(torch.ops.mkldnn, ONEDNN): _of_linear} if hasattr(torch.ops.mkldnn, ONEDNN) else {}
+    return {**formulas, torch.ops.aten._grouped_mm: _of_grouped} if hasattr(torch.ops.aten, "_grouped_mm") else formulas
 
 
 def _of_linear(x: tuple[int, ...], weight: tuple[int, ...], *_: object, **__: object) -> int:

@@ -83,8 +83,8 @@ def hidden_rms(model: BackboneModel, source: Source, batch_size: int, runtime: R
     batch = source.batch(rows, torch.zeros_like(rows)).to(runtime.device)
     with runtime.autocast():
         states = model.to(runtime.device).eval().states(batch).float()
-    kept = states if batch.attention is None else states[batch.attention]
-    return float(kept.square().mean().sqrt())
+    token_states = states if batch.attention is None else states[batch.attention]
+    return float(token_states.square().mean().sqrt())
 
 
 def skipped(out: str | Path, save: Callable[[], None]) -> None:

@@ -93,7 +93,7 @@ def test_what_was_planned_is_what_was_done(inside):
     for phase in ("warmup", "joint"):
         metrics, cost = json.loads((inside / f"outputs/{phase}/metrics.json").read_text()), found[phase]
         assert (cost.flops_per_step, cost.flops) == (metrics["flops_per_step"], metrics["flops_per_step"] * metrics["steps"])
-        assert (cost.held, cost.trained) == (metrics["parameters"]["total"], metrics["parameters"]["trainable"])
+        assert (cost.loaded, cost.trained) == (metrics["parameters"]["total"], metrics["parameters"]["trainable"])
     stored = json.loads((inside / "data/shards/metrics.json").read_text())
     assert found["extract"].disk == stored["tokens"] * (16 * 4 + 13) < stored["bytes"]
 

@@ -285,9 +285,9 @@ def test_zeros_silences_a_layer():
 def test_layout_keeps_x_where_states_may_not_change():
     new, x = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     positions = torch.tensor([[True, False, True], [False, False, True]])
-    kept = Layout(positions=positions).kept(new, x)
+    kept = Layout(positions=positions).where(new, x)
     assert torch.equal(kept[positions], new[positions]) and torch.equal(kept[~positions], x[~positions])
-    assert Layout().kept(new, x) is new
+    assert Layout().where(new, x) is new
 
 
 def test_parts_of_a_layout_hold_its_sequences_in_order():

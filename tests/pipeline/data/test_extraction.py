@@ -310,13 +310,13 @@ def test_what_was_killed_goes_on_and_leaves_finished_shards_alone(planned, tmp_p
 def test_in_a_stage_shards_are_made_in_scratch_and_linked_when_all_are_there(planned, tmp_path, monkeypatch):
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
     out = tmp_path / "out/shards"
-    with pytest.raises(Killed), snapshots.kept("extract", "key"):
+    with pytest.raises(Killed), snapshots.workspace("extract", "key"):
         done = interrupted(planned(), out, monkeypatch, 4)
         raise Killed
     building = tmp_path / "scratch/extract/key/shards"
     before = times(building, done)
     assert not out.exists() and len(done) == 4
-    with snapshots.kept("extract", "key"):
+    with snapshots.workspace("extract", "key"):
         extract(planned(), out)
     assert times(out, done) == before and not (tmp_path / "scratch").exists()
     extract(planned(), tmp_path / "whole")
@@ -334,12 +334,12 @@ def test_a_kill_while_shards_are_linked_loses_none(planned, tmp_path, monkeypatc
         places.append(target)
         link(source, target)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed), snapshots.kept("extract", "key"):
+    with monkeypatch.context() as patched, pytest.raises(Killed), snapshots.workspace("extract", "key"):
         patched.setattr(os, "link", linking)
         extract(planned(), out)
     before = times(tmp_path / "scratch/extract/key/shards", SHARDS)
     shutil.rmtree(out)  # as DVC does
-    with snapshots.kept("extract", "key"):
+    with snapshots.workspace("extract", "key"):
         extract(planned(), out)
     assert times(out, SHARDS) == before and not (tmp_path / "scratch").exists()
     assert ShardReader(out).verify()
@@ -351,7 +351,7 @@ def test_where_nothing_can_be_linked_shards_are_copied(planned, tmp_path, monkey
 
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setattr(os, "link", elsewhere)
-    with snapshots.kept("extract", "key"):
+    with snapshots.workspace("extract", "key"):
         extract(planned(), tmp_path / "out")
     extract(planned(), tmp_path / "whole")
     assert content(tmp_path / "out") == content(tmp_path / "whole")

@@ -166,7 +166,7 @@ def test_a_batch_keeps_its_content_while_others_are_read(tmp_path):
 @pytest.mark.parametrize("kept", [0, 200, 1 << 20])
 def test_many_threads_read_the_same_whatever_is_kept(tmp_path, monkeypatch, kept):
     """No more small fields are held than may be; with no room at all, those of one block."""
-    monkeypatch.setattr(reader, "KEPT", kept)
+    monkeypatch.setattr(reader, "CACHE_BYTES", kept)
     rows = list(ragged([1 + i % 9 for i in range(40)]))
     opened, amiss = stored(tmp_path, rows), []
 

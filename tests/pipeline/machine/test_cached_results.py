@@ -27,7 +27,7 @@ def place(tmp_path, monkeypatch):
 def killed(make, *names):
     """A stage that makes pieces and does not come to its end; what it had."""
     try:
-        with snapshots.kept("evaluate", "i" * 64):
+        with snapshots.workspace("evaluate", "i" * 64):
             found = [int(cached_result(name, make)["x"][0, 0]) for name in names]
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def test_a_name_is_no_path(place):
 
 
 def test_nothing_is_left_behind(place):
-    with snapshots.kept("evaluate", "i" * 64):
+    with snapshots.workspace("evaluate", "i" * 64):
         cached_result("a", Making())
     assert not place.exists()
 

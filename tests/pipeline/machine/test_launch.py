@@ -25,20 +25,20 @@ def _one_process(monkeypatch):
 def test_the_environment_says_how_many(monkeypatch, text, expected):
     if text:
         monkeypatch.setenv(launch.PROCESSES, text)
-    assert launch.wanted() == expected
+    assert launch.process_count() == expected
 
 
 @pytest.mark.parametrize("text", ["", "0", "-2", "two", "2.0", " 2", "1e3", "02", "10000"])
 def test_what_is_no_number_of_processes_is_refused(monkeypatch, text):
     monkeypatch.setenv(launch.PROCESSES, text)
     with pytest.raises(ConfigError, match=f"SLOTLOOP_PROCESSES is '{text}'; expected how many processes to start, 1 or more"):
-        launch.wanted()
+        launch.process_count()
 
 
 def test_one_of_several_starts_no_others(monkeypatch):
     monkeypatch.setenv(launch.PROCESSES, "2")
     monkeypatch.setenv("RANK", "0")
-    assert launch.wanted() == 1
+    assert launch.process_count() == 1
 
 
 def test_an_error_of_all_processes_is_told_once_as_one_process_tells_it(tmp_path):
@@ -151,9 +151,9 @@ def test_under_torchrun_the_first_to_fail_with_a_message_prints_it(tmp_path, mon
     heard = []
     for rank, message in [("0", "a"), ("1", "a"), ("1", "b")]:
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / rank / "error.json"))
-        heard.append(launch.told_elsewhere(message))
+        heard.append(launch.hand_over(message))
     assert heard == [False, True, False]
 
 
 def test_one_process_tells_its_error_itself():
-    assert not launch.told_elsewhere("a")
+    assert not launch.hand_over("a")

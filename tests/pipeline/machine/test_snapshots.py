@@ -25,7 +25,7 @@ def snapshot(place, step, out):
 def test_the_newest_snapshot_comes_back_with_its_files(root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with snapshots.kept("warmup", "k" * 64):
+    with snapshots.workspace("warmup", "k" * 64):
         place = snapshots.of("warmup")
         snapshot(place, 1, out)
         snapshot(place, 2, out)
@@ -46,10 +46,10 @@ def test_two_snapshots_are_kept(tmp_path):
 def test_a_finished_stage_leaves_nothing_and_a_failed_one_its_state(root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(RuntimeError), snapshots.kept("joint", "k" * 64):
+    with pytest.raises(RuntimeError), snapshots.workspace("joint", "k" * 64):
         snapshot(snapshots.of("joint"), 1, out)
         raise RuntimeError
-    with snapshots.kept("joint", "k" * 64):
+    with snapshots.workspace("joint", "k" * 64):
         assert snapshots.of("joint").load(out) is not None
     assert not root.exists()
 
@@ -57,10 +57,10 @@ def test_a_finished_stage_leaves_nothing_and_a_failed_one_its_state(root, tmp_pa
 def test_other_settings_start_fresh(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(RuntimeError), snapshots.kept("joint", "a" * 64):
+    with pytest.raises(RuntimeError), snapshots.workspace("joint", "a" * 64):
         snapshot(snapshots.of("joint"), 1, out)
         raise RuntimeError
-    with snapshots.kept("joint", "b" * 64):
+    with snapshots.workspace("joint", "b" * 64):
         assert snapshots.of("joint").load(out) is None
 
 
@@ -155,14 +155,18 @@ def test_an_unfinished_snapshot_is_not_a_snapshot(tmp_path):
 
 
 def test_the_same_work_twice_at_once_is_refused():
-    with snapshots.kept("warmup", "k" * 64), pytest.raises(UserError, match="already running"), snapshots.kept("warmup", "k" * 64):
+    with (
+        snapshots.workspace("warmup", "k" * 64),
+        pytest.raises(UserError, match="already running"),
+        snapshots.workspace("warmup", "k" * 64),
+    ):
         pass
 
 
 def test_of_several_processes_the_first_alone_holds_and_removes_the_work(root, monkeypatch):
-    with snapshots.kept("warmup", "k" * 64):
+    with snapshots.workspace("warmup", "k" * 64):
         monkeypatch.setenv("RANK", "1")
-        with snapshots.kept("warmup", "k" * 64):
+        with snapshots.workspace("warmup", "k" * 64):
             place = snapshots.folder("warmup")
         assert place.parent.is_dir()
         monkeypatch.setenv("RANK", "0")
@@ -173,11 +177,11 @@ def test_of_several_processes_the_first_alone_holds_and_removes_the_work(root, m
 def test_abandoned_work_is_collected_by_age(root, monkeypatch):
     old = root / "warmup" / "abandoned"
     old.mkdir(parents=True)
-    with snapshots.kept("warmup", "a" * 64):
+    with snapshots.workspace("warmup", "a" * 64):
         assert old.exists()
     much_later = time.time() + snapshots.STALE_AFTER + 1
     monkeypatch.setattr(time, "time", lambda: much_later)
-    with snapshots.kept("warmup", "a" * 64):
+    with snapshots.workspace("warmup", "a" * 64):
         assert not old.exists()
 
 

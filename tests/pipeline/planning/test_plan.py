@@ -82,7 +82,7 @@ def test_operations_and_parameters_are_those_that_training_tells(plan, finished,
     told, cost = metrics(finished, FOLDERS[stage]), of(plan, stage)
     assert (cost.steps, cost.flops_per_step) == (told["steps"], told["flops_per_step"])
     assert cost.flops == told["steps"] * told["flops_per_step"] > 0
-    assert (cost.held, cost.trained) == (told["parameters"]["total"], told["parameters"]["trainable"])
+    assert (cost.loaded, cost.trained) == (told["parameters"]["total"], told["parameters"]["trainable"])
 
 
 def test_controls_spend_what_they_are_compared_with(plan, finished):
@@ -116,10 +116,10 @@ def test_the_gain_is_reckoned_from_what_was_counted(plan):
 
 def test_memory_holds_weights_and_what_training_adds(plan):
     warmup, joint, evaluate = (of(plan, stage) for stage in ("warmup", "joint", "evaluate"))
-    assert joint.memory > warmup.memory > 4 * (warmup.held + 4 * warmup.trained)  # joint trains more
-    own = 2 * warmup.trained + joint.trained + of(plan, "backbone").held  # the controls': warmup again, and a whole backbone
-    assert evaluate.held == of(plan, "backbone").held + own  # finetune is off
-    assert evaluate.memory == pytest.approx(4 * evaluate.held, rel=0.01)
+    assert joint.memory > warmup.memory > 4 * (warmup.loaded + 4 * warmup.trained)  # joint trains more
+    own = 2 * warmup.trained + joint.trained + of(plan, "backbone").loaded  # the controls': warmup again, and a whole backbone
+    assert evaluate.loaded == of(plan, "backbone").loaded + own  # finetune is off
+    assert evaluate.memory == pytest.approx(4 * evaluate.loaded, rel=0.01)
 
 
 def test_microbatches_make_up_the_same_step_in_less_memory(plan, changed):
@@ -140,8 +140,8 @@ def test_recomputation_takes_more_operations_and_less_memory(plan, changed):
 
 def test_finetuning_is_told_when_it_is_on(plan, changed):
     cost = of(changed, "finetune")
-    assert cost.steps == 3 and cost.flops == 3 * cost.flops_per_step > 0 and cost.trained == cost.held == cost.parameters
-    assert of(plan, "finetune").flops == 0 and of(changed, "evaluate").held > of(plan, "evaluate").held
+    assert cost.steps == 3 and cost.flops == 3 * cost.flops_per_step > 0 and cost.trained == cost.loaded == cost.parameters
+    assert of(plan, "finetune").flops == 0 and of(changed, "evaluate").loaded > of(plan, "evaluate").loaded
 
 
 # From settings alone
@@ -151,8 +151,8 @@ def test_without_data_its_settings_tell_nearly_the_same(plan, guess):
     assert len(guess.assumed) == 1 and guess.assumed[0].startswith("data/prepared is not there yet: ")
     for stage in STAGES:
         known, cost = of(plan, stage), of(guess, stage)
-        assert (cost.parameters, cost.trained, cost.held, cost.steps, cost.epochs, cost.disk) == (
-            known.parameters, known.trained, known.held, known.steps, known.epochs, known.disk
+        assert (cost.parameters, cost.trained, cost.loaded, cost.steps, cost.epochs, cost.disk) == (
+            known.parameters, known.trained, known.loaded, known.steps, known.epochs, known.disk
         )  # fmt: skip
         assert cost.flops == pytest.approx(known.flops, rel=0.01) and cost.beside == pytest.approx(known.beside, rel=0.05)
 
@@ -199,7 +199,7 @@ def test_operations_on_padded_text_are_those_that_training_tells(tmp_path, monke
     for stage in ("backbone", "warmup"):
         told = metrics(folder, FOLDERS[stage])
         assert of(found, stage).flops_per_step == told["flops_per_step"]
-        assert of(found, stage).held == told["parameters"]["total"]
+        assert of(found, stage).loaded == told["parameters"]["total"]
     assert of(found, "extract").disk == metrics(folder, "data/shards")["tokens"] * (16 * 2 + 13)
 
 
@@ -234,9 +234,9 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     found = pretrained({**LLADA, "vocab_size": 400, "embedding_size": 400})
     layer, ends = 4 * 16**2 + 3 * 16 * 24 + 2 * 16, 2 * 400 * 16 + 16
     extract, warmup, joint = (of(found, stage) for stage in ("extract", "warmup", "joint"))
-    assert extract.held == 3 * layer + ends and warmup.held - warmup.trained == layer + ends
-    assert joint.trained == warmup.trained + layer and joint.parameters == warmup.trained + extract.held
-    assert extract.memory > 2 * extract.held  # two bytes a weight
+    assert extract.loaded == 3 * layer + ends and warmup.loaded - warmup.trained == layer + ends
+    assert joint.trained == warmup.trained + layer and joint.parameters == warmup.trained + extract.loaded
+    assert extract.memory > 2 * extract.loaded  # two bytes a weight
     assert warmup.memory > 2 * (layer + ends) + 4 * 5 * warmup.trained
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
@@ -249,7 +249,7 @@ def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):
         narrow, wide = of(half, stage), of(whole, stage)
         assert replace(narrow, memory=0) == replace(wide, memory=0) and narrow.memory < wide.memory, stage
     assert half.trunk == whole.trunk > 0 and of(whole, "joint").flops > 0
-    assert of(whole, "extract").memory - of(half, "extract").memory > 2 * of(whole, "extract").held  # two more bytes a weight
+    assert of(whole, "extract").memory - of(half, "extract").memory > 2 * of(whole, "extract").loaded  # two more bytes a weight
 
 
 def test_the_configuration_has_to_be_there(pretrained):

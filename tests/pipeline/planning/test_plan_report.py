@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.planning import plan_report
 from pipeline.planning.cost_model import Cost
 from pipeline.planning.plan import Plan
-from pipeline.planning.plan_report import speed, told
+from pipeline.planning.plan_report import speed, summary
 from pipeline.training import flops
 
 WARMUP = """from __gin__ import dynamic_registration
@@ -37,7 +37,7 @@ def _left_as_it_was():
 
 
 def words(tmp_path, rate=1e15, **changes):
-    return told(replace(PLAN, **changes), rate, "as given", tmp_path)
+    return summary(replace(PLAN, **changes), rate, "as given", tmp_path)
 
 
 def cells(text, stage):

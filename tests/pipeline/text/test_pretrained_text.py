@@ -95,6 +95,6 @@ def test_a_corpus_asks_through_the_chat_and_learns_the_answer(tmp_path, monkeypa
     said = [trained.decode(t[v & ~r].tolist()) for t, v, r in zip(split.tokens, split.valid, split.response, strict=True)]
     assert said == [f"<user>{text}</user><assistant>" for text in TEXTS]
     words = prompt_template.read(tmp_path / "out")[1]  # as generation asks, without the template
-    assert [words.asked({"question": text}) for text in TEXTS] == said
+    assert [words.filled({"question": text}) for text in TEXTS] == said
     with pytest.raises(ConfigError, match="takes the template of a pretrained model"):
         QuestionAnswers("train.jsonl", "test.jsonl", "", chat=True).prepare(0, tmp_path / "other")

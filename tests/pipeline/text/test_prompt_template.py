@@ -18,7 +18,7 @@ CHATS = {
 @pytest.mark.parametrize("chat", CHATS)
 @given(question=st.text(max_size=12), template=st.sampled_from(["{question}", "Q: {question}\n", " {question} "]))
 def test_a_prompt_is_asked_as_the_chat_asks_it(chat, question, template):
-    asked = PromptTemplate(template, {}, *around(CHATS[chat])).asked({"question": question})
+    asked = PromptTemplate(template, {}, *around(CHATS[chat])).filled({"question": question})
     assert asked == CHATS[chat](template.format(question=question))
 
 

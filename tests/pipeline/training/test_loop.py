@@ -294,7 +294,7 @@ def test_the_average_is_saved_while_training_goes_on_from_the_weights_themselves
 def work(tmp_path, monkeypatch):
     """``work()``: the block's snapshots are kept unless it ends well."""
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
-    return lambda: snapshots.kept("test", "k" * 64)
+    return lambda: snapshots.workspace("test", "k" * 64)
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def content(tmp_path):
 def work(tmp_path, monkeypatch):
     """``work()``: the block's snapshots are kept unless it ends well."""
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
-    return lambda: snapshots.kept("test", "k" * 64)
+    return lambda: snapshots.workspace("test", "k" * 64)
 
 
 def columns(tmp_path, out="model"):
