@@ -60,8 +60,11 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
     figures.by_step(metrics, models, tables.headline_metric(metrics), f"{headline}: after each recursion step", out / "steps.png")
     write_atomic(out / "steps.csv", tables.steps_csv(metrics, models, tables.headline_metric(metrics)).encode())
-    figures.slots({n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
-    pictures = ["losses", "steps", "slots"]
+    pictures = ["losses", "steps"]
+    slots = {n: c for n, c in curve.items() if n in ("warmup", "joint", "finetune") and any(key.startswith("slot/") for key in c)}
+    if slots:  # other refiners have none
+        figures.slots(slots, out / "slots.png")
+        pictures.append("slots")
     refined = next(name for name in ("finetune", "joint", "warmup") if name in metrics)
     if trace["rendering"] == "sudoku":
         figures.puzzles(trace, refined, _hardest(trace, 3), out / "puzzles.png")

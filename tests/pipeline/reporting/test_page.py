@@ -1,30 +1,26 @@
-"""The page: what it holds, and what is missing for it."""
+"""The page of a run: what it shows follows from what the run has."""
 
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.reporting.page import optional, report
-from tests.support.handmade import retained
+from pipeline.reporting.page import report
+
+REFINED = ("warmup", "joint", "finetune")
+PHASES = {
+    "backbone": "data/backbone", **{name: f"outputs/{name}" for name in REFINED},
+    "control_backbone": "outputs/controls/backbone", "control_warmup": "outputs/controls/warmup",
+}  # fmt: skip
 
 
-def test_the_page_holds_its_tables_and_pictures(finished):
-    page = (finished / "outputs/report/report.md").read_text()
-    assert (finished / "outputs/report/table.md").read_text() in page
-    for picture in ("losses", "steps", "slots", "puzzles"):
-        assert f"({picture}.png)" in page and (finished / f"outputs/report/{picture}.png").is_file()
-    assert "- joint - frozen: " in page and "- warmup: " in page
-
-
-def test_without_an_evaluation_the_stage_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"metrics.json does not exist; it is written by stage evaluate: run dvc repro evaluate"):
-        report(tmp_path / "out", tmp_path, {})
-
-
-def test_a_section_is_there_for_what_was_asked(metrics):
-    models = ["frozen", "warmup"]
-    assert optional(metrics, models) == {}
-    assert list(optional(retained(metrics, 0.3), models)) == ["Forgetting"]
-
-
-def test_sections_on_whole_answers_are_named(whole):
-    assert list(optional(whole, ["frozen", "warmup"])) == ["Generated answers", "Likelihood of whole answers"]
+@pytest.mark.parametrize("refiner", ["of slots", "of another kind"])
+def test_slots_are_shown_where_there_are_any(copy_of, monkeypatch, refiner):
+    monkeypatch.chdir(copy_of)
+    for phase in REFINED if refiner == "of another kind" else ():
+        path = copy_of / "outputs" / phase / "curves.csv"
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        columns = [i for i, name in enumerate(rows[0]) if not name.startswith(("slot/", "gate/"))]
+        assert len(columns) < len(rows[0]) or phase == "finetune"  # which is off
+        path.write_text("".join(",".join(row[i] for i in columns) + "\n" for row in rows))
+    table = report(copy_of / "page", copy_of / "outputs/evaluate", PHASES)
+    page = (copy_of / "page/report.md").read_text()
+    assert table in page and "![" in page
+    assert (copy_of / "page/slots.png").exists() == ("slots.png" in page) == (refiner == "of slots")
