@@ -19,6 +19,7 @@ from typing import TypeVar
 import fire
 
 from pipeline.errors import ConfigError
+from pipeline.machine import process
 from pipeline.settings import params
 from pipeline.settings.describe import argument_meanings
 
@@ -103,7 +104,8 @@ def _cli(stage: str) -> Callable[..., Request]:
 
 def run_function(stage: str) -> Callable[..., None]:
     """Import a stage's module, not before the stage is named, and return its ``run``."""
-    function: Callable[..., None] = importlib.import_module(f"stages.{stage}").run
+    with process.importing():
+        function: Callable[..., None] = importlib.import_module(f"stages.{stage}").run
     return function
 
 

@@ -4,7 +4,6 @@ each that a comment does not change.
 
 import ast
 import hashlib
-import io
 import os
 import re
 import tokenize
@@ -17,6 +16,14 @@ from typing import Any
 PACKAGES = ("components", "pipeline", "stages")
 # Messages and progress bars: imported everywhere, without influence on what is written.
 NEUTRAL = ("pipeline/errors.py", "pipeline/progress.py")
+
+# Strings, which stay (group 1), as text within them can look like either of the others; blank lines, with a comment or without;
+# comments behind code.
+_LEFT_OUT = re.compile(
+    r"""(\"{3}[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"{3}|'{3}[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'{3}"""
+    r"""|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')|^[ \t\f]*(?:\#[^\n]*)?(?:\n|\Z)|[ \t\f]*\#[^\n]*""",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def closure(files: Iterable[str], code: Path, without: Collection[str] = ()) -> list[str]:
@@ -103,20 +110,12 @@ def project_file(module: str, code: Path) -> str:
 def source_hash(path: Path) -> str:
     """Hash a Python file without its comments and blank lines (sha256, in hex); docstrings count.
 
-    The text is hashed and not the tokens, which differ from one Python to the next; the tokens say where comments and blank lines
-    are, as text within strings can look like either.
+    The text is hashed and not the tokens, which differ from one Python to the next, and take five times as long to find.
     """
     return _source_hash(path, _stamp(path))
 
 
 @cache
 def _source_hash(path: Path, stamp: tuple[int, int]) -> str:
-    source = path.read_bytes()
-    lines: list[str | None] = list(io.TextIOWrapper(io.BytesIO(source), tokenize.detect_encoding(io.BytesIO(source).readline)[0]))
-    for token in tokenize.tokenize(io.BytesIO(source).readline):
-        row, column = token.start[0] - 1, token.start[1]
-        if token.type == tokenize.COMMENT:
-            lines[row] = (lines[row] or "")[:column].rstrip() + "\n"
-        if token.type in (tokenize.COMMENT, tokenize.NL) and row < len(lines) and not (lines[row] or "").strip():
-            lines[row] = None
-    return hashlib.sha256("".join(line for line in lines if line is not None).encode()).hexdigest()
+    with tokenize.open(path) as file:
+        return hashlib.sha256(_LEFT_OUT.sub(r"\1", file.read()).encode()).hexdigest()

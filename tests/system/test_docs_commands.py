@@ -12,8 +12,9 @@ import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from ruamel.yaml import YAML
 
+from pipeline.command_line import SECTIONS
 from pipeline.settings import config, params
-from stages.__main__ import SECTIONS, main
+from stages.__main__ import main
 from tests.conftest import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])

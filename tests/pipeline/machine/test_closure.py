@@ -1,10 +1,13 @@
 """The files that a file's imports lead to, read and not run, and their hashes."""
 
 import hashlib
+import io
+import tokenize
 
 import pytest
 
 from pipeline.machine.closure import closure, gin_modules, imported_modules, imports, project_file, source_hash
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -108,3 +111,39 @@ def test_an_edit_is_seen_by_a_process_that_read_the_file_before(code):
     before = source_hash(file)
     file.write_text("import components.c\n")
     assert source_hash(file) != before and closure({"components/d.py"}, code) == ["components/c.py", "components/d.py"]
+
+
+def tokenised(source):
+    """The source without what Python's own tokenizer calls comments and blank lines."""
+    lines = source.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        row, column = token.start[0] - 1, token.start[1]
+        if token.type == tokenize.COMMENT:
+            lines[row] = lines[row][:column].rstrip() + "\n"
+        if token.type in (tokenize.COMMENT, tokenize.NL) and not lines[row].strip():
+            lines[row] = ""
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("package", ["components", "pipeline", "stages", "tests"])
+def test_what_is_left_out_is_what_the_tokenizer_calls_comments_and_blank_lines(package):
+    for file in sorted((ROOT / package).rglob("*.py")):
+        assert source_hash(file) == hashlib.sha256(tokenised(file.read_text()).encode()).hexdigest(), file
+
+
+QUOTES = '''a = r"\\" + 'it"s' # "b"
+b = "\\"#" '#'  # c
+c = """x "" \\""" # y
+
+""" + \'\'\' \' "# \'\'\'
+if a:  #
+\t# tab
+
+    d = f"{a}#{b!r}"  # d
+'''
+
+
+def test_quotes_within_quotes_hide_no_comment(tmp_path):
+    (tmp_path / "a.py").write_text(QUOTES)
+    assert source_hash(tmp_path / "a.py") == hashlib.sha256(tokenised(QUOTES).encode()).hexdigest()
+    assert "# y\n\n" in tokenised(QUOTES) and "c\n" not in tokenised(QUOTES).splitlines()[1]

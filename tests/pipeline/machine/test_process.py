@@ -1,5 +1,6 @@
 """A child that asked for it ends with its parent, however that ends; SIGTERM is noted where work has to be saved first."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.machine.process import Interrupted, termination_noted
+from pipeline.machine.process import Interrupted, importing, termination_noted
 from tests.conftest import ROOT
 
 PARENT = """
@@ -134,3 +135,16 @@ def test_sigterm_that_comes_while_another_one_is_noted_hangs_nothing():
             assert child.communicate("\n", timeout=600)[0] == "came\n"
         finally:
             child.kill()
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_imports_pause_the_garbage_collector_and_leave_it_as_it_was(collecting):
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with pytest.raises(ImportError), importing():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()

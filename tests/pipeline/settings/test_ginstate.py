@@ -219,3 +219,9 @@ def test_a_circle_through_scopes_is_refused(parse):
 def test_a_circle_through_scopes_that_bind_nothing_ends(parse):
     parse("loop.fit.run = @a/loop.fit")
     assert [call.name for call in ginstate.built(LOOP)] == ["loop.fit"]
+
+
+def test_a_value_takes_one_line_however_long(parse):
+    words = ["a word", *map(str, range(5000))]
+    parse(f"loop.fit.steps = {words!r}")
+    assert text().splitlines()[-1] == f"loop.fit.steps = {words!r}"
