@@ -14,7 +14,7 @@ import torch
 
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256
+from pipeline.files import absence, sha256
 from pipeline.text import pretrained_text, prompt_template
 from pipeline.text import tokenizer as bpe
 from pipeline.text.fields import checked, fields_of
@@ -202,7 +202,7 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
         DataError: the file is missing, or a line is not a JSON object with non-empty strings for what the templates name.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
+        raise DataError(f"{path} {absence(path)}; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
     fields = [field for template in templates for field in fields_of(template)]
     found = []
     for origin, row in rows(path):

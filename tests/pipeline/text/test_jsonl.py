@@ -73,6 +73,8 @@ def test_a_missing_file_names_the_command_that_fetches_it(raw, name):
         ('{"question": "a", "answer": ""}', "\"answer\" must be a non-empty string, got ''"),
         ('{"question": "  ", "answer": "b"}', "\"question\" must be a non-empty string, got '  '"),
         ('{"question": "a", "answer": 4}', '"answer" must be a non-empty string, got 4'),
+        ('{"question": "caf\\ud83d?", "answer": "b"}', '"question" holds \\ud83d at character 3, half of a surrogate pair'),
+        ('{"question": "a", "answer": "\\ude00\\ud83d"}', '"answer" holds \\ude00 at character 0, half of a surrogate pair'),
         ('{"question": "a <mask> b", "answer": "c"}', '"question" holds <mask>, which is a reserved token'),
     ],
 )
@@ -82,6 +84,12 @@ def test_a_malformed_line_is_named(raw, line, message):
     with pytest.raises(DataError, match=r"train.jsonl:4: ") as error:
         prepare(raw)
     assert message in str(error.value)
+
+
+def test_a_whole_pair_written_as_escapes_is_text(raw):
+    fill(raw, TRAIN, [{"question": "q \U0001f600", "answer": "a"}])
+    assert "\\ud83d\\ude00" in (raw / "test.jsonl").read_text()
+    assert questions(raw, prepare(raw)[1]["test"]) == {"q \U0001f600"}
 
 
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
