@@ -53,7 +53,7 @@ def read(file: str) -> list[Prompt]:
     """Prompts, one a line: plain text, or a JSON object of the template's fields; "-" = standard input.
 
     Raises:
-        DataError: the file is missing, is not text in UTF-8 or what its mark says, holds no prompt, or a line that begins like an object is none.
+        DataError: the file is missing, is not text, holds no prompt, or a line that begins like an object is none.
     """
     name = "standard input" if file == PIPE else file
     if file != PIPE and not Path(file).is_file() and not Path(file).is_fifo():

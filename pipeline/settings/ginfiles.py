@@ -95,7 +95,7 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
     found, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
     try:
-        with file.open(encoding="utf-8") as text:
+        with file.open(encoding="utf-8-sig") as text:
             statements = list(config_parser.ConfigParser(text, delegate))
     except SyntaxError as error:
         raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from None

@@ -51,6 +51,8 @@ class QuestionAnswers:
             to and learned like any other, as LLaDA's fine-tuning does, so that the length of an answer is learned too.
         long_prompts: what to do with a question that fills the whole sequence: "refuse" stops and names the line, "drop" leaves
             the example out and says so.
+        long_answers: what to do with an answer that the sequence has no room for, its end token included: "cut" learns and asks
+            for its beginning, "drop" leaves the example out, "refuse" stops and names the line. How many there are is told.
         causal: tokens are to be predicted from those before them, as a causal backbone does; ``special`` then needs no "mask".
     """
 
@@ -68,6 +70,7 @@ class QuestionAnswers:
     special: Mapping[str, str] | None = None
     padding: Literal["none", "end"] = "none"
     long_prompts: Literal["refuse", "drop"] = "refuse"
+    long_answers: Literal["cut", "drop", "refuse"] = "cut"
     causal: bool = False
 
     def shape(self) -> tuple[int, int]:
@@ -83,11 +86,11 @@ class QuestionAnswers:
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
 
-        An answer that does not fit the sequence is cut; ``pad`` fills what is left and is neither attended to nor supervised.
+        ``pad`` fills what an answer leaves of the sequence, and is neither attended to nor supervised.
         (LLaDA pads answers with end tokens that are predicted too; one end token here keeps metrics about text.)
 
         Raises:
-            DataError: a file is missing, a line is malformed (file and line named), a prompt does not fit the sequence.
+            DataError: a file is missing, a line is malformed (file and line named), a prompt or an answer does not fit.
         """
         folder = raw_folder()
         encoding = None if self.tokenizer is None else self._pretrained()
@@ -108,7 +111,7 @@ class QuestionAnswers:
         prompt_template.write(out, encoding, PromptTemplate(self.prompt, dict(encoding.special), *prompt_template.around(asked)))
         splits, first = {}, 0
         for name, part in parts.items():
-            splits[name] = self._encode(encoding, part, first, asked)
+            splits[name] = self._encode(name, encoding, part, first, asked)
             first += len(part)
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
@@ -134,20 +137,47 @@ class QuestionAnswers:
     def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
         return read_pairs(path, self.download, self.prompt, self.response, reserved)
 
-    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int, asked: Callable[[str], str]) -> Split:
-        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, asked(pair.prompt), pair.origin)) is not None]
+    def _encode(self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], first: int, asked: Callable[[str], str]) -> Split:
+        room = self._with_room(name, encoding, pairs, asked)
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
         tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
         response = torch.zeros(n, self.sequence, dtype=torch.bool)
         valid = torch.zeros(n, self.sequence, dtype=torch.bool)
-        for row, (pair, prompt) in enumerate(room):
-            ids = [*prompt, *encoding.encode(pair.response), end][: self.sequence]
+        for row, (prompt, answer) in enumerate(room):
+            ids = [*prompt, *answer][: self.sequence]
             last = self.sequence if fills else len(ids)
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
             response[row, len(prompt) : last] = True
             valid[row, :last] = True
         return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
+
+    def _with_room(
+        self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], asked: Callable[[str], str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids of prompts and of answers with their ends, as far as they fit or are to be cut; tells how many do not."""
+        room, long = [], []
+        for pair in pairs:
+            if (prompt := self._prompt(encoding, asked(pair.prompt), pair.origin)) is None:
+                continue
+            answer = [*encoding.encode(pair.response), encoding.id("end")]
+            if len(prompt) + len(answer) > self.sequence:
+                long.append(f"{pair.origin}: prompt and answer take {len(prompt) + len(answer)} tokens")
+                if self.long_answers == "drop":
+                    continue
+            room.append((prompt, answer))
+        if long and self.long_answers == "refuse":
+            raise DataError(
+                f"{long[0]}, the sequence {self.sequence} ({len(long)} of {len(pairs)} in split '{name}'); "
+                "raise the sequence length, shorten the line, or set long_answers = 'drop' or 'cut'"
+            )
+        if long:
+            done = {"cut": "cut: their ends are neither learned nor asked for", "drop": "left out"}[self.long_answers]
+            print(
+                f"prepare: {name}: {len(long)} of {len(pairs)} answers do not fit the sequence of {self.sequence} and are {done} "
+                f"(QuestionAnswers.long_answers; the first is {long[0]})"
+            )
+        return room
 
     def _prompt(self, encoding: bpe.Encoding, text: str, origin: str) -> list[int] | None:
         """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
