@@ -13,7 +13,7 @@ import fire
 import torch
 
 from components.inference import halting
-from components.inference.metrics import interval
+from components.inference.metrics import SHARE, interval
 from components.inference.sampling import Sampler
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.inference.generation import Generator
@@ -48,7 +48,7 @@ def measure(generator: Generator, split: Split, prepared: Prepared) -> dict:
     seconds = time.process_time() - started
     pairs = zip(answers, split.tokens.tolist(), strict=True)
     solved = torch.tensor([answer.text == render(row) for answer, row in pairs], dtype=torch.float64)
-    found = interval(solved, torch.ones_like(solved), split.group, generator=torch.Generator().manual_seed(0))
+    found = interval(solved, torch.ones_like(solved), split.group, generator=torch.Generator().manual_seed(0), bounds=SHARE)
     evaluations = sum(answer.evaluations for answer in answers) / len(answers)
     return {"solved": found, "evaluations": evaluations, "ms": 1e3 * seconds / len(answers)}
 

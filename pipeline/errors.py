@@ -15,5 +15,9 @@ class DataError(UserError):
     """Input data is missing, malformed, or not what the manifest promises."""
 
 
+class StorageError(UserError):
+    """A file cannot be read or written where it lies: the disk is full or read-only, or something else stands in its place."""
+
+
 class TrainingError(UserError):
     """Training cannot go on (a non-finite loss, for example)."""

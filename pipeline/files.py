@@ -1,20 +1,50 @@
-"""Files that appear whole or not at all, and the hashes that manifests hold. Same content, same bytes: no clocks, no hosts."""
+"""Files that appear whole or not at all, and the hashes that manifests hold. Same content, same bytes: no clocks, no hosts.
 
+What a disk refuses is one line that names the file, what stands in its way and what to do; nothing half written is left.
+"""
+
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSALS = {  # what people and disks cause, by number; anything else is a bug
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "its disk's quota is used up",
+    errno.EROFS: "its disk is read-only",
+    errno.EACCES: "there is no permission",
+    errno.EPERM: "there is no permission",
+    errno.EISDIR: "it is a folder, and a file is expected",
+    errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EEXIST: "a file stands where a folder is expected",
+    errno.ELOOP: "its link leads back to itself",
+    errno.ENAMETOOLONG: "its name is too long for the disk",
+    errno.ENOENT: "it does not exist",
+    errno.EIO: "its disk fails",
+    errno.ESTALE: "its disk is gone",
+    errno.EMFILE: "too many files are open (ulimit -n)",
+}
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside the target and rename: a reader never sees half a file, and a link into a cache is never written through."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside the target and rename: a reader never sees half a file, and a link into a cache is never written through.
+
+    Raises:
+        StorageError: the disk refuses; the old file stands.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with storing(path, temporary, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
 
 
 def put_durably(temporary: Path, path: Path) -> None:
@@ -26,10 +56,69 @@ def put_durably(temporary: Path, path: Path) -> None:
 
 def write_durably(path: Path, data: bytes) -> None:
     """``write_atomic`` that also survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    put_durably(temporary, path)
+    with storing(path, temporary, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        put_durably(temporary, path)
+
+
+@contextlib.contextmanager
+def storing(path: Path, temporary: Path | None = None, size: int | None = None) -> Iterator[None]:
+    """Raise what a disk refuses within the block as a StorageError, and leave nothing half written.
+
+    Args:
+        path: what is to be written.
+        temporary: file or folder that is written first; it is removed.
+        size: bytes to be written, where they are known.
+    """
+    try:
+        yield
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(temporary) if temporary.is_dir() and not temporary.is_symlink() else temporary.unlink()
+        if error.errno not in REFUSALS:
+            raise
+        raise StorageError(refusal(error, path, "written", size)) from None
+
+
+def refusal(error: OSError, path: Path | None = None, done: str = "read or written", size: int | None = None) -> str:
+    """Say in one line what a disk refused.
+
+    Args:
+        error: one of ``REFUSALS``.
+        path: what was to be read or written; None = what the error names, or else the standard output.
+        done: what was to be done.
+        size: bytes to be written, where they are known.
+    """
+    named = path if path is not None else Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    if named is None:
+        return f"the standard output cannot be written: {REFUSALS[error.errno or 0]}"
+    reason = REFUSALS[error.errno or 0]
+    folder = next((parent for parent in named.absolute().parents if os.path.lexists(parent)), Path("/"))
+    if error.errno in (errno.ENOTDIR, errno.EEXIST) and not folder.is_dir():
+        reason = f"{folder} is a file, and a folder is expected"
+    if error.errno not in FULL:
+        return f"{named} cannot be {done}: {reason}; put it right, or name another place"
+    with contextlib.suppress(OSError):
+        needed = "" if size is None else f" of {size:,} that are needed"
+        reason = f"the disk of {folder} is full ({shutil.disk_usage(folder).free:,} bytes are free{needed})"
+    return f"{named} cannot be {done}: {reason}; make room and run the same again"
+
+
+def absence(path: Path, kind: str = "file") -> str:
+    """Say why there is no such file or folder: it does not exist, or something else stands in its place."""
+    if path.is_dir() and kind == "file":
+        return "is a folder, and a file is expected"
+    if path.is_file():
+        return "is a file, and a folder is expected"
+    if path.is_symlink():
+        return f"is a link that leads nowhere (to {os.readlink(path)})"
+    way = next((parent for parent in path.parents if os.path.lexists(parent)), path)
+    if not way.is_dir() and way != path:
+        return f"does not exist: {way} is {'a file, and a folder is expected' if way.is_file() else 'a link that leads nowhere'}"
+    return "does not exist"
 
 
 def synced(path: Path) -> None:
@@ -59,8 +148,10 @@ def read_json(path: Path, stage: str) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; it is written by stage {stage}: run dvc repro {stage}") from None
+    except OSError as error:
+        if path.is_file():
+            raise StorageError(refusal(error, path, "read")) from None
+        raise DataError(f"{path} {absence(path)}; it is written by stage {stage}: run dvc repro {stage}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); run dvc repro {stage} again") from None
 
@@ -78,6 +169,6 @@ def verify(path: Path, expected: str, stage: str) -> None:
         DataError: the file is missing or has other content.
     """
     if not path.is_file():
-        raise DataError(f"{path} is listed in the manifest but does not exist; run dvc repro {stage}")
+        raise DataError(f"{path} is listed in the manifest but {absence(path)}; run dvc repro {stage}")
     if (digest := sha256(path)) != expected:
         raise DataError(f"{path} is damaged: sha256 {digest[:12]}, its manifest says {expected[:12]}; run dvc repro {stage}")

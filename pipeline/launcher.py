@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import command_line
 from pipeline.command_line import SECTIONS, STAGES, Request, run_function
 from pipeline.errors import ConfigError, UserError
-from pipeline.files import write_atomic
+from pipeline.files import REFUSALS, absence, refusal, write_atomic
 from pipeline.machine import launch, process
 from pipeline.settings import config, describe, effective, params
 
@@ -38,6 +38,13 @@ def main(arguments: Sequence[str]) -> int:
         if not _unread():
             raise
         return 141
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"error: {refusal(error)}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -121,7 +128,7 @@ def _text(request: Request, overrides: tuple[str, ...]) -> str:
     if not request.config:
         return config.resolve(request.stage, params.read(Path("params.yaml"), SECTIONS), overrides).text
     if not Path(request.config).is_file():
-        raise ConfigError(f"{request.config} does not exist; run: dvc repro configure")
+        raise ConfigError(f"{request.config} {absence(Path(request.config))}; run: dvc repro configure")
     return Path(request.config).read_text()
 
 

@@ -13,6 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+Bounds = tuple[float, float] | None  # lowest and highest value of a metric; None = it has none
+SHARE: Bounds = (0.0, 1.0)  # of a share, such as accuracy
+PART = 1 << 22  # numbers of groups that the bootstrap draws at once: about 100 MB
+ROUNDING = 1e-12  # width of a bounded metric's interval that rounding alone can give
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -49,11 +54,14 @@ def interval(
     *,
     generator: torch.Generator,
     resamples: int = 2000,
+    bounds: Bounds = None,
 ) -> dict[str, float]:
-    """sum(numerator) / sum(denominator) and its 95 % interval by bootstrap over groups.
+    """Estimate sum(numerator) / sum(denominator) and its 95 % interval by bootstrap over groups.
 
-    Where every resample gives the same number the bootstrap says nothing; a proportion of 0 or 1 then gets the rule of three
-    (3 / groups), taking each group as one observation.
+    Where all groups agree (or there is one) the resamples do too, and the bootstrap says nothing. Then the rule of three speaks,
+    each group as one observation: with 95 % confidence at most s = min(1, 3 / groups) of all groups would disagree, by no more
+    than the metric's bounds allow, so the mean m lies within [m - s (m - lowest), m + s (highest - m)]. A metric without bounds
+    (nll) cannot be told from agreement: low = high = mean, which is no interval.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), percentile interval; Hanley and Lippman-Hand (1983).
 
     Args:
@@ -62,11 +70,12 @@ def interval(
         group: examples with the same number are resampled together.
         generator: the only source of randomness; the same seed gives common resamples, so differences can be paired.
         resamples: bootstrap samples.
+        bounds: lowest and highest value that the metric can have; None = none.
 
     Returns:
         {"mean", "low", "high", "n"}: n is the number of examples.
     """
-    return intervals(numerator[None], denominator[None], group, generator=generator, resamples=resamples)[0]
+    return intervals(numerator[None], denominator[None], group, generator=generator, resamples=resamples, bounds=[bounds])[0]
 
 
 def difference(
@@ -77,9 +86,22 @@ def difference(
     *,
     generator: torch.Generator,
     resamples: int = 2000,
+    bounds: Bounds = None,
 ) -> dict[str, float]:
-    """Paired difference of two models on the same examples: sum(a - b) / sum(denominator) with its 95 % interval."""
-    return _bootstrap((a - b)[None], denominator[None], group, generator, resamples)[0]
+    """Paired difference of two models on the same examples: sum(a - b) / sum(denominator) with its 95 % interval.
+
+    Args:
+        a: per example.
+        b: per example, subtracted.
+        denominator: per example.
+        group: as in ``interval``.
+        generator: as in ``interval``.
+        resamples: as in ``interval``.
+        bounds: of the metric that is compared; its difference has the bounds -width and width.
+    """
+    width = None if bounds is None else bounds[1] - bounds[0]
+    apart = None if width is None else (-width, width)
+    return interval(a - b, denominator, group, generator=generator, resamples=resamples, bounds=apart)
 
 
 def intervals(
@@ -89,14 +111,21 @@ def intervals(
     *,
     generator: torch.Generator,
     resamples: int = 2000,
+    bounds: Sequence[Bounds] | None = None,
 ) -> list[dict[str, float]]:
     """``interval`` of several ratios on the same examples, from common resamples: far cheaper than one by one."""
-    estimates = _bootstrap(numerators, denominators, group, generator, resamples)
-    margin = 3 / len(group.unique())
-    for value in estimates:
-        if value["low"] == value["high"] and value["mean"] in (0.0, 1.0):
-            value["low"], value["high"] = max(0.0, value["mean"] - margin), min(1.0, value["mean"] + margin)
-    return estimates
+    kinds = len(numerators)
+    sums = _group_sums(torch.cat([numerators, denominators]).double(), group)
+    low, high = _percentiles(sums, kinds, generator, resamples)
+    means = (sums[:kinds].sum(1) / sums[kinds:].sum(1)).tolist()
+    values = [{"mean": m, "low": lo, "high": hi, "n": numerators.shape[1]} for m, lo, hi in zip(means, low, high, strict=True)]
+    share = min(1.0, 3 / sums.shape[1])
+    for value, of_kind in zip(values, bounds or [None] * kinds, strict=True):
+        if of_kind is not None and value["high"] - value["low"] <= ROUNDING:
+            lowest, highest = of_kind
+            value["low"] = value["mean"] - share * (value["mean"] - lowest)
+            value["high"] = value["mean"] + share * (highest - value["mean"])
+    return values
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float]:
@@ -141,25 +170,24 @@ def student_t(probability: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(low)
 
 
-def _bootstrap(
-    numerators: Float[Tensor, "kinds examples"],
-    denominators: Float[Tensor, "kinds examples"],
-    group: Int[Tensor, "examples"],
-    generator: torch.Generator,
-    resamples: int,
-) -> list[dict[str, float]]:
-    """Ratios of sums and their percentile intervals over resampled groups."""
-    kinds = len(numerators)
-    sums = _group_sums(torch.cat([numerators, denominators]).double(), group)
+def _percentiles(
+    sums: Float[Tensor, "both groups"], kinds: int, generator: torch.Generator, resamples: int
+) -> tuple[list[float], list[float]]:
+    """2.5 % and 97.5 % points of the ratios of sums over resampled groups.
+
+    The first ``kinds`` rows of ``sums`` are numerators, the others denominators. Resamples are drawn in parts of at most ``PART``
+    numbers, so memory does not grow with their number times that of the groups; the draws do not depend on the parts.
+    """
     groups = sums.shape[1]
-    picks = torch.randint(groups, (resamples, groups), generator=generator)
-    times = torch.zeros(resamples, groups, dtype=torch.float64).scatter_add(1, picks, torch.ones(picks.shape, dtype=torch.float64))
-    drawn = times @ sums.T
-    ratios = drawn[:, :kinds] / drawn[:, kinds:]
+    one = torch.ones((), dtype=torch.float64)
+    drawn = []
+    for first in range(0, resamples, size := max(1, PART // groups)):
+        picks = torch.randint(groups, (min(size, resamples - first), groups), generator=generator)
+        times = torch.zeros(picks.shape, dtype=torch.float64).scatter_add(1, picks, one.expand(picks.shape))
+        drawn.append(times @ sums.T)
+    ratios = torch.cat([part[:, :kinds] / part[:, kinds:] for part in drawn])
     low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
-    means = (sums[:kinds].sum(1) / sums[kinds:].sum(1)).tolist()
-    n = numerators.shape[1]
-    return [{"mean": m, "low": lo, "high": hi, "n": n} for m, lo, hi in zip(means, low, high, strict=True)]
+    return low, high
 
 
 def _group_sums(values: Float[Tensor, "kinds examples"], group: Int[Tensor, "examples"]) -> Float[Tensor, "kinds groups"]:

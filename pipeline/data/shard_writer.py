@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.files import json_bytes, put_durably, write_durably
+from pipeline.files import json_bytes, put_durably, storing, write_durably
 
 Block = dict[str, Tensor]
 Layout = dict[str, dict[str, Any]]  # field -> dtype, shape, data_offsets, as a safetensors header has them
@@ -62,8 +62,18 @@ def write_shard(path: Path, blocks: Iterable[Block], identity: str, notes: Calla
     Raises:
         ShardError: a block holds a non-finite number or fields that do not fit each other, or there are no blocks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
+    with storing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = _write_tar(path, temporary, blocks, identity)
+        record |= notes()
+        put_durably(temporary, path)
+    write_durably(path.with_suffix(".json"), json.dumps(record).encode())
+    return record
+
+
+def _write_tar(path: Path, temporary: Path, blocks: Iterable[Block], identity: str) -> dict[str, Any]:
+    """Write the tar beside its place and return its record."""
     record: dict[str, Any] = {"identity": identity, "file": path.name, "blocks": [], "uid": [], "length": [], "crc": []}
     with temporary.open("wb") as file:
         hashed = _Hashed(file)
@@ -82,9 +92,6 @@ def write_shard(path: Path, blocks: Iterable[Block], identity: str, notes: Calla
         temporary.unlink()
         raise wrong("no examples to write", path)
     _finish(record, temporary, hashed)
-    record |= notes()
-    put_durably(temporary, path)
-    write_durably(path.with_suffix(".json"), json.dumps(record).encode())
     return record
 
 

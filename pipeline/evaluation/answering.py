@@ -17,6 +17,7 @@ from torch import Tensor
 from components.batch import Batch
 from components.inference import sampling
 from components.inference.answers import Answers
+from components.inference.metrics import SHARE
 from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.errors import ConfigError
@@ -146,8 +147,10 @@ def _metrics(own: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: Ten
     """Share of right answers by pattern with intervals, its paired difference from the frozen backbone, and what it cost."""
     ones = torch.ones_like(own.evaluations)
     return {
-        **{name: evaluator.mean(right, ones, group) for name, right in own.right.items()},
-        "minus_frozen": {name: evaluator.paired(right, frozen.right[name], ones, group) for name, right in own.right.items()},
+        **{name: evaluator.mean(right, ones, group, SHARE) for name, right in own.right.items()},
+        "minus_frozen": {
+            name: evaluator.paired(right, frozen.right[name], ones, group, SHARE) for name, right in own.right.items()
+        },
         "function_evaluations": evaluator.mean(own.evaluations, ones, group),
         "recursion_steps": model.n_steps,
     }

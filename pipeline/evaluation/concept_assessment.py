@@ -16,7 +16,7 @@ from torch import Tensor
 
 from components.backbones.sentence_table import SentenceTable
 from components.batch import Batch
-from components.inference.metrics import intervals
+from components.inference.metrics import SHARE, Bounds, intervals
 from components.inference.retrieval import METRICS, Scores, nearest, scores
 from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
@@ -34,6 +34,7 @@ from pipeline.text.rendering import rendering_of
 ROWS = 512  # documents that are looked at together
 BASELINES = ("copy_previous", "context_mean")
 TRAINED = ("warmup", "joint", "finetune")
+BOUNDS: dict[str, Bounds] = {"cosine": (-1.0, 1.0), "squared_error": None, "retrieval_1": SHARE, "retrieval_5": SHARE}
 
 
 def assess(
@@ -146,7 +147,8 @@ def baselines(table: SentenceTable, split: Split) -> tuple[Tensor, Tensor]:
 def summary(steps: list[Scores], group: Tensor) -> dict[str, Any]:
     """Every metric of the last step with its interval; of every step beside."""
     numerators = torch.stack([getattr(step, name) for step in steps for name in METRICS])
-    means = intervals(numerators, torch.ones_like(numerators), group, generator=evaluator.resamples())
+    bounds = [BOUNDS[name] for name in METRICS] * len(steps)
+    means = intervals(numerators, torch.ones_like(numerators), group, generator=evaluator.resamples(), bounds=bounds)
     by_step = {name: means[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     return {**{n: v[-1] for n, v in by_step.items()}, **{f"{n}_by_step": v for n, v in by_step.items()}}
 
@@ -154,7 +156,7 @@ def summary(steps: list[Scores], group: Tensor) -> dict[str, Any]:
 def compare(a: Scores, b: Scores, group: Tensor) -> dict[str, dict[str, float]]:
     """Paired differences a - b of every metric."""
     ones = torch.ones_like(a.cosine)
-    return {name: evaluator.paired(getattr(a, name), getattr(b, name), ones, group) for name in METRICS}
+    return {name: evaluator.paired(getattr(a, name), getattr(b, name), ones, group, BOUNDS[name]) for name in METRICS}
 
 
 def _write_samples(

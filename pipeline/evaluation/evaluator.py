@@ -13,7 +13,7 @@ from components import noise
 from components.batch import Batch
 from components.inference import halting, sampling
 from components.inference.halting import Rule
-from components.inference.metrics import Counts, count, difference, interval, intervals
+from components.inference.metrics import SHARE, Bounds, Counts, count, difference, interval, intervals
 from components.model import Model
 from components.objective import masking
 from pipeline.corpora.prepared import Split, Vocabulary
@@ -26,7 +26,7 @@ from pipeline.machine.runtime import Runtime
 
 T = TypeVar("T")
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
-METRICS = ("nll", "token_accuracy", "exact")
+METRICS: dict[str, Bounds] = {"nll": None, "token_accuracy": SHARE, "exact": SHARE}
 STATISTICS = "statistics/"  # before the names of what is measured of a refiner
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
 
@@ -166,7 +166,7 @@ def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
     """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
     numerators = torch.stack([x for c in steps for x in (c.nll, c.correct, c.exact)])
     denominators = torch.stack([x for c in steps for x in (c.tokens, c.tokens, torch.ones_like(c.tokens))])
-    ratios = intervals(numerators, denominators, group, generator=resamples())
+    ratios = intervals(numerators, denominators, group, generator=resamples(), bounds=[*METRICS.values()] * len(steps))
     by_step = {name: ratios[i :: len(METRICS)] for i, name in enumerate(METRICS)}
     last = {name: values[-1] for name, values in by_step.items()}
     return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
@@ -176,19 +176,19 @@ def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
     """Paired differences a - b of nll, token_accuracy and exact."""
     return {
         "nll": paired(a.nll, b.nll, a.tokens, group),
-        "token_accuracy": paired(a.correct, b.correct, a.tokens, group),
-        "exact": paired(a.exact, b.exact, torch.ones_like(a.tokens), group),
+        "token_accuracy": paired(a.correct, b.correct, a.tokens, group, SHARE),
+        "exact": paired(a.exact, b.exact, torch.ones_like(a.tokens), group, SHARE),
     }
 
 
-def mean(numerator: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
+def mean(numerator: Tensor, denominator: Tensor, group: Tensor, bounds: Bounds = None) -> dict[str, float]:
     """A ratio of sums over examples with its interval."""
-    return interval(numerator, denominator, group, generator=resamples())
+    return interval(numerator, denominator, group, generator=resamples(), bounds=bounds)
 
 
-def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor) -> dict[str, float]:
-    """Difference of two models' ratios on the same examples with its interval."""
-    return difference(a, b, denominator, group, generator=resamples())
+def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor, bounds: Bounds = None) -> dict[str, float]:
+    """Difference of two models' ratios on the same examples with its interval; ``bounds``: of the ratios."""
+    return difference(a, b, denominator, group, generator=resamples(), bounds=bounds)
 
 
 @torch.no_grad()
@@ -212,8 +212,8 @@ def decode(
     supervised = split.response.sum(1).double()
     exact = (right == supervised).double()
     return tokens, {
-        "exact": mean(exact, torch.ones_like(exact), split.group),
-        "token_accuracy": mean(right, supervised, split.group),
+        "exact": mean(exact, torch.ones_like(exact), split.group, SHARE),
+        "token_accuracy": mean(right, supervised, split.group, SHARE),
     }
 
 

@@ -1,15 +1,19 @@
 """Prompts from the command line, a file or a pipe; answers to the terminal, or as one JSON object a line."""
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import absence
 from pipeline.inference.generation import Answer, Generator
 from pipeline.inference.terminal import Screen
 from pipeline.progress import Progress
 from pipeline.text.prompts import Prompt
+from pipeline.text.tables import json_object, text_lines
 
 PIPE = "-"
 
@@ -52,24 +56,25 @@ def read(file: str) -> list[Prompt]:
         DataError: the file is missing, is not text, holds no prompt, or a line that begins like an object is none.
     """
     name = "standard input" if file == PIPE else file
-    try:
-        text = sys.stdin.read() if file == PIPE else Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} cannot be read: {error}") from None
-    prompts = [_prompt(line, f"{name}:{number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if file != PIPE and not Path(file).is_file() and not Path(file).is_fifo():
+        raise DataError(f"{name} cannot be read: it {absence(Path(file))}")
+    with Path(file).open("rb") if file != PIPE else contextlib.nullcontext(_standard_input()) as stream:
+        prompts = [_prompt(line.rstrip("\r\n"), origin) for origin, line in text_lines(stream, name)]
     if not prompts:
         raise DataError(f"{name} holds no prompts; expected one a line")
     return prompts
 
 
+def _standard_input() -> io.BufferedReader:
+    """The bytes of the standard input; of one that a program has replaced by text, that text's."""
+    buffer = getattr(sys.stdin, "buffer", None)
+    return buffer if isinstance(buffer, io.BufferedReader) else io.BufferedReader(io.BytesIO(sys.stdin.read().encode()))
+
+
 def _prompt(line: str, origin: str) -> Prompt:
     if not line.lstrip().startswith("{"):
         return line
-    try:
-        prompt: Prompt = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{origin}: not valid JSON: {error}") from None
-    return prompt
+    return json_object(line, origin)
 
 
 def _one(generator: Generator, prompt: str, confidence: bool) -> None:

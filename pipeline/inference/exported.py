@@ -10,7 +10,7 @@ from pathlib import Path
 
 from components.model import Model
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.files import read_json, sha256
+from pipeline.files import absence, read_json, sha256
 from pipeline.models import hub
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
@@ -77,8 +77,9 @@ def open_model_folder(folder: Path) -> ModelFolder:
     Raises:
         DataError: it holds none.
     """
-    if not (folder / DESCRIPTION).is_file():
-        raise DataError(f"{folder} holds no model; train one (dvc repro), or name the folder of one: --model DIR")
+    if not (description := folder / DESCRIPTION).is_file():
+        why = f"{description} {absence(description)}"
+        raise DataError(f"{folder} holds no model ({why}); train one (dvc repro), or name the folder of one: --model DIR")
     return ModelFolder(folder, folder.name)
 
 

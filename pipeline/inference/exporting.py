@@ -1,5 +1,7 @@
 """Writing a trained model so that it stands alone (``inference.exported``), with its model card. Same model, same bytes."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import read_json, sha256, write_atomic, write_json
+from pipeline.files import json_bytes, read_json, sha256, write_atomic, write_json
 from pipeline.inference.exported import BASE, MANIFEST, InferenceModel, load_inference_model, open_model_folder
 from pipeline.models import hub
 from pipeline.models.backbones import PRETRAINED
@@ -15,6 +17,7 @@ from pipeline.models.model_folder import DESCRIPTION, WEIGHTS
 from pipeline.reporting.markdown import cell, markdown
 from pipeline.text.rendering import rendering_of
 
+CARD_FILE = "README.md"
 CARD = """# {name}
 
 {what}
@@ -57,7 +60,7 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
         What was written, in words.
 
     Raises:
-        ConfigError: ``out`` is one of the folders that are read.
+        ConfigError: ``out`` is one of the folders that are read, or holds a file in the way that no export wrote.
         DataError: as ``exported.load_inference_model``; or the model is a backbone, or exported already.
     """
     if out.resolve() in {folder.resolve() for folder in (model, backbone, prepared, evaluation)}:
@@ -69,14 +72,39 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
     if loaded.backbone.architecture["model"] != PRETRAINED:
         copied[f"{BASE}/{WEIGHTS}"] = backbone / WEIGHTS
     copied |= {name: prepared / name for name in rendering_of(loaded.backbone.vocabulary.rendering).files}
-    for name, source in copied.items():
+    for source in copied.values():
         if not source.is_file():
             raise DataError(f"{source} does not exist; run dvc repro prepare")
+    files = {name: sha256(source) for name, source in copied.items()}
+    card = _card(out.absolute().name, model.name, loaded, files, evaluation / "metrics.json").encode()
+    digest = hashlib.sha256(card).hexdigest()
+    manifest = {"files": files, "card": digest}
+    _refuse_to_replace(out, {**files, CARD_FILE: digest, MANIFEST: hashlib.sha256(json_bytes(manifest)).hexdigest()})
+    for name, source in copied.items():
         write_atomic(out / name, source.read_bytes())
-    files = {name: sha256(out / name) for name in copied}
-    write_json(out / MANIFEST, {"files": files})
-    write_atomic(out / "README.md", _card(out.name, model.name, loaded, files, evaluation / "metrics.json").encode())
-    return f"wrote {out}: {len(files)} files, {sum((out / name).stat().st_size for name in files):,} bytes, and README.md"
+    write_json(out / MANIFEST, manifest)
+    write_atomic(out / CARD_FILE, card)
+    return f"wrote {out}: {len(files)} files, {sum((out / name).stat().st_size for name in files):,} bytes, and {CARD_FILE}"
+
+
+def _refuse_to_replace(out: Path, digests: Mapping[str, str]) -> None:
+    """Raise ConfigError if a file that is to be written, with this sha256, would replace one that no export wrote.
+
+    An export wrote what its ``export.json`` lists, damaged or not, and a card that is still as it was written. What has the very
+    bytes that are to be written is in nobody's way: an export that was killed is done again.
+    """
+    try:
+        before = json.loads((out / MANIFEST).read_bytes())
+        written, card = set(before["files"]) | {MANIFEST}, before.get("card")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        written, card = set(), None
+    for name, digest in digests.items():
+        file = out / name
+        if name in written or not (file.exists() or file.is_symlink()):
+            continue
+        present = sha256(file) if file.is_file() else None
+        if present is None or present not in ((digest, card) if name == CARD_FILE else (digest,)):
+            raise ConfigError(f"{file} is there, and no export wrote it; export to another folder (--out DIR), or move it away")
 
 
 def _card(name: str, phase: str, loaded: InferenceModel, files: Mapping[str, str], metrics: Path) -> str:

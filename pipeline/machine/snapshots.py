@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.errors import DataError, UserError
-from pipeline.files import sha256, synced, verify
+from pipeline.files import sha256, storing, synced, verify
 from pipeline.machine.distributed import barrier, rank
 
 STATE, DESCRIPTION = "state.safetensors", "state.json"
@@ -106,6 +106,13 @@ class Scratch:
             return
         temporary, final = self.folder / "writing", self.folder / f"step-{step:09d}"
         shutil.rmtree(temporary, ignore_errors=True)
+        with storing(final, temporary):
+            self._write(temporary, final, tensors, numbers, out)
+        for older in self._snapshots()[KEPT:]:
+            shutil.rmtree(older)
+
+    def _write(self, temporary: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
+        """Write a snapshot's folder beside its place and put it there durably."""
         temporary.mkdir(parents=True)
         (temporary / STATE).write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
         for file in (f for f in out.iterdir() if f.is_file()):
@@ -115,9 +122,7 @@ class Scratch:
         for path in (*temporary.iterdir(), temporary):
             synced(path)
         os.replace(temporary, final)
-        synced(self.folder)
-        for older in self._snapshots()[KEPT:]:
-            shutil.rmtree(older)
+        synced(final.parent)
 
     def load(self, out: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest whole snapshot; None if there is none.

@@ -1,5 +1,6 @@
 """Draw the pictures of the report. The only door to ``matplotlib``; PNGs hold no clock and no version, so same data, same bytes."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
@@ -12,6 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+
+from pipeline.files import write_atomic
 
 Curves = Mapping[str, Sequence[float]]
 STYLE = {
@@ -26,9 +29,10 @@ MODELS = {
 
 
 def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None}, bbox_inches="tight")
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix.removeprefix("."), metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)
+    write_atomic(path, image.getvalue())
 
 
 def _smooth(values: Sequence[float], width: int) -> list[float]:

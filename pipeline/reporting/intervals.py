@@ -7,7 +7,9 @@ LEAST_EXACT = 0.05  # share of exact answers below which models are compared by 
 
 
 def is_clear(value: Mapping[str, float]) -> bool:
-    """Whether an interval is clear of zero; one of a single example, or in which all agree, shows nothing and never is.
+    """Whether an interval is clear of zero; one of a single example, or without width, shows nothing and never is.
+
+    Where all examples agree, a share and its difference still have a width (``components.inference.metrics.interval``).
 
     >>> is_clear({"mean": 0.2, "low": 0.1, "high": 0.3, "n": 9}), is_clear({"mean": 0.2, "low": 0.2, "high": 0.2, "n": 1})
     (True, False)

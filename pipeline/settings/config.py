@@ -18,6 +18,7 @@ from typing import Any
 import gin
 
 from pipeline.errors import ConfigError
+from pipeline.files import absence
 from pipeline.settings import ginstate
 from pipeline.settings.ginfiles import MACRO, Key, Namespace, Scan, parse_value, scan
 from pipeline.settings.params import Binding, Params, hint
@@ -224,6 +225,10 @@ def _preset(params: Params, root: Path) -> Path:
     folder = root / "gin" / "presets"
     file = folder / f"{params.preset}.gin"
     if not re.fullmatch(r"[\w-]{1,100}", params.preset) or not file.is_file():
+        if not folder.is_dir():
+            raise ConfigError(
+                f"{folder} {absence(folder, 'folder')}; run from the project's folder, which holds gin/ and params.yaml"
+            )
         have = [p.stem for p in folder.glob("*.gin") if p.stem != "defaults"]
         raise ConfigError(f"{params.preset_line()}: unknown preset '{params.preset[:100]}'{hint(params.preset[:100], have)}")
     return file

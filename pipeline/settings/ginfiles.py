@@ -15,6 +15,7 @@ from typing import Any
 from gin import config_parser
 
 from pipeline.errors import ConfigError
+from pipeline.files import absence
 from pipeline.settings.params import MACRO_NAME, hint
 
 # What computes, and what reads a corpus: not what writes files, starts processes or (torch.hub, torch.load) runs what it is given.
@@ -89,12 +90,12 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         ConfigError: the file or an include does not exist, is malformed, includes itself, or imports what is not allowed.
     """
     if not file.is_file():
-        raise ConfigError(f"gin file '{file}' does not exist")
+        raise ConfigError(f"gin file '{file}' {absence(file)}")
     if file in outer:
         raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
     result, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
     try:
-        with file.open(encoding="utf-8") as text:
+        with file.open(encoding="utf-8-sig") as text:
             statements = list(config_parser.ConfigParser(text, delegate))
     except SyntaxError as error:
         raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from None

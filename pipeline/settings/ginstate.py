@@ -233,7 +233,7 @@ def _through_macros(key: Key, value: Any, origin: str) -> tuple[Key, Any]:
 
 def canonical(text: Callable[..., str]) -> str:
     """gin's text with one binding a line, its comments (their width follows the line length) and unused imports left out."""
-    values = [value for held in gin_config._CONFIG.values() for value in held.values()]
+    values = [value for bound in gin_config._CONFIG.values() for value in bound.values()]
     widest = 1000 + max((len(repr(value)) for value in values), default=0)  # and no wider: gin rules off each section at this width
     return only_used_imports([line for line in text(max_line_length=widest).splitlines() if line and not line.startswith("#")])
 

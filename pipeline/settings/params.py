@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import ConfigError
+from pipeline.files import write_atomic
 
 MACRO_NAME = re.compile(r"[A-Z][A-Z0-9_]*$")
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$")
@@ -100,6 +101,8 @@ def read(path: Path, stages: Iterable[str]) -> Params:
         loaded = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; run from the folder that holds it") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; it has to be a file that holds 'preset: <name>'") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
     except (YAMLError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
@@ -183,4 +186,4 @@ def with_bindings(file: Path, out: Path, bindings: Mapping[str, Mapping[str, Any
         tree["bindings"] = {**(tree.get("bindings") or {}), **further}
     stream = StringIO()
     yaml.dump(document, stream)
-    out.write_text(stream.getvalue())
+    write_atomic(out, stream.getvalue().encode())

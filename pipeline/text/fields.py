@@ -26,11 +26,16 @@ def checked(row: Mapping[str, Any], origin: str, fields: Sequence[str], reserved
     """Take these fields of a row, each a text.
 
     Raises:
-        DataError: one is not there, is no text or a blank one, or holds a reserved token.
+        DataError: one is not there, is no text or a blank one, or holds a reserved token or half of a surrogate pair.
     """
     for key in fields:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise DataError(f'{origin}: "{key}" must be a non-empty string, got {row.get(key)!r}')
+        try:
+            row[key].encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(row[key][error.start]):04x} at character {error.start}"
+            raise DataError(f'{origin}: "{key}" holds {half}, half of a surrogate pair: no text; remove it or write both') from None
         if inside := [token for token in reserved if token in row[key]]:
             raise DataError(f'{origin}: "{key}" holds {inside[0]}, which is a reserved token; write it another way')
     return {key: row[key] for key in fields}

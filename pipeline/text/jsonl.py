@@ -14,7 +14,7 @@ import torch
 
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256
+from pipeline.files import absence, sha256
 from pipeline.text import pretrained_text, prompt_template
 from pipeline.text import tokenizer as bpe
 from pipeline.text.fields import checked, fields_of
@@ -51,6 +51,8 @@ class QuestionAnswers:
             to and learned like any other, as LLaDA's fine-tuning does, so that the length of an answer is learned too.
         long_prompts: what to do with a question that fills the whole sequence: "refuse" stops and names the line, "drop" leaves
             the example out and says so.
+        long_answers: what to do with an answer that the sequence has no room for, its end token included: "cut" learns and asks
+            for its beginning, "drop" leaves the example out, "refuse" stops and names the line. How many there are is told.
         causal: tokens are to be predicted from those before them, as a causal backbone does; ``special`` then needs no "mask".
     """
 
@@ -68,6 +70,7 @@ class QuestionAnswers:
     special: Mapping[str, str] | None = None
     padding: Literal["none", "end"] = "none"
     long_prompts: Literal["refuse", "drop"] = "refuse"
+    long_answers: Literal["cut", "drop", "refuse"] = "cut"
     causal: bool = False
 
     def shape(self) -> tuple[int, int]:
@@ -87,7 +90,7 @@ class QuestionAnswers:
         which is neither attended to nor supervised, so that metrics are about text; or by end tokens, which are both, as LLaDA's.
 
         Raises:
-            DataError: a file is missing, a line is malformed (file and line named), a prompt does not fit the sequence.
+            DataError: a file is missing, a line is malformed (file and line named), a prompt or an answer does not fit.
         """
         folder = raw_folder()
         encoding = None if self.tokenizer is None else self._pretrained()
@@ -108,7 +111,7 @@ class QuestionAnswers:
         prompt_template.write(out, encoding, PromptTemplate(self.prompt, dict(encoding.special), *prompt_template.around(frame)))
         splits, first = {}, 0
         for name, part in parts.items():
-            splits[name] = self._encode(encoding, part, first, frame)
+            splits[name] = self._encode(name, encoding, part, first, frame)
             first += len(part)
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
@@ -134,20 +137,47 @@ class QuestionAnswers:
     def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
         return read_pairs(path, self.download, self.prompt, self.response, reserved)
 
-    def _encode(self, encoding: bpe.Encoding, pairs: list["Pair"], first: int, frame: Callable[[str], str]) -> Split:
-        room = [(pair, prompt) for pair in pairs if (prompt := self._prompt(encoding, frame(pair.prompt), pair.origin)) is not None]
+    def _encode(self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], first: int, frame: Callable[[str], str]) -> Split:
+        room = self._with_room(name, encoding, pairs, frame)
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
         tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
         response = torch.zeros(n, self.sequence, dtype=torch.bool)
         valid = torch.zeros(n, self.sequence, dtype=torch.bool)
-        for row, (pair, prompt) in enumerate(room):
-            ids = [*prompt, *encoding.encode(pair.response), end][: self.sequence]
+        for row, (prompt, answer) in enumerate(room):
+            ids = [*prompt, *answer][: self.sequence]
             last = self.sequence if fills else len(ids)
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
             response[row, len(prompt) : last] = True
             valid[row, :last] = True
         return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
+
+    def _with_room(
+        self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], frame: Callable[[str], str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Ids of prompts and of answers with their ends, as far as they fit or are to be cut; tells how many do not."""
+        room, long = [], []
+        for pair in pairs:
+            if (prompt := self._prompt(encoding, frame(pair.prompt), pair.origin)) is None:
+                continue
+            answer = [*encoding.encode(pair.response), encoding.id("end")]
+            if len(prompt) + len(answer) > self.sequence:
+                long.append(f"{pair.origin}: prompt and answer take {len(prompt) + len(answer)} tokens")
+                if self.long_answers == "drop":
+                    continue
+            room.append((prompt, answer))
+        if long and self.long_answers == "refuse":
+            raise DataError(
+                f"{long[0]}, the sequence {self.sequence} ({len(long)} of {len(pairs)} in split '{name}'); "
+                "raise the sequence length, shorten the line, or set long_answers = 'drop' or 'cut'"
+            )
+        if long:
+            done = {"cut": "cut: their ends are neither learned nor asked for", "drop": "left out"}[self.long_answers]
+            print(
+                f"prepare: {name}: {len(long)} of {len(pairs)} answers do not fit the sequence of {self.sequence} and are {done} "
+                f"(QuestionAnswers.long_answers; the first is {long[0]})"
+            )
+        return room
 
     def _prompt(self, encoding: bpe.Encoding, text: str, origin: str) -> list[int] | None:
         """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
@@ -202,7 +232,7 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
         DataError: the file is missing, or a line is not a JSON object with non-empty strings for what the templates name.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
+        raise DataError(f"{path} {absence(path)}; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
     fields = [field for template in templates for field in fields_of(template)]
     texts = []
     for origin, row in rows(path):

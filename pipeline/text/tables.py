@@ -1,12 +1,24 @@
-"""Rows of a file of examples: JSON lines, or Parquet as datasets on the hub come. The only door to ``pyarrow``."""
+"""Rows of a file of examples: JSON lines, or Parquet as datasets on the hub come. The only door to ``pyarrow``.
 
+Text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; anything else is an error that names the line.
+"""
+
+import codecs
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError
 
+MARKS = (  # longest first: that of UTF-16 begins that of UTF-32
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)  # fmt: skip
+NO_TEXT = re.compile("[\0\udc80-\udcff]")  # zeros, and bytes that are no UTF-8
+MEND = "Save it as UTF-8 (iconv -f ENCODING -t UTF-8)"
 Row = tuple[str, dict[str, Any]]  # where it stands (file:line), and its fields
 
 
@@ -21,17 +33,54 @@ def rows(path: Path) -> Iterator[Row]:
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    with path.open("rb") as file:
+        for origin, line in text_lines(file, str(path)):
+            yield origin, json_object(line, origin)
+
+
+def text_lines(file: io.BufferedReader, name: str) -> Iterator[tuple[str, str]]:
+    """Decode a file line by line; lines of white space alone are left out.
+
+    Args:
+        file: opened for bytes.
+        name: of the file, for the origin of each line (``name:number``).
+
+    Raises:
+        DataError: a line is not text in the encoding that the file's mark says, UTF-8 if it has none.
+    """
+    start = file.peek(4)
+    encoding = next((encoding for mark, encoding in MARKS if start.startswith(mark)), "utf-8")
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"  # a byte that is no UTF-8 shows as half a surrogate
+    number, text = 0, io.TextIOWrapper(file, encoding=encoding, errors=errors)
+    try:
+        for number, line in enumerate(text, 1):
+            origin = f"{name}:{number}"
+            if wrong := NO_TEXT.search(line):
+                what = (
+                    "a byte of zero; is it UTF-16?" if wrong[0] == "\0" else f"byte 0x{ord(wrong[0]) - 0xDC00:02x}; is it Latin-1?"
+                )
+                raise DataError(f"{origin}: not text in UTF-8: {what} {MEND}")
             if line.strip():
-                yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+                yield origin, line
+    except UnicodeError as error:
+        raise DataError(f"{name}:{number + 1}: not text in {encoding}, as its mark says: {error}. {MEND}") from None
+    finally:
+        if not file.closed:
+            text.detach()  # closing is for who opened it
 
 
-def _parsed(line: str, origin: str) -> dict[str, Any]:
+def json_object(line: str, origin: str) -> dict[str, Any]:
+    """Parse a line that holds an object.
+
+    Raises:
+        DataError: it does not; names ``origin``.
+    """
     try:
         value = json.loads(line)
     except ValueError as error:
         raise DataError(f"{origin}: not valid JSON: {error}") from None
+    except RecursionError:
+        raise DataError(f"{origin}: not valid JSON: nested too deeply; a line holds texts by name") from None
     if not isinstance(value, dict):
         raise DataError(f"{origin}: expected an object, got {type(value).__name__}")
     return value
@@ -48,5 +97,5 @@ def _parquet(path: Path) -> Iterator[Row]:
             for row in part.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except (ArrowInvalid, OSError) as error:
+    except (ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Parquet after row {number}: {str(error).splitlines()[0]}") from None

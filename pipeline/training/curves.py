@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipeline.files import storing
+
 Value = Tensor | float
 
 
@@ -22,7 +24,8 @@ class Curves:
         self._rows: list[tuple[int, dict[str, Value]]] = []
         self._columns: list[str] = []
         if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with storing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
 
     def record(self, step: int, values: dict[str, Value]) -> None:
         """Keep one row; tensors must be 0-d."""
@@ -41,7 +44,7 @@ class Curves:
         ]
         if not self.writes:
             return read
-        with self.path.open("a", newline="") as file:
+        with storing(self.path), self.path.open("a", newline="") as file:
             if not self._columns:
                 self._columns = list(read[0])
                 if file.tell() == 0:

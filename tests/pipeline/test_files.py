@@ -1,13 +1,15 @@
 """Files appear whole or not at all, hashes find damage, and messages name the stage to run."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import DataError
-from pipeline.files import put_durably, read_json, sha256, verify, write_atomic, write_durably, write_json
+from pipeline.errors import DataError, StorageError
+from pipeline.files import absence, put_durably, read_json, sha256, storing, verify, write_atomic, write_durably, write_json
 
 
 @settings(max_examples=25, deadline=None)
@@ -39,13 +41,96 @@ def test_writing_makes_folders_and_leaves_nothing_beside(tmp_path):
 WRITERS = pytest.mark.parametrize("write", [write_atomic, write_durably])
 
 
-@pytest.mark.parametrize(("write", "failing"), [(write_atomic, "replace"), (write_durably, "replace"), (write_durably, "fsync")])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, write, failing):
+FAILING = [(write_atomic, "replace"), (write_durably, "replace"), (write_durably, "fsync")]
+
+
+def failing_with(number):
+    """A system call that a disk refuses."""
+
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+@pytest.mark.parametrize(("write", "failing"), FAILING)
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, r"the disk of .* is full \([\d,]+ bytes are free of 3 that are needed\); make room and run the same again"),
+        (errno.EDQUOT, r"is full"),
+        (errno.EROFS, r"its disk is read-only; put it right, or name another place"),
+        (errno.EACCES, r"there is no permission"),
+        (errno.EIO, r"its disk fails"),
+    ],
+)
+def test_a_refused_write_is_one_line_and_leaves_the_old_file_alone(tmp_path, monkeypatch, write, failing, number, told):
     write_atomic(tmp_path / "f", b"old")
-    monkeypatch.setattr(os, failing, lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, failing, failing_with(number))
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/f cannot be written: .*{told}") as error:
         write(tmp_path / "f", b"new")
-    assert (tmp_path / "f").read_bytes() == b"old"
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "f").read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("method", ["write_bytes", "mkdir"])
+def test_a_disk_that_is_full_before_the_first_byte_is_told(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(Path, method, failing_with(errno.ENOSPC))
+    with pytest.raises(StorageError, match=rf"the disk of {tmp_path}.* is full"):
+        write_atomic(tmp_path / "a/b/f", b"new")
+
+
+def test_what_no_disk_causes_stays_a_bug(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", failing_with(errno.EINVAL))
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_atomic(tmp_path / "f", b"new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("write", [write_atomic, write_durably])
+def test_what_stands_in_the_way_of_a_file_is_told(tmp_path, write):
+    (tmp_path / "folder/f").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, told in (
+        ("folder/f", "folder/f cannot be written: it is a folder, and a file is expected"),
+        ("file/f", f"file/f cannot be written: {tmp_path}/file is a file, and a folder is expected"),
+        ("file/a/f", f"file/a/f cannot be written: {tmp_path}/file is a file, and a folder is expected"),
+        ("loop/f", "loop/f cannot be written: "),
+        ("n" * 300, "its name is too long for the disk"),
+    ):
+        with pytest.raises(StorageError) as error:
+            write(tmp_path / name, b"new")
+        assert told in str(error.value)
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder", "f", "file", "loop"} and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_that_is_written_first_is_removed_too(tmp_path):
+    with pytest.raises(StorageError, match="full"), storing(tmp_path / "final", tmp_path / "writing"):
+        (tmp_path / "writing").mkdir()
+        (tmp_path / "writing/a").write_text("half")
+        failing_with(errno.ENOSPC)()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absence_says_what_stands_there_instead(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert absence(tmp_path / "folder") == "is a folder, and a file is expected"
+    assert absence(tmp_path / "file", "folder") == "is a file, and a folder is expected"
+    assert absence(tmp_path / "loop") == f"is a link that leads nowhere (to {tmp_path}/loop)"
+    assert absence(tmp_path / "file/x") == f"does not exist: {tmp_path}/file is a file, and a folder is expected"
+    assert absence(tmp_path / "a/b") == "does not exist"
+
+
+@pytest.mark.parametrize("made", [Path.mkdir, lambda path: path.symlink_to(path)])
+def test_json_that_is_no_file_names_the_stage(tmp_path, made):
+    made(tmp_path / "m.json")
+    with pytest.raises(DataError, match=r"m.json is a .*; it is written by stage extract: run dvc repro extract"):
+        read_json(tmp_path / "m.json", "extract")
+    with pytest.raises(DataError, match=r"m.json is listed in the manifest but is a .*; run dvc repro extract"):
+        verify(tmp_path / "m.json", "0" * 64, "extract")
 
 
 @pytest.fixture

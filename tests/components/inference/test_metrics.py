@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.inference.metrics import count, difference, interval, over_seeds, student_t
+from components.inference import metrics
+from components.inference.metrics import SHARE, count, difference, interval, over_seeds, student_t
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 
@@ -53,7 +54,7 @@ def ratios(draw):
 @given(ratios(), st.integers(0, 2**31))
 def test_mean_is_the_ratio_of_sums_and_lies_within_the_interval(data, seed):
     correct, tokens, group = data
-    result = interval(correct, tokens, group, generator=seeded(seed), resamples=300)
+    result = interval(correct, tokens, group, generator=seeded(seed), resamples=300, bounds=SHARE)
     assert result["mean"] == pytest.approx(sum(correct.tolist()) / sum(tokens.tolist()))
     assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
     assert result["n"] == len(correct)
@@ -90,16 +91,62 @@ def test_groups_are_resampled_whole_whatever_their_labels_and_order():
     assert shuffled == pytest.approx(plain)
 
 
-@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.06), (1.0, 0.94, 1.0)])
-def test_a_proportion_of_zero_or_one_gets_the_rule_of_three_over_groups(value, low, high):
+@pytest.mark.parametrize(
+    ("value", "groups", "bounds", "low", "high"),
+    [
+        (0.0, 50, SHARE, 0.0, 0.06),
+        (1.0, 50, SHARE, 0.94, 1.0),
+        (0.25, 50, SHARE, 0.235, 0.295),
+        (0.0, 2, SHARE, 0.0, 1.0),
+        (0.25, 1, SHARE, 0.0, 1.0),
+        (0.5, 50, (-1.0, 1.0), 0.41, 0.53),
+        (1.0, 50, None, 1.0, 1.0),
+    ],
+)
+def test_where_all_groups_agree_the_rule_of_three_speaks_over_groups(value, groups, bounds, low, high):
     values = torch.full((100,), value)
-    result = interval(values, torch.ones(100), torch.arange(100) // 2, generator=seeded(), resamples=50)
+    result = interval(values, torch.ones(100), torch.arange(100) % groups, generator=seeded(), resamples=50, bounds=bounds)
     assert result == pytest.approx({"mean": value, "low": low, "high": high, "n": 100})
 
 
-def test_the_rule_of_three_never_leaves_zero_to_one():
-    result = interval(torch.zeros(2), torch.ones(2), torch.arange(2), generator=seeded(), resamples=50)
-    assert (result["low"], result["high"]) == (0.0, 1.0)
+@pytest.mark.parametrize(
+    ("a", "b", "n", "low", "high"),
+    [
+        (0, 1, 8, -1, -0.25),
+        (1, 0, 8, 0.25, 1),
+        (0, 0, 8, -0.375, 0.375),
+        (1, 0, 1, -1, 1),
+        (1, 0, 3, -1, 1),
+        (1, 1, 60, -0.05, 0.05),
+    ],
+)
+def test_a_difference_in_which_all_agree_has_an_interval(a, b, n, low, high):
+    ones = torch.ones(n)
+    found = difference(a * ones, b * ones, ones, torch.arange(n), generator=seeded(), resamples=50, bounds=SHARE)
+    assert found == pytest.approx({"mean": a - b, "low": low, "high": high, "n": n})
+
+
+@pytest.mark.parametrize("n", [7, 30])
+def test_the_rule_of_three_is_as_wide_as_what_agreement_allows(n):
+    """A share of disagreeing groups beyond 3 / n would leave all of n agreeing less than 1 time in 20."""
+    high = interval(torch.zeros(n), torch.ones(n), torch.arange(n), generator=seeded(), resamples=20, bounds=SHARE)["high"]
+    assert (1 - high) ** n < 0.05
+
+
+def test_parts_of_the_bootstrap_change_nothing_but_rounding(monkeypatch):
+    values, group = torch.randn(90, generator=seeded(), dtype=torch.float64), torch.arange(90) // 2
+    whole = interval(values, torch.ones(90), group, generator=seeded(3), resamples=101)
+    for part in (1, 45, 450, 1000):
+        monkeypatch.setattr(metrics, "PART", part)
+        assert interval(values, torch.ones(90), group, generator=seeded(3), resamples=101) == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_bootstrap_draws_no_more_than_a_part_at_once(monkeypatch):
+    drawn, randint = [], torch.randint
+    monkeypatch.setattr(torch, "randint", lambda high, size, **settings: drawn.append(size) or randint(high, size, **settings))
+    monkeypatch.setattr(metrics, "PART", 1000)
+    interval(torch.rand(90), torch.ones(90), torch.arange(90), generator=seeded(), resamples=101)
+    assert sum(rows for rows, _ in drawn) == 101 and max(rows * groups for rows, groups in drawn) <= 1000
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():

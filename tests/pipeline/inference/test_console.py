@@ -71,13 +71,33 @@ def test_a_line_that_begins_like_an_object_is_one(tmp_path):
         (b"", "holds no prompts"),
         (b"\n \n", "holds no prompts"),
         (b"a\n{b\n", r"p.txt:2: not valid JSON"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "holds no prompts"),
+        (b"\xff\xfea", r"p.txt:1: not text in utf-16, as its mark says"),
+        (b"a\ncaf\xe9\n", r"p.txt:2: not text in UTF-8: byte 0xe9; is it Latin-1\? Save it as UTF-8"),
+        (b"a\0b\0", r"p.txt:1: not text in UTF-8: a byte of zero; is it UTF-16\?"),
+        (b"a\n" + b'{"a": ' * 100_000, r"p.txt:2: not valid JSON"),
     ],
 )
 def test_files_that_hold_no_prompts_are_told(tmp_path, content, told):
     (tmp_path / "p.txt").write_bytes(content)
     with pytest.raises(DataError, match=told):
         console.read(str(tmp_path / "p.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_prompts_in_the_encodings_of_other_tools_are_read(tmp_path, monkeypatch, encoding, end):
+    content = end.join(["caf\u00e9 \u2192 \U0001f600", "", '{"question": "\u00e9"}', "--5 + 3", "\u2028 x"]).encode(encoding)
+    (tmp_path / "p.txt").write_bytes(content)
+    expected = ["caf\u00e9 \u2192 \U0001f600", {"question": "\u00e9"}, "--5 + 3", "\u2028 x"]
+    assert console.read(str(tmp_path / "p.txt")) == expected
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)), encoding="ascii"))
+    assert console.read("-") == expected
+
+
+def test_a_folder_of_prompts_is_told(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path} cannot be read: it is a folder, and a file is expected"):
+        console.read(str(tmp_path))
 
 
 def test_a_missing_file_is_told_before_a_model_is_loaded(tmp_path):

@@ -105,6 +105,55 @@ def test_a_damaged_or_missing_file_is_told(copied, name):
             Generator(copied)
 
 
+OWN = ["README.md", "model.json", "model.safetensors", "export.json", "backbone/model.json", "backbone/model.safetensors"]
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("content", ["mine", '{"files": {"README.md": "mine"}}'])
+def test_a_file_of_ones_own_is_never_replaced(made, tmp_path, name, content):
+    """Nothing else is written either."""
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    if name == "export.json" and content != "mine":
+        (tmp_path / "model.json").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"is there, and no export wrote it; export to another folder \(--out DIR\)"):
+        exported(made["puzzles"], tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("make", [os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_a_folder_or_link_in_the_way_is_never_replaced(made, tmp_path, make):
+    make(tmp_path / "README.md")
+    with pytest.raises(ConfigError, match=r"README.md is there, and no export wrote it"):
+        exported(made["puzzles"], tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_an_export_goes_over_an_older_one_and_beside_what_is_not_its_own(made, copied):
+    (copied / "notes.txt").write_text("mine")
+    (copied / "model.safetensors").write_bytes(b"damaged")
+    exported(made["puzzles"], copied)
+    assert {name: (copied / name).read_bytes() for name in WRITTEN - {"README.md"}} == {
+        name: (made["puzzles"] / "exported" / name).read_bytes() for name in WRITTEN - {"README.md"}
+    }
+    assert (copied / "notes.txt").read_text() == "mine"
+
+
+def test_a_card_that_was_rewritten_is_not_replaced(made, copied):
+    (copied / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"README.md is there, and no export wrote it"):
+        exported(made["texts"], copied)
+    assert (copied / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("lost", ["export.json", "README.md", "model.json"])
+def test_an_export_that_was_killed_is_done_again(made, copied, lost):
+    (copied / lost).unlink()
+    exported(made["texts"], copied)
+    assert (copied / lost).is_file()
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"files": {}}', '{"files": 3}', '{"files": {"model.json": "a"}}'])
 def test_a_manifest_that_lists_too_little_is_told(copied, content):
     (copied / "export.json").write_text(content)
@@ -171,7 +220,7 @@ def test_what_stands_alone_is_not_exported(made):
     for model in ("data/backbone", "exported"):
         with pytest.raises(DataError, match="stands alone already"):
             exported(made["texts"], "again", model)
-    with pytest.raises(DataError, match=r"nothing holds no model; train one"):
+    with pytest.raises(DataError, match=r"nothing holds no model \(.*nothing/model.json does not exist\); train one"):
         exported(made["texts"], "again", "nothing")
 
 

@@ -73,6 +73,8 @@ def test_a_missing_file_names_the_command_that_fetches_it(raw, name):
         ('{"question": "a", "answer": ""}', "\"answer\" must be a non-empty string, got ''"),
         ('{"question": "  ", "answer": "b"}', "\"question\" must be a non-empty string, got '  '"),
         ('{"question": "a", "answer": 4}', '"answer" must be a non-empty string, got 4'),
+        ('{"question": "caf\\ud83d?", "answer": "b"}', '"question" holds \\ud83d at character 3, half of a surrogate pair'),
+        ('{"question": "a", "answer": "\\ude00\\ud83d"}', '"answer" holds \\ude00 at character 0, half of a surrogate pair'),
         ('{"question": "a <mask> b", "answer": "c"}', '"question" holds <mask>, which is a reserved token'),
     ],
 )
@@ -82,6 +84,12 @@ def test_a_malformed_line_is_named(raw, line, message):
     with pytest.raises(DataError, match=r"train.jsonl:4: ") as error:
         prepare(raw)
     assert message in str(error.value)
+
+
+def test_a_whole_pair_written_as_escapes_is_text(raw):
+    fill(raw, TRAIN, [{"question": "q \U0001f600", "answer": "a"}])
+    assert "\\ud83d\\ude00" in (raw / "test.jsonl").read_text()
+    assert questions(raw, prepare(raw)[1]["test"]) == {"q \U0001f600"}
 
 
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
@@ -146,6 +154,48 @@ def test_an_answer_is_cut_at_the_sequence(raw):
     assert test.tokens.shape == (1, vocabulary.sequence) == (1, 48) and test.valid.all()
     assert "1234567890" * 4 in text_of(raw, test.tokens[0], test.response[0])
     assert not (test.tokens == bpe.special(bpe.load(raw.parent / "out/tokenizer.json"), bpe.END)).any()
+
+
+LONG = {"question": "a", "answer": "1234567890" * 10}
+
+
+def filled(room):
+    """An answer of digits that, its end included, takes as many tokens as a prompt of one letter and a new line leave."""
+    return {"question": "a", "answer": "7" * (room - 2 - 1)}
+
+
+def test_answers_that_are_cut_are_counted_by_split(raw, capsys):
+    fill(raw, TRAIN, [*TEST, LONG, filled(48), filled(49)])
+    test = prepare(raw)[1]["test"]
+    told = [line for line in capsys.readouterr().out.splitlines() if "do not fit" in line]
+    end = bpe.special(bpe.load(raw.parent / "out/tokenizer.json"), bpe.END)
+    without_end = int((~(test.tokens == end).any(1)).sum())
+    assert len(test) == 8 and without_end == 2
+    assert told == [
+        f"prepare: test: {without_end} of 8 answers do not fit the sequence of 48 and are cut: their ends are neither learned nor "
+        f"asked for (QuestionAnswers.long_answers; the first is {raw}/test.jsonl:6: prompt and answer take 103 tokens)"
+    ]
+
+
+def test_answers_that_fit_are_not_told(raw, capsys):
+    prepare(raw)
+    assert "do not fit" not in capsys.readouterr().out
+
+
+def test_answers_that_do_not_fit_are_left_out_if_asked_for(raw, capsys):
+    fill(raw, [*TRAIN, LONG], [LONG, *TEST, filled(49)])
+    splits = prepare(raw, long_answers="drop")[1]
+    assert questions(raw, splits["test"]) == {row["question"] for row in TEST} and len(splits["test"]) == len(TEST)
+    assert len(splits["train"]) + len(splits["validation"]) == len(TRAIN)
+    assert "test: 2 of 7 answers do not fit the sequence of 48 and are left out" in capsys.readouterr().out
+
+
+def test_answers_that_do_not_fit_are_refused_by_line_if_asked_for(raw):
+    fill(raw, TRAIN, [*TEST, filled(48), LONG])
+    with pytest.raises(
+        DataError, match=r"test.jsonl:7: prompt and answer take 103 tokens, the sequence 48 \(1 of 7 in split 'test'\)"
+    ):
+        prepare(raw, long_answers="refuse")
 
 
 def test_the_validation_split_takes_its_share(raw):

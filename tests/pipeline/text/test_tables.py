@@ -1,5 +1,6 @@
 """Rows of files: both formats say the same, and what is not one of them is named."""
 
+import codecs
 import json
 import sys
 
@@ -40,3 +41,60 @@ def test_without_the_library_a_table_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ConfigError, match=r"pip install 'slotloop\[parquet\]'"):
         list(rows(tmp_path / "a.parquet"))
+
+
+LINES = [{"question": f"caf\u00e9 {i} \u2192 \U0001f600", "answer": "\u4e94"} for i in range(3)]
+TEXT = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in LINES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.encode(),
+        TEXT.encode("utf-8-sig"),
+        TEXT.encode("utf-16"),
+        codecs.BOM_UTF16_BE + TEXT.encode("utf-16-be"),
+        TEXT.encode("utf-32"),
+        codecs.BOM_UTF32_BE + TEXT.encode("utf-32-be"),
+        TEXT.replace("\n", "\r\n").encode(),
+        TEXT.replace("\n", "\r").encode(),
+        TEXT.replace("\n", "\r\n").encode("utf-16"),
+        TEXT.rstrip().encode("utf-8-sig"),
+    ],
+)
+def test_text_as_other_tools_write_it_is_read(tmp_path, content):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert list(rows(path)) == [(f"{path}:{number}", row) for number, row in enumerate(LINES, 1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b'{"question": "caf\xe9"}', "not text in UTF-8: byte 0xe9; is it Latin-1? Save it as UTF-8"),
+        (b'{"question": "caf\x92"}', "not text in UTF-8: byte 0x92; is it Latin-1? Save it as UTF-8"),
+        (b'{"question": "\xed\xa0\xbd"}', "not text in UTF-8: byte 0xed"),
+        ('{"question": "a"}'.encode("utf-16-le"), "not text in UTF-8: a byte of zero; is it UTF-16? Save it as UTF-8"),
+        (b'{"question": "a\0"}', "a byte of zero"),
+        (codecs.BOM_UTF8 + b'{"question": "a"}', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON: nested too deeply"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not valid JSON: nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"--5", "not valid JSON"),
+    ],
+)
+def test_a_line_that_is_no_text_is_named_with_the_mend(tmp_path, line, told):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"question": "a"}\n\n' + line + b"\n")
+    with pytest.raises(DataError) as error:
+        list(rows(path))
+    assert str(error.value).startswith(f"{path}:3: ") and told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [TEXT.encode("utf-16")[:-1], codecs.BOM_UTF16_LE + b"\x00\xd8\x41\x00", codecs.BOM_UTF32_LE + b"abc"]
+)
+def test_text_that_is_not_what_its_mark_says_is_named(tmp_path, content):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.jsonl:\d: not text in utf-(16|32), as its mark says"):
+        list(rows(tmp_path / "a.jsonl"))
