@@ -169,6 +169,14 @@ class Rules:
             unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
         return list(unique)
 
+    def kept(self, grid: tuple[int | None, ...]) -> bool:
+        """Tell whether a grid is full and holds every digit once in each row, column and box."""
+        seen = [0] * (3 * self.size)
+        for i, value in enumerate(grid):
+            for unit in self.units[i]:
+                seen[unit] |= 0 if value is None else 1 << value
+        return all(unit == self.full for unit in seen)
+
     def remove_clues(self, grid: tuple[int, ...], clues: int, rng: random.Random) -> tuple[int | None, ...] | None:
         """Take clues away in random order while the solution stays the only one; None if ``clues`` is not reached.
 
