@@ -7,6 +7,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+BEAT = 20.0  # seconds between lines in a log
+
 
 class Progress:
     """A bar of ``total`` units; ``line`` prints above it.
@@ -18,6 +20,7 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._first, self._done, self._started = done, done, time.monotonic()
+        self._told = self._started
         hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
         self.bar = tqdm(total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True, disable=hidden, leave=False)
 
@@ -40,6 +43,12 @@ class Progress:
         """Print one line above the bar."""
         tqdm.write(f"{self.label}: {text}")
         sys.stdout.flush()
+
+    def beat(self) -> None:
+        """Print a line with rate and time left, if ``BEAT`` seconds went by without one and no bar shows them."""
+        if self.bar.disable and os.environ.get("RANK", "0") == "0" and time.monotonic() - self._told >= BEAT:
+            self._told = time.monotonic()
+            self.line(f"{self._done} of {self.total} | {self.rate()}")
 
     def __enter__(self) -> "Progress":
         return self

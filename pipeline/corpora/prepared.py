@@ -26,7 +26,8 @@ class Vocabulary:
         mask_id: id that hides a token; if causal, one that no token has (it only shows what is to be predicted).
         pad_id: id of padding (never attended to, never supervised).
         sequence: tokens in a sequence.
-        rendering: what the sequences are to a person: "sudoku" (a square grid of digits), "text" (through tokenizer.json beside the
+        rendering: what the sequences are to a person: "sudoku" (a square grid of digits), "sudoku_any" (one of which any
+            solution is right), "text" (through tokenizer.json beside the
             manifest) or "sentences" (``texts``). What follows from it: ``pipeline.text.rendering``.
         causal: tokens are predicted from those before them; none is hidden.
     """

@@ -6,18 +6,25 @@ unseen grids, not over unseen structure.)
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import comb
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError
+from pipeline.progress import Progress
 
+Grid = TypeVar("Grid")
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+ALL_GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}
+FEWEST_CLUES = {4: 4, 6: 8, 9: 17}  # with fewer no puzzle has one solution
+ATTEMPTS = 20  # for each puzzle that is wanted
+HOPELESS = 200  # attempts for each puzzle that was found
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,42 @@ class Sudoku:
         """Token ids (digits and the mask), and cells of a puzzle.
 
         Raises:
-            ConfigError: a size without known boxes.
+            ConfigError: a size without known boxes, or puzzles that do not exist.
+
+        Source: fewest clues: McGuire, Tugemann and Civario, "There is no 16-clue Sudoku" (2014), for 9x9.
         """
         if self.size not in BOXES:
             raise ConfigError(f"Sudoku.size must be one of {', '.join(map(str, BOXES))}, got {self.size}")
-        return self.size + 1, self.size**2
+        cells, fewest = self.size**2, FEWEST_CLUES[self.size]
+        for name, (low, high) in (("clues", self.clues), *(("test_clues", (n, n)) for n in self.test_clues)):
+            if not fewest <= low <= high < cells:
+                raise ConfigError(
+                    f"Sudoku.{name} must lie within {fewest} and {cells - 1} at size {self.size}, the lower number first, "
+                    f"got {low}..{high}; with fewer clues no puzzle has one solution"
+                )
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"Sudoku.held_out must lie between 0 and 1, got {self.held_out}")
+        if self.grids > ALL_GRIDS[self.size] and self.size != 4:
+            raise ConfigError(f"Sudoku.grids is {self.grids}, and there are {ALL_GRIDS[self.size]} at size {self.size}")
+        grids = min(self.grids, ALL_GRIDS[self.size])
+        for name, (part, n, (low, high)) in self._parts(range(grids)).items():
+            exist = len(part) * sum(comb(cells, clues) for clues in range(low, high + 1))
+            if not 1 <= n <= exist:
+                raise ConfigError(
+                    f"{n} different {name} puzzles with {low}..{high} clues on {len(part)} grids are not to be had: expected 1 to "
+                    f"{exist}; ask for fewer puzzles, other clues or more grids"
+                )
+        return self.size + 1, cells
+
+    def _parts(self, grids: Sequence[Grid]) -> dict[str, tuple[Sequence[Grid], int, tuple[int, int]]]:
+        """The grids, number of puzzles, and fewest and most clues of each split."""
+        test = round(len(grids) * self.held_out)
+        validation = max(1, test // 2)
+        return {
+            "train": (grids[test + validation :], self.train, self.clues),
+            "validation": (grids[test : test + validation], self.validation, self.clues),
+            **{f"test_{n}": (grids[:test], self.test, (n, n)) for n in self.test_clues},
+        }
 
     def raw_files(self) -> tuple[str, ...]:
         """Name the files that are read: none, puzzles are generated."""
@@ -69,13 +107,7 @@ class Sudoku:
         rng = random.Random(seed)
         rules = Rules(self.size)
         grids = rules.grids(rng, self.grids)
-        test = round(len(grids) * self.held_out)
-        validation = max(1, test // 2)
-        parts = {
-            "train": (grids[test + validation :], self.train, self.clues),
-            "validation": (grids[test : test + validation], self.validation, self.clues),
-            **{f"test_{n}": (grids[:test], self.test, (n, n)) for n in self.test_clues},
-        }
+        parts = self._parts(grids)
         numbers = {grid: i for i, grid in enumerate(grids)}
         splits = {name: self._split(name, rules, random.Random(f"{seed}/{name}"), numbers, *part) for name, part in parts.items()}
         vocabulary = Vocabulary(size=ids, mask_id=self.size, pad_id=self.size, sequence=cells, rendering="sudoku")
@@ -87,23 +119,26 @@ class Sudoku:
         rules: "Rules",
         rng: random.Random,
         ids: dict[tuple[int, ...], int],
-        grids: list[tuple[int, ...]],
+        grids: Sequence[tuple[int, ...]],
         n: int,
         clues: tuple[int, int],
     ) -> Split:
-        """``n`` different puzzles, their grids in turn."""
+        """``n`` different puzzles, their grids in turn; given up where hardly any attempt finds one."""
         pairs: dict[tuple[int | None, ...], tuple[int, ...]] = {}
-        for attempt in range(20 * n):
-            if len(pairs) == n:
-                break
-            grid = grids[attempt % len(grids)]
-            puzzle = rules.remove_clues(grid, rng.randint(*clues), rng)
-            if puzzle is not None:
-                pairs[puzzle] = grid
-        else:
+        with Progress(f"prepare {name}", n, "puzzle") as bar:
+            for attempt in range(ATTEMPTS * n):
+                if len(pairs) == n or len(pairs) < attempt // HOPELESS:
+                    break
+                grid = grids[attempt % len(grids)]
+                puzzle = rules.remove_clues(grid, rng.randint(*clues), rng)
+                if puzzle is not None and puzzle not in pairs:
+                    pairs[puzzle] = grid
+                    bar.advance()
+                bar.beat()
+        if len(pairs) < n:
             raise ConfigError(
-                f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids; "
-                "ask for fewer puzzles or other clues"
+                f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids "
+                f"in {attempt + 1} attempts; ask for fewer puzzles or other clues"
             )
         tokens = torch.tensor(list(pairs.values()), dtype=torch.int32)
         response = torch.tensor([[cell is None for cell in puzzle] for puzzle in pairs])
@@ -133,6 +168,14 @@ class Rules:
         while len(unique) < n:
             unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
         return list(unique)
+
+    def kept(self, grid: tuple[int | None, ...]) -> bool:
+        """Tell whether a grid is full and holds every digit once in each row, column and box."""
+        seen = [0] * (3 * self.size)
+        for i, value in enumerate(grid):
+            for unit in self.units[i]:
+                seen[unit] |= 0 if value is None else 1 << value
+        return all(unit == self.full for unit in seen)
 
     def remove_clues(self, grid: tuple[int, ...], clues: int, rng: random.Random) -> tuple[int | None, ...] | None:
         """Take clues away in random order while the solution stays the only one; None if ``clues`` is not reached.

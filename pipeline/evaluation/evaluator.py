@@ -23,6 +23,7 @@ from pipeline.inference.predictor import predictor
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
+from pipeline.text.rendering import rendering_of
 
 T = TypeVar("T")
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
@@ -210,7 +211,7 @@ def decode(
     tokens = torch.cat(interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()
     supervised = split.response.sum(1).double()
-    exact = (right == supervised).double()
+    exact = rendering_of(vocabulary.rendering).right(tokens, split).double()
     return tokens, {
         "exact": mean(exact, torch.ones_like(exact), split.group, SHARE),
         "token_accuracy": mean(right, supervised, split.group, SHARE),

@@ -21,7 +21,8 @@ from pipeline.settings.params import MACRO_NAME, hint
 # What computes, and what reads a corpus: not what writes files, starts processes or (torch.hub, torch.load) runs what it is given.
 ALLOWED = (
     "components", "pipeline.corpora.sudoku", "pipeline.data.sources", "pipeline.inference.generation", "pipeline.machine.runtime",
-    "pipeline.models.pretrained", "pipeline.models.sentence_encoder", "pipeline.text.jsonl", "pipeline.text.sentences",
+    "pipeline.models.pretrained", "pipeline.models.sentence_encoder", "pipeline.text.jsonl", "pipeline.text.puzzle_files",
+    "pipeline.text.sentences",
     "pipeline.tracking", "pipeline.training.execution", "pipeline.training.loop", "stages", "torch.nn", "torch.optim",
 )  # fmt: skip
 BOUND_ONLY = "stages"  # may be imported to bind what they take, and not be referred to: that would run them

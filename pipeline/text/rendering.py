@@ -4,15 +4,33 @@ Everything that depends on the kind is asked of its object; prepared data keeps 
 """
 
 from collections.abc import Callable
+from math import isqrt
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.corpora.prepared import Vocabulary, texts
+from torch import Tensor
+
+from components.inference.grids import keeps_rules
+from pipeline.corpora.prepared import Split, Vocabulary, texts
+from pipeline.corpora.sudoku import BOXES
 from pipeline.errors import ConfigError, DataError
 from pipeline.text import prompt_template
 from pipeline.text.detokenise import Render, cell, puzzle_renderer, text_renderer
 from pipeline.text.prompts import Prompts, Puzzles, Texts
 from pipeline.text.tokenizer import Encoding
+
+Right = Callable[[Tensor, Split], Tensor]
+
+
+def is_reference(tokens: Tensor, split: Split) -> Tensor:
+    """Tell which decoded sequences have the reference's answer, token by token."""
+    return ((tokens == split.tokens) | ~split.response).all(1)
+
+
+def is_solution(tokens: Tensor, split: Split) -> Tensor:
+    """Tell which decoded grids keep the rules and the clues, whichever solution they are."""
+    clues = ((tokens == split.tokens) | split.response).all(1)
+    return clues & keeps_rules(tokens, *BOXES[isqrt(tokens.shape[1])])
 
 
 class Rendering(Protocol):
@@ -22,11 +40,13 @@ class Rendering(Protocol):
         predicts: what a model says at a position: "tokens" or "embeddings". Evaluation and report follow it.
         cell: a token's mark in a square grid, as which traces are drawn; None = traces are not drawn.
         files: of the prepared data, without which a model cannot be asked: part of an exported model.
+        right: tells which decoded sequences are right answers.
     """
 
     predicts: str
     cell: Callable[[int], str] | None
     files: tuple[str, ...]
+    right: Right
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
         """Make the function that turns ids into text; ``folder``: of the prepared data."""
@@ -52,6 +72,9 @@ class GridPuzzle:
     cell: Callable[[int], str] | None = staticmethod(cell)
     files: tuple[str, ...] = ()
 
+    def __init__(self, right: Right = is_reference) -> None:
+        self.right = right
+
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
         """Make the function that writes rows of digits, "." where a cell is empty."""
         return puzzle_renderer(vocabulary)
@@ -74,6 +97,7 @@ class Text:
 
     predicts = "tokens"
     cell: Callable[[int], str] | None = None
+    right: Right = staticmethod(is_reference)
     files: tuple[str, ...] = (prompt_template.TOKENIZER, prompt_template.WORDING)
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
@@ -98,6 +122,7 @@ class Sentences:
 
     predicts = "embeddings"
     cell: Callable[[int], str] | None = None
+    right: Right = staticmethod(is_reference)
     files: tuple[str, ...] = ()
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
@@ -122,7 +147,12 @@ class Sentences:
         return ""
 
 
-RENDERINGS: dict[str, Rendering] = {"sudoku": GridPuzzle(), "text": Text(), "sentences": Sentences()}
+RENDERINGS: dict[str, Rendering] = {
+    "sudoku": GridPuzzle(),
+    "sudoku_any": GridPuzzle(is_solution),
+    "text": Text(),
+    "sentences": Sentences(),
+}
 
 
 def rendering_of(name: str) -> Rendering:

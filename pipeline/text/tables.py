@@ -1,9 +1,10 @@
-"""Rows of a file of examples: JSON lines, or Parquet as datasets on the hub come. The only door to ``pyarrow``.
+"""Rows of a file of examples: JSON lines, CSV with a header, or Parquet as datasets on the hub come. The only door to ``pyarrow``.
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; anything else is an error that names the line.
 """
 
 import codecs
+import csv
 import io
 import json
 import re
@@ -29,13 +30,33 @@ def rows(path: Path) -> Iterator[Row]:
         DataError: a line is no JSON object, or the file is no Parquet file (file and line are named).
         ConfigError: the library that reads Parquet is not installed.
     """
-    return _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+    return {".parquet": _parquet, ".csv": _csv}.get(path.suffix, _json_lines)(path)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for origin, line in text_lines(file, str(path)):
             yield origin, json_object(line, origin)
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    """Rows under a header of names; a row stands where its last line does."""
+    origin = f"{path}:1"
+
+    def lines(file: io.BufferedReader) -> Iterator[str]:
+        nonlocal origin
+        for place, line in text_lines(file, str(path)):
+            origin = place
+            yield line
+
+    with path.open("rb") as file:
+        try:
+            for row in csv.DictReader(lines(file), strict=True):
+                if None in row or None in row.values():
+                    raise DataError(f"{origin}: expected as many values as the header has names")
+                yield origin, row
+        except csv.Error as error:
+            raise DataError(f"{origin}: not valid CSV: {error}") from None
 
 
 def text_lines(file: io.BufferedReader, name: str) -> Iterator[tuple[str, str]]:

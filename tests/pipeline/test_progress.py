@@ -9,3 +9,15 @@ def test_lines_name_their_work_and_no_bar_is_drawn(capsys):
         bar.line("half way")
         bar.advance()
     assert capsys.readouterr() == ("extract: half way\n", "")
+
+
+def test_a_log_shows_life_now_and_then_and_never_more_often(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
+    with Progress("prepare", 90, "puzzle") as bar:
+        for second in range(90):
+            now[0] = float(second)
+            bar.advance()
+            bar.beat()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [f"prepare: {done} of 90" for done in (21, 41, 61, 81)]

@@ -160,14 +160,53 @@ def test_a_size_without_boxes_is_refused(tmp_path, size):
         prepare(tmp_path, size=size)
 
 
-def test_more_puzzles_than_exist_are_refused(tmp_path):
-    """With 15 clues each grid gives 16 puzzles."""
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"size": 9, "grids": 300}, "Sudoku.clues must lie within 17 and 80 at size 9, the lower number first, got 4..8"),
+        ({"size": 9, "grids": 300, "clues": (30, 40), "test_clues": (7,)}, "Sudoku.test_clues must lie within 17 and 80 at size 9"),
+        ({"size": 6, "clues": (7, 20), "test_clues": ()}, "Sudoku.clues must lie within 8 and 35"),
+        ({"test_clues": (3,)}, "Sudoku.test_clues must lie within 4 and 15 at size 4, the lower number first, got 3..3"),
+        ({"clues": (8, 5)}, "Sudoku.clues must lie within 4 and 15 at size 4, the lower number first, got 8..5"),
+        ({"clues": (4, 16)}, "got 4..16"),
+        ({"test": 900, "test_clues": (15,)}, "900 different test_15 puzzles with 15..15 clues on 48 grids are not "
+            "to be had: expected 1 to 768"),
+        ({"train": 0}, "0 different train puzzles"),
+        ({"validation": -1}, "-1 different validation puzzles"),
+        ({"grids": 2}, "12 different test_7 puzzles with 7..7 clues on 0 grids are not to be had"),
+        ({"grids": 0}, "60 different train puzzles"),
+        ({"held_out": 0.0}, "Sudoku.held_out must lie between 0 and 1, got 0.0"),
+        ({"held_out": 1.0}, "Sudoku.held_out must lie between 0 and 1, got 1.0"),
+        ({"size": 6, "clues": (9, 20), "test_clues": (), "grids": 28_200_961}, "and there are 28200960 at size 6"),
+    ],
+)  # fmt: skip
+def test_what_cannot_exist_is_refused_before_anything_is_drawn(monkeypatch, changes, told):
+    monkeypatch.setattr(Rules, "grids", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(ConfigError) as error:
+        Sudoku(**{**SMALL, **changes}).shape()
+    assert told in str(error.value)
+
+
+def test_clues_that_are_hardly_ever_reached_are_given_up(tmp_path, monkeypatch):
+    """No random order of 6x6 reaches 8 clues in hundreds of attempts; 20 x 100 would be tried otherwise."""
+    monkeypatch.setattr("pipeline.corpora.sudoku.HOPELESS", 50)
     with pytest.raises(
-        ConfigError, match=r"found only \d+ of 900 different test_15 puzzles with 15..15 clues on 48 grids; ask for fewer"
+        ConfigError, match=r"found only 0 of 100 different test_8 puzzles with 8..8 clues on 2 grids in 51 attempts"
     ):
-        prepare(tmp_path, test=900, test_clues=(15,))
+        prepare(tmp_path, size=6, grids=12, clues=(20, 24), test=100, test_clues=(8,))
 
 
-def test_clues_that_no_puzzle_has_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"found only 0 of 12 different test_3 puzzles with 3..3 clues"):
-        prepare(tmp_path, test_clues=(3,))
+def test_long_generation_shows_progress_in_a_log(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.progress.BEAT", 0.0)
+    prepare(tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("prepare train: ")]
+    assert len(lines) >= SMALL["train"] and "60 of 60 | " in lines[-1] and "puzzles/s" in lines[-1]
+
+
+def test_more_puzzles_than_are_found_are_refused(tmp_path, monkeypatch):
+    """With 15 clues each grid gives 16 puzzles: 768 attempts draw some of them twice."""
+    monkeypatch.setattr("pipeline.corpora.sudoku.ATTEMPTS", 1)
+    with pytest.raises(
+        ConfigError, match=r"found only \d+ of 768 different test_15 puzzles with 15..15 clues on 48 grids in 768 attempts"
+    ):
+        prepare(tmp_path, train=1, clues=(6, 6), validation=1, test=768, test_clues=(15,))
