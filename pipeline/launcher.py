@@ -120,9 +120,7 @@ def _configure(request: Request, overrides: tuple[str, ...], helped: bool) -> No
 def _text(request: Request, overrides: tuple[str, ...]) -> str:
     if not request.config:
         return config.resolve(request.stage, params.read(Path("params.yaml"), SECTIONS), overrides).text
-    if not Path(request.config).is_file():
-        raise ConfigError(f"{request.config} does not exist; run: dvc repro configure")
-    return Path(request.config).read_text()
+    return config.load_file(Path(request.config), request.stage)
 
 
 def _load(request: Request, text: str) -> Callable[..., None]:

@@ -21,7 +21,7 @@ from pipeline.machine.closure import closure, gin_modules, imported_modules, imp
 from pipeline.machine.file_hashes import content_hash
 from pipeline.models import hub
 from pipeline.settings import config
-from pipeline.settings.ginfiles import allowed_by_environment
+from pipeline.settings.allowed_modules import allowed_by_environment
 from pipeline.text.jsonl import RAW_DEFAULT, raw_folder
 
 CODE = Path(__file__).resolve().parents[2]
