@@ -152,7 +152,7 @@ def _record(request: Request, text: str) -> None:
         stage, STAGES.index(stage), preset, identity, digest, settings, folder, snapshots.folders_named_in(text)
     )
     track_config = str(Path(request.config).with_name("track.gin")) if request.config else ""
-    with distributed.joined(), snapshots.kept(stage, identity):
+    with distributed.joined(), snapshots.kept(stage, identity), snapshots.alone_in(folder):
         if distributed.rank():
             work()
             return
