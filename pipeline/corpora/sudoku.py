@@ -59,6 +59,10 @@ class Sudoku:
         """Name the files that are read: none, puzzles are generated."""
         return ()
 
+    def split_names(self) -> tuple[str, ...]:
+        """Name the splits that are prepared."""
+        return "train", "validation", *(f"test_{clues}" for clues in self.test_clues)
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Generate every split. Same seed, same puzzles; nothing is read from or written to disk.
 

@@ -229,7 +229,7 @@ def test_a_word_that_is_no_folder_is_none(tmp_path, word):
 
 def test_two_runs_do_not_write_to_one_folder(root, tmp_path):
     with snapshots.alone_in(tmp_path / "out"):
-        with pytest.raises(UserError, match="another run writes to .*out.*--out DIR"), snapshots.alone_in(tmp_path / "x/../out"):
+        with pytest.raises(UserError, match=r"another run writes to .*out.*--out DIR"), snapshots.alone_in(tmp_path / "x/../out"):
             pass
         with snapshots.alone_in(tmp_path / "other"):
             pass
