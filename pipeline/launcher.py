@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import command_line
 from pipeline.command_line import SECTIONS, STAGES, Request, run_function
 from pipeline.errors import ConfigError, UserError
-from pipeline.files import REFUSALS, absence, refusal, write_atomic
+from pipeline.files import REFUSALS, refusal, write_atomic
 from pipeline.machine import launch, process
 from pipeline.settings import config, describe, effective, params
 
@@ -127,9 +127,7 @@ def _configure(request: Request, overrides: tuple[str, ...], helped: bool) -> No
 def _text(request: Request, overrides: tuple[str, ...]) -> str:
     if not request.config:
         return config.resolve(request.stage, params.read(Path("params.yaml"), SECTIONS), overrides).text
-    if not Path(request.config).is_file():
-        raise ConfigError(f"{request.config} {absence(Path(request.config))}; run: dvc repro configure")
-    return Path(request.config).read_text()
+    return config.load_file(Path(request.config), request.stage)
 
 
 def _load(request: Request, text: str) -> Callable[..., None]:
@@ -161,7 +159,7 @@ def _record(request: Request, text: str) -> None:
         stage, STAGES.index(stage), preset, identity, digest, settings, folder, snapshots.folders_named_in(text)
     )
     track_config = str(Path(request.config).with_name("track.gin")) if request.config else ""
-    with distributed.joined(), snapshots.workspace(stage, identity):
+    with distributed.joined(), snapshots.workspace(stage, identity), snapshots.alone_in(folder):
         if distributed.rank():
             work()
             return

@@ -30,8 +30,8 @@ class Answers:
 
     def __init__(
         self,
-        items: int,
-        passes: int,
+        items: int = 32,
+        passes: int = 32,
         blocks: int = 1,
         split: str = "test",
         patterns: Mapping[str, tuple[str, int]] = GSM8K,

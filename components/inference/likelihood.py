@@ -31,7 +31,7 @@ class Likelihood:
         ValueError: a number is too small.
     """
 
-    def __init__(self, items: int, samples: int, split: str = "test") -> None:
+    def __init__(self, items: int = 128, samples: int = 8, split: str = "test") -> None:
         if items < 1 or samples < 2:
             raise ValueError(f"items must be at least 1 and samples at least 2, got {items} and {samples}")
         self.items, self.samples, self.split = items, samples, split

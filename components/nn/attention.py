@@ -32,11 +32,13 @@ class Attention(nn.Module):
         rotary: queries and keys are turned by their positions (``rotate``).
 
     Raises:
-        ValueError: ``heads`` does not divide ``dim``, or heads are of odd width and rotary.
+        ValueError: ``heads`` is not positive or does not divide ``dim``, or heads are of odd width and rotary.
     """
 
     def __init__(self, dim: int, heads: int, rotary: bool = False) -> None:
         super().__init__()
+        if heads < 1:
+            raise ValueError(f"heads must be at least 1, got {heads}")
         if dim % heads:
             raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads} ({dim / heads:g} channels a head)")
         if rotary and dim // heads % 2:

@@ -25,8 +25,8 @@ class RecursiveNetwork(nn.Module):
 
     def __init__(self, dim: int, heads: int, blocks: int, expansion: float, rotary: bool) -> None:
         super().__init__()
-        self.head, self.rotary = dim // heads, rotary
         self.blocks = nn.ModuleList(PostNormBlock(dim, heads, expansion, rotary) for _ in range(blocks))
+        self.head, self.rotary = dim // heads, rotary
 
     def init_weights(self, generator: torch.Generator) -> None:
         """N(0, 1 / fan-in), cut at two standard deviations and widened to keep the variance."""

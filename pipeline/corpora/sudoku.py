@@ -97,6 +97,10 @@ class Sudoku:
         """Name the files that are read: none, puzzles are generated."""
         return ()
 
+    def split_names(self) -> tuple[str, ...]:
+        """Name the splits that are prepared."""
+        return "train", "validation", *(f"test_{clues}" for clues in self.test_clues)
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Generate the puzzles of every split. Same seed, same puzzles; nothing is read from or written to disk.
 
@@ -169,7 +173,7 @@ class Rules:
             unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
         return list(unique)
 
-    def kept(self, grid: tuple[int | None, ...]) -> bool:
+    def obeyed_by(self, grid: tuple[int | None, ...]) -> bool:
         """Tell whether a grid is full and holds every digit once in each row, column and box."""
         seen = [0] * (3 * self.size)
         for i, value in enumerate(grid):

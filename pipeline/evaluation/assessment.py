@@ -13,6 +13,7 @@ from components.batch import Batch
 from components.inference.answers import Answers
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
+from components.inference.measures import check_measures
 from components.inference.metrics import Counts
 from components.model import Model
 from pipeline.corpora.prepared import Prepared
@@ -22,11 +23,12 @@ from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
 from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
-from pipeline.files import read_json, write_atomic, write_json
+from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
+from pipeline.models.model_folder import DESCRIPTION
 from pipeline.progress import Progress
 from pipeline.text.detokenise import Render
 from pipeline.text.rendering import rendering_of
@@ -43,7 +45,7 @@ class EvalConfig:
     """Settings of an evaluation; see ``stages.evaluate``.
 
     Raises:
-        ConfigError: the headline is not a measure, or models are to take no recursion step.
+        ConfigError: a measure means nothing, the headline is none, or a number is below 1.
     """
 
     measures: Mapping[str, tuple[str, float]]
@@ -59,9 +61,13 @@ class EvalConfig:
     recursion_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.headline not in self.measures:
-            known = ", ".join(self.measures)
-            raise ConfigError(f"evaluate.run.headline is '{self.headline}', which is none of the measures {known}")
+        try:
+            check_measures(self.measures, self.decodes, self.forgetting, self.headline)
+        except ValueError as error:
+            raise ConfigError(f"evaluate.run.{error}") from None
+        for name, value in (("batch_size", self.batch_size), ("samples", self.samples)):
+            if value < 1:
+                raise ConfigError(f"evaluate.run.{name} must be at least 1, got {value}")
         if self.recursion_steps is not None and self.recursion_steps < 1:
             raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {self.recursion_steps}")
 
@@ -114,7 +120,9 @@ def assess(
             metrics[name]["forgetting"] = values
     if rank():
         return
-    common = {"headline": config.headline, "measures": list(measures), "differences": _differences(prepared, measures, counted)}
+    common: dict[str, Any] = {"headline": config.headline, "measures": list(measures)}
+    common["evaluated"] = evaluated_models(backbone, models, loaded)
+    common["differences"] = _differences(prepared, measures, counted)
     write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     _write_samples(prepared, loaded, split_name, config.samples, written, out, runtime)
 
@@ -187,6 +195,12 @@ def load_models(
     for model in loaded.values():
         model.set_steps(recursion_steps)
     return loaded
+
+
+def evaluated_models(backbone: Backbone, folders: Mapping[str, str], loaded: Mapping[str, Model]) -> dict[str, str]:
+    """Identify what was looked at: of every model the sha256 of its ``model.json``, which names its weights and its backbone."""
+    places = {"frozen": backbone.folder, **{name: Path(folder) for name, folder in folders.items()}}
+    return {name: sha256(places[name] / DESCRIPTION) for name in loaded}
 
 
 def _write_samples(

@@ -22,7 +22,7 @@ from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.assessment import PAIRS, EvalConfig, load_models
+from pipeline.evaluation.assessment import PAIRS, EvalConfig, evaluated_models, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
@@ -87,6 +87,7 @@ def assess(
     if rank():
         return
     common = {"headline": config.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
+    common["evaluated"] = evaluated_models(backbone, models, loaded)
     write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
     _write_samples(prepared, loaded, table, measures[config.headline][0], config.samples, out, runtime, seed)

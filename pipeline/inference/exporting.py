@@ -76,7 +76,7 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
         if not source.is_file():
             raise DataError(f"{source} does not exist; run dvc repro prepare")
     files = {name: sha256(source) for name, source in copied.items()}
-    card = _card(out.absolute().name, model.name, loaded, files, evaluation / "metrics.json").encode()
+    card = _card(out.absolute().name, model, loaded, files, evaluation / "metrics.json").encode()
     digest = hashlib.sha256(card).hexdigest()
     manifest = {"files": files, "card": digest}
     _refuse_to_replace(out, {**files, CARD_FILE: digest, MANIFEST: hashlib.sha256(json_bytes(manifest)).hexdigest()})
@@ -107,7 +107,7 @@ def _refuse_to_replace(out: Path, digests: Mapping[str, str]) -> None:
             raise ConfigError(f"{file} is there, and no export wrote it; export to another folder (--out DIR), or move it away")
 
 
-def _card(name: str, phase: str, loaded: InferenceModel, files: Mapping[str, str], metrics: Path) -> str:
+def _card(name: str, folder: Path, loaded: InferenceModel, files: Mapping[str, str], metrics: Path) -> str:
     source = loaded.backbone.architecture.get("source", {})
     licence = hub.licence(source["path"], source["revision"]) if source else None
     base = Path(source["path"]).name if source and Path(source["path"]).is_absolute() else source.get("path")
@@ -115,9 +115,9 @@ def _card(name: str, phase: str, loaded: InferenceModel, files: Mapping[str, str
     text = CARD.format(
         name=name,
         what=_what(loaded.model, base or f"the built-in {loaded.backbone.architecture['model']}"),
-        facts="".join(f"| {key} | {value} |\n" for key, value in _facts(phase, loaded, base, licence).items()).rstrip(),
+        facts="".join(f"| {key} | {value} |\n" for key, value in _facts(folder.name, loaded, base, licence).items()).rstrip(),
         prompt=rendering_of(loaded.backbone.vocabulary.rendering).example(loaded.backbone.vocabulary),
-        results=_results(phase, metrics),
+        results=_results(folder, metrics),
         files=markdown([["file", "sha256"], *([f"`{key}`", f"`{digest}`"] for key, digest in files.items())]).rstrip(),
     )
     front = "".join(f"{key}: {value}\n" for key, value in head.items() if value is not None)
@@ -151,12 +151,14 @@ def _facts(phase: str, loaded: InferenceModel, base: str | None, licence: str | 
     return facts
 
 
-def _results(phase: str, metrics: Path) -> str:
-    """The evaluation's metrics of the model and of the frozen backbone; nothing if it was not evaluated."""
+def _results(folder: Path, metrics: Path) -> str:
+    """The evaluation's metrics of the model and of the frozen backbone; nothing unless it looked at this very model."""
     evaluation: Any = read_json(metrics, "evaluate") if metrics.is_file() else {"models": {}}
-    models = evaluation["models"]
-    if phase not in models:
+    models, digest = evaluation["models"], sha256(folder / DESCRIPTION)
+    same = [name for name, other in evaluation.get("evaluated", {}).items() if other == digest and name in models]
+    if not same:
         return ""
+    phase = folder.name if folder.name in same else same[0]
     names = [name for name in ("exact", "token_accuracy", "nll") if name in models[phase]]
     rows = [
         ["model", *names],

@@ -5,18 +5,21 @@ work never continues this one. A snapshot is a folder written beside its name an
 any moment leaves a whole snapshot or none. Removed when the stage is done; what was abandoned is collected by age.
 """
 
+import ast
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
-import re
 import shutil
+import sys
 import time
+import tokenize
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -52,7 +55,20 @@ def root() -> Path:
 
 def folders_named_in(text: str, place: Path = Path()) -> list[Path]:
     """The folders below ``place`` that a configuration names and that exist: a stage's inputs, and what it wrote before."""
-    return [Path(name) for name in sorted(set(re.findall(r"'([\w./-]+)'", text))) if (place / name).is_dir()]
+    return [Path(name) for name in words_in(text) if _is_folder(place / name)]
+
+
+def words_in(text: str) -> list[str]:
+    """Every string of a gin text that is not empty, sorted: what may name a file or folder, with whatever signs in it."""
+    literals = (token.string for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.STRING)
+    return sorted({word for word in map(ast.literal_eval, literals) if word and isinstance(word, str)})
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # no path at all: too long, or with a sign that none may have
+        return False
 
 
 @contextlib.contextmanager
@@ -75,10 +91,7 @@ def workspace(stage: str, identity: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     _collect(keep=folder)
     with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"stage {stage} is already running with these settings (lock {folder}/lock); wait for it") from None
+        _lock(lock, f"stage {stage} is already running with these settings (lock {folder}/lock); wait for it")
         token, done = _folder.set(folder), False
         try:
             barrier()
@@ -88,10 +101,49 @@ def workspace(stage: str, identity: str) -> Iterator[None]:
         finally:
             _folder.reset(token)
             if done or [file.name for file in folder.iterdir()] == ["lock"]:
-                shutil.rmtree(folder)
-                with contextlib.suppress(OSError):  # not empty: other work is kept there
-                    folder.parent.rmdir()
-                    root().rmdir()
+                _remove(folder)
+
+
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """While the block runs, no other run writes to ``out``, whatever its settings.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    if rank():
+        yield
+        return
+    folder = root() / "out" / hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        _lock(lock, f"another run writes to {out} (lock {folder}/lock); wait for it, or write elsewhere: --out DIR")
+        try:
+            yield
+        finally:
+            _remove(folder)
+
+
+def _lock(file: IO[str], taken: str) -> None:
+    """Take a lock that ends with this process; where the file system has none, go on without.
+
+    Raises:
+        UserError: another process has it; says what is ``taken``.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(taken) from None
+    except OSError as error:
+        print(f"no lock on {file.name} ({error.strerror}); start nothing twice with the same settings", file=sys.stderr)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of finished work, and those above it that are empty then."""
+    shutil.rmtree(folder)
+    with contextlib.suppress(OSError):  # not empty: other work is kept there
+        folder.parent.rmdir()
+        root().rmdir()
 
 
 class Scratch:

@@ -16,7 +16,7 @@ from pipeline.corpora.prepared import SENTENCES, Vocabulary
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256, verify, write_atomic, write_json
 from pipeline.models import pretrained
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
 
 PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
 
@@ -48,6 +48,7 @@ class Backbone:
         model = build_backbone(self.architecture, first_layer)
         names = set(model.state_dict())
         weights = load_file(self.folder / WEIGHTS)
+        check_weights(weights, names, self.folder / WEIGHTS, "backbone")
         model.load_state_dict({name: value for name, value in weights.items() if name in names})
         return model
 

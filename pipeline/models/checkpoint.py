@@ -19,7 +19,7 @@ from components.refiners.architectures import build_core
 from pipeline.errors import DataError
 from pipeline.files import sha256, verify, write_atomic, write_json
 from pipeline.models.backbones import Backbone, contiguous
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
 
 
 def save_model(folder: Path, model: Model, backbone: Backbone, start: str | Path | None = None) -> None:
@@ -84,6 +84,8 @@ def load_model(
     unexpected = sorted(set(weights) - set(known))
     if unexpected:
         raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
+    needed = [name for name in known if name.startswith("refiner.")]
+    check_weights(weights, needed, model_folder.weights, stage)
     placed = {name: value.to(known[name]) for name, value in weights.items()}
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared
     return model

@@ -9,9 +9,9 @@ following references from its ``run``, and everything else is dropped, so a stag
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ import gin
 from pipeline.errors import ConfigError
 from pipeline.files import absence
 from pipeline.settings import ginstate
-from pipeline.settings.ginfiles import MACRO, Key, Namespace, Scan, parse_value, scan
+from pipeline.settings.canonical import canonical
+from pipeline.settings.ginfiles import Key, Namespace, check_text, namespace, parse_value, scan
+from pipeline.settings.layers import UNUSED, files_of_layers, preset_claims
 from pipeline.settings.params import Binding, Params, hint
 
 COMMAND_LINE = "command line"
-UNUSED = "no stage uses this, or it is misspelt"
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,12 @@ class Resolved:
         text: canonical gin text of what reaches the stage.
         claims: of what is said to several stages at once (``common``, the preset), by origin: whether it has its effect here, and
             what to say if it has none anywhere.
+        reached: of what the preset binds and this stage builds or binds itself, by origin: whether the preset's value is used.
     """
 
     text: str
     claims: dict[str, tuple[bool, str]]
-
-
-@dataclass(frozen=True)
-class File:
-    """A .gin file of a layer: the line that names it ("" for those that belong to the stage), its path, and what it would do."""
-
-    origin: str
-    path: Path
-    scan: Scan
+    reached: dict[str, bool]
 
 
 def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Path = Path(), *, shared: bool = False) -> Resolved:
@@ -63,13 +57,14 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     Raises:
         ConfigError: a file, name, parameter, type or value is wrong, or a setting reaches nothing.
     """
-    layers = _files(stage, params, root)
-    names = _namespace(layers)
+    layers = files_of_layers(stage, params, root)
+    names = namespace(file.scan for files in layers.values() for file in files)
     overrides = list(overrides)
     gin.clear_config()
     ginstate.search_only(root)
     users: dict[Key, Binding] = {}
     common: list[tuple[Key | None, Binding]] = []
+    elsewhere: dict[Key, tuple[str, str]] = {}  # what refers to something that this stage does not import: origin, complaint
     mentioned = {macro for files in layers.values() for file in files for macro in file.scan.macros}
     mentioned |= {name for files in layers.values() for file in files for _, name in file.scan.references}
     for layer in ("preset", "stage file", "common", stage, COMMAND_LINE):
@@ -78,23 +73,32 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
         for binding in _bindings(layer, params, names, overrides):
             optional = layer == "common" or (shared and layer == COMMAND_LINE)
             key = _bind(binding, names, stage, root, optional=optional)
+            if optional and key is not None and (complaint := _unknown_reference(binding, names)):
+                elsewhere[key] = binding.origin, complaint
+                continue
             common += [(key, binding)] if optional else []
             if key is not None:
+                elsewhere.pop(key, None)
                 users[key] = binding
                 mentioned |= {*parse_value(binding.text).macros, *parse_value(binding.text).references}
-    used = ginstate.prune(f"stages.{stage}.run")
+    run = f"stages.{stage}.run"
+    used = ginstate.prune(run)
     required = [(key, binding.origin, binding.key) for key, binding in users.items() if (key, binding) not in common]
     required += [(names.key(s.key), s.origin, s.key) for file in layers[stage] for s in file.scan.bindings]
+    if wrong := [f"{origin}: {complaint}" for key, (origin, complaint) in elsewhere.items() if key in used]:
+        raise ConfigError(wrong[0])
     for key, origin, name in required:
         if key not in used:
             what = f"'{name}' is valid, but nothing that stage {stage} builds uses it"
-            raise ConfigError(f"{origin}: {what}{ginstate.why(key, used)}")
+            raise ConfigError(f"{origin}: {what}{ginstate.why(run, key, used)}")
     in_files = {names.key(s.key) for files in layers.values() for f in files for s in (*f.scan.included, *f.scan.bindings)}
     ginstate.check_values(users)
-    ginstate.check_calls(f"stages.{stage}.run", users, in_files)
+    ginstate.check_calls(run, users, in_files)
     claims = {binding.origin: (key in used, UNUSED) for key, binding in common}
     claims |= {s.origin: (names.key(s.key) in used, UNUSED) for file in layers["common"] for s in file.scan.bindings}
-    return Resolved(ginstate.canonical(gin.config_str), claims | _preset_claims(layers, names, used, mentioned))
+    claims |= {origin: (False, complaint) for origin, complaint in elsewhere.values()}
+    of_preset, reached = preset_claims(layers, names, used, mentioned, ginstate.GIVEN.get(run, {}))
+    return Resolved(canonical(gin.config_str, ginstate.line_width()), claims | of_preset, reached)
 
 
 def resolve_all(stages: Iterable[str], params: Params, root: Path = Path(), overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -103,7 +107,8 @@ def resolve_all(stages: Iterable[str], params: Params, root: Path = Path(), over
     Raises:
         ConfigError: every mistake that was found in any stage, one a line; or something meant for several stages that none uses.
     """
-    texts, errors, claims = {}, [], dict[str, tuple[bool, str]]()
+    texts, errors, claims, unused = {}, [], dict[str, tuple[bool, str]](), (False, UNUSED)
+    reached: dict[str, bool] = {}
     for stage in stages:
         try:
             resolved = resolve(stage, params, overrides, root, shared=True)
@@ -111,69 +116,13 @@ def resolve_all(stages: Iterable[str], params: Params, root: Path = Path(), over
             errors.append(str(error))
             continue
         texts[stage] = resolved.text
-        claims |= {origin: claim for origin, claim in resolved.claims.items() if claim[0] or origin not in claims}
+        reached |= {origin: used or reached.get(origin, False) for origin, used in resolved.reached.items()}
+        claims |= {o: claim for o, claim in resolved.claims.items() if claim[0] or claims.get(o, unused) == unused}
     if not errors:
-        errors = [f"{origin}: {complaint}" for origin, (works, complaint) in claims.items() if not works]
+        errors = [f"{o}: {complaint}" for o, (works, complaint) in claims.items() if not (works and reached.get(o, True))]
     if errors:
         raise ConfigError("\n       ".join(dict.fromkeys(errors)))
     return texts
-
-
-def _files(stage: str, params: Params, root: Path) -> dict[str, list[File]]:
-    """The .gin files of each layer, read but not executed."""
-    named = {
-        "preset": [("", _preset(params, root))],
-        "stage file": [("", root / "gin" / f"{stage}.gin")],
-        **{layer: [(origin, root / path) for origin, path in params.files(layer)] for layer in ("common", stage)},
-    }
-    layers: dict[str, list[File]] = {layer: [] for layer in named}
-    for layer, files in named.items():
-        for origin, path in files:
-            try:
-                layers[layer].append(File(origin, path, scan(path, root)))
-            except ConfigError as error:
-                have = [str(p.relative_to(root)) for p in (root / "gin").rglob("*.gin")]
-                missing = "" if path.is_file() else hint(str(path).removeprefix(f"{root}/"), have)
-                raise ConfigError(f"{origin + ': ' if origin else ''}{error}{missing}") from None
-    return layers
-
-
-def _namespace(layers: Mapping[str, list[File]]) -> Namespace:
-    """What the files import; every name that they use must be among it."""
-    scans = [file.scan for files in layers.values() for file in files]
-    names = Namespace({alias: line for each in scans for alias, line in each.imports.items()})
-    for each in scans:
-        for origin, name in each.names:
-            names.check(origin, name)
-        for origin, name in each.references:
-            names.check(origin, name, reference=True)
-    return names
-
-
-def _preset_claims(
-    layers: Mapping[str, list[File]], names: Namespace, used: set[Key], mentioned: set[str]
-) -> dict[str, tuple[bool, str]]:
-    """Of a preset: something must use its macros and refer to what it binds, and no stage's own file may override it."""
-    claims = {}
-    statements = [s for file in layers["preset"] for s in (*file.scan.included, *file.scan.bindings)]
-    macros = frozenset(s.key for s in statements if names.key(s.key)[1] == MACRO)
-    later = {names.key(s.key) for file in layers["stage file"] for s in (*file.scan.included, *file.scan.bindings)}
-    for s in statements:
-        key = names.key(s.key)
-        if key[1] == MACRO:
-            claims[s.origin] = s.key in mentioned, f"nothing uses the macro '{s.key}'{_nearest_macro(s.key, macros)}"
-        else:
-            name = s.key.rpartition(".")[0]
-            works = key not in later if key in used else any(reference.endswith(name) for reference in mentioned)
-            why = f"nothing refers to '{name}', or the stage's own gin file sets it afterwards"
-            claims[s.origin] = works, f"'{s.key}' has no effect: {why}; bind it in params.yaml, or set the macro that stands there"
-    return claims
-
-
-@cache
-def _nearest_macro(name: str, macros: frozenset[str]) -> str:
-    """The hint for a macro that nothing uses: looked for once and not for every stage, which took a tenth of configure's time."""
-    return hint(name, macros - {name})
 
 
 def _bindings(layer: str, params: Params, names: Namespace, overrides: Iterable[str]) -> list[Binding]:
@@ -186,17 +135,47 @@ def _bindings(layer: str, params: Params, names: Namespace, overrides: Iterable[
     return [] if layer in ("preset", "stage file") else params.bindings(layer, names.is_parameter)
 
 
-def load_text(text: str, stage: str) -> None:
-    """Make a canonical text the current configuration.
+def load_text(text: str, stage: str, origin: str = "") -> None:
+    """Make a canonical text the current configuration; it is read and checked before anything of it is executed.
+
+    Args:
+        text: imports and bindings, which stand alone.
+        stage: whose text it is.
+        origin: the file that it came from, for errors.
 
     Raises:
-        ConfigError: it is another stage's, or not a configuration.
+        ConfigError: it is another stage's, not a configuration, or names or imports what it may not.
     """
+    origin = origin or f"configuration of stage {stage}"
+    check_text(text, origin)
     gin.clear_config()
-    _parse(partial(gin.parse_config, text), f"configuration of stage {stage}")
-    gin.finalize()
+    _parse(partial(gin.parse_config, text), origin)
+    _parse(gin.finalize, origin)
     if not ginstate.is_bound(f"stages.{stage}.run"):
-        raise ConfigError(f"the configuration does not name stages.{stage}.run; run: dvc repro configure")
+        raise ConfigError(f"{origin} does not name stages.{stage}.run; run: dvc repro configure")
+
+
+def load_file(file: Path, stage: str) -> str:
+    """Make a file that configure or a stage wrote the current configuration, checked as if it had been written by hand.
+
+    Returns:
+        Its text.
+
+    Raises:
+        ConfigError: as ``load_text``; a value is of the wrong type, missing, or reaches nothing.
+    """
+    if not file.is_file():
+        raise ConfigError(f"{file} {absence(file)}; run: dvc repro configure")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not text: {error.reason}") from None
+    load_text(text, stage, str(file))
+    try:
+        ginstate.check_stored(f"stages.{stage}.run")
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return text
 
 
 def bind(key: str, value: Any) -> None:
@@ -219,19 +198,6 @@ def stage_function(stage: str) -> Callable[[], None]:
     """The stage's ``run`` with its parameters bound."""
     function: Callable[[], None] = gin.get_configurable(f"stages.{stage}.run")
     return function
-
-
-def _preset(params: Params, root: Path) -> Path:
-    folder = root / "gin" / "presets"
-    file = folder / f"{params.preset}.gin"
-    if not re.fullmatch(r"[\w-]{1,100}", params.preset) or not file.is_file():
-        if not folder.is_dir():
-            raise ConfigError(
-                f"{folder} {absence(folder, 'folder')}; run from the project's folder, which holds gin/ and params.yaml"
-            )
-        have = [p.stem for p in folder.glob("*.gin") if p.stem != "defaults"]
-        raise ConfigError(f"{params.preset_line()}: unknown preset '{params.preset[:100]}'{hint(params.preset[:100], have)}")
-    return file
 
 
 def _parse(work: Callable[[], object], origin: str) -> None:
@@ -269,14 +235,26 @@ def _bind(binding: Binding, names: Namespace, stage: str, root: Path, *, optiona
         if optional:
             return None
         raise ConfigError(f"{binding.origin}: {wrong}")
-    for reference in value.references:
-        names.check(binding.origin, reference, reference=True)
+    if wrong := _unknown_reference(binding, names):
+        if optional:
+            return names.key(binding.key)  # bound where a stage can use it
+        raise ConfigError(f"{binding.origin}: {wrong}")
     for macro in value.macros:
         if macro not in (macros := ginstate.macros()) and macro != "gin.REQUIRED":
             raise ConfigError(f"{binding.origin}: no macro is called '{macro}'{hint(macro, macros)}")
     key = "/".join((*scopes, ".".join((*target, parameter))))
     _parse(partial(gin.parse_config, f"{names.header}{key} = {binding.text}"), binding.origin)
     return names.key(binding.key)
+
+
+def _unknown_reference(binding: Binding, names: Namespace) -> str:
+    """What is wrong with what a binding refers to; "" if all of it is among what this stage's files import."""
+    try:
+        for reference in parse_value(binding.text).references:
+            names.check(binding.origin, reference, reference=True)
+    except ConfigError as error:
+        return str(error).removeprefix(f"{binding.origin}: ")
+    return ""
 
 
 def _unknown(target: tuple[str, ...], parameter: str, names: Namespace, stage: str, root: Path) -> str:

@@ -7,7 +7,6 @@ in a folder (``checkpoint/...``), and modules that the environment allows (by th
 
 import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pipeline.machine.closure import closure, gin_modules, imported_modules, imp
 from pipeline.machine.file_hashes import content_hash
 from pipeline.models import hub
 from pipeline.settings import config
-from pipeline.settings.ginfiles import allowed_by_environment
+from pipeline.settings.allowed_modules import allowed_by_environment
 from pipeline.text.jsonl import RAW_DEFAULT, raw_folder
 
 CODE = Path(__file__).resolve().parents[2]
@@ -123,7 +122,7 @@ def _raw_files(text: str) -> list[OutsideFile]:
 
 def _checkpoint_files(text: str) -> Iterator[OutsideFile]:
     """Files of the folders of pretrained models (they hold a config.json) that a text names."""
-    for name in sorted(set(re.findall(r"= '([^'\n]{1,255})'$", text, re.MULTILINE))):
+    for name in snapshots.words_in(text):
         try:
             folder = hub.local(name)
         except (ConfigError, OSError, ValueError):  # no path at all, or of a package that is not installed: the stage says so

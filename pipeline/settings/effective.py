@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from pipeline.settings import ginstate
+from pipeline.settings.canonical import only_used_imports
 from pipeline.settings.ginfiles import MACRO, parse_value
 from pipeline.settings.params import dump
 
@@ -41,7 +42,7 @@ def settings(root: str) -> Settings:
 def gin_text(values: Settings) -> str:
     """Canonical gin text: imports, then one binding a line."""
     bindings = [f"{name}.{parameter} = {value!r}" for name in sorted(values) for parameter, value in sorted(values[name].items())]
-    return ginstate.only_used_imports([*ginstate.imports(), *bindings])
+    return only_used_imports([*ginstate.imports(), *bindings])
 
 
 def digest(values: Settings) -> str:

@@ -5,9 +5,9 @@ stranger is refused before anything of it runs.
 import difflib
 import importlib
 import inspect
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -16,19 +16,11 @@ from gin import config_parser
 
 from pipeline.errors import ConfigError
 from pipeline.files import absence
+from pipeline.settings.allowed_modules import MORE_ALLOWED, allowed, is_allowed
 from pipeline.settings.params import MACRO_NAME, hint
 
-# What computes, and what reads a corpus: not what writes files, starts processes or (torch.hub, torch.load) runs what it is given.
-ALLOWED = (
-    "components", "pipeline.corpora.sudoku", "pipeline.data.sources", "pipeline.inference.generation", "pipeline.machine.runtime",
-    "pipeline.models.pretrained", "pipeline.models.sentence_encoder", "pipeline.text.jsonl", "pipeline.text.puzzle_files",
-    "pipeline.text.sentences",
-    "pipeline.tracking", "pipeline.training.execution", "pipeline.training.loop", "stages", "torch.nn", "torch.optim",
-)  # fmt: skip
 BOUND_ONLY = "stages"  # may be imported to bind what they take, and not be referred to: that would run them
 MACRO = "gin.macro"
-MORE_ALLOWED = "SLOTLOOP_ALLOW"  # environment variable: further modules, by whoever runs this and not by who wrote the files
-
 
 Key = tuple[str, str, str]  # scope, selector, parameter: gin's own key of a binding
 
@@ -94,23 +86,52 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
         raise ConfigError(f"gin file '{file}' {absence(file)}")
     if file in outer:
         raise ConfigError(f"{file} includes itself, through {' and '.join(map(str, outer))}")
-    result, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
     try:
-        with file.open(encoding="utf-8-sig") as text:
-            statements = list(config_parser.ConfigParser(text, delegate))
-    except SyntaxError as error:
-        raise ConfigError(f"{file}:{error.lineno}: {error.msg}") from None
-    except TokenError as error:
-        raise ConfigError(f"{file}:{error.args[1][0]}: {error.args[0]}") from None
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not text: {error.reason}") from None
-    except RecursionError:
-        raise ConfigError(f"{file}: values are nested too deeply") from None
-    for statement in statements:
+    return _scan_text(text, file, root, outer)
+
+
+def check_text(text: str, origin: str) -> None:
+    """Read a text that stands alone, as configure writes it: what it imports and names is allowed, and nothing is bound twice.
+
+    Raises:
+        ConfigError: it is malformed, includes a file, or names or imports what it may not.
+    """
+    _check_text(text, origin, allowed())
+
+
+@cache
+def _check_text(text: str, origin: str, allowed: tuple[str, ...]) -> None:
+    namespace([_scan_text(text, Path(origin), None, ())])
+
+
+def namespace(scans: Iterable[Scan]) -> "Namespace":
+    """Join what texts import; every name that they use must be among it.
+
+    Raises:
+        ConfigError: a name is none that they may use.
+    """
+    scans = list(scans)
+    names = Namespace({alias: line for scan in scans for alias, line in scan.imports.items()})
+    for scan in scans:
+        for origin, name in scan.names:
+            names.check(origin, name)
+        for origin, name in scan.references:
+            names.check(origin, name, reference=True)
+    return names
+
+
+def _scan_text(text: str, file: Path, root: Path | None, outer: tuple[Path, ...]) -> Scan:
+    """Read the text of ``file``, and what it includes from ``root``; None = it may include nothing."""
+    result, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
+    lines: dict[str, int] = {}
+    for statement in _statements(text, file, delegate):
         if isinstance(statement, config_parser.ImportStatement):
             if statement.module.split(".")[0] == "__gin__":
                 continue
-            if not _is_allowed(statement.module):
+            if not is_allowed(statement.module):
                 where = f"{file}:{statement.location.line_num}"
                 listed = f"{', '.join(allowed())} (and what the environment variable {MORE_ALLOWED} lists)"
                 near = difflib.get_close_matches(statement.module, allowed(), n=1, cutoff=0.8)
@@ -118,6 +139,8 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
                 raise ConfigError(f"{where}: may not import '{statement.module}'{meant}; allowed are {listed}")
             result.imports[statement.bound_name()] = statement.format()
         elif isinstance(statement, config_parser.IncludeStatement):
+            if root is None:
+                raise ConfigError(f"{file}:{statement.location.line_num}: a text that configure wrote includes no other")
             included = scan(root / statement.filename, root, (*outer, file))
             result.imports.update(included.imports)
             result.names.extend(included.names)
@@ -129,10 +152,25 @@ def scan(file: Path, root: Path, outer: tuple[Path, ...] = ()) -> Scan:
             result.names.append((str(file), statement.selector))
             key = "/".join(filter(None, (statement.scope, statement.selector)))
             key = f"{key}.{statement.arg_name}" if statement.arg_name else key
-            result.bindings.append(Statement(f"{file}:{statement.location.line_num}", key))
+            origin = f"{file}:{statement.location.line_num}"
+            if lines.setdefault(key, statement.location.line_num) != statement.location.line_num:
+                raise ConfigError(f"{origin}: '{key}' is bound twice; also in line {lines[key]}")
+            result.bindings.append(Statement(origin, key))
     result.references.extend((str(file), reference) for reference in delegate.references)
     result.macros.update(delegate.macros)
     return result
+
+
+def _statements(text: str, file: Path, delegate: _Names) -> list[Any]:
+    """Parse a text with gin's own parser, which looks nothing up."""
+    try:
+        return list(config_parser.ConfigParser(text, delegate))
+    except SyntaxError as error:
+        raise ConfigError(f"{file}:{error.lineno}: {' '.join(error.msg.split())}") from None
+    except TokenError as error:
+        raise ConfigError(f"{file}:{error.args[1][0]}: {error.args[0]}") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: values are nested too deeply") from None
 
 
 @dataclass(frozen=True)
@@ -192,20 +230,20 @@ class Namespace:
         value = self.module(target[0])
         for name in target[1:]:
             value = getattr(value, name, None)
-            if inspect.ismodule(value) and not _is_allowed(value.__name__):
+            if inspect.ismodule(value) and not is_allowed(value.__name__):
                 return None
-        return value if callable(value) and _is_allowed(getattr(value, "__module__", "")) else None
+        return value if callable(value) and is_allowed(getattr(value, "__module__", "")) else None
 
     def check(self, origin: str, name: str, *, reference: bool = False) -> None:
         """Raise ConfigError unless a name that a text uses is one that it may use: not a module behind a module, for example."""
         target = tuple(name.split("/")[-1].split("."))
         if not reference and (len(target) < 2 or target[0] not in self.lines):
             return
-        configurable = self.find(target)
-        if configurable is None:
+        value = self.find(target)
+        if value is None:
             known = hint(".".join(target), self.names())
             raise ConfigError(f"{origin}: nothing configurable is called '{'.'.join(target)}'{known}")
-        if reference and configurable.__module__.split(".")[0] == BOUND_ONLY:
+        if reference and value.__module__.split(".")[0] == BOUND_ONLY:
             raise ConfigError(f"{origin}: '{name}' would run a stage; a value cannot be that")
 
     def is_parameter(self, path: tuple[str, ...]) -> bool:
@@ -246,25 +284,3 @@ class Namespace:
             return importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(f"cannot import '{name}', which a gin file names: {error}") from None
-
-
-def allowed() -> tuple[str, ...]:
-    """Packages that .gin files may import from."""
-    return (*ALLOWED, *_more_allowed())
-
-
-def allowed_by_environment(module: str) -> bool:
-    """Whether the environment, and not this project, allows that .gin files import a module."""
-    return _is_within(module, _more_allowed()) and not _is_within(module, ALLOWED)
-
-
-def _more_allowed() -> tuple[str, ...]:
-    return tuple(filter(None, (name.strip() for name in os.environ.get(MORE_ALLOWED, "").split(","))))
-
-
-def _is_allowed(module: str) -> bool:
-    return _is_within(module, allowed())
-
-
-def _is_within(module: str, packages: Iterable[str]) -> bool:
-    return any(f"{module}.".startswith(f"{package}.") for package in packages)

@@ -6,7 +6,6 @@ loudly on another version.
 
 import copy
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,11 @@ from pipeline.settings.ginfiles import MACRO, Key
 from pipeline.settings.params import Binding, hint
 from pipeline.settings.typecheck import annotation, coerced, describe, fits, items_with_annotations, takes_reference
 
+_STEPS = ("pipeline.training.loop.fit", "steps")
+GIVEN = {  # by stage: what it passes itself, so that a binding has no effect, and what says it instead
+    "stages.finetune.run": {_STEPS: "finetune.run.steps says how many steps it takes"},
+    "stages.controls.run": {_STEPS: "controls take as many steps as the compute of the phases pays that they are compared with"},
+}
 DEEPEST = 20  # scopes within scopes; more is a circle
 
 
@@ -128,7 +132,7 @@ def within(root: str, parameter: str) -> Iterator[dict[str, Any]]:
 def prune(root: str) -> set[Key]:
     """Keep what the root configurable can use and drop the rest; returns what is kept."""
     config = gin_config._CONFIG
-    used = {key for call in built(root) for key in call.bindings.values()}
+    used = {key for call in built(root) for key in call.bindings.values() if key[1:] not in GIVEN.get(root, {})}
     for scope, selector in list(config):
         reached = {name: value for name, value in config[scope, selector].items() if (scope, selector, name) in used}
         config[scope, selector] = reached
@@ -137,11 +141,13 @@ def prune(root: str) -> set[Key]:
     return used
 
 
-def why(key: Key, used: set[Key]) -> str:
+def why(root: str, key: Key, used: set[Key]) -> str:
     """Why a valid binding has no effect, as far as it can be told."""
     scope, selector, parameter = key
     if selector == MACRO:
         return ""
+    if key[1:] in GIVEN.get(root, {}):
+        return f": {GIVEN[root][key[1:]]}"
     stronger = [s for s, sel, name in used if (sel, name) == (selector, parameter) and s != scope and s.startswith(scope)]
     if stronger:
         return f": '{stronger[0]}/{name_of(selector)}.{parameter}' is more specific and wins"
@@ -175,6 +181,21 @@ def check_calls(root: str, users: Mapping[Key, Binding], in_files: set[Key]) -> 
                 raise ConfigError(f"{name} is required; bind it in params.yaml or on the command line")
             if ours and key is not None and key in users and not call.evaluated and (call.selector, parameter.name) not in files:
                 raise ConfigError(f"{users[key].origin}: {name} is given by the stage; a setting of it has no effect")
+
+
+def check_stored(root: str) -> None:
+    """Check a configuration that was written before as one that is resolved: values, what is required, and that all has an effect.
+
+    Raises:
+        ConfigError: something is of the wrong type, is missing, or reaches nothing.
+    """
+    check_values({})
+    check_calls(root, {}, set())
+    bound = {(*scoped, parameter) for scoped, values in gin_config._CONFIG.items() for parameter in values}
+    used = {key for call in built(root) for key in call.bindings.values()}
+    for scope, selector, parameter in sorted(bound - used):
+        name = scope if selector == MACRO else f"{name_of(selector)}.{parameter}"
+        raise ConfigError(f"'{name}' reaches nothing that {root} builds{why(root, (scope, selector, parameter), used)}")
 
 
 def check_values(users: Mapping[Key, Binding]) -> None:
@@ -231,26 +252,9 @@ def _through_macros(key: Key, value: Any, origin: str) -> tuple[Key, Any]:
     return key, value
 
 
-def canonical(text: Callable[..., str]) -> str:
-    """gin's text with one binding a line, its comments (their width follows the line length) and unused imports left out."""
-    values = [value for bound in gin_config._CONFIG.values() for value in bound.values()]
-    widest = 1000 + max((len(repr(value)) for value in values), default=0)  # and no wider: gin rules off each section at this width
-    return only_used_imports([line for line in text(max_line_length=widest).splitlines() if line and not line.startswith("#")])
-
-
-def only_used_imports(lines: list[str]) -> str:
-    """Imports and bindings as one text, without the imports that no binding needs."""
-    used = "\n".join(line for line in lines if not _is_import(line))
-    return "\n".join(line for line in lines if not _is_import(line) or _is_used(line, used)) + "\n"
-
-
-def _is_import(line: str) -> bool:
-    return line.startswith(("from ", "import "))
-
-
-def _is_used(import_line: str, text: str) -> bool:
-    name = import_line.split()[-1]
-    return name == "dynamic_registration" or re.search(rf"(^|[^\w.]){name}\.", text, re.MULTILINE) is not None
+def line_width() -> int:
+    """Give a line that holds any binding, and no more: gin rules off each section at this width, which took time."""
+    return 1000 + max((len(repr(value)) for bound in gin_config._CONFIG.values() for value in bound.values()), default=0)
 
 
 def wrapped(selector: str) -> Any:

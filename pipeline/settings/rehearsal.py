@@ -13,9 +13,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from components.backbones.split import split_layer, tail_of
+from components.inference.measures import check_measures, check_split
 from components.model import Model
 from components.refined_lm import RefinedLM
 from components.training.freezing import freeze_except
+from pipeline.corpora.corpus import Corpus
 from pipeline.errors import ConfigError
 from pipeline.models.backbones import check_causal
 from pipeline.settings import config, ginstate
@@ -45,6 +47,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
             check_causal(backbone, corpus.causal)
             _freeze("backbone", backbone)
         with _stage("extract", texts):
+            if (draws := _argument("extract", "draws")) < 1:
+                raise ConfigError(f"extract.run.draws must be at least 1, got {draws}: every example is stored under so many masks")
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
         with _stage("controls", texts):
             _freeze("controls", backbone, "unfreeze_backbone", "fit_backbone")
@@ -57,11 +61,25 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 _freeze(stage, model, layer_norms=norms)
                 models[stage] = model
     with _stage("evaluate", texts):
-        for make in (_argument("evaluate", "answers"), _argument("evaluate", "likelihood")):
-            _ = make and make()
-        if (steps := _argument("evaluate", "recursion_steps")) is not None and steps < 1:
-            raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {steps}")
+        _check_evaluation(corpus)
     return models
+
+
+def _check_evaluation(corpus: Corpus) -> None:
+    """What evaluate would refuse, after everything was trained for it."""
+    names = ("measures", "decodes", "forgetting", "headline")
+    measures, decodes, forgetting, headline = (_argument("evaluate", name) for name in names)
+    splits = corpus.split_names() if hasattr(corpus, "split_names") else None
+    check_measures(measures, decodes, forgetting, headline, splits)
+    if corpus.causal and decodes:
+        raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
+    for name in ("answers", "likelihood"):
+        if (make := _argument("evaluate", name)) is not None:
+            check_split(name, make().split, splits)
+    or_none = dict.fromkeys(("limit", "recursion_steps"), ", or None")
+    for name in ("batch_size", "samples", "limit", "recursion_steps"):
+        if (value := _argument("evaluate", name)) is not None and value < 1:
+            raise ConfigError(f"evaluate.run.{name} must be at least 1{or_none.get(name, '')}, got {value}")
 
 
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
@@ -98,7 +116,7 @@ def _stage(stage: str, texts: Mapping[str, str]) -> Iterator[None]:
     config.load_text(texts[stage], stage)
     try:
         yield
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"{stage}: {str(error).splitlines()[0]}") from None
 
 

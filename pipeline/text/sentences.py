@@ -76,6 +76,10 @@ class Documents:
         """Name the files that are read, relative to the raw folder."""
         return self.train, self.test
 
+    def split_names(self) -> tuple[str, ...]:
+        """Name the splits that are prepared."""
+        return "train", "validation", "test"
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split into sentences, and number them in order of appearance.
 

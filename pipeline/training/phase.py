@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import read_json, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
+from pipeline.models.model_folder import UNFINISHED
 from pipeline.training.train_state import TrainRun, TrainState
 
 
@@ -64,11 +65,14 @@ def run_phase(
     training = TrainLoader(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
     validation = partial(in_order, sources("validation"), max(batch_size, 256))
     limit = {} if budget is None else {"budget": budget}
+    if not rank():
+        write_atomic(out / UNFINISHED, b"")
     result = fit(TrainRun(name, model, training, validation, out, save, runtime), **limit)
     if rank():
         return
     parameters = {"total": frozen.total, "trainable": frozen.trainable}
     write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
+    (out / UNFINISHED).unlink()
 
 
 def spent(folder: str | Path, stage: str) -> int:
@@ -95,3 +99,4 @@ def skipped(out: str | Path, save: Callable[[], None]) -> None:
     out = Path(out)
     write_json(out / "metrics.json", {"steps": 0, "flops": 0})
     write_atomic(out / "curves.csv", b"step,loss\n")
+    (out / UNFINISHED).unlink(missing_ok=True)  # of an earlier run that was killed

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
-from pipeline.settings import config, ginfiles, params
+from pipeline.settings import allowed_modules, config, params
+from stages.__main__ import main
 from tests.conftest import ROOT
 
 HEADER = "from __gin__ import dynamic_registration\n"
@@ -209,7 +211,91 @@ def test_the_environment_alone_allows(corpus):
     )
     refused("unknown section 'SLOTLOOP_ALLOW'", corpus + "SLOTLOOP_ALLOW: minecorpus\n", "prepare")
     refused("may not import 'minecorpus'", corpus, "prepare", "SLOTLOOP_ALLOW=minecorpus")
-    assert ginfiles.allowed() == ginfiles.ALLOWED
+    assert allowed_modules.allowed() == allowed_modules.ALLOWED
+
+
+# A configuration that is given as a whole: --config, and what export or a killed run left
+
+
+def stored(*lines, file="given.gin"):
+    """A text as configure writes it, of the stage prepare, with lines of a stranger."""
+    config.load_text(text := resolve(SMOKE, "prepare"), "prepare")
+    Path(file).write_text(text + "".join(f"{line}\n" for line in lines))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("line", "flags"),
+    [*((line, ()) for line in IMPORTS), *(("import evil", (flag,)) for flag in ("--check", "--print-config", "--help"))],
+)
+def test_a_given_configuration_imports_nothing_that_is_forbidden(here, capsys, line, flags):
+    assert main(["prepare", "--config", stored(line), *flags]) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"error: given.gin:\d+: may not import '[\w.]+'.*; allowed are components", error) and error.count("\n") == 1
+    assert not Path("was_here").exists()
+
+
+STRANGE = {
+    "include 'other.gin'": r"given.gin:\d+: a text that configure wrote includes no other",
+    "prepare.run.seed = 3": r"given.gin:\d+: 'prepare.run.seed' is bound twice; also in line \d+",
+    "from pipeline.machine import runtime\na/prepare.run.out = @runtime.os.getcwd()": "nothing configurable is called 'runtime.os",
+    "a/prepare.run.seed = @prepare.run()": "'prepare.run' would run a stage",
+    "sudoku.Sudoku.cluse = 3": "Sudoku",
+    "a/sudoku.Sudoku.train = 3": "'sudoku.Sudoku.train' reaches nothing that stages.prepare.run builds: scope 'a' is never entered",
+    "x = (lambda: 1)()": r"given.gin:\d+: ",
+    "x = [1, 2": r"given.gin:\d+: ",
+    "import\tevil": "may not import 'evil'",
+}
+
+
+@pytest.mark.parametrize(("lines", "match"), STRANGE.items(), ids=STRANGE)
+@pytest.mark.parametrize("flags", [("--check",), ()])
+def test_a_given_configuration_is_checked_as_a_whole(here, capsys, lines, match, flags):
+    Path("other.gin").write_text("import evil\n")
+    assert main(["prepare", "--config", stored(*lines.split("\n")), *flags]) == 2
+    error = capsys.readouterr().err
+    assert re.search(match, error) and error.count("\n") == 1 and "Traceback" not in error
+    assert not Path("was_here").exists() and not Path("data").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("prepare.run.seed = %DATA_SEED", "prepare.run.seed = 'x'", "given.gin: .*prepare.run.seed expects int, got 'x'"),
+        ("DATA_SEED = 0", "DATA_SEED = 0.5", "given.gin: .*prepare.run.seed expects int, got 0.5"),
+        ("DATA_SEED = 0\n", "", "given.gin: .*"),
+        ("stages import prepare", "stages import warmup", "given.gin"),
+    ],
+)
+def test_values_of_a_given_configuration_are_checked(here, capsys, old, new, match):
+    text = resolve(SMOKE, "prepare")
+    assert old in text
+    Path("given.gin").write_text(text.replace(old, new))
+    assert main(["prepare", "--config", "given.gin", "--check"]) == 2
+    assert re.search(match, capsys.readouterr().err)
+
+
+def test_bytes_that_are_no_text_are_no_configuration(here, capsys):
+    Path("given.gin").write_bytes(b"\xff\xfe\x00")
+    assert main(["prepare", "--config", "given.gin"]) == 2
+    assert capsys.readouterr().err.startswith("error: given.gin is not text")
+
+
+def test_every_text_that_configure_and_a_stage_write_is_accepted_again(finished, capsys):
+    for stage in SECTIONS:
+        text = config.resolve(stage, params.read(finished / "params.yaml", SECTIONS), root=finished).text
+        config.load_text(text, stage)
+    written = sorted((finished / "outputs").rglob("config.gin"))
+    assert len(written) >= 6
+    for file in written:
+        assert main([file.parent.name, "--config", str(file), "--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_key_bound_twice_in_a_file_is_refused(here):
+    hostile("from pipeline.training import loop", "loop.fit.clip = 2.0", "loop.fit.steps = 3", "loop.fit.clip = 1.0")
+    refused("gin/hostile.gin:5: 'loop.fit.clip' is bound twice; also in line 3", NAMED)
+    hostile("BATCH = 3", "", "BATCH = 4", file="gin/hostile.gin")
+    refused("gin/hostile.gin:4: 'BATCH' is bound twice; also in line 2", NAMED)
 
 
 # References

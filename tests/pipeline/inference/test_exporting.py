@@ -68,6 +68,23 @@ def test_the_same_model_gives_the_same_bytes_and_no_path_of_this_machine(made, t
         assert str(folder).encode() not in content and os.uname().nodename.encode() not in content
 
 
+def test_the_card_takes_results_of_the_very_model_and_not_of_its_folders_name(made, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(made["puzzles"], folder)
+    (folder / "outputs/joint").rename(folder / "outputs/called_otherwise")
+    exported(folder, "renamed", "outputs/called_otherwise")
+    assert ".900 [.800, 1.000]" in (folder / "renamed/README.md").read_text()
+    (folder / "outputs/called_otherwise").rename(folder / "outputs/joint")
+    metrics = json.loads((folder / "outputs/evaluate/metrics.json").read_text())
+    for evaluated in ({"joint": "0" * 64}, {}, {"other": metrics["evaluated"]["joint"]}, None):
+        changed = metrics | {"evaluated": evaluated}
+        if evaluated is None:
+            changed.pop("evaluated")  # what an earlier version wrote
+        (folder / "outputs/evaluate/metrics.json").write_text(json.dumps(changed))
+        exported(folder, "again")
+        assert "## Results" not in (folder / "again/README.md").read_text()
+
+
 def test_the_card_says_what_it_is_and_how_well_it_does(made):
     card = (made["puzzles"] / "exported/README.md").read_text()
     assert card.startswith(

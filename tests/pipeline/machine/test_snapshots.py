@@ -1,5 +1,6 @@
 """State of unfinished work: whole snapshots only, the right one, and nothing left behind."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -203,3 +204,52 @@ def test_folders_are_those_of_the_place(tmp_path):
     (tmp_path / "place/data").mkdir(parents=True)
     text = "x.shards = 'data'\ny.other = 'none'\n"
     assert snapshots.folders_named_in(text, tmp_path / "place") == [Path("data")] and not snapshots.folders_named_in(text, tmp_path)
+
+
+# Whatever a folder is called
+
+
+NAMES = ("plain", "with space", "a+b", "a=b", "a,b", "a~b", "été", "quote'd", 'double"d', "back\\slash", "(1)", "#7", "100%", "a@b")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_key_follows_the_inputs_of_a_folder_with_any_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "manifest.json").write_text("1")
+    text = f"warmup.run.backbone = {name!r}\nevaluate.run.models = {{'a': {name!r}, 'b': 3}}\n"
+    assert snapshots.folders_named_in(text, tmp_path) == [Path(name)]
+    before = snapshots.key(text, "", tmp_path)
+    (tmp_path / name / "manifest.json").write_text("2")
+    assert snapshots.key(text, "", tmp_path) != before
+
+
+@pytest.mark.parametrize("word", ["x" * 5000, "a\0b", "", "nowhere"])
+def test_a_word_that_is_no_folder_is_none(tmp_path, word):
+    assert snapshots.folders_named_in(f"a.b.c = {word!r}\n", tmp_path) == []
+
+
+# Two runs into one folder
+
+
+def test_two_runs_do_not_write_to_one_folder(root, tmp_path):
+    with snapshots.alone_in(tmp_path / "out"):
+        with pytest.raises(UserError, match=r"another run writes to .*out.*--out DIR"), snapshots.alone_in(tmp_path / "x/../out"):
+            pass
+        with snapshots.alone_in(tmp_path / "other"):
+            pass
+    with snapshots.alone_in(tmp_path / "out"):
+        pass
+    assert not root.exists()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_locks_is_told_in_a_line_and_used(root, tmp_path, monkeypatch, capsys, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(snapshots.fcntl, "flock", flock)
+    with snapshots.kept("warmup", "k" * 64), snapshots.alone_in(tmp_path / "out"):
+        pass
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("no lock on ") and os.strerror(error) in line for line in lines)
+    assert not root.exists()

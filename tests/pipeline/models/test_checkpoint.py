@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
@@ -14,6 +14,7 @@ from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
 from pipeline.errors import DataError
+from pipeline.files import sha256
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import load_model, load_refined, save_model
 from tests.support.cores import RESIDUAL, made
@@ -204,3 +205,30 @@ def test_every_core_comes_back_exactly(name, backbone, tmp_path):
     tokens = torch.randint(100, (2, 6), generator=torch.Generator().manual_seed(0))
     batch = Batch(tokens, tokens, tokens > 50, (tokens > 50).float())
     assert torch.equal(loaded.states(batch), model.states(batch))
+
+
+def put_right(folder, weights):
+    """Write other weights, and their hash into the description: what no accident does."""
+    save_file(weights, folder / "model.safetensors")
+    description = json.loads((folder / "model.json").read_text())
+    description["sha256"] = sha256(folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("count", [1, 3, None])
+def test_weights_of_the_refiner_that_are_not_there_are_never_made_up(refined, backbone, tmp_path, count):
+    save_model(tmp_path / "m", refined, backbone)
+    weights = load_file(tmp_path / "m/model.safetensors")
+    left_out = [name for name in sorted(weights) if name.startswith("refiner.")][:count]
+    put_right(tmp_path / "m", {name: value for name, value in weights.items() if name not in left_out})
+    with pytest.raises(DataError, match=rf"lacks {len(left_out)} weights of the model, '{left_out[0]}' first; run dvc repro joint"):
+        load_model(tmp_path / "m", backbone, "joint")
+
+
+def test_weights_that_are_not_finite_are_refused(refined, backbone, tmp_path):
+    save_model(tmp_path / "m", refined, backbone)
+    weights = load_file(tmp_path / "m/model.safetensors")
+    weights[name := "backbone.blocks.2.out.weight"][0, 0] = float("nan")
+    put_right(tmp_path / "m", weights)
+    with pytest.raises(DataError, match=rf"model.safetensors: weight '{name}' holds numbers that are not finite"):
+        load_model(tmp_path / "m", backbone, "joint")

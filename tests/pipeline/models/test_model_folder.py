@@ -1,14 +1,17 @@
 """A model's folder: what ``model.json`` says, read once, and folders that hold none."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import DataError
 from pipeline.inference.exported import load_inference_model
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
-from pipeline.models.model_folder import ModelFolder
+from pipeline.models.model_folder import UNFINISHED, ModelFolder, check_weights
 from tests.support.trained import puzzles
 
 
@@ -56,3 +59,21 @@ def test_what_describes_no_model_is_refused(tmp_path, content):
 def test_a_folder_without_a_model_names_the_stage_that_writes_it(tmp_path):
     with pytest.raises(DataError, match=r"model.json does not exist; it is written by stage joint: run dvc repro joint"):
         ModelFolder(tmp_path, "joint")
+
+
+def test_the_folder_of_a_phase_that_did_not_finish_is_refused(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "t")
+    for name in ("outputs/joint", "data/backbone"):
+        (tmp_path / "t" / name / UNFINISHED).touch()
+        with pytest.raises(DataError, match=r"is of a phase that did not finish .*run it again.*dvc repro joint$"):
+            ModelFolder(tmp_path / "t" / name, "joint")
+
+
+def test_weights_are_all_there_and_finite():
+    weights = {"a": torch.ones(2), "b": torch.tensor([1, 2])}
+    check_weights(weights, ["a"], Path("file"), "joint")
+    with pytest.raises(DataError, match="file lacks 2 weights of the model, 'c' first; run dvc repro joint"):
+        check_weights(weights, ["a", "d", "c"], Path("file"), "joint")
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(DataError, match="file: weight 'a' holds numbers that are not finite"):
+            check_weights(weights | {"a": torch.tensor([1.0, bad])}, [], Path("file"), "joint")

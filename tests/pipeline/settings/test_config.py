@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from pipeline.command_line import SECTIONS, STAGES
 from pipeline.errors import ConfigError
-from pipeline.settings import config, dependencies, params
+from pipeline.settings import config, dependencies, layers, params
 from stages import configure
 from tests.conftest import ROOT
 
@@ -339,7 +339,7 @@ def test_the_text_is_valid_on_its_own(root):
 
 
 def test_a_text_of_another_stage_is_refused(root):
-    with pytest.raises(ConfigError, match=r"the configuration does not name stages.elsewhere.run"):
+    with pytest.raises(ConfigError, match=r"configuration of stage elsewhere does not name stages.elsewhere.run"):
         config.load_text(resolve_in(ROOT, "warmup"), "elsewhere")
 
 
@@ -393,7 +393,7 @@ def test_a_claim_of_common_is_kept_where_it_has_its_effect(root, stage, kept):
     Path("params.yaml").write_text(COMMON)
     claims = config.resolve(stage, params.read(Path("params.yaml"), SECTIONS)).claims
     assert {name for name in ("JOINT_LR", "ACCUMULATION") if claims[CLAIM.format(name)][0]} == kept
-    assert claims[CLAIM.format("ACCUMULATION")][1] == config.UNUSED
+    assert claims[CLAIM.format("ACCUMULATION")][1] == layers.UNUSED
 
 
 def test_a_claim_of_a_gin_file_in_common_is_named_with_its_line(root):

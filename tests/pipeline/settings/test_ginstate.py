@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.settings import ginstate
+from pipeline.settings.canonical import canonical
 from pipeline.settings.ginfiles import MACRO
 from pipeline.settings.params import Binding
 
@@ -27,7 +28,7 @@ def parse():
 
 
 def text():
-    return ginstate.canonical(gin.config_str)
+    return canonical(gin.config_str)
 
 
 def test_gin_is_the_version_whose_private_parts_are_used():

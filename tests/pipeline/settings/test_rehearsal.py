@@ -181,3 +181,41 @@ def test_a_setting_shows_in_the_sizes(rehearse, line, stage, count):
 def test_norms_count_where_they_are_trained(rehearse, stage):
     names = trained(rehearse(f"{stage}: {{bindings: {{{stage}.run.layer_norms: true}}}}")[stage])
     assert "backbone.norm.weight" in names
+
+
+# What evaluate would refuse after hours
+
+MEASURED = {
+    "HEADLINE: nothing": "evaluate: headline is 'nothing', which is none of the measures test_5, test_7",
+    "MEASURES: {test_5: [test_5, 30]}": "evaluate: measures, 'test_5': a fraction of masked tokens .* got 30",
+    "MEASURES: {test_5: [test_5, 0.0]}": "a fraction of masked tokens",
+    "MEASURES: {test_5: [test_6, 1.0]}": "there is no split 'test_6'; the corpus has train, validation, test_7, test_5",
+    "DECODES: {test_5: [test_5, 8, 3, 600]}": "decodes, 'test_5': .*passes a multiple of blocks",
+    "DECODES: {test_5: [test_5, 0, 1, 600]}": "decodes, 'test_5': ",
+    "DECODES: {x: [test, 8, 1, 600]}": "decodes, 'x': there is no split 'test'",
+    "FORGETTING: [test_5, 15]": "forgetting: a fraction",
+    "FORGETTING: [test, 0.15]": "forgetting: there is no split 'test'",
+    "EVALUATION_BATCH: 0": "evaluate.run.batch_size must be at least 1, got 0",
+    "evaluate.run.samples: 0": "evaluate.run.samples must be at least 1, got 0",
+    "LIKELIHOOD: '@likelihood.Likelihood'": "likelihood: there is no split 'test'",
+    "ANSWERS: '@answers.Answers'": "answers: there is no split 'test'",
+}
+
+
+@pytest.mark.parametrize(("binding", "match"), MEASURED.items(), ids=MEASURED)
+def test_mistakes_of_the_evaluation_are_told_before_anything_is_trained(rehearse, binding, match):
+    with pytest.raises(ConfigError, match=match):
+        rehearse(f"evaluate: {{bindings: {{{binding}}}}}")
+
+
+@pytest.mark.parametrize("heads", [0, -2])
+@pytest.mark.parametrize("stage", ["backbone", "warmup"])
+def test_no_heads_at_all_are_refused(rehearse, stage, heads):
+    with pytest.raises(ConfigError, match=rf"{stage}: heads must be at least 1, got {heads}"):
+        rehearse(f"{stage}: {{bindings: {{HEADS: {heads}}}}}")
+
+
+@pytest.mark.parametrize("draws", [0, -1])
+def test_no_draws_at_all_are_refused(rehearse, draws):
+    with pytest.raises(ConfigError, match=f"extract.run.draws must be at least 1, got {draws}"):
+        rehearse(f"extract: {{bindings: {{DRAWS: {draws}}}}}")

@@ -13,6 +13,7 @@ from components.training.freezing import by_module, by_weight
 from pipeline.data import sources
 from pipeline.data.batches import LiveSource
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.model_folder import UNFINISHED
 from pipeline.training import phase
 from pipeline.training.loop import fit
 from stages import warmup
@@ -98,6 +99,22 @@ def test_the_seed_orders_the_examples(run, model):
 def test_compute_of_a_phase_that_never_ran_names_the_stage(tmp_path):
     with pytest.raises(DataError, match=r"metrics.json does not exist; it is written by stage joint: run dvc repro joint"):
         phase.spent(tmp_path, "joint")
+
+
+def test_a_folder_is_marked_until_its_phase_has_ended(run, tmp_path):
+    seen = []
+
+    def killed(training, **_):
+        seen.append((training.out / UNFINISHED).exists())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(fit=killed)
+    folder, _ = run()
+    assert seen == [True] and not (folder / UNFINISHED).exists() and (folder / "metrics.json").exists()
+    (folder / UNFINISHED).touch()
+    phase.skipped(folder, lambda: None)
+    assert not (folder / UNFINISHED).exists()
 
 
 def test_a_skipped_phase_took_no_step(tmp_path):
