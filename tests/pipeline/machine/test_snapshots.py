@@ -248,7 +248,7 @@ def test_a_file_system_without_locks_is_told_in_a_line_and_used(root, tmp_path, 
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(snapshots.fcntl, "flock", flock)
-    with snapshots.kept("warmup", "k" * 64), snapshots.alone_in(tmp_path / "out"):
+    with snapshots.workspace("warmup", "k" * 64), snapshots.alone_in(tmp_path / "out"):
         pass
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all(line.startswith("no lock on ") and os.strerror(error) in line for line in lines)
