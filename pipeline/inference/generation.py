@@ -1,8 +1,8 @@
 """Answers to prompts: one call, or pass by pass. The same sampler as in evaluation, over a trained or an exported model.
 
 >>> generator = Generator("exported")  # doctest: +SKIP
->>> generator("12../..../..../..21").text  # doctest: +SKIP
-'1234/3412/2143/4321'
+>>> generator("12../..../4.../...1").text  # doctest: +SKIP
+'1234/3412/4123/2341'
 """
 
 import hashlib

@@ -61,7 +61,7 @@ class Lost(UserError):
 
 @contextlib.contextmanager
 def termination_noted() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM does not end the process: what is given tells whether it came.
+    """Within the block SIGTERM, and SIGUSR1 by which schedulers warn, do not end the process: what is given tells whether one came.
 
     A process that dies can send it once for each of its threads: one handler interrupts another, so neither may take a lock.
     """
@@ -74,8 +74,9 @@ def termination_noted() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: came
         return
-    before = signal.signal(signal.SIGTERM, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield lambda: came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,7 +5,8 @@ all of it shows here, before a backbone was trained for hours.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from components.backbones.split import split_layer, tail_of
+from components.inference.answers import Answers
 from components.inference.measures import check_measures, check_split
 from components.model import Model
 from components.refined_lm import RefinedLM
@@ -75,11 +77,26 @@ def _check_evaluation(corpus: Corpus) -> None:
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     for name in ("answers", "likelihood"):
         if (make := _argument("evaluate", name)) is not None:
-            check_split(name, make().split, splits)
+            check_split(name, (made := make()).split, splits)
+            if name == "answers" and hasattr(corpus, "references"):
+                _check_references(made, corpus.references(made.split, made.items))
     or_none = dict.fromkeys(("limit", "recursion_steps"), ", or None")
     for name in ("batch_size", "samples", "limit", "recursion_steps"):
         if (value := _argument("evaluate", name)) is not None and value < 1:
             raise ConfigError(f"evaluate.run.{name} must be at least 1{or_none.get(name, '')}, got {value}")
+
+
+def _check_references(answers: Answers, references: Sequence[str]) -> None:
+    """Answers are judged by the result that the reference comes to: where there is none, every answer would be wrong."""
+    lacking = sum(answers.expected(reference) is None for reference in references)
+    what = f"{lacking} of the first {len(references)} references hold no result by the pattern '{answers.reference}'"
+    if references and lacking == len(references):
+        raise ConfigError(
+            f"evaluate.run.answers: {what}, so that every answer would count as wrong; set answers.Answers.patterns and "
+            ".reference, or ANSWERS: null"
+        )
+    if lacking:
+        print(f"configure: {what}; answers to them count as wrong", file=sys.stderr)
 
 
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:

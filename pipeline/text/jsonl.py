@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +87,13 @@ class QuestionAnswers:
     def split_names(self) -> tuple[str, ...]:
         """Name the splits that are prepared."""
         return "train", "validation", "test"
+
+    def references(self, split: str, count: int) -> list[str]:
+        """Read the first answers of the file that a split is made of; none where the file is not here yet."""
+        file, fields = raw_folder() / (self.test if split == "test" else self.train), fields_of(self.response)
+        if not file.is_file():
+            return []
+        return [self.response.format(**checked(row, origin, fields, ())) for origin, row in islice(rows(file), count)]
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from stages.__main__ import main
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs/inference.md").read_text()
-PUZZLE = "12../..../..4./..2."
+PUZZLE = "12../..../4.../...1"
 
 
 def blocks(language):
@@ -23,7 +24,7 @@ def blocks(language):
 def here(copy_of, monkeypatch):
     monkeypatch.chdir(copy_of)
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    (copy_of / "puzzles.txt").write_text(f"{PUZZLE}\n1..4/..../..../.3..\n")
+    (copy_of / "puzzles.txt").write_text(f"{PUZZLE}\n12../..../2.../...3\n")
     yield copy_of
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(1)
@@ -95,3 +96,24 @@ def test_answers_leave_nothing_behind(here, capsys):
     before = {p for p in here.rglob("*") if p.is_file()}
     assert main(["generate", f"--prompt={PUZZLE}"]) == 0
     assert {p for p in here.rglob("*") if p.is_file()} == before
+
+
+def solutions(puzzle):
+    """Of a 4x4 puzzle, by trying every row of digits that fits."""
+    rows = puzzle.split("/")
+    choices = [[p for p in permutations("1234") if all(c in (".", d) for c, d in zip(row, p, strict=True))] for row in rows]
+    boxes = [[(r, c) for r in (a, a + 1) for c in (b, b + 1)] for a in (0, 2) for b in (0, 2)]
+    columns = [[(r, c) for r in range(4)] for c in range(4)]
+    return [
+        "/".join(map("".join, grid))
+        for grid in product(*choices)
+        if all(len({grid[r][c] for r, c in part}) == 4 for part in (*boxes, *columns))
+    ]
+
+
+def test_every_puzzle_of_the_documents_has_one_solution():
+    found = set()
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "pipeline/inference/generation.py"):
+        found |= set(re.findall(r"[1-4.]{4}(?:/[1-4.]{4}){3}", page.read_text()))
+    puzzles = {puzzle for puzzle in found if "." in puzzle}
+    assert len(puzzles) >= 2 and {puzzle: len(solutions(puzzle)) for puzzle in puzzles} == dict.fromkeys(puzzles, 1)

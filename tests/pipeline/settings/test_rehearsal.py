@@ -1,5 +1,7 @@
 """Every model of a configuration, built on shapes: what is trained, what does not fit, and that nothing is computed or kept."""
 
+import json
+
 import gin
 import pytest
 import torch
@@ -219,3 +221,35 @@ def test_no_heads_at_all_are_refused(rehearse, stage, heads):
 def test_no_draws_at_all_are_refused(rehearse, draws):
     with pytest.raises(ConfigError, match=f"extract.run.draws must be at least 1, got {draws}"):
         rehearse(f"extract: {{bindings: {{DRAWS: {draws}}}}}")
+
+
+# Answers are judged by the references' results
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """``judged(references)``: what a corpus of these answers is rehearsed to."""
+    (tmp_path / "gsm8k").mkdir()
+    monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
+    (tmp_path / "params.yaml").write_text("preset: gsm8k_smoke\ncommon: {bindings: {ANSWERS: '@answers.Answers'}}\n")
+    read = params.read(tmp_path / "params.yaml", SECTIONS)
+
+    def judged(references):
+        rows = [json.dumps({"question": f"{i}?", "answer": text}) + "\n" for i, text in enumerate(references)]
+        (tmp_path / "gsm8k/test.jsonl").write_text("".join(rows))
+        rehearsal.rehearse({stage: config.resolve(stage, read, root=ROOT).text for stage in NEEDED})
+
+    yield judged
+    gin.clear_config()
+
+
+def test_references_without_any_result_are_told_before_training(judged):
+    with pytest.raises(ConfigError, match="3 of the first 3 references hold no result by the pattern 'strict'"):
+        judged(["the answer is A", "B", "C"])
+
+
+def test_references_of_which_some_lack_a_result_are_counted(judged, capsys):
+    judged(["#### 3", "four", "#### 5"])
+    assert "configure: 1 of the first 3 references hold no result by the pattern 'strict'" in capsys.readouterr().err
+    judged(["#### 3", "#### 5"])
+    assert capsys.readouterr().err == ""
