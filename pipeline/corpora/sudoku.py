@@ -24,7 +24,7 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 ALL_GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}
 FEWEST_CLUES = {4: 4, 6: 8, 9: 17}  # with fewer no puzzle has one solution
 ATTEMPTS = 20  # for each puzzle that is wanted
-HOPELESS = 200  # attempts for each puzzle that was found
+HOPELESS = 200  # attempts for each puzzle that they gave
 
 
 @dataclass(frozen=True)
@@ -124,25 +124,25 @@ class Sudoku:
         clues: tuple[int, int],
     ) -> Split:
         """``n`` different puzzles, their grids in turn; given up where hardly any attempt finds one."""
-        found: dict[tuple[int | None, ...], tuple[int, ...]] = {}
+        pairs: dict[tuple[int | None, ...], tuple[int, ...]] = {}
         with Progress(f"prepare {name}", n, "puzzle") as bar:
             for attempt in range(ATTEMPTS * n):
-                if len(found) == n or len(found) < attempt // HOPELESS:
+                if len(pairs) == n or len(pairs) < attempt // HOPELESS:
                     break
                 grid = grids[attempt % len(grids)]
                 puzzle = rules.remove_clues(grid, rng.randint(*clues), rng)
-                if puzzle is not None and puzzle not in found:
-                    found[puzzle] = grid
+                if puzzle is not None and puzzle not in pairs:
+                    pairs[puzzle] = grid
                     bar.advance()
                 bar.beat()
-        if len(found) < n:
+        if len(pairs) < n:
             raise ConfigError(
-                f"found only {len(found)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids "
+                f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids "
                 f"in {attempt + 1} attempts; ask for fewer puzzles or other clues"
             )
-        tokens = torch.tensor(list(found.values()), dtype=torch.int32)
-        response = torch.tensor([[cell is None for cell in puzzle] for puzzle in found])
-        group = torch.tensor([ids[grid] for grid in found.values()])
+        tokens = torch.tensor(list(pairs.values()), dtype=torch.int32)
+        response = torch.tensor([[cell is None for cell in puzzle] for puzzle in pairs])
+        group = torch.tensor([ids[grid] for grid in pairs.values()])
         return Split(tokens=tokens, response=response, group=group)
 
 
@@ -161,15 +161,15 @@ class Rules:
     def grids(self, rng: random.Random, n: int) -> list[tuple[int, ...]]:
         """Up to ``n`` different solved grids in random order; all there are if ``n`` is at least that many (4x4: 288)."""
         if self.size == 4:
-            found = list(self.solutions([None] * 16, limit=288))
-            rng.shuffle(found)
-            return found[:n]
+            solutions = list(self.solutions([None] * 16, limit=288))
+            rng.shuffle(solutions)
+            return solutions[:n]
         unique: dict[tuple[int, ...], None] = {}
         while len(unique) < n:
             unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
         return list(unique)
 
-    def kept(self, grid: tuple[int | None, ...]) -> bool:
+    def is_solved(self, grid: tuple[int | None, ...]) -> bool:
         """Tell whether a grid is full and holds every digit once in each row, column and box."""
         seen = [0] * (3 * self.size)
         for i, value in enumerate(grid):
@@ -224,7 +224,7 @@ class Rules:
         cell, forbidden = without
         others = [v for v in range(self.size) if v != forbidden and self._candidates(cell, free) >> v & 1]
         rest = [i for i in empty if i != cell]
-        yield from islice((found for v in others for found in self._with(cell, v, cells, rest, free, rng)), limit)
+        yield from islice((solution for v in others for solution in self._with(cell, v, cells, rest, free, rng)), limit)
 
     def _search(
         self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None
