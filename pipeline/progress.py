@@ -36,7 +36,7 @@ class Progress:
     def rate(self) -> str:
         """Write the units a second and the seconds left."""
         rate = self.speed()
-        left = f"{(self.total - self._done) / rate:.0f} s left" if rate else "time left unknown"
+        left = f"{(self.total - self._done) / rate:.0f} s left" if rate and self.total else "time left unknown"
         return f"{rate:.1f} {self.unit}s/s, {left}"
 
     def line(self, text: str) -> None:
@@ -48,7 +48,8 @@ class Progress:
         """Print a line with rate and time left, if ``BEAT`` seconds went by without one and no bar shows them."""
         if self.bar.disable and os.environ.get("RANK", "0") == "0" and time.monotonic() - self._told >= BEAT:
             self._told = time.monotonic()
-            self.line(f"{self._done} of {self.total} | {self.rate()}")
+            total = f" of {self.total}" if self.total else ""
+            self.line(f"{self._done}{total} | {self.rate()}")
 
     def __enter__(self) -> "Progress":
         return self

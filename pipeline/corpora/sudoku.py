@@ -24,7 +24,7 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 ALL_GRIDS = {4: 288, 6: 28_200_960, 9: 6_670_903_752_021_072_936_960}
 FEWEST_CLUES = {4: 4, 6: 8, 9: 17}  # with fewer no puzzle has one solution
 ATTEMPTS = 20  # for each puzzle that is wanted
-HOPELESS = 200  # attempts for each puzzle that was found
+HOPELESS = 200  # attempts for each puzzle that they gave
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Rules:
             unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
         return list(unique)
 
-    def obeyed_by(self, grid: tuple[int | None, ...]) -> bool:
+    def is_solved(self, grid: tuple[int | None, ...]) -> bool:
         """Tell whether a grid is full and holds every digit once in each row, column and box."""
         seen = [0] * (3 * self.size)
         for i, value in enumerate(grid):

@@ -31,7 +31,7 @@ from pipeline.models.checkpoint import load_model
 from pipeline.models.model_folder import DESCRIPTION
 from pipeline.progress import Progress
 from pipeline.text.detokenise import Render
-from pipeline.text.rendering import rendering_of
+from pipeline.text.rendering import Right, rendering_of
 
 T = TypeVar("T")
 PAIRS = (
@@ -82,6 +82,7 @@ def assess(
         DataError: a model, split or backbone does not fit.
     """
     measures, seed, size = config.measures, config.seed, config.batch_size
+    right = rendering_of(prepared.vocabulary.rendering).right
     whole = _made("answers", config.answers), _made("likelihood", config.likelihood)
     backbone.check(prepared.vocabulary, prepared.folder)
     loaded = load_models(backbone, models, runtime, config.recursion_steps)
@@ -94,7 +95,7 @@ def assess(
                 masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
                 headline = measure == config.headline
                 steps, statistics = evaluator.measure_by_step(
-                    model, masked, runtime, f"measures/{measure}/{name}", statistics=headline
+                    model, masked, runtime, f"measures/{measure}/{name}", statistics=headline, right=right
                 )
                 metrics[name] |= {"statistics_by_step": statistics} if statistics else {}
                 metrics[name][measure] = evaluator.summary(steps, split.group)
@@ -113,7 +114,7 @@ def assess(
     again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size)
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
-        metrics[name] |= _halting(model, again, config.halts, split.group, runtime)
+        metrics[name] |= _halting(model, again, config.halts, split.group, runtime, right)
     written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
     if config.forgetting is not None:
         for name, values in measure_forgetting(prepared, loaded, config.forgetting, size, seed, runtime).items():
@@ -141,12 +142,12 @@ def _differences(
 
 
 def _halting(
-    model: Model, masked: Callable[[], Iterator[Batch]], halts: Mapping[str, Rule], group: Tensor, runtime: Runtime
+    model: Model, masked: Callable[[], Iterator[Batch]], halts: Mapping[str, Rule], group: Tensor, runtime: Runtime, right: Right
 ) -> dict[str, Any]:
     """Measure on the headline what a model of several steps says when examples leave the recursion by each rule."""
     if model.n_steps == 1:
         return {}
-    readings = {name: evaluator.halted(model, masked(), rule, runtime) for name, rule in halts.items()}
+    readings = {name: evaluator.halted(model, masked(), rule, runtime, right) for name, rule in halts.items()}
     return {"halting": {name: evaluator.halting_summary(*reading, group) for name, reading in readings.items()}}
 
 

@@ -1,7 +1,7 @@
 """Evaluation: every model on the same test examples under the same masks, at every recursion step."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -23,7 +23,7 @@ from pipeline.inference.predictor import predictor
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
-from pipeline.text.rendering import rendering_of
+from pipeline.text.rendering import Right, is_reference, rendering_of
 
 T = TypeVar("T")
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
@@ -66,7 +66,13 @@ def counts_by_step(model: Model, masked: Iterator[Batch], runtime: Runtime, name
 
 @torch.no_grad()
 def measure_by_step(
-    model: Model, masked: Iterator[Batch], runtime: Runtime, name: str, *, statistics: bool = False
+    model: Model,
+    masked: Iterator[Batch],
+    runtime: Runtime,
+    name: str,
+    *,
+    statistics: bool = False,
+    right: Right = is_reference,
 ) -> tuple[list[Counts], list[dict[str, float]]]:
     """Count every example after each recursion step, and measure what the refiner does there.
 
@@ -77,31 +83,42 @@ def measure_by_step(
         name: under which finished batches are kept.
         statistics: also measure slot norms, gates, confidence, update and overlap: means over all batches, each weighted by its
             tokens.
+        right: tells which answers are exact.
 
     Returns:
         Counts and statistics, each by step; a backbone has none of the latter.
     """
     mine: list[dict[str, Tensor]] = []  # of every batch that is this process's
     for number, batch in islice(enumerate(masked), rank(), None, world()):
-        mine.append(cached_result(f"{name}/{number}", partial(_measured, model, batch, runtime, statistics)))
+        mine.append(cached_result(f"{name}/{number}", partial(_measured, model, batch, runtime, statistics, right)))
     by_batch = interleaved(gathered(mine))
     joined = {f.name: torch.cat([values[f.name] for values in by_batch], -1) for f in fields(Counts)}
     counts = [Counts(**{key: values[step] for key, values in joined.items()}) for step in range(len(joined["nll"]))]
     return counts, _mean_statistics(by_batch, len(counts))
 
 
-def _measured(model: Model, batch: Batch, runtime: Runtime, statistics: bool) -> dict[str, Tensor]:
+def _measured(model: Model, batch: Batch, runtime: Runtime, statistics: bool, right: Right) -> dict[str, Tensor]:
     """Fields of ``Counts``, each (steps, batch); a number by ``statistics/step/name``, and how many tokens they are of."""
     batch = trimmed(batch).to(runtime.device)
     with runtime.autocast():
         states = [(state.hidden[batch.masked], state.statistics) for state in model.steps(batch, statistics=statistics)]
-        counts = [count(model.readout(hidden), batch.targets, batch.masked) for hidden, _ in states]
+        counts = [_counted(model.readout(hidden), batch, right) for hidden, _ in states]
     tokens = batch.tokens.numel() if batch.attention is None else batch.attention.sum()
     return {
         **{f.name: torch.stack([getattr(c, f.name) for c in counts]) for f in fields(Counts)},
         **{f"{STATISTICS}{step}/{key}": value.cpu() for step, (_, each) in enumerate(states) for key, value in each.items()},
         "attended": torch.as_tensor(tokens).cpu().double(),
     }
+
+
+def _counted(logits: Tensor, batch: Batch, right: Right) -> Counts:
+    """Count what the most likely tokens at the masked positions come to; ``right`` tells which of their sequences are exact."""
+    counts = count(logits, batch.targets, batch.masked)
+    if right is is_reference:  # what ``count`` compares with
+        return counts
+    filled = batch.targets.masked_scatter(batch.masked, logits.argmax(-1).to(batch.targets.dtype))
+    split = Split(tokens=batch.targets, response=batch.masked, group=torch.arange(len(filled)))
+    return replace(counts, exact=right(filled, split).double())
 
 
 def _mean_statistics(by_batch: Sequence[Mapping[str, Tensor]], steps: int) -> list[dict[str, float]]:
@@ -119,7 +136,9 @@ def _mean_statistics(by_batch: Sequence[Mapping[str, Tensor]], steps: int) -> li
 
 
 @torch.no_grad()
-def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) -> tuple[Counts, Tensor]:
+def halted(
+    model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime, right: Right = is_reference
+) -> tuple[Counts, Tensor]:
     """Counts of every example where it left the recursion by ``rule``, and after how many steps that was.
 
     Raises:
@@ -133,7 +152,7 @@ def halted(model: Model, masked: Iterator[Batch], rule: Rule, runtime: Runtime) 
                 hidden, steps = halting.halted(model, batch, rule)
             except ValueError as error:
                 raise ConfigError(f"evaluate.run.halts: {error}") from None
-            counts = count(model.readout(hidden[batch.masked]), batch.targets, batch.masked)
+            counts = _counted(model.readout(hidden[batch.masked]), batch, right)
         mine.append((_on_host(counts), steps.cpu().double()))
     by_batch = interleaved(gathered(mine))
     return _joined([counts for counts, _ in by_batch]), torch.cat([steps for _, steps in by_batch])

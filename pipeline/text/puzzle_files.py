@@ -36,7 +36,7 @@ class PuzzleFiles:
         solution: field of its solution.
         validation: fraction of training puzzles kept for validation, by a hash of the solution: no grid is in both.
         several: what to do with a puzzle that has several solutions: "refuse" names the line, "drop" leaves it out, "accept" takes
-            any solution that keeps the rules as right, where whole answers are decoded. How many there are is problem.
+            any solution that keeps the rules as right (exact). How many there are is told.
     """
 
     causal: ClassVar[bool] = False
@@ -103,10 +103,10 @@ class PuzzleFiles:
                 bar.advance()
                 bar.beat()
         if ambiguous:
-            problem = f"{len(ambiguous)} of {read} puzzles of {path} have more than one solution (the first: {ambiguous[0]})"
+            message = f"{len(ambiguous)} of {read} puzzles of {path} have more than one solution (the first: {ambiguous[0]})"
             if self.several == "refuse":
-                raise DataError(f"{problem}; set PuzzleFiles.several = 'drop', or 'accept' to take any of them as right")
-            print(f"prepare: {problem}: {'left out' if self.several == 'drop' else 'any of them is right'}")
+                raise DataError(f"{message}; set PuzzleFiles.several = 'drop', or 'accept' to take any of them as right")
+            print(f"prepare: {message}: {'left out' if self.several == 'drop' else 'any of them is right'}")
         return pairs
 
     def _grid(self, text: str, origin: str, field: str) -> Grid:
@@ -128,7 +128,7 @@ class PuzzleFiles:
             raise DataError(f'{origin}: "{self.puzzle}" has no empty cell: there is nothing to solve')
         if any(clue is not None and clue != cell for clue, cell in zip(puzzle, solution, strict=True)):
             raise DataError(f'{origin}: "{self.solution}" does not hold the clues of "{self.puzzle}"')
-        if not rules.obeyed_by(solution):
+        if not rules.is_solved(solution):
             raise DataError(f'{origin}: "{self.solution}" breaks the rules: a digit is missing or twice in a row, column or box')
         return len(list(rules.solutions(list(puzzle), limit=2))) > 1
 

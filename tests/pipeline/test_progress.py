@@ -21,3 +21,13 @@ def test_a_log_shows_life_now_and_then_and_never_more_often(capsys, monkeypatch)
             bar.beat()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines] == [f"prepare: {done} of 90" for done in (21, 41, 61, 81)]
+
+
+def test_work_of_unknown_length_tells_no_time_left(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: now[0])
+    with Progress("prepare", 0, "puzzle") as bar:
+        now[0] = 30.0
+        bar.advance(60)
+        bar.beat()
+    assert capsys.readouterr().out == "prepare: 60 | 2.0 puzzles/s, time left unknown\n"

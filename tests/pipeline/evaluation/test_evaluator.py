@@ -10,8 +10,11 @@ from components.inference.halting import by_learning
 from components.model import Model
 from components.recursion import State
 from components.refiners.core import Layout
+from pipeline.corpora.prepared import Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
+from pipeline.text.rendering import rendering_of
+from tests.support.trained import PUZZLES
 
 
 class Known(Model):
@@ -132,6 +135,41 @@ def test_the_summary_is_of_the_last_step_with_every_step_beside(split, vocabular
     assert [v["mean"] for v in found["exact_by_step"]] == [0.9, 1.0]
     assert [v["mean"] for v in found["token_accuracy_by_step"]] == [39 / 40, 1.0]
     assert found["nll_by_step"][0]["mean"] > found["nll"]["mean"] == found["nll_by_step"][-1]["mean"]
+
+
+class Solver(Known):
+    """Fills every grid with the same one."""
+
+    def __init__(self, vocabulary, grid):
+        super().__init__(vocabulary)
+        self.grid = torch.tensor(grid)
+
+    def steps(self, batch, *, statistics=False):
+        yield State(F.one_hot(self.grid.expand(len(batch), -1), self.vocabulary.size).float() * 50)
+
+
+@pytest.mark.parametrize(
+    ("grid", "by_reference", "by_rules"),
+    [
+        ("1234341221434321", 1.0, 1.0),  # the reference
+        ("1243341221344321", 0.0, 1.0),  # another solution: 3 and 4 of rows 1 and 3 exchanged
+        ("1243341221434321", 0.0, 0.0),  # a digit twice in a column
+        ("2134341212434321", 1.0, 1.0),  # what it says of clues is not looked at
+    ],
+)
+def test_any_solution_is_exact_where_the_kind_says_so(runtime, grid, by_reference, by_rules):
+    reference = torch.tensor([[int(cell) - 1 for cell in "1234341221434321"]], dtype=torch.int32)
+    response = torch.zeros(1, 16, dtype=torch.bool)
+    response[0, [2, 3, 10, 11]] = True
+    puzzle = Split(tokens=reference, response=response, group=torch.arange(1), uid=torch.arange(1))
+    model = Solver(PUZZLES, [int(cell) - 1 for cell in grid])
+    for kind, expected in (("sudoku", by_reference), ("sudoku_any", by_rules)):
+        vocabulary = replace(PUZZLES, rendering=kind)
+        batches = evaluator.batches(puzzle, vocabulary, 1.0, 0, 1)
+        (counts,), _ = evaluator.measure_by_step(model, batches, runtime, kind, right=rendering_of(kind).right)
+        assert counts.exact.tolist() == [expected]
+        _, decoded = evaluator.decode(model, puzzle, vocabulary, runtime, steps=4, blocks=1, size=1)
+        assert decoded["exact"]["mean"] == expected
 
 
 # Comparison
