@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from components.backbones.backbone import BackboneModel
+from components.ranges import PositiveInt, Seed
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, LiveSource, Masking
 from pipeline.machine.runtime import Runtime
@@ -23,9 +24,9 @@ def run(
     masking: Masking,
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
-    batch_size: int,
-    buckets: Sequence[int],
-    seed: int,
+    batch_size: PositiveInt,
+    buckets: Sequence[PositiveInt],
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Train ``model`` from scratch on the prepared examples.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.ranges import PositiveInt, Seed
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
@@ -24,9 +25,9 @@ def run(
     fit_backbone: Callable[..., TrainState],
     unfreeze: Sequence[str],
     unfreeze_backbone: Sequence[str],
-    batch_size: int,
-    backbone_batch_size: int,
-    seed: int,
+    batch_size: PositiveInt,
+    backbone_batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out/backbone`` (the backbone trained on for warmup's and joint's compute) and ``out/warmup`` (for joint's).

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.ranges import NonNegativeInt, PositiveInt, Seed
 from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
@@ -22,9 +23,9 @@ def run(
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     table: Table,
-    batch_size: int,
-    steps: int,
-    seed: int,
+    batch_size: PositiveInt,
+    steps: NonNegativeInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with every layer trained on from joint's model, or joint's model itself.

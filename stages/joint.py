@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.ranges import PositiveInt, Seed
 from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
@@ -23,8 +24,8 @@ def run(
     unfreeze: Sequence[str],
     layer_norms: bool,
     table: Table,
-    batch_size: int,
-    seed: int,
+    batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with refiner and tail, trained on from warmup's model.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from components.ranges import PositiveInt, Seed
 from components.refined_lm import RefinedLM
 from components.refiners.core import Core
 from components.training.freezing import Table
@@ -28,8 +29,8 @@ def run(
     unfreeze: Sequence[str],
     layer_norms: bool,
     table: Table,
-    batch_size: int,
-    seed: int,
+    batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with the refiner over the frozen backbone.

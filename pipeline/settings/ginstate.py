@@ -18,7 +18,7 @@ from gin import config as gin_config
 from pipeline.errors import ConfigError
 from pipeline.settings.ginfiles import MACRO, Key
 from pipeline.settings.params import Binding, hint
-from pipeline.settings.typecheck import annotation, as_wanted, describe, fits, items_with_annotations, takes_reference
+from pipeline.settings.typecheck import annotation, as_wanted, broken_range, describe, fits, items_with_annotations, takes_reference
 
 DEEPEST = 20  # scopes within scopes; more is a circle
 
@@ -183,7 +183,7 @@ def check_values(users: Mapping[Key, Binding]) -> None:
     A list becomes a tuple where a tuple is wanted: YAML has none.
 
     Raises:
-        ConfigError: a value or reference of another type, or a required parameter without a value.
+        ConfigError: a value or reference of another type or outside its range, or a required parameter without a value.
     """
     for (scope, selector), values in gin_config._CONFIG.items():
         if selector == MACRO:
@@ -199,6 +199,9 @@ def check_values(users: Mapping[Key, Binding]) -> None:
             if not _accepts(wanted, value, origin):
                 got = repr(value) if isinstance(value, gin_config.ConfigurableReference) else f"{value!r} ({type(value).__name__})"
                 raise ConfigError(f"{origin}: {name} expects {describe(wanted)}, got {got}")
+            plain = _plain(value, source, str)
+            if broken := broken_range(plain, wrapped(selector), parameter):
+                raise ConfigError(f"{origin}: {name} must be {broken}, got {plain!r}")
             held = gin_config._CONFIG[source[:2]]
             held[source[2]] = as_wanted(held[source[2]], wanted)
 

@@ -21,6 +21,8 @@ from pipeline.models.backbones import check_causal
 from pipeline.settings import config, ginstate
 from pipeline.training import loop
 
+WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
+
 
 def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> dict[str, Model]:
     """Build every training stage's model as it will be trained, what is frozen included.
@@ -59,8 +61,6 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
     with _stage("evaluate", texts):
         for make in (_argument("evaluate", "answers"), _argument("evaluate", "likelihood")):
             _ = make and make()
-        if (steps := _argument("evaluate", "recursion_steps")) is not None and steps < 1:
-            raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {steps}")
     return models
 
 
@@ -69,12 +69,27 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
     frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
     with ginstate.within(f"stages.{stage}.run", fit) as bindings:
         _ = "objective" in bindings and bindings["objective"](model.n_steps)
-    off = inspect.unwrap(_argument(stage, fit)) is not loop.fit or (stage == "finetune" and not _argument(stage, "steps"))
+    off = inspect.unwrap(_argument(stage, fit)) is not inspect.unwrap(loop.fit)
+    off = off or (stage == "finetune" and not _argument(stage, "steps"))
     if not frozen.trainable and not off:
         raise ConfigError(
             f"{stage}: {stage}.run.{unfreeze} names nothing to train, and {fit} takes steps; name modules, or switch it off: "
             "@loop.as_it_is"
         )
+    if not off and stage != "controls":  # whose steps follow from operations; a warm-up takes half of them at most
+        _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
+
+
+def _check_warmup(stage: str, steps: int) -> None:
+    """Raise ConfigError if a warm-up that a setting asks for takes more than half of the run."""
+    for call in ginstate.built(f"stages.{stage}.run"):
+        if call.selector == WARMUP and "lr_warmup_steps" in call.bindings:
+            rising, _ = ginstate.value_of(call.bindings["lr_warmup_steps"])
+            if rising > steps // 2:
+                raise ConfigError(
+                    f"{stage}: optim.warmup_cosine.lr_warmup_steps is {rising}, and the run has {steps} steps; a warm-up takes "
+                    f"half of a run at most: set {steps // 2} or less, or leave it out"
+                )
 
 
 def sizes(models: Mapping[str, Model]) -> str:

@@ -102,15 +102,15 @@ def test_after_a_mistake_too(rehearse):
         ("backbone: {bindings: {HEADS: 16, ROTARY: true}}", "^backbone: rotary positions need heads of even width, got 1"),
         ("prepare: {bindings: {sudoku.Sudoku.size: 5}}", "^Sudoku.size must be one of 4, 6, 9, got 5"),
         ("common: {bindings: {TAIL_LAYERS: 3}}", "^extract: a tail of 3 layers cannot be cut from a backbone of 2"),
-        ("extract: {bindings: {TAIL_LAYERS: -1}}", "^extract: a tail of -1 layers"),
+        ("extract: {bindings: {TAIL_LAYERS: -1}}", "extract.run.tail_layers must be at least 0, got -1"),
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
-        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "^warmup: the refiner needs at least 1 step and 1 block"),
+        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "refiner.SlotRefiner.steps must be at least 1, got 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[mood, state, 3]]}}", "^warmup: a slot refiner needs at least 2 slots"),
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[a, state, 3], [a, state, 3]]}}", "names of their own, got 'a' twice"),
         (
             "evaluate: {bindings: {evaluate.run.recursion_steps: 0}}",
-            "^evaluate.run.recursion_steps must be at least 1, or None, got 0",
+            "evaluate.run.recursion_steps must be at least 1, got 0",
         ),
         ("warmup: {bindings: {warmup.run.unfreeze: [refnier]}}", "^warmup: no module matches 'refnier'; the nearest are refiner"),
         (
@@ -136,13 +136,20 @@ def test_after_a_mistake_too(rehearse):
         ),
         (
             "warmup: {bindings: {objective.Objective.curriculum: 1.5}}",
-            "^warmup: objective.Objective.curriculum is a share of the run",
+            "objective.Objective.curriculum must be at least 0, at most 1, got 1.5",
         ),
         (
             "warmup: {bindings: {objective.Objective.bptt: '@recursion.truncated_gradient', recursion.truncated_gradient.last: 0}}",
-            "^warmup: the gradient must flow through at least 1 step, got last 0",
+            "recursion.truncated_gradient.last must be at least 1, got 0",
         ),
-        ("controls: {bindings: {trained_on/objective.Objective.curriculum: -1.0}}", "^controls: objective.Objective.curriculum"),
+        (
+            "controls: {bindings: {trained_on/objective.Objective.curriculum: -1.0}}",
+            "curriculum must be at least 0, at most 1, got -1.0",
+        ),
+        (
+            "warmup: {bindings: {optim.warmup_cosine.lr_warmup_steps: 4}}",
+            "^warmup: optim.warmup_cosine.lr_warmup_steps is 4, and the run has 6 steps; .* set 3 or less",
+        ),
         ("finetune: {bindings: {finetune.run.unfreeze: [trunk]}}", "^finetune: no module matches 'trunk'"),
         ("controls: {bindings: {controls.run.unfreeze: [slots]}}", "^controls: no module matches 'slots'; .*refiner.slots"),
     ],
