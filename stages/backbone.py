@@ -25,6 +25,7 @@ def run(
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
     buckets: Sequence[PositiveInt],
     seed: Seed,
     runtime: Runtime,
@@ -39,6 +40,7 @@ def run(
         fit: the training loop.
         unfreeze: module paths to train; "" is everything.
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
         seed: of weights, masks and order.
         runtime: where it computes.
@@ -54,4 +56,7 @@ def run(
         return LiveSource(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
-    phase.run_phase("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed)
+    phase.run_phase(
+        "backbone", backbone, source, out, save, runtime,
+        fit=fit, unfreeze=unfreeze, batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed,
+    )  # fmt: skip

@@ -24,6 +24,7 @@ def run(
     unfreeze: Sequence[str],
     table: Table,
     batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
     steps: NonNegativeInt,
     seed: Seed,
     runtime: Runtime,
@@ -39,6 +40,7 @@ def run(
         unfreeze: module paths to train; "" is everything.
         table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         steps: optimizer steps; 0 = phase off.
         seed: of masks and order.
         runtime: where it computes.
@@ -52,5 +54,6 @@ def run(
         return
     phase.run_phase(
         "finetune", model, partial(examples, backbone=base), out, save, runtime,
-        fit=partial(fit, steps=steps), unfreeze=unfreeze, table=table, batch_size=batch_size, seed=seed + 2,
+        fit=partial(fit, steps=steps), unfreeze=unfreeze, table=table, batch_size=batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 2,
     )  # fmt: skip

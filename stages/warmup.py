@@ -30,6 +30,7 @@ def run(
     layer_norms: bool,
     table: Table,
     batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
     seed: Seed,
     runtime: Runtime,
 ) -> None:
@@ -45,6 +46,7 @@ def run(
         layer_norms: train every norm too.
         table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         seed: of weights and order.
         runtime: where it computes.
     """
@@ -60,5 +62,6 @@ def run(
     save = partial(checkpoint.save_model, Path(out), model, frozen)
     phase.run_phase(
         "warmup", model, sources, out, save, runtime,
-        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size, seed=seed,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size,
+        validation_batch_size=validation_batch_size, seed=seed,
     )  # fmt: skip

@@ -50,10 +50,16 @@ class Sudoku:
         """Token ids (digits and the mask), and cells of a puzzle.
 
         Raises:
-            ConfigError: a size without known boxes.
+            ConfigError: a size without known boxes, or numbers of clues that no puzzle of it has.
         """
         if self.size not in BOXES:
             raise ConfigError(f"Sudoku.size must be one of {', '.join(map(str, BOXES))}, got {self.size}")
+        low, high = self.clues
+        if low > high or max(high, *self.test_clues) > self.size**2:
+            raise ConfigError(
+                f"Sudoku.clues and .test_clues are numbers of given cells, the fewest first, of {self.size**2} cells at most; got "
+                f"{self.clues} and {self.test_clues}"
+            )
         return self.size + 1, self.size**2
 
     def raw_files(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def load_model(
         model = RefinedLM(under, refiner)
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
-    known = model.state_dict()
+    known = model.state_dict(keep_vars=True)
     unexpected = sorted(set(weights) - set(known))
     if unexpected:
         raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
@@ -119,7 +119,7 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 def _placed(value: Tensor, like: Tensor) -> Tensor:
     """A weight as the model holds it; one object, which places that share it take as it is."""
-    return nn.Parameter(value.to(like), requires_grad=False) if like.is_floating_point() else value.to(like)
+    return nn.Parameter(value.to(like), requires_grad=like.requires_grad) if like.is_floating_point() else value.to(like)
 
 
 def _twin(model: BackboneModel) -> BackboneModel:

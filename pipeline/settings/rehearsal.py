@@ -5,13 +5,15 @@ all of it shows here, before a backbone was trained for hours.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.split import split_layer, tail_of
 from components.model import Model
 from components.refined_lm import RefinedLM
@@ -21,6 +23,7 @@ from pipeline.models.backbones import check_causal
 from pipeline.settings import config, ginstate
 from pipeline.training import loop
 
+FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
 WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
 
 
@@ -67,7 +70,10 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
     """Freeze as the stage will and make its objective; if it takes steps, something must be left to train."""
     frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
+    rates = dict[str, float]()
     with ginstate.within(f"stages.{stage}.run", fit) as bindings:
+        if frozen.trainable and "optimizer" in bindings:
+            rates = _rates(bindings["optimizer"], model)
         _ = "objective" in bindings and bindings["objective"](model.n_steps)
     off = inspect.unwrap(_argument(stage, fit)) is not inspect.unwrap(loop.fit)
     off = off or (stage == "finetune" and not _argument(stage, "steps"))
@@ -76,8 +82,29 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
             f"{stage}: {stage}.run.{unfreeze} names nothing to train, and {fit} takes steps; name modules, or switch it off: "
             "@loop.as_it_is"
         )
+    high = max((rate for name, rate in rates.items() if _is_pretrained(model, name)), default=0.0)
+    if not off and high >= FROM_SCRATCH:
+        print(
+            f"configure: {stage} trains the pretrained model at a learning rate of {high:g} ({fit}), meant for weights that "
+            "begin at random; 1e-6 to 1e-4 is usual",
+            file=sys.stderr,
+        )
     if not off and stage != "controls":  # whose steps follow from operations; a warm-up takes half of them at most
         _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
+
+
+def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:
+    """The peak learning rate of every weight that is trained, by name."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rates = {id(p): group.get("peak", group["lr"]) for group in optimizer(named.items()).param_groups for p in group["params"]}
+    return {name: rates[id(parameter)] for name, parameter in named.items()}
+
+
+def _is_pretrained(model: Model, name: str) -> bool:
+    """Whether a weight comes from a pretrained model."""
+    if isinstance(model, RefinedLM):
+        return isinstance(model.backbone, PretrainedLM) and name.startswith("backbone.")
+    return isinstance(model, PretrainedLM)
 
 
 def _check_warmup(stage: str, steps: int) -> None:

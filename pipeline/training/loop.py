@@ -121,7 +121,7 @@ def fit(
     return result
 
 
-def as_it_is(run: TrainRun, *, budget: int | None = None, objective: Callable[[int], Objective] = Objective) -> TrainState:
+def as_it_is(run: TrainRun, *, budget: PositiveInt | None = None, objective: Callable[[int], Objective] = Objective) -> TrainState:
     """Take no step, in place of ``fit``: the model is validated and kept as it came. For a pretrained backbone, and for a phase
     that is switched off.
     """

@@ -1,5 +1,7 @@
 """Every model of a configuration, built on shapes: what is trained, what does not fit, and that nothing is computed or kept."""
 
+import json
+
 import gin
 import pytest
 import torch
@@ -10,7 +12,9 @@ from components.refined_lm import RefinedLM
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
 from pipeline.settings import config, params, rehearsal
+from pipeline.text import tokenizer as bpe
 from tests.conftest import ROOT
+from tests.support import checkpoints
 
 TRAINING = ("backbone", "warmup", "joint", "finetune", "controls")
 NEEDED = ("prepare", "extract", *TRAINING, "evaluate")
@@ -102,6 +106,8 @@ def test_after_a_mistake_too(rehearse):
         ("backbone: {bindings: {HEADS: 16, ROTARY: true}}", "^backbone: rotary positions need heads of even width, got 1"),
         ("prepare: {bindings: {sudoku.Sudoku.size: 5}}", "^Sudoku.size must be one of 4, 6, 9, got 5"),
         ("common: {bindings: {TAIL_LAYERS: 3}}", "^extract: a tail of 3 layers cannot be cut from a backbone of 2"),
+        ("prepare: {bindings: {sudoku.Sudoku.clues: [9, 6]}}", r"^Sudoku.clues and .test_clues are numbers .* got \(9, 6\)"),
+        ("prepare: {bindings: {sudoku.Sudoku.test_clues: [17]}}", "^Sudoku.clues and .test_clues are numbers .* of 16 cells"),
         ("extract: {bindings: {TAIL_LAYERS: -1}}", "extract.run.tail_layers must be at least 0, got -1"),
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
@@ -188,3 +194,34 @@ def test_a_setting_shows_in_the_sizes(rehearse, line, stage, count):
 def test_norms_count_where_they_are_trained(rehearse, stage):
     names = trained(rehearse(f"{stage}: {{bindings: {{{stage}.run.layer_norms: true}}}}")[stage])
     assert "backbone.norm.weight" in names
+
+
+@pytest.fixture
+def over_pretrained(tmp_path, monkeypatch):
+    """``over_pretrained(bindings)``: what configure's rehearsal says on stderr of a tied causal model under the preset of Qwen3."""
+    pytest.importorskip("transformers")
+    checkpoints.tied(tmp_path)
+    bpe.save(bpe.trained(("a b c",), 30).tokenizer, tmp_path / "tokenizer.json")
+
+    def rehearsed(**common):
+        path = str(tmp_path)
+        small = {"HEADS": 2, "TAIL_LAYERS": 1, "DEVICE": "cpu", "pretrained.model.path": path, "pretrained.model.dtype": "fp32"}
+        small |= {"jsonl.QuestionAnswers.sequence": 16}
+        lines = {"preset": "gsm8k_qwen3", "common": {"bindings": {**small, **common}}}
+        (tmp_path / "params.yaml").write_text(json.dumps(lines))
+        read = params.read(tmp_path / "params.yaml", SECTIONS)
+        return rehearsal.rehearse({stage: config.resolve(stage, read, root=ROOT).text for stage in NEEDED}, (30, 16))
+
+    return rehearsed
+
+
+def test_a_rate_for_new_weights_on_a_pretrained_model_is_warned_of(over_pretrained, capsys):
+    over_pretrained()
+    assert capsys.readouterr().err == ""
+    over_pretrained(CONTROL_LR=3e-3)
+    message = (
+        "configure: controls trains the pretrained model at a learning rate of 0.003 (fit_backbone), meant for weights that begin"
+    )
+    assert capsys.readouterr().err.startswith(message)
+    over_pretrained(TAIL_LR=1e-3)
+    assert capsys.readouterr().err.count("\n") == 1
