@@ -13,6 +13,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from components.ranges import PositiveInt
+
 Tree = Mapping[str, Any]  # tensors by name, or trees of them; every tensor has the batch as its first dimension
 
 
@@ -47,7 +49,7 @@ def full_gradient(steps: int) -> list[int]:
     return [steps]
 
 
-def truncated_gradient(steps: int, last: int = 2) -> list[int]:
+def truncated_gradient(steps: int, last: PositiveInt = 2) -> list[int]:
     """Cut segments of ``last`` steps, counted from the end: the final loss reaches back through the last ``last`` steps.
 
     >>> truncated_gradient(5, 2)

@@ -3,9 +3,16 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from components.ranges import PositiveInt, Seed
+
 
 def run(
-    *, out: str, variants: Mapping[str, Sequence[str]], scratch: Mapping[str, Sequence[str]], seeds: Sequence[int], processes: int
+    *,
+    out: str,
+    variants: Mapping[str, Sequence[str]],
+    scratch: Mapping[str, Sequence[str]],
+    seeds: Sequence[Seed],
+    processes: PositiveInt,
 ) -> None:
     """Train every variant for every seed, write table and picture, and print the table.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from components.backbones.backbone import BackboneModel
+from components.ranges import PositiveInt, Seed
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, LiveSource, Masking
 from pipeline.machine.runtime import Runtime
@@ -23,9 +24,10 @@ def run(
     masking: Masking,
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
-    batch_size: int,
-    buckets: Sequence[int],
-    seed: int,
+    batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
+    buckets: Sequence[PositiveInt],
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Train ``model`` on the prepared examples, from scratch unless it is pretrained; with no step to take it stays as it came.
@@ -38,6 +40,7 @@ def run(
         fit: the training loop.
         unfreeze: module paths to train; "" is everything.
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
         seed: of weights, masks and order.
         runtime: where it computes.
@@ -53,4 +56,7 @@ def run(
         return LiveSource(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
-    phase.run_phase("backbone", backbone, source, out, save, runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed)
+    phase.run_phase(
+        "backbone", backbone, source, out, save, runtime,
+        fit=fit, unfreeze=unfreeze, batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed,
+    )  # fmt: skip

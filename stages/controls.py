@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.ranges import PositiveInt, Seed
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
@@ -24,9 +25,10 @@ def run(
     fit_backbone: Callable[..., TrainState],
     unfreeze: Sequence[str],
     unfreeze_backbone: Sequence[str],
-    batch_size: int,
-    backbone_batch_size: int,
-    seed: int,
+    batch_size: PositiveInt,
+    backbone_batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out/backbone`` (the backbone trained on for warmup's and joint's compute) and ``out/warmup`` (for joint's).
@@ -44,6 +46,7 @@ def run(
         unfreeze_backbone: module paths that are trained of the backbone alone; "" is everything.
         batch_size: sequences of a microbatch of warmup.
         backbone_batch_size: of the backbone.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         seed: of masks and order.
         runtime: where it computes.
     """
@@ -54,7 +57,8 @@ def run(
     phase.run_phase(
         "controls/backbone", continued, partial(examples, backbone=base), folder,
         partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size, seed=seed + 1,
+        fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 1,
         budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
     )  # fmt: skip
     sources = partial(states, backbone=base)
@@ -63,5 +67,6 @@ def run(
     phase.run_phase(
         "controls/warmup", refined, sources, folder,
         partial(checkpoint.save_model, folder, refined, base, warmup), runtime,
-        fit=fit, unfreeze=unfreeze, batch_size=batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
+        fit=fit, unfreeze=unfreeze, batch_size=batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
     )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from components.inference.answers import Answers
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
+from components.ranges import NonNegativeInt, PositiveInt, PositiveShare, Seed
 from pipeline.evaluation import assessment, concept_assessment
 from pipeline.evaluation.limited import Limited
 from pipeline.machine.runtime import Runtime
@@ -21,18 +22,18 @@ def run(
     prepared: str,
     backbone: str,
     models: Mapping[str, str],
-    measures: Mapping[str, tuple[str, float]],
-    decodes: Mapping[str, tuple[str, int, int, int]],
+    measures: Mapping[str, tuple[str, PositiveShare]],
+    decodes: Mapping[str, tuple[str, PositiveInt, PositiveInt, PositiveInt]],
     halts: Mapping[str, Rule],
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
-    forgetting: tuple[str, float] | None,
-    limit: int | None = None,
+    forgetting: tuple[str, PositiveShare] | None,
+    limit: PositiveInt | None = None,
     headline: str,
-    samples: int,
-    recursion_steps: int | None,
-    batch_size: int,
-    seed: int,
+    samples: NonNegativeInt,
+    recursion_steps: PositiveInt | None,
+    batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with metrics.json, samples.jsonl and trace.json.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from components.backbones.split import split_layer
+from components.ranges import NonNegativeInt, PositiveInt, Seed
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import Masking
 from pipeline.data.extraction import Extraction, extract
@@ -20,14 +21,14 @@ def run(
     prepared: str,
     backbone: str,
     masking: Masking,
-    tail_layers: int,
-    draws: int,
+    tail_layers: NonNegativeInt,
+    draws: PositiveInt,
     dtype: Literal["fp32", "bf16", "int8", "fp8"],
-    batch_size: int,
-    buckets: Sequence[int],
-    shard_bytes: int,
-    block_bytes: int,
-    seed: int,
+    batch_size: PositiveInt,
+    buckets: Sequence[PositiveInt],
+    shard_bytes: PositiveInt,
+    block_bytes: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
     verify: bool = False,
 ) -> None:

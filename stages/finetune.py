@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.ranges import NonNegativeInt, PositiveInt, Seed
 from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
@@ -22,9 +23,10 @@ def run(
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     table: Table,
-    batch_size: int,
-    steps: int,
-    seed: int,
+    batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
+    steps: NonNegativeInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with every layer trained on from joint's model, or joint's model itself.
@@ -38,6 +40,7 @@ def run(
         unfreeze: module paths to train; "" is everything.
         table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         steps: optimizer steps; 0 = phase off.
         seed: of masks and order.
         runtime: where it computes.
@@ -51,5 +54,6 @@ def run(
         return
     phase.run_phase(
         "finetune", model, partial(examples, backbone=base), out, save, runtime,
-        fit=partial(fit, steps=steps), unfreeze=unfreeze, table=table, batch_size=batch_size, seed=seed + 2,
+        fit=partial(fit, steps=steps), unfreeze=unfreeze, table=table, batch_size=batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 2,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from components.ranges import PositiveInt, Seed
 from components.training.freezing import Table
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
@@ -23,8 +24,9 @@ def run(
     unfreeze: Sequence[str],
     layer_norms: bool,
     table: Table,
-    batch_size: int,
-    seed: int,
+    batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with refiner and tail, trained on from warmup's model.
@@ -39,6 +41,7 @@ def run(
         layer_norms: train every norm too.
         table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         seed: of the order.
         runtime: where it computes.
     """
@@ -49,5 +52,6 @@ def run(
     save = partial(checkpoint.save_model, Path(out), model, base, warmup)
     phase.run_phase(
         "joint", model, sources, out, save, runtime,
-        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size, seed=seed + 1,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 1,
     )  # fmt: skip

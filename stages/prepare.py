@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from components.ranges import Seed
 from pipeline.corpora import prepared
 from pipeline.corpora.corpus import Corpus
 from pipeline.text.rendering import rendering_of
 
 
-def run(*, out: str, corpus: Corpus, seed: int) -> None:
+def run(*, out: str, corpus: Corpus, seed: Seed) -> None:
     """Write ``out`` with one file per split and a manifest.
 
     Args:

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.ranges import NonNegativeFloat, PositiveFloat
 from pipeline.tracking import uploader
 
 
-def run(*, trackers: Sequence[uploader.Tracker], every: float, patience: float, ship: bool = False, follow: str = "") -> None:
+def run(
+    *, trackers: Sequence[uploader.Tracker], every: PositiveFloat, patience: NonNegativeFloat, ship: bool = False, follow: str = ""
+) -> None:
     """List the records and where they were sent; with ``--ship``, send what is missing.
 
     Args:

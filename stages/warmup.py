@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from components.ranges import PositiveInt, Seed
 from components.refined_lm import RefinedLM
 from components.refiners.core import Core
 from components.training.freezing import Table
@@ -28,8 +29,9 @@ def run(
     unfreeze: Sequence[str],
     layer_norms: bool,
     table: Table,
-    batch_size: int,
-    seed: int,
+    batch_size: PositiveInt,
+    validation_batch_size: PositiveInt,
+    seed: Seed,
     runtime: Runtime,
 ) -> None:
     """Write ``out`` with the refiner over the frozen backbone.
@@ -44,6 +46,7 @@ def run(
         layer_norms: train every norm too.
         table: how what is trained is written to the log (``components.training.freezing``).
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together; changes memory, and no weights.
         seed: of weights and order.
         runtime: where it computes.
     """
@@ -59,5 +62,6 @@ def run(
     save = partial(checkpoint.save_model, Path(out), model, frozen)
     phase.run_phase(
         "warmup", model, sources, out, save, runtime,
-        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size, seed=seed,
+        fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size,
+        validation_batch_size=validation_batch_size, seed=seed,
     )  # fmt: skip

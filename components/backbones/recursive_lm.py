@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
 from components.batch import Batch
+from components.ranges import PositiveInt
 from components.recursion import State, Tree
 from components.refiners.core import Inputs, Layout
 from components.refiners.recursive_core import RecursiveCore
@@ -34,7 +35,13 @@ class RecursiveLM(BackboneModel):
     """
 
     def __init__(
-        self, vocab: int, seq: int, dim: int, core: Callable[..., RecursiveCore], layers: int | None = None, first_layer: int = 0
+        self,
+        vocab: int,
+        seq: int,
+        dim: PositiveInt,
+        core: Callable[..., RecursiveCore],
+        layers: int | None = None,
+        first_layer: int = 0,
     ) -> None:
         super().__init__()
         built = core(dim=dim, standalone=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.batch import Batch
 from components.nn.attention import Block, RMSNorm
+from components.ranges import NonNegativeInt, PositiveInt
 from components.refiners.core import Layout
 
 
@@ -34,7 +35,16 @@ class TinyLM(BackboneModel):
         ValueError: heads do not divide dim, or ``first_layer`` is not within 0..layers.
     """
 
-    def __init__(self, vocab: int, seq: int, dim: int, layers: int, heads: int, rotary: bool = False, first_layer: int = 0) -> None:
+    def __init__(
+        self,
+        vocab: int,
+        seq: int,
+        dim: PositiveInt,
+        layers: NonNegativeInt,
+        heads: PositiveInt,
+        rotary: bool = False,
+        first_layer: int = 0,
+    ) -> None:
         super().__init__()
         if not 0 <= first_layer <= layers:
             raise ValueError(f"the split must lie within 0..{layers} (the backbone's layers), got {first_layer}")

@@ -8,6 +8,8 @@ lm-evaluation-harness does for its task ``gsm8k``.
 import re
 from collections.abc import Mapping
 
+from components.ranges import PositiveInt
+
 GSM8K = {"strict": (r"#### (-?[0-9.,]+)", 0), "flexible": (r"(-?\$?\.?[0-9][0-9.,]*)", -1)}
 
 
@@ -30,9 +32,9 @@ class Answers:
 
     def __init__(
         self,
-        items: int = 32,
-        passes: int = 32,
-        blocks: int = 1,
+        items: PositiveInt = 32,
+        passes: PositiveInt = 32,
+        blocks: PositiveInt = 1,
         split: str = "test",
         patterns: Mapping[str, tuple[str, int]] = GSM8K,
         reference: str = "strict",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.model import Model
+from components.ranges import NonNegativeFloat, Share
 from components.recursion import State, mapped
 from components.refiners.core import at_least_one_step
 
@@ -16,13 +17,13 @@ Done = Bool[Tensor, "batch"]
 Rule = Callable[[Model, Batch, State, State | None], Done]  # model, sequences, this step's state, the last's
 
 
-def by_probability(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.95) -> Done:
+def by_probability(model: Model, batch: Batch, state: State, last: State | None, threshold: Share = 0.95) -> Done:
     """Done where every masked token's largest probability exceeds ``threshold``. Costs a readout each step."""
     unsure = model.confidence(state.hidden, batch) <= threshold
     return batch.per_sequence(unsure.float()) == 0
 
 
-def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: float = 0.01) -> Done:
+def by_change(model: Model, batch: Batch, state: State, last: State | None, tolerance: NonNegativeFloat = 0.01) -> Done:
     """Done where the states have converged: the step changed them by less than ``tolerance`` of their size (root mean square).
 
     Padding counts for nothing: how far a batch happens to be padded must not decide.
@@ -34,7 +35,7 @@ def by_change(model: Model, batch: Batch, state: State, last: State | None, tole
     return change < tolerance**2 * size
 
 
-def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: float = 0.5) -> Done:
+def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: Share = 0.5) -> Done:
     """Done where the model says so (``RecursiveCore(halting=True)``).
 
     Raises:

@@ -7,6 +7,7 @@ Source: Nie et al., "Large Language Diffusion Models" (LLaDA, 2025), eq. 6 and s
 """
 
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from components import noise
 from components.objective import masking
+from components.ranges import PositiveInt, Range
 
 LIKELIHOOD = 1 << 35  # first stream of the masks of samples: common random numbers across models
 SHARED = (1 << 35) - 1  # stream of where an answer's samples begin
@@ -31,7 +33,7 @@ class Likelihood:
         ValueError: a number is too small.
     """
 
-    def __init__(self, items: int = 128, samples: int = 8, split: str = "test") -> None:
+    def __init__(self, items: PositiveInt = 128, samples: Annotated[int, Range(ge=2)] = 8, split: str = "test") -> None:
         if items < 1 or samples < 2:
             raise ValueError(f"items must be at least 1 and samples at least 2, got {items} and {samples}")
         self.items, self.samples, self.split = items, samples, split

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components import noise
+from components.ranges import NonNegativeFloat, PositiveInt, Seed, Share
 
 Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
@@ -67,13 +68,13 @@ class Sampler:
         seed: of what is drawn.
     """
 
-    steps: int | None = None
-    blocks: int = 1
-    temperature: float = 0.0
-    guidance: float = 0.0
-    threshold: float | None = None
-    end_confidence: float = 1.0
-    seed: int = 0
+    steps: PositiveInt | None = None
+    blocks: PositiveInt = 1
+    temperature: NonNegativeFloat = 0.0
+    guidance: NonNegativeFloat = 0.0
+    threshold: Share | None = None
+    end_confidence: Share = 1.0
+    seed: Seed = 0
 
     def check(self) -> None:
         """Raise ValueError unless the settings fit together."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from components.batch import Batch
 from components.model import Model
 from components.objective.linear_cross_entropy import CHUNK_ROWS, linear_cross_entropy
+from components.ranges import PositiveInt
 
 Loss = Callable[..., tuple[Tensor, Tensor]]  # (model, hidden, batch, *, compute) -> sum, and which rows are right
 
@@ -23,7 +24,7 @@ HALTING = 0.5  # weight of the halting loss beside the cross-entropy of a sequen
 
 
 def masked_cross_entropy(
-    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool, chunk: int = CHUNK_ROWS
+    model: Model, hidden: Float[Tensor, "batch seq dim"], batch: Batch, *, compute: bool, chunk: PositiveInt = CHUNK_ROWS
 ) -> tuple[Float[Tensor, ""], Bool[Tensor, "rows"]]:
     """sum over supervised positions of weight * -log p(target), in float32; and which of them are right.
 

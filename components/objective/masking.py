@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components.ranges import PositiveInt, PositiveShare, Share
+
 
 def exact_count(
     response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"]
@@ -34,7 +36,7 @@ def exact_count(
 
 
 def often_full(
-    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], full: float = 0.5
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], full: Share = 0.5
 ) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
     """Mask the whole answer with probability ``full``, else as ``exact_count`` does.
 
@@ -52,7 +54,7 @@ def often_full(
 
 
 def fixed_ratio(
-    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], ratio: float
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], ratio: Share
 ) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
     """Mask ``ratio`` of each answer, at least one token: the evaluation's masks. Takes the noise of ``exact_count``.
 
@@ -64,7 +66,7 @@ def fixed_ratio(
 
 
 def chunks(
-    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], size: int = 16
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], size: PositiveInt = 16
 ) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
     """``exact_count`` over chunks: draw c ~ U{1..C}, mask exactly c of the answer's C chunks, whole; weight 1/masked tokens each.
 
@@ -97,7 +99,7 @@ def whole(
 
 
 def bernoulli(
-    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], eps: float = 1e-3
+    response: Bool[Tensor, "batch seq"], noise: Float[Tensor, "batch noise"], eps: PositiveShare = 1e-3
 ) -> tuple[Bool[Tensor, "batch seq"], Float[Tensor, "batch seq"]]:
     """Draw t ~ U(0, 1), mask each response token with probability p = (1 - eps) t + eps; weight 1 / (p L) each.
 

@@ -17,6 +17,7 @@ from components.objective.activations import Activations, keep
 from components.objective.deep_supervision import Supervised, backward
 from components.objective.losses import Loss, masked_cross_entropy
 from components.objective.supervision import LearnedWeights, Supervision, linear_decay, of_first_steps, supervised_steps
+from components.ranges import Share, in_range
 from components.recursion import BpttSegments, full_gradient
 
 
@@ -38,18 +39,17 @@ class Objective(nn.Module):
         ValueError: a curriculum outside its range or with learned weights, or a schedule that does not fit the number of steps.
     """
 
+    @in_range
     def __init__(
         self,
         steps: int,
         loss: Loss = masked_cross_entropy,
         supervision: Supervision = linear_decay,
-        curriculum: float = 0.0,
+        curriculum: Share = 0.0,
         bptt: BpttSegments = full_gradient,
         activations: Activations = keep,
     ) -> None:
         super().__init__()
-        if not 0 <= curriculum <= 1:
-            raise ValueError(f"objective.Objective.curriculum is a share of the run, from 0 to 1, got {curriculum}")
         self.steps, self.loss, self.curriculum, self.bptt, self.activations = steps, loss, curriculum, bptt, activations
         bptt(steps)  # which raises where it cannot cut
         weights = supervision(steps)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from components.ranges import NonNegativeFloat
+
 
 class LearnedWeights(nn.Module):
     """Weight exp(-s_k) of step k, where s_k is trained: sum_k exp(-s_k) loss_k + s_k. Noisy steps come to weigh less.
@@ -34,7 +36,7 @@ Weights = list[float] | LearnedWeights
 Supervision = Callable[[int], Weights]
 
 
-def constant(steps: int, weight: float = 0.5) -> list[float]:
+def constant(steps: int, weight: NonNegativeFloat = 0.5) -> list[float]:
     """Every intermediate step weighs the same: ``weight``.
 
     >>> constant(3)
@@ -43,7 +45,7 @@ def constant(steps: int, weight: float = 0.5) -> list[float]:
     return [*([weight] * (steps - 1)), 1.0]
 
 
-def linear_decay(steps: int, weight: float = 0.5) -> list[float]:
+def linear_decay(steps: int, weight: NonNegativeFloat = 0.5) -> list[float]:
     """Intermediate step k of K (from 1) weighs ``weight * k / K``: later steps matter more.
 
     >>> [round(w, 2) for w in linear_decay(3)]
@@ -52,7 +54,7 @@ def linear_decay(steps: int, weight: float = 0.5) -> list[float]:
     return [*(weight * k / steps for k in range(1, steps)), 1.0]
 
 
-def exponential_decay(steps: int, weight: float = 0.5) -> list[float]:
+def exponential_decay(steps: int, weight: NonNegativeFloat = 0.5) -> list[float]:
     """Intermediate step k of K (from 1) weighs ``weight * 2^(k - K)``: halved with each step away from the last.
 
     >>> exponential_decay(3)
@@ -61,7 +63,7 @@ def exponential_decay(steps: int, weight: float = 0.5) -> list[float]:
     return [*(weight * 2.0 ** (k - steps) for k in range(1, steps)), 1.0]
 
 
-def u_shaped(steps: int, weight: float = 0.5) -> list[float]:
+def u_shaped(steps: int, weight: NonNegativeFloat = 0.5) -> list[float]:
     """First and last steps matter, those between less: step k of K (from 1) weighs ``weight * (2 (k - 1) / (K - 1) - 1)^2``.
 
     >>> u_shaped(5)
@@ -70,7 +72,7 @@ def u_shaped(steps: int, weight: float = 0.5) -> list[float]:
     return [*(weight * (2 * (k - 1) / (steps - 1) - 1) ** 2 for k in range(1, steps)), 1.0]
 
 
-def custom(steps: int, weights: Sequence[float] = ()) -> list[float]:
+def custom(steps: int, weights: Sequence[NonNegativeFloat] = ()) -> list[float]:
     """Take the weights as they are given, one a step.
 
     >>> custom(3, (0.1, 0.4, 1.0))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.nn.attention import Attention, RMSNorm
+from components.ranges import PositiveInt
 from components.refiners.core import Layout
 from components.refiners.refiner import SlotRefiner
 from components.refiners.residual import Residual
@@ -23,7 +24,7 @@ class Adapter(Residual):
         ValueError: too few parameters for the attention and one unit.
     """
 
-    def __init__(self, dim: int, heads: int = 4, parameters: int | None = None) -> None:
+    def __init__(self, dim: int, heads: PositiveInt = 4, parameters: PositiveInt | None = None) -> None:
         super().__init__(dim, steps=1)
         if parameters is None:
             with torch.device("meta"):

@@ -11,6 +11,7 @@ from einops import repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from components.ranges import NonNegativeInt, PositiveInt
 from components.recursion import State, Tree
 from components.refiners.core import Core, Inputs, Layout
 
@@ -28,7 +29,9 @@ class ChunkMasking(Core):
         ValueError: a chunk of no token, no chunk at all, or a negative one.
     """
 
-    def __init__(self, dim: int, refiner: Callable[..., Core], chunk: int = 16, refined: Sequence[int] = (0,)) -> None:
+    def __init__(
+        self, dim: int, refiner: Callable[..., Core], chunk: PositiveInt = 16, refined: Sequence[NonNegativeInt] = (0,)
+    ) -> None:
         super().__init__()
         if chunk < 1 or not refined or min(refined) < 0:
             raise ValueError(f"chunks need at least 1 token and a number from 0 on, got chunk {chunk}, refined {list(refined)}")

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from components.ranges import PositiveFloat
+
 
 @dataclass(frozen=True)
 class RmsScaled:
@@ -39,8 +41,8 @@ class Clamped:
         ValueError: one of them is not above 0.
     """
 
-    scale: float = 0.1
-    limit: float = 0.5
+    scale: PositiveFloat = 0.1
+    limit: PositiveFloat = 0.5
     silent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

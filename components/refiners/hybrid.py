@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.ranges import PositiveInt, Share
 from components.recursion import State, Tree
 from components.refiners.core import Core, Inputs, Layout, shared_layers
 
@@ -39,8 +40,8 @@ class Hybrid(Core):
         dim: int,
         doubtful: Callable[..., Core],
         confident: Callable[..., Core] | None = None,
-        chunk: int = 16,
-        threshold: float = 0.9,
+        chunk: PositiveInt = 16,
+        threshold: Share = 0.9,
         route: Literal["chunks", "doubtful", "confident"] = "chunks",
     ) -> None:
         super().__init__()

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from components.ranges import PositiveFloat, PositiveInt
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.refiners.recursive_network import RecursiveNetwork
@@ -52,13 +53,13 @@ class RecursiveCore(Core):
     def __init__(
         self,
         dim: int,
-        heads: int = 4,
-        steps: int = 4,
-        blocks: int = 2,
-        expansion: float = 4.0,
-        h_cycles: int = 1,
-        l_cycles: int = 2,
-        gradient_cycles: int | None = None,
+        heads: PositiveInt = 4,
+        steps: PositiveInt = 4,
+        blocks: PositiveInt = 2,
+        expansion: PositiveFloat = 4.0,
+        h_cycles: PositiveInt = 1,
+        l_cycles: PositiveInt = 2,
+        gradient_cycles: PositiveInt | None = None,
         supervise: Literal["steps", "updates"] = "steps",
         standalone: bool = False,
         halting: bool = False,

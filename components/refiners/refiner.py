@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.nn.attention import Attention, Block
+from components.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.refiners.delta import Clamped, RmsScaled, Update
@@ -60,19 +61,19 @@ class SlotRefiner(Core):
     def __init__(
         self,
         dim: int,
-        heads: int | None = 4,
-        steps: int = 4,
-        blocks: int = 1,
-        mlp_ratio: int = 4,
-        delta_ratio: int = 4,
+        heads: PositiveInt | None = 4,
+        steps: PositiveInt = 4,
+        blocks: PositiveInt = 1,
+        mlp_ratio: PositiveInt = 4,
+        delta_ratio: PositiveInt = 4,
         slots: Sequence[tuple[str, str, int]] | None = None,
         entry: Callable[..., Entry] = Identity,
         injection: Callable[..., Injection] | None = Injection,
         update: Update = RMS_SCALED,
-        orthogonality: float = 0.0,
+        orthogonality: NonNegativeFloat = 0.0,
         rotary: bool = False,
-        context_layers: Sequence[int] | None = None,
-        head_width: int | None = None,
+        context_layers: Sequence[NonNegativeInt] | None = None,
+        head_width: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         if steps < 1 or blocks < 1:

@@ -6,21 +6,22 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from components.ranges import Decay, in_range
+
 
 class EMA:
     """average <- decay * average + (1 - decay) * parameters, with decay ramped up as (1 + n) / (10 + n) over the first updates.
 
     Args:
         parameters: those that are trainable are averaged.
-        decay: 0..1; 0 = the parameters themselves.
+        decay: 0 = the parameters themselves.
 
     Raises:
-        ValueError: decay outside 0..1.
+        ValueError: decay outside its range.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA decay must be at least 0 and below 1, got {decay}")
+    @in_range
+    def __init__(self, parameters: Iterable[Tensor], decay: Decay) -> None:
         self.decay, self.updates = decay, 0
         self.parameters: list[Tensor] = [p for p in parameters if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]

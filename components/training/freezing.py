@@ -7,8 +7,6 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from components.nn.attention import RMSNorm
-
 
 @dataclass(frozen=True)
 class Row:
@@ -57,10 +55,12 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
     Args:
         model: any module.
         patterns: module paths, ``*`` and ``?`` allowed: "refiner", "backbone.blocks.*", "" (everything).
-        layer_norms: also unfreeze every norm.
+        layer_norms: also unfreeze every norm, of torch, of transformers and ours: a module whose class is called so and that holds
+            no matrix.
 
     Raises:
-        ValueError: a pattern matches no module (the message names the nearest paths), or one whose weights are quantised.
+        ValueError: a pattern matches no module (the message names the nearest paths), or one whose weights are quantised; or there
+            is no norm to unfreeze.
     """
     modules = dict(model.named_modules())
     chosen = []
@@ -71,7 +71,10 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
             raise ValueError(f"no module matches '{pattern}'; the nearest are {', '.join(near)}")
         chosen += matched
     if layer_norms:
-        chosen += [module for module in modules.values() if isinstance(module, nn.LayerNorm | RMSNorm)]
+        norms = [module for module in modules.values() if is_norm(module)]
+        if not norms:
+            raise ValueError(f"layer_norms is set, and no module of {type(model).__name__} is a norm with weights; leave it out")
+        chosen += norms
     packed = [name for module in chosen for name, weight in module.named_parameters() if not weight.is_floating_point()]
     if packed:
         named = ", ".join(repr(pattern) for pattern in patterns)
@@ -80,6 +83,16 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
     for module in chosen:
         module.requires_grad_(True)
     return _table(modules)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell a normalisation with weights: a class called so, whose own weights are vectors and which holds no other module.
+
+    Every library has classes of its own (``LlamaRMSNorm``, ``Qwen3RMSNorm``, ``T5LayerNorm``, ``GroupNorm``), with no common base.
+    """
+    own = list(module.parameters(recurse=False))
+    called = any("norm" in kind.__name__.lower() for kind in type(module).__mro__ if kind is not nn.Module)
+    return called and bool(own) and all(p.ndim == 1 for p in own) and not any(True for _ in module.children())
 
 
 def _table(modules: dict[str, nn.Module]) -> Frozen:

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from components.ranges import Decay, NonNegativeFloat, NonNegativeInt, Share, in_range
 
+
+@in_range
 def adamw(
     parameters: Iterable[tuple[str, nn.Parameter]],
-    lr: float = 3e-3,
-    backbone_lr: float | None = None,
-    weight_decay: float = 0.1,
-    betas: tuple[float, float] = (0.9, 0.95),
+    lr: NonNegativeFloat = 3e-3,
+    backbone_lr: NonNegativeFloat | None = None,
+    weight_decay: NonNegativeFloat = 0.1,
+    betas: tuple[Decay, Decay] = (0.9, 0.95),
 ) -> torch.optim.AdamW:
     """Make AdamW over trainable parameters; matrices decay, vectors (norms, biases, gates) do not.
 
@@ -20,7 +23,7 @@ def adamw(
 
     Args:
         parameters: with their names, as ``named_parameters()`` of a module gives them; frozen ones are left out.
-        lr: peak learning rate.
+        lr: peak learning rate; 0 = nothing moves.
         backbone_lr: peak learning rate of those below ``backbone.``; None = ``lr``.
         weight_decay: per unit of learning rate.
         betas: decay of the first and second moment.
@@ -43,15 +46,25 @@ def adamw(
     )
 
 
-def warmup_cosine(step: int, steps: int, lr_warmup_steps: int = 50, floor: float = 0.05) -> float:
+@in_range
+def warmup_cosine(step: int, steps: int, lr_warmup_steps: NonNegativeInt = 50, floor: Share = 0.05) -> float:
     """Multiplier of the peak learning rate at ``step`` (from 0): linear warm-up, then cosine decay to ``floor``.
+
+    A run too short for its warm-up would never reach its rate: the warm-up takes half of a run at most.
+
+    Args:
+        step: number of the step.
+        steps: of the run.
+        lr_warmup_steps: steps over which the rate rises, half of the run at most; 0 = none.
+        floor: multiplier at the end.
 
     >>> [round(warmup_cosine(s, 100, lr_warmup_steps=10), 2) for s in (0, 9, 55, 100)]
     [0.1, 1.0, 0.53, 0.05]
     """
-    if step < lr_warmup_steps:
-        return (step + 1) / lr_warmup_steps
-    progress = min(1.0, (step - lr_warmup_steps) / max(1, steps - lr_warmup_steps))
+    rising = min(lr_warmup_steps, steps // 2)
+    if step < rising:
+        return (step + 1) / rising
+    progress = min(1.0, (step - rising) / max(1, steps - rising))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from components.ranges import InnerShare, PositiveInt
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
@@ -43,13 +44,13 @@ class Sudoku:
     """
 
     size: int = 4
-    grids: int = 288
-    train: int = 12000
-    clues: tuple[int, int] = (4, 8)
-    validation: int = 512
-    test: int = 600
-    test_clues: tuple[int, ...] = (7, 5)
-    held_out: float = 1 / 6
+    grids: PositiveInt = 288
+    train: PositiveInt = 12000
+    clues: tuple[PositiveInt, PositiveInt] = (4, 8)
+    validation: PositiveInt = 512
+    test: PositiveInt = 600
+    test_clues: tuple[PositiveInt, ...] = (7, 5)
+    held_out: InnerShare = 1 / 6
     causal: ClassVar[bool] = False
 
     def shape(self) -> tuple[int, int]:

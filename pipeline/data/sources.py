@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from components.backbones.split import split_layer
+from components.ranges import NonNegativeInt, PositiveInt, Seed
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Masking
 from pipeline.data.reader import ShardReader
@@ -17,7 +18,9 @@ from pipeline.models.backbones import Backbone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int] = (), near: int = 0) -> CachedSource:
+def cached(
+    split: str, *, backbone: Backbone, shards: str, buckets: Sequence[PositiveInt] = (), near: NonNegativeInt = 0
+) -> CachedSource:
     """Read the states that extract has stored.
 
     Args:
@@ -35,7 +38,7 @@ def cached(split: str, *, backbone: Backbone, shards: str, buckets: Sequence[int
     return CachedSource(reader, split, buckets, near)
 
 
-def streamed(split: str, *, backbone: Backbone, shards: str, near: int = 16, urls: Sequence[str] = ()) -> StreamedSource:
+def streamed(split: str, *, backbone: Backbone, shards: str, near: PositiveInt = 16, urls: Sequence[str] = ()) -> StreamedSource:
     """States that extract stored, read as a stream: for disks and networks that are slow to seek.
 
     Args:
@@ -61,12 +64,12 @@ def live(
     backbone: Backbone,
     prepared: str,
     masking: Masking,
-    seed: int,
-    tail_layers: int,
-    draws: int | None = None,
+    seed: Seed,
+    tail_layers: NonNegativeInt,
+    draws: PositiveInt | None = None,
     dtype: Literal["fp32", "bf16"],
     runtime: Runtime,
-    buckets: Sequence[int] = (),
+    buckets: Sequence[PositiveInt] = (),
 ) -> LiveSource:
     """States from the frozen trunk, run for every batch: never repeats a mask (``draws`` = None), costs the trunk each time."""
     examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets)
@@ -82,9 +85,9 @@ def tokens(
     backbone: Backbone,
     prepared: str,
     masking: Masking,
-    seed: int,
-    draws: int | None = None,
-    buckets: Sequence[int] = (),
+    seed: Seed,
+    draws: PositiveInt | None = None,
+    buckets: Sequence[PositiveInt] = (),
 ) -> LiveSource:
     """Token ids alone, for models that are trained from their first layer on.
 

@@ -19,6 +19,7 @@ from components.batch import Batch
 from components.inference.halting import Rule
 from components.inference.sampling import Pass, Sampler
 from components.model import Model
+from components.ranges import NonNegativeInt, PositiveInt
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
@@ -75,11 +76,11 @@ class Generator:
         backbone: str = "data/backbone",
         prepared: str = "data/prepared",
         sampler: Sampler = GREEDY,
-        length: int | None = None,
-        refined_passes: int | None = None,
+        length: PositiveInt | None = None,
+        refined_passes: NonNegativeInt | None = None,
         halt: Rule | None = None,
-        recursion_steps: int | None = None,
-        batch_size: int = 8,
+        recursion_steps: PositiveInt | None = None,
+        batch_size: PositiveInt = 8,
         remote_code: bool = False,
         runtime: Runtime | None = None,
     ) -> None:

@@ -3,10 +3,11 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
+from components.ranges import Range
 from pipeline.errors import ConfigError
 from pipeline.machine.distributed import local_rank, world
 
@@ -27,7 +28,12 @@ class Runtime:
         ConfigError: the device does not exist here.
     """
 
-    def __init__(self, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32", threads: int = 2) -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        threads: Annotated[int, Range(ge=1, le=1024)] = 2,
+    ) -> None:
         self.threads = threads
         try:
             self.device, self.precision = torch.device(device), precision

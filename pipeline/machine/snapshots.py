@@ -24,6 +24,7 @@ from typing import IO, Any
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from components.training.finiteness import first_non_finite
 from pipeline.errors import DataError, UserError
 from pipeline.files import sha256, storing, synced, verify
 from pipeline.machine.distributed import barrier, rank
@@ -177,7 +178,7 @@ class Scratch:
         synced(final.parent)
 
     def load(self, out: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest whole snapshot; None if there is none.
+        """The newest whole snapshot whose numbers are finite; None if there is none.
 
         Args:
             out: its files are put back there, and damaged snapshots are removed; None = only look.
@@ -187,6 +188,9 @@ class Scratch:
                 description = json.loads((snapshot / DESCRIPTION).read_bytes())
                 for name, expected in description["files"].items():
                     verify(snapshot / name, expected, "")
+                tensors = load_file(snapshot / STATE)
+                if name := first_non_finite(tensors):
+                    raise DataError(f"{snapshot} holds numbers in '{name}' that are not finite")
             except (DataError, OSError, ValueError, KeyError):
                 if out is not None:
                     shutil.rmtree(snapshot)
@@ -195,7 +199,7 @@ class Scratch:
                 out.mkdir(parents=True, exist_ok=True)
                 for file in snapshot.glob("out-*"):
                     shutil.copyfile(file, out / file.name.removeprefix("out-"))
-            return load_file(snapshot / STATE), description["numbers"]
+            return tensors, description["numbers"]
         return None
 
     def _snapshots(self) -> list[Path]:

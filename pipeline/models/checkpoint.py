@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
 from components.model import Model
@@ -35,7 +36,8 @@ def save_model(folder: Path, model: Model, backbone: Backbone, start: str | Path
     prefix = "" if refined else "backbone."
     chosen = {prefix + name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
     chosen |= set() if start is None else _stored_names(Path(start))
-    weights = {prefix + name: value for name, value in model.state_dict().items()}
+    first = _first_names(model)
+    weights = {prefix + name: value for name, value in model.state_dict().items() if first[name] == name}
     stored = {name: value for name, value in weights.items() if name in chosen or name.startswith("refiner.")}
     write_atomic(folder / WEIGHTS, save(contiguous(stored)))
     description: dict[str, Any] = {
@@ -80,13 +82,14 @@ def load_model(
         model = RefinedLM(under, refiner)
     else:
         weights = {name.removeprefix("backbone."): value for name, value in weights.items()}
-    known = model.state_dict()
+    known = model.state_dict(keep_vars=True)
     unexpected = sorted(set(weights) - set(known))
     if unexpected:
         raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
     needed = [name for name in known if name.startswith("refiner.")]
     check_weights(weights, needed, model_folder.weights, stage)
-    placed = {name: value.to(known[name]) for name, value in weights.items()}
+    placed = {name: _placed(value, known[name]) for name, value in weights.items()}
+    placed = {name: placed[own] for name, own in _first_names(model).items() if own in placed} | placed
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared
     return model
 
@@ -108,6 +111,17 @@ def _stored_names(folder: Path) -> set[str]:
     """Names of the weights that a model's folder holds; the weights themselves are not read."""
     with safe_open(folder / WEIGHTS, "pt") as file:
         return set(file.keys())
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """The name under which each weight is stored: its own, or of a tensor that several modules share the first."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _placed(value: Tensor, like: Tensor) -> Tensor:
+    """A weight as the model holds it; one object, which places that share it take as it is."""
+    return nn.Parameter(value.to(like), requires_grad=like.requires_grad) if like.is_floating_point() else value.to(like)
 
 
 def _twin(model: BackboneModel) -> BackboneModel:

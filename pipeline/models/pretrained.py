@@ -16,6 +16,7 @@ from torch import nn
 from components.backbones.layers import Parts, emptied
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.selfcheck import Refused, selfcheck
+from components.ranges import NonNegativeInt
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import json_bytes, read_json
 from pipeline.models import hub, placement
@@ -165,7 +166,7 @@ def model(
     remote_code: bool = False,
     parts: Mapping[str, Any] | None = None,
     trunk_bits: Bits | None = None,
-    tail_layers: int = 0,
+    tail_layers: NonNegativeInt = 0,
 ) -> PretrainedLM:
     """A pretrained model as ``backbone.run.model``, by the arguments of ``Source``; on the meta device its shapes alone.
 
@@ -245,7 +246,9 @@ def _parts(source: Source, config: Any, cls: Any) -> Parts:
 
 def _on_shapes(cls: Any, config: Any) -> Any:
     with torch.device("meta"):
-        return cls(config)
+        model = cls(config)
+    model.tie_weights()  # which transformers does of itself where it reads weights
+    return model
 
 
 def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Parts, first_layer: int) -> nn.Module:

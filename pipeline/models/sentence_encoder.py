@@ -19,6 +19,7 @@ from torch import Tensor
 from components.backbones.pooling import Pooling, mean
 from components.backbones.ridge import ridges
 from components.backbones.sentence_table import SentenceTable
+from components.ranges import PositiveInt
 from pipeline.corpora.prepared import SENTENCES, Prepared, Split, texts
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
@@ -83,8 +84,8 @@ def model(
     revision: str | None = None,
     pooling: Pooling = mean,
     language: str | None = None,
-    longest: int = 256,
-    batch_size: int = 64,
+    longest: PositiveInt = 256,
+    batch_size: PositiveInt = 64,
     device: str = "cpu",
 ) -> SentenceTable:
     """A table of embeddings as ``backbone.run.model``; on the meta device its shapes alone.

@@ -2,7 +2,7 @@
 counted by the very code that training counts with. From prepared data the numbers are those that ``metrics.json`` will hold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -131,6 +131,7 @@ class CostModel:
             seen = {"train": steps * size, "validation": validations * len(rows["validation"])}
             beside += sum(n * self.trunk_over(name, masks["buckets"]) // len(rows[name]) for name, n in seen.items())
         a_step, most = self._step(stage, model, micro, fit, size)
+        most = max(most, self._validation_peak(stage, model, masks, dtype, fit["objective"]))
         return replace(
             sizes, memory=sizes.memory + memory.trained(model) + most, flops_per_step=a_step, flops=steps * a_step, beside=beside
         )
@@ -143,6 +144,7 @@ class CostModel:
         batch = self._on_shapes(some(self.corpus.source("train", masks), batch_size), None)
         work = partial(accumulate, self.backbone, Objective(self.backbone.n_steps), [batch], OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
+        most = max(most, self._validation_peak("controls", self.backbone, masks, None, Objective))
         size = _size(self.backbone)
         whole = memory.weights(self.backbone) + memory.trained(self.backbone) + most
         loaded, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
@@ -253,6 +255,17 @@ class CostModel:
         for parameter in model.parameters():
             parameter.grad = None
         return a_step, most
+
+    @torch.no_grad()
+    def _validation_peak(
+        self, stage: str, model: Model, masks: Mapping[str, Any], dtype: torch.dtype | None, objective: Callable[[int], Objective]
+    ) -> int:
+        """The most bytes that a validation batch takes at once."""
+        (size,) = self._arguments(stage, "validation_batch_size")
+        batch = self._on_shapes(some(self.corpus.source("validation", masks), size), dtype)
+        with META:
+            made = loop.objective_of(model, objective)
+        return memory.peak(lambda: made.losses(model, batch))
 
     def _validation(self, model: Model, masks: Mapping[str, Any], dtype: torch.dtype | None) -> int:
         return self._forward(model, self._on_shapes(some(self.corpus.source("validation", masks), LOOKED_AT), dtype))

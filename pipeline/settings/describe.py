@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.settings import ginstate
 from pipeline.settings.ginfiles import MACRO, Key
-from pipeline.settings.typecheck import annotation, describe
+from pipeline.settings.typecheck import annotation, describe, range_text
 
 
 def settings_text(stage: str) -> str:
@@ -22,7 +22,7 @@ def settings_text(stage: str) -> str:
             if parameter.name == "self":
                 continue
             value = _bound(call.bindings[parameter.name]) if parameter.name in call.bindings else _default(parameter)
-            kind = describe(annotation(function, parameter.name))
+            kind = ", ".join(filter(None, (describe(annotation(function, parameter.name)), range_text(function, parameter.name))))
             lines.append(f"  .{parameter.name} = {value}  ({kind})  {meanings.get(parameter.name, '')}".rstrip())
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,6 @@
-"""gin's current configuration: what of it a root can reach, whether the values fit, and its canonical text.
+"""gin's current configuration: what of it a root can reach, and whether the values fit.
 
-gin's private attributes are used here and nowhere else; the library is pinned, and tests/pipeline/settings/test_ginstate.py fails
-loudly on another version.
+gin's private attributes are used here and nowhere else: the pin is exact, and test_ginstate.py fails loudly on another version.
 """
 
 import copy
@@ -17,7 +16,7 @@ from gin import config as gin_config
 from pipeline.errors import ConfigError
 from pipeline.settings.ginfiles import MACRO, Key
 from pipeline.settings.params import Binding, hint
-from pipeline.settings.typecheck import annotation, coerced, describe, fits, items_with_annotations, takes_reference
+from pipeline.settings.typecheck import annotation, broken_range, coerced, describe, fits, items_with_annotations, takes_reference
 
 _STEPS = ("pipeline.training.loop.fit", "steps")
 GIVEN = {  # by stage: what it passes itself, so that a binding has no effect, and what says it instead
@@ -106,9 +105,7 @@ def _references(value: Any, depth: int = 0) -> Iterator[Any]:
 
 
 def arguments(root: str, selector: str, names: Sequence[str]) -> dict[str, Any] | None:
-    """What ``root`` gives some parameters of the first ``selector`` that it calls, references resolved and defaults included; None
-    if it calls no such thing.
-    """
+    """Give parameters of the first ``selector`` that ``root`` calls, references resolved, defaults included; None if there is none."""
     calls = [call for call in built(root) if call.selector == selector]
     if not calls:
         return None
@@ -204,7 +201,7 @@ def check_values(users: Mapping[Key, Binding]) -> None:
     A list becomes a tuple where a tuple is wanted: YAML has none.
 
     Raises:
-        ConfigError: a value or reference of another type, or a required parameter without a value.
+        ConfigError: a value or reference of another type or outside its range, or a required parameter without a value.
     """
     for (scope, selector), values in gin_config._CONFIG.items():
         if selector == MACRO:
@@ -220,6 +217,9 @@ def check_values(users: Mapping[Key, Binding]) -> None:
             if not _accepts(expected, value, origin):
                 got = repr(value) if isinstance(value, gin_config.ConfigurableReference) else f"{value!r} ({type(value).__name__})"
                 raise ConfigError(f"{origin}: {name} expects {describe(expected)}, got {got}")
+            plain = _plain(value, source, str)
+            if broken := broken_range(plain, wrapped(selector), parameter):
+                raise ConfigError(f"{origin}: {name} must be {broken}, got {plain!r}")
             parameters = gin_config._CONFIG[source[:2]]
             parameters[source[2]] = coerced(parameters[source[2]], expected)
 

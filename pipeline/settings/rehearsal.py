@@ -6,13 +6,14 @@ all of it shows here, before a backbone was trained for hours.
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.split import split_layer, tail_of
 from components.inference.answers import Answers
 from components.inference.measures import check_measures, check_split
@@ -24,6 +25,9 @@ from pipeline.errors import ConfigError
 from pipeline.models.backbones import check_causal
 from pipeline.settings import config, ginstate
 from pipeline.training import loop
+
+FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
+WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
 
 
 def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> dict[str, Model]:
@@ -102,14 +106,53 @@ def _check_references(answers: Answers, references: Sequence[str]) -> None:
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
     """Freeze as the stage will and make its objective; if it takes steps, something must be left to train."""
     frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
+    rates = dict[str, float]()
     with ginstate.within(f"stages.{stage}.run", fit) as bindings:
+        if frozen.trainable and "optimizer" in bindings:
+            rates = _rates(bindings["optimizer"], model)
         _ = "objective" in bindings and bindings["objective"](model.n_steps)
-    off = inspect.unwrap(_argument(stage, fit)) is not loop.fit or (stage == "finetune" and not _argument(stage, "steps"))
+    off = inspect.unwrap(_argument(stage, fit)) is not inspect.unwrap(loop.fit)
+    off = off or (stage == "finetune" and not _argument(stage, "steps"))
     if not frozen.trainable and not off:
         raise ConfigError(
             f"{stage}: {stage}.run.{unfreeze} names nothing to train, and {fit} takes steps; name modules, or switch it off: "
             "@loop.as_it_is"
         )
+    high = max((rate for name, rate in rates.items() if _is_pretrained(model, name)), default=0.0)
+    if not off and high >= FROM_SCRATCH:
+        print(
+            f"configure: {stage} trains the pretrained model at a learning rate of {high:g} ({fit}), meant for weights that "
+            "begin at random; 1e-6 to 1e-4 is usual",
+            file=sys.stderr,
+        )
+    if not off and stage != "controls":  # whose steps follow from operations; a warm-up takes half of them at most
+        _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
+
+
+def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:
+    """The peak learning rate of every weight that is trained, by name."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    rates = {id(p): group.get("peak", group["lr"]) for group in optimizer(named.items()).param_groups for p in group["params"]}
+    return {name: rates[id(parameter)] for name, parameter in named.items()}
+
+
+def _is_pretrained(model: Model, name: str) -> bool:
+    """Whether a weight comes from a pretrained model."""
+    if isinstance(model, RefinedLM):
+        return isinstance(model.backbone, PretrainedLM) and name.startswith("backbone.")
+    return isinstance(model, PretrainedLM)
+
+
+def _check_warmup(stage: str, steps: int) -> None:
+    """Raise ConfigError if a warm-up that a setting asks for takes more than half of the run."""
+    for call in ginstate.built(f"stages.{stage}.run"):
+        if call.selector == WARMUP and "lr_warmup_steps" in call.bindings:
+            rising, _ = ginstate.value_of(call.bindings["lr_warmup_steps"])
+            if rising > steps // 2:
+                raise ConfigError(
+                    f"{stage}: optim.warmup_cosine.lr_warmup_steps is {rising}, and the run has {steps} steps; a warm-up takes "
+                    f"half of a run at most: set {steps // 2} or less, or leave it out"
+                )
 
 
 def sizes(models: Mapping[str, Model]) -> str:

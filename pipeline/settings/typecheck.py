@@ -8,13 +8,25 @@ from typing import Any, Literal
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
+from components.ranges import Range, breach, stated
+
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a float, as in the language's own typing rules
 
 
-def annotation(function: Any, parameter: str) -> Any:
-    """The annotation of a parameter; Any if it has none."""
+def annotation(function: Any, parameter: str, *, ranges: bool = False) -> Any:
+    """The annotation of a parameter, with the range that it states or without; Any if it has none."""
     constructor = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    return typing.get_type_hints(constructor).get(parameter, Any)
+    return typing.get_type_hints(constructor, include_extras=ranges).get(parameter, Any)
+
+
+def broken_range(value: Any, function: Any, parameter: str) -> Range | None:
+    """Find the range of a parameter that a value of its type breaks."""
+    return breach(value, annotation(function, parameter, ranges=True))
+
+
+def range_text(function: Any, parameter: str) -> str:
+    """Write the range of a parameter as people say it; "" if it states none."""
+    return " or ".join(map(str, stated(annotation(function, parameter, ranges=True))))
 
 
 def fits(value: Any, expected: Any) -> bool:

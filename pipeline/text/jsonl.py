@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from components.ranges import InnerShare, PositiveInt
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import absence, sha256
@@ -60,9 +61,9 @@ class QuestionAnswers:
     train: str
     test: str
     download: str
-    vocabulary: int = 4096
-    sequence: int = 256
-    validation: float = 0.05
+    vocabulary: PositiveInt = 4096
+    sequence: PositiveInt = 256
+    validation: InnerShare = 0.05
     prompt: str = "{question}\n"
     response: str = "{answer}"
     chat: bool = False

@@ -8,9 +8,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
+from components.ranges import InnerShare, PositiveInt, Range
 from pipeline.corpora.prepared import SENTENCES, Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256, write_atomic
@@ -53,10 +55,10 @@ class Documents:
     download: str
     text: str = "{question}\n{answer}"
     remove: str = ""
-    sequence: int = 48
-    validation: float = 0.05
-    train_documents: int | None = None
-    test_documents: int | None = None
+    sequence: Annotated[int, Range(ge=2)] = 48
+    validation: InnerShare = 0.05
+    train_documents: PositiveInt | None = None
+    test_documents: PositiveInt | None = None
 
     def shape(self) -> tuple[int, int]:
         """Ids at most (there are fewer), and sentences of an example.

@@ -1,23 +1,25 @@
 """The training loop of every phase. A model is what yields states per supervised step and reads them out; nothing else is known.
 
 Order of one optimizer step: microbatches forward and backward -> clip -> step -> average -> record. Every ``log_every`` steps the
-recorded rows reach the host in one sync; a non-finite loss stops the run there and names the step it appeared in. Every
+recorded rows reach the host in one sync; a step whose loss or gradient was not finite was not taken, and stops the run there. Every
 ``validate_every`` steps the averaged weights are validated and, if they are the best so far, saved. Every ``save_every`` steps the
 whole state goes to scratch: nothing random has to be in it, order and masks are functions of the step.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.batch import Batch
 from components.model import Model
 from components.objective.objective import Objective
+from components.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt, in_range
 from components.training.ema import EMA
+from components.training.finiteness import first_non_finite
 from components.training.optim import adamw, set_lr, warmup_cosine
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.files import write_atomic
@@ -30,6 +32,7 @@ from pipeline.training import flops
 from pipeline.training.curves import Curves
 from pipeline.training.execution import Execution, eager
 from pipeline.training.gradients import accumulate, trainable
+from pipeline.training.step_guard import StepGuard
 from pipeline.training.train_state import TrainRun, TrainState, progress_of, resume
 
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
@@ -37,22 +40,23 @@ COUNTED = 4  # optimizer steps over which operations are counted: how many posit
 Gradient = Callable[..., dict[str, Tensor]]  # (micro, step, progress, statistics): ``accumulate`` with the rest bound
 
 
+@in_range
 def fit(
     run: TrainRun,
     *,
-    budget: int | None = None,
-    steps: int = 1000,
+    budget: PositiveInt | None = None,
+    steps: PositiveInt = 1000,
     objective: Callable[[int], Objective] = Objective,
     optimizer: Callable[..., torch.optim.Optimizer] = adamw,
     schedule: Callable[[int, int], float] = warmup_cosine,
     execution: Execution = eager,
-    accumulation: int = 1,
-    clip: float = 1.0,
-    ema: float = 0.0,
-    validate_every: int = 200,
-    patience: int = 0,
-    log_every: int = 50,
-    save_every: int = 100,
+    accumulation: PositiveInt = 1,
+    clip: NonNegativeFloat = 1.0,
+    ema: Decay = 0.0,
+    validate_every: PositiveInt = 200,
+    patience: NonNegativeInt = 0,
+    log_every: PositiveInt = 50,
+    save_every: PositiveInt = 100,
 ) -> TrainState:
     """Train what is not frozen and keep the best validated weights; a run that was killed continues where it last saved.
 
@@ -65,7 +69,7 @@ def fit(
         schedule: (step, steps) -> multiplier of the peak learning rate.
         execution: how a step is run (``pipeline.training.execution``): as it is written, or compiled.
         accumulation: microbatches per optimizer step, of all processes together.
-        clip: largest gradient norm.
+        clip: largest gradient norm; 0 = off, the gradient is taken as it is.
         ema: decay of the weight average; 0 = no average.
         validate_every: steps between validations; the last step is always validated.
         patience: validations without a better loss before stopping early; 0 = never.
@@ -74,7 +78,8 @@ def fit(
 
     Raises:
         ConfigError: an objective that does not fit the model.
-        TrainingError: the loss is not finite; names the step and the last good checkpoint.
+        TrainingError: loss, gradient or weights are not finite; names the step and the last good checkpoint. That step is not
+            taken, and nothing of it is kept.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
     model, train, runtime = run.model.to(run.runtime.device).train(), run.train, run.runtime
@@ -83,6 +88,7 @@ def fit(
     optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
     curves = Curves(run.out / "curves.csv", writes=rank() == 0)
     result = resume(scratch, run.out, trained, optimise, average, train, accumulation)
+    guard = StepGuard(trained, optimise, clip)
     gradient = partial(accumulate, model, goal, runtime=runtime, sequences=train.sequences(accumulation), seed=train.seed)
     batches = _counted(train.steps(result.steps, accumulation), gradient, goal, steps, runtime, result)
     steps = _affordable(steps, budget, result.flops_per_step)
@@ -90,15 +96,19 @@ def fit(
     with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in next(batches)]
-            set_lr(optimise, schedule(step, steps))
+            set_lr(optimise, _multiplier(schedule, step, steps, bar.label))
             values = gradient(micro=micro, step=step, progress=step / steps, statistics=True)
-            curves.record(step, {**values, **_update(trained.values(), optimise, average, clip)})
+            norm, refused = guard.step(step, values["loss"])
+            average.update()
+            curves.record(step, {**values, "lr": optimise.param_groups[0]["lr"], "grad_norm": norm})
             result.steps = step + 1
             bar.advance()
             due, ending = result.steps == steps or result.steps % validate_every == 0, any_of(terminated()) and step + 1 < steps
             saving = due or ending or result.steps % save_every == 0
-            if saving or result.steps % log_every == 0:
-                _report(curves.flush(), bar, result, meter.summary(micro, step / steps, bar.speed()))
+            if refused or saving or result.steps % log_every == 0:
+                _report(curves.flush(), guard, bar, result, meter.summary(micro, step / steps, bar.speed()))
+            if saving:
+                _check_finite(progress_of(trained, optimise, average, result, train, accumulation)[0], bar, result)
             if due:
                 _validate(run, goal, average, result, bar)
                 result.stopped = 0 < patience <= result.worse()
@@ -111,7 +121,7 @@ def fit(
     return result
 
 
-def as_it_is(run: TrainRun, *, budget: int | None = None, objective: Callable[[int], Objective] = Objective) -> TrainState:
+def as_it_is(run: TrainRun, *, budget: PositiveInt | None = None, objective: Callable[[int], Objective] = Objective) -> TrainState:
     """Take no step, in place of ``fit``: the model is validated and kept as it came. For a pretrained backbone, and for a phase
     that is switched off.
     """
@@ -139,16 +149,6 @@ def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
     return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
-def _update(
-    parameters: Iterable[nn.Parameter], optimise: torch.optim.Optimizer, average: EMA, clip: float
-) -> dict[str, Tensor | float]:
-    """Take the optimizer's step and that of the average; returns the learning rate and the gradient's norm."""
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
-    optimise.step()
-    average.update()
-    return {"lr": optimise.param_groups[0]["lr"], "grad_norm": norm}
-
-
 def _counted(
     batches: Iterator[list[Batch]], gradient: Gradient, objective: Objective, steps: int, runtime: Runtime, result: TrainState
 ) -> Iterator[list[Batch]]:
@@ -157,8 +157,6 @@ def _counted(
     """
     if result.flops_per_step:
         return batches
-    if steps < 1:
-        raise ConfigError(f"loop.fit.steps must be at least 1, got {steps}")
     first = list(islice(batches, COUNTED))
     moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
     result.flops_per_step = flops_per_step(moved, gradient, objective, steps)
@@ -181,17 +179,30 @@ def flops_per_step(first: Sequence[Sequence[Batch]], gradient: Gradient, objecti
     return int(sum(gathered(mine))) // (len(first) * steps)
 
 
-def _report(rows: list[dict[str, float]], bar: Progress, result: TrainState, work: str) -> None:
-    """Print a line for the newest row; stop at the first row that is not finite."""
-    for row in rows:
-        if not math.isfinite(row["loss"]):
-            raise TrainingError(
-                f"{bar.label}: the loss became {row['loss']} at step {int(row['step']) + 1}; {_last_checkpoint(result)}"
-            )
+def _multiplier(schedule: Callable[[int, int], float], step: int, steps: int, label: str) -> float:
+    value = schedule(step, steps)
+    if not math.isfinite(value):
+        raise TrainingError(f"{label}: loop.fit.schedule gave {value} for step {step + 1} of {steps}, which was not taken; mend it")
+    return value
+
+
+def _report(rows: list[dict[str, float]], guard: StepGuard, bar: Progress, result: TrainState, work: str) -> None:
+    """Print a line for the newest row; stop if a step was refused since the last one."""
+    if refused := guard.refused():
+        number, parameter = refused
+        row = next(row for row in rows if row["step"] == number)
+        broken = ("loss", "the loss") if not math.isfinite(row["loss"]) else ("grad_norm", f"the gradient of '{parameter}'")
+        raise TrainingError(f"{bar.label}: {broken[1]} became {row[broken[0]]} at step {number + 1}; {_last_checkpoint(result)}")
     per_step = " ".join(f"{v:.3f}" for k, v in rows[-1].items() if k.startswith("loss/step_"))
     bar.line(
         f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}{work and f' | {work}'}"
     )
+
+
+def _check_finite(tensors: Mapping[str, Tensor], bar: Progress, result: TrainState) -> None:
+    """Raise TrainingError if weights, moments or average are not finite: they are neither validated nor kept."""
+    if name := first_non_finite(tensors):
+        raise TrainingError(f"{bar.label}: '{name}' is not finite after step {result.steps}; {_last_checkpoint(result)}")
 
 
 def _last_checkpoint(result: TrainState) -> str:

@@ -33,6 +33,7 @@ def run_phase(
     layer_norms: bool = False,
     table: Table = by_module,
     batch_size: int,
+    validation_batch_size: int = 256,
     seed: int,
     budget: int | None = None,
 ) -> None:
@@ -50,6 +51,7 @@ def run_phase(
         layer_norms: train every norm too.
         table: how what is trained is written to the log.
         batch_size: sequences of a microbatch.
+        validation_batch_size: sequences that are validated together.
         seed: of the order of the examples.
         budget: floating-point operations to spend instead of the loop's number of steps.
 
@@ -63,7 +65,7 @@ def run_phase(
         raise ConfigError(f"{name}: {error}") from None
     print(f"{name}: training\n{table(frozen)}", flush=True)
     training = TrainLoader(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
-    validation = partial(in_order, sources("validation"), max(batch_size, 256))
+    validation = partial(in_order, sources("validation"), validation_batch_size)
     limit = {} if budget is None else {"budget": budget}
     if not rank():
         write_atomic(out / UNFINISHED, b"")

@@ -112,3 +112,16 @@ def sonar(folder):
     )  # fmt: skip
     M2M100Encoder(config).save_pretrained(folder)
     return folder
+
+
+def tied(folder):
+    """A causal model whose head is its embedding table, as small Qwen3 and SmolLM2 have it."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCAB, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+        head_dim=8, intermediate_size=MLP, max_position_embeddings=SEQ, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder

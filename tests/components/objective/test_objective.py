@@ -102,8 +102,8 @@ def test_losses_for_validation_are_sums_of_each_step_and_need_no_gradient():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"curriculum": -0.1}, r"curriculum is a share of the run, from 0 to 1, got -0\.1"),
-        ({"curriculum": 1.5}, r"curriculum is a share of the run, from 0 to 1, got 1\.5"),
+        ({"curriculum": -0.1}, r"curriculum must be at least 0, at most 1, got -0\.1"),
+        ({"curriculum": 1.5}, r"curriculum must be at least 0, at most 1, got 1\.5"),
         ({"curriculum": 0.5, "supervision": learned}, "curriculum grows given weights; supervision.learned finds its own"),
         ({"supervision": partial(custom, weights=(1.0, 1.0))}, r"needs 3 weights, .* got \[1\.0, 1\.0\]"),
         ({"curriculum": 0.5, "supervision": partial(custom, weights=(0.5, 0.5, 1.0))}, "needs 1 weights"),

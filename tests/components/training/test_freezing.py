@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from components.backbones.tiny_lm import TinyLM
+from components.nn.attention import RMSNorm
 from components.refined_lm import RefinedLM
 from components.refiners.delta import Clamped
 from components.refiners.entry import Normed
@@ -119,3 +120,34 @@ def test_a_tied_tensor_counts_once(model):
 def test_a_module_with_parameters_at_its_root_is_listed():
     root = torch.nn.Linear(2, 3)
     assert [(row.module, row.parameters) for row in freeze_except(root, [""]).rows] == [("(root)", 9)]
+
+
+class ScaleNorm(torch.nn.Module):
+    """A norm of somebody's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.g = torch.nn.Parameter(torch.ones(3))
+
+
+class NormedLinear(torch.nn.Module):
+    """Called so, and no norm: it holds a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3, 3))
+
+
+@pytest.mark.parametrize(
+    "norm", [torch.nn.LayerNorm(3), torch.nn.RMSNorm(3), torch.nn.GroupNorm(1, 3), torch.nn.BatchNorm1d(3), RMSNorm(3), ScaleNorm()]
+)
+def test_every_norm_is_one_by_what_it_is(norm):
+    whole = torch.nn.Sequential(torch.nn.Linear(3, 3), norm, NormedLinear())
+    freeze_except(whole, [], layer_norms=True)
+    assert trainable(whole) == below(whole, "1.")
+
+
+@pytest.mark.parametrize("norm", [NormedLinear(), torch.nn.LayerNorm(3, elementwise_affine=False), torch.nn.Identity()])
+def test_no_norm_at_all_is_an_error(norm):
+    with pytest.raises(ValueError, match="layer_norms is set, and no module of Sequential is a norm with weights; leave it out"):
+        freeze_except(torch.nn.Sequential(torch.nn.Linear(3, 3), norm), ["0"], layer_norms=True)

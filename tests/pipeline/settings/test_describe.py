@@ -26,13 +26,13 @@ def test_every_stage_explains_itself(help_of, stage):
 
 def test_a_setting_shows_type_value_and_meaning(help_of):
     text = help_of("warmup", "loop.fit.clip=2.5")
-    assert "  .clip = 2.5  (float)  largest gradient norm." in text
-    assert "  .steps = 6 (from %WARMUP_STEPS)  (int)  optimizer steps at most." in text
+    assert "  .clip = 2.5  (float, at least 0)  largest gradient norm; 0 = off, the gradient is taken as it is." in text
+    assert "  .steps = 6 (from %WARMUP_STEPS)  (int, at least 1)  optimizer steps at most." in text
 
 
 def test_defaults_that_nobody_bound_are_shown(help_of):
     text = help_of("warmup")
-    assert "  .clip = 1.0  (float)  largest gradient norm." in text
+    assert "  .clip = 1.0  (float, at least 0)  largest gradient norm; 0 = off, the gradient is taken as it is." in text
     assert "  .model = (given by the stage)  (Model)" in text
     assert "  .compute = (given by the stage)  (bool)" in text.partition("losses.masked_cross_entropy\n")[2]
 
@@ -46,5 +46,5 @@ def test_help_runs_nothing_and_knows_the_overrides(tmp_path, monkeypatch, capsys
 
     monkeypatch.chdir(workspace(tmp_path / "run", "smoke"))
     assert main(["prepare", "--help", "sudoku.Sudoku.train=33"]) == 0
-    assert "  .train = 33  (int)  training puzzles." in capsys.readouterr().out
+    assert "  .train = 33  (int, at least 1)  training puzzles." in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"gin", "params.yaml"}

@@ -12,7 +12,9 @@ from components.refined_lm import RefinedLM
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
 from pipeline.settings import config, params, rehearsal
+from pipeline.text import tokenizer as bpe
 from tests.conftest import ROOT
+from tests.support import checkpoints
 
 TRAINING = ("backbone", "warmup", "joint", "finetune", "controls")
 NEEDED = ("prepare", "extract", *TRAINING, "evaluate")
@@ -104,15 +106,17 @@ def test_after_a_mistake_too(rehearse):
         ("backbone: {bindings: {HEADS: 16, ROTARY: true}}", "^backbone: rotary positions need heads of even width, got 1"),
         ("prepare: {bindings: {sudoku.Sudoku.size: 5}}", "^Sudoku.size must be one of 4, 6, 9, got 5"),
         ("common: {bindings: {TAIL_LAYERS: 3}}", "^extract: a tail of 3 layers cannot be cut from a backbone of 2"),
-        ("extract: {bindings: {TAIL_LAYERS: -1}}", "^extract: a tail of -1 layers"),
+        ("prepare: {bindings: {sudoku.Sudoku.clues: [9, 6]}}", r"^Sudoku.clues and .test_clues are numbers .* got \(9, 6\)"),
+        ("prepare: {bindings: {sudoku.Sudoku.test_clues: [17]}}", "^Sudoku.clues and .test_clues are numbers .* of 16 cells"),
+        ("extract: {bindings: {TAIL_LAYERS: -1}}", "extract.run.tail_layers must be at least 0, got -1"),
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
-        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "^warmup: the refiner needs at least 1 step and 1 block"),
+        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "refiner.SlotRefiner.steps must be at least 1, got 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[mood, state, 3]]}}", "^warmup: a slot refiner needs at least 2 slots"),
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[a, state, 3], [a, state, 3]]}}", "names of their own, got 'a' twice"),
         (
             "evaluate: {bindings: {evaluate.run.recursion_steps: 0}}",
-            "^evaluate.run.recursion_steps must be at least 1, or None, got 0",
+            "evaluate.run.recursion_steps must be at least 1, got 0",
         ),
         ("warmup: {bindings: {warmup.run.unfreeze: [refnier]}}", "^warmup: no module matches 'refnier'; the nearest are refiner"),
         (
@@ -138,13 +142,20 @@ def test_after_a_mistake_too(rehearse):
         ),
         (
             "warmup: {bindings: {objective.Objective.curriculum: 1.5}}",
-            "^warmup: objective.Objective.curriculum is a share of the run",
+            "objective.Objective.curriculum must be at least 0, at most 1, got 1.5",
         ),
         (
             "warmup: {bindings: {objective.Objective.bptt: '@recursion.truncated_gradient', recursion.truncated_gradient.last: 0}}",
-            "^warmup: the gradient must flow through at least 1 step, got last 0",
+            "recursion.truncated_gradient.last must be at least 1, got 0",
         ),
-        ("controls: {bindings: {trained_on/objective.Objective.curriculum: -1.0}}", "^controls: objective.Objective.curriculum"),
+        (
+            "controls: {bindings: {trained_on/objective.Objective.curriculum: -1.0}}",
+            "curriculum must be at least 0, at most 1, got -1.0",
+        ),
+        (
+            "warmup: {bindings: {optim.warmup_cosine.lr_warmup_steps: 4}}",
+            "^warmup: optim.warmup_cosine.lr_warmup_steps is 4, and the run has 6 steps; .* set 3 or less",
+        ),
         ("finetune: {bindings: {finetune.run.unfreeze: [trunk]}}", "^finetune: no module matches 'trunk'"),
         ("controls: {bindings: {controls.run.unfreeze: [slots]}}", "^controls: no module matches 'slots'; .*refiner.slots"),
     ],
@@ -253,3 +264,34 @@ def test_references_of_which_some_lack_a_result_are_counted(judged, capsys):
     assert "configure: 1 of the first 3 references hold no result by the pattern 'strict'" in capsys.readouterr().err
     judged(["#### 3", "#### 5"])
     assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def over_pretrained(tmp_path, monkeypatch):
+    """``over_pretrained(bindings)``: what configure's rehearsal says on stderr of a tied causal model under the preset of Qwen3."""
+    pytest.importorskip("transformers")
+    checkpoints.tied(tmp_path)
+    bpe.save(bpe.trained(("a b c",), 30).tokenizer, tmp_path / "tokenizer.json")
+
+    def rehearsed(**common):
+        path = str(tmp_path)
+        small = {"HEADS": 2, "TAIL_LAYERS": 1, "DEVICE": "cpu", "pretrained.model.path": path, "pretrained.model.dtype": "fp32"}
+        small |= {"jsonl.QuestionAnswers.sequence": 16}
+        lines = {"preset": "gsm8k_qwen3", "common": {"bindings": {**small, **common}}}
+        (tmp_path / "params.yaml").write_text(json.dumps(lines))
+        read = params.read(tmp_path / "params.yaml", SECTIONS)
+        return rehearsal.rehearse({stage: config.resolve(stage, read, root=ROOT).text for stage in NEEDED}, (30, 16))
+
+    return rehearsed
+
+
+def test_a_rate_for_new_weights_on_a_pretrained_model_is_warned_of(over_pretrained, capsys):
+    over_pretrained()
+    assert capsys.readouterr().err == ""
+    over_pretrained(CONTROL_LR=3e-3)
+    message = (
+        "configure: controls trains the pretrained model at a learning rate of 0.003 (fit_backbone), meant for weights that begin"
+    )
+    assert capsys.readouterr().err.startswith(message)
+    over_pretrained(TAIL_LR=1e-3)
+    assert capsys.readouterr().err.count("\n") == 1

@@ -19,12 +19,13 @@ from components.objective.supervision import last_only
 from components.training.optim import adamw
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.data.batches import assemble
-from pipeline.errors import ConfigError, DataError, TrainingError
+from pipeline.errors import DataError, TrainingError
 from pipeline.machine import snapshots
 from pipeline.machine.process import Interrupted
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.training.curves import read
 from pipeline.training.loop import as_it_is, fit, validation_losses
+from pipeline.training.step_guard import StepGuard
 from pipeline.training.train_state import TrainRun
 
 VOCABULARY = Vocabulary(size=9, mask_id=8, pad_id=8, sequence=6, rendering="text")
@@ -214,7 +215,7 @@ def test_a_validation_loss_that_is_not_finite_stops(train):
 
 
 def test_no_steps_at_all_are_refused(train):
-    with pytest.raises(ConfigError, match=r"loop.fit.steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"loop.fit.steps must be at least 1, got 0"):
         train(batch(), steps=0)
 
 
@@ -429,3 +430,90 @@ def test_as_it_is_takes_no_step_and_keeps_the_model(model, runtime, tmp_path, lo
     assert (result.steps, result.flops, result.best_loss) == (0, 0, expected)
     assert torch.equal(weights(Backbone(tmp_path / "model").model()), before)
     assert (tmp_path / "curves.csv").read_text() == "step,loss\n"
+
+
+# Steps that are refused
+
+
+def spoilt(model, name, value, at):
+    """A schedule that from one step on lets a parameter's gradient have one number that is not finite, with a finite loss."""
+
+    def hook(gradient):
+        return gradient.flatten().index_fill(0, torch.tensor([0]), value).reshape(gradient.shape)
+
+    def schedule(step, steps):
+        if step == at:
+            dict(model.named_parameters())[name].register_hook(hook)
+        return 1.0
+
+    return schedule
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("optimizer", [partial(adamw, lr=1e-2), plain_descent])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_changes_nothing(train, model, work, tmp_path, value, optimizer, clip):
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(batch(), steps=3, optimizer=optimizer, clip=clip)
+    expected = weights(model).clone()
+    model.load_state_dict(start)
+    message = r"test: the gradient of 'norm.weight' became (nan|inf) at step 4; the last good checkpoint is of step 2. Lower"
+    with pytest.raises(TrainingError, match=message), work():
+        train(
+            batch(), steps=9, optimizer=optimizer, clip=clip, schedule=spoilt(model, "norm.weight", value, 3),
+            validate_every=2, log_every=50, save_every=4, out=tmp_path / "out",
+        )  # fmt: skip
+    assert torch.equal(weights(model), expected)
+    assert [f.name for f in (tmp_path / "scratch").rglob("step-*")] == ["step-000000002"]
+
+
+def test_a_device_that_is_not_asked_refuses_the_step_and_all_that_follow():
+    """As on a GPU: nothing is read before the host asks for it."""
+    named = {name: torch.nn.Parameter(torch.ones(2)) for name in ("a", "b")}
+    optimizer = adamw(named.items())
+    guard = StepGuard(named, optimizer, clip=1.0)
+    guard._waits = False
+    for step, value in enumerate((1.0, float("inf"), 1.0, float("nan"))):
+        named["a"].grad, named["b"].grad = torch.ones(2), torch.tensor([value, 1.0])
+        assert guard.step(step, torch.tensor(0.5))[1] is False
+        if step == 0:
+            expected = {name: p.detach().clone() for name, p in named.items()}
+            moments = [v.clone() for state in optimizer.state_dict()["state"].values() for v in state.values()]
+    assert all(torch.equal(named[name], expected[name]) for name in named) and not torch.equal(expected["a"], torch.ones(2))
+    after = [v for state in optimizer.state_dict()["state"].values() for v in state.values()]
+    assert all(map(torch.equal, moments, after))
+    assert guard.refused() == (1, "b")
+
+
+def test_a_rate_that_is_not_finite_is_refused_and_no_snapshot_is_poisoned(train, model, work):
+    start = weights(model).clone()
+    with pytest.raises(TrainingError, match=r"loop.fit.schedule gave inf for step 1 of 4, which was not taken"), work():
+        train(batch(), schedule=lambda step, steps: float("inf"))
+    assert torch.equal(weights(model), start)
+
+    def overflowing(named):
+        optimizer = plain_descent(named)
+        optimizer.register_step_post_hook(lambda *_: model.norm.weight.data.fill_(float("inf")))
+        return optimizer
+
+    with pytest.raises(TrainingError, match=r"'parameter/.*' is not finite after step 1; nothing was saved yet"), work():
+        train(batch(), optimizer=overflowing, save_every=1, clip=0.0)
+
+
+def test_a_snapshot_that_is_not_finite_is_never_continued_from(tmp_path):
+    scratch = snapshots.Scratch(tmp_path / "scratch")
+    (tmp_path / "out").mkdir()
+    for step, value in ((1, 1.0), (2, float("nan"))):
+        scratch.save(step, {"parameter/w": torch.tensor([0.0, value])}, {"step": step}, tmp_path / "out")
+    assert scratch.load(tmp_path / "out")[1] == {"step": 1}
+    assert [f.name for f in (tmp_path / "scratch").iterdir()] == ["step-000000001"]
+
+
+def test_clip_zero_is_off(train, model):
+    start = weights(model).clone()
+    train(batch(), steps=1, optimizer=plain_descent, clip=0.0)
+    off = weights(model).clone()
+    with torch.no_grad():
+        torch.nn.utils.vector_to_parameters(start.clone(), model.parameters())
+    train(batch(), steps=1, optimizer=plain_descent, clip=1e9)
+    assert torch.equal(weights(model), off) and not torch.equal(off, start)

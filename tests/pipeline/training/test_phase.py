@@ -143,6 +143,7 @@ def test_a_refiner_of_another_width_is_refused_by_warmup(copy_of, runtime, monke
             refiner=lambda dim: SlotRefiner(dim=32, heads=2),
             table=by_module,
             batch_size=8,
+            validation_batch_size=8,
             seed=0,
             runtime=runtime,
             **settings,
