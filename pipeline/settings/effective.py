@@ -32,7 +32,7 @@ def settings(root: str) -> Settings:
         for name, parameter in inspect.signature(ginstate.wrapped(call.selector)).parameters.items():
             if name in call.bindings:
                 values[name] = ginstate.value_of(call.bindings[name], Source)[0]
-            elif _has_form(parameter.default):
+            elif _has_form(parameter.default) and (call.selector, name) not in ginstate.GIVEN.get(root, {}):
                 values[name] = parameter.default
         if values:
             in_effect[call.name] = values

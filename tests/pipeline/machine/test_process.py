@@ -69,6 +69,14 @@ def test_sigterm_is_noted_within_the_block_and_goes_its_way_outside(noticed):
     assert noticed == ["outside"]
 
 
+def test_a_schedulers_warning_is_noted_like_sigterm():
+    before = signal.getsignal(signal.SIGUSR1)
+    with termination_noted() as came:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert came()
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
 def test_what_was_noted_is_forgotten_in_the_next_block(noticed):
     with termination_noted():
         terminate()
