@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.once import made_once, shared_folder
 
+gc.disable()  # until everything is imported: to search the growing heap again and again is a fifth of the collection's time
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would children
 torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
@@ -28,6 +29,11 @@ FIRST = ("tests/system/", "tests/stages/")  # what takes long is begun first, so
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules stay
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
