@@ -12,7 +12,6 @@ from components.batch import Batch
 from components.objective.objective import Objective
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
-from components.refiners.slots import NAMES
 from components.training.freezing import freeze_except
 
 torch.set_num_threads(1)  # for so small a model a second thread costs more than it gives
@@ -36,7 +35,7 @@ model = RefinedLM(backbone, refiner)
 freeze_except(model, ["refiner"])
 optimizer, objective = torch.optim.AdamW(refiner.parameters(), lr=5e-3), Objective(model.n_steps)
 
-print(f"{'update':>6}{'loss':>9}" + "".join(f"{name:>12}" for name in NAMES))
+print(f"{'update':>6}{'loss':>9}" + "".join(f"{name:>12}" for name in refiner.slots.widths))
 for update in range(121):
     optimizer.zero_grad()
     supervised = objective.gradient(model, mirrored(32), sequences=32)

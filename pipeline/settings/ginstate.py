@@ -105,7 +105,7 @@ def _references(value: Any, depth: int = 0) -> Iterator[Any]:
 
 
 def arguments(root: str, selector: str, names: Sequence[str]) -> dict[str, Any] | None:
-    """Give parameters of the first ``selector`` that ``root`` calls, references resolved, defaults included; None if there is none."""
+    """Give parameters of the first ``selector`` that ``root`` calls, references resolved and defaults included, or None."""
     calls = [call for call in built(root) if call.selector == selector]
     if not calls:
         return None

@@ -92,8 +92,9 @@ def test_draws(tmp_path):
 
 
 def seed_run(value):
-    return {"headline": "h", "differences": {}, **{name: {"exact": {"mean": value + i}, "nll": {"mean": -value - i}}
-            for i, name in enumerate(("frozen", "warmup", "joint"))}}  # fmt: skip
+    models = ("frozen", "warmup", "joint")
+    means = {name: {"exact": {"mean": value + i}, "nll": {"mean": -value - i}} for i, name in enumerate(models)}
+    return {"headline": "h", "differences": {}, "models": means}
 
 
 @pytest.mark.parametrize("n", [1, 2, 12])

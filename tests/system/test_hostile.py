@@ -502,8 +502,16 @@ def test_a_gin_file_that_is_no_text_is_refused(here, content):
     refused(r"params.yaml:2 warmup.gin: gin/hostile.gin", NAMED)
 
 
-@pytest.mark.parametrize("kind", ["folder", "dangling link", "link to itself", "pipe"])
-def test_a_gin_file_that_is_no_file_is_refused(here, kind):
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("folder", "is a folder, and a file is expected"),
+        ("dangling link", "is a link that leads nowhere"),
+        ("link to itself", "is a link that leads nowhere"),
+        ("pipe", ""),
+    ],
+)
+def test_a_gin_file_that_is_no_file_is_refused(here, kind, what):
     path = here / "gin/hostile.gin"
     if kind == "folder":
         path.mkdir()
@@ -511,7 +519,7 @@ def test_a_gin_file_that_is_no_file_is_refused(here, kind):
         os.mkfifo(path)
     else:
         path.symlink_to("nowhere.gin" if kind == "dangling link" else "hostile.gin")
-    refused(r"params.yaml:2 warmup.gin: gin file 'gin/hostile.gin' does not exist", NAMED)
+    refused(r"params.yaml:2 warmup.gin: gin file 'gin/hostile.gin' " + what, NAMED)
 
 
 @pytest.mark.parametrize("name", ["gin/hostile.gin", "gin/./hostile.gin", "gin/sizes/../hostile.gin"])

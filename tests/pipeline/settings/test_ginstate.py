@@ -28,7 +28,7 @@ def parse():
 
 
 def text():
-    return canonical(gin.config_str)
+    return canonical(gin.config_str, ginstate.line_width())
 
 
 def test_gin_is_the_version_whose_private_parts_are_used():
@@ -97,7 +97,7 @@ def test_a_call_runs_within_the_scopes_of_its_caller(parse):
 )
 def test_why_a_binding_has_no_effect(parse, key, used, reason):
     parse("loop.fit.clip = 1.0")
-    assert ginstate.why(key, used) == reason
+    assert ginstate.why(LOOP, key, used) == reason
 
 
 @pytest.mark.parametrize(

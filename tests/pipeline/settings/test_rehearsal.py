@@ -181,7 +181,12 @@ def test_a_phase_that_is_off_may_train_nothing(rehearse, line):
         ("warmup: {gin: [gin/sizes/base.gin]}", "warmup", 7_019),
         ("joint: {bindings: {joint.run.unfreeze: [refiner.slots, 'backbone.blocks.?.mlp*']}}", "joint", None),
         ("backbone: {bindings: {DIM: 32}}", "backbone", None),
-        ("prepare: {bindings: {sudoku.Sudoku.size: 9}}", "backbone", None),
+        (
+            "prepare: {bindings: {sudoku.Sudoku: {size: 9, clues: [30, 40], test_clues: [32]}}}\n"
+            "evaluate: {bindings: {HEADLINE: t, MEASURES: {t: [test_32, 1.0]}, DECODES: {}}}",
+            "backbone",
+            None,
+        ),
     ],
 )
 def test_a_setting_shows_in_the_sizes(rehearse, line, stage, count):
