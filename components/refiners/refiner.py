@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.nn.attention import Attention, Block
-from components.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt
+from components.ranges import NonNegativeFloat, PositiveInt
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.refiners.delta import Clamped, RmsScaled, Update
@@ -72,7 +72,7 @@ class SlotRefiner(Core):
         update: Update = RMS_SCALED,
         orthogonality: NonNegativeFloat = 0.0,
         rotary: bool = False,
-        context_layers: Sequence[NonNegativeInt] | None = None,
+        context_layers: Sequence[int] | None = None,
         head_width: PositiveInt | None = None,
     ) -> None:
         super().__init__()

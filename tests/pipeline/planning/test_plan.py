@@ -216,7 +216,7 @@ def pretrained(plan_of, tmp_path, monkeypatch):
     monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
     (tmp_path / "gsm8k").mkdir()
     for name in ("train", "test"):
-        lines = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)]
+        lines = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(40)]
         (tmp_path / f"gsm8k/{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     encoding = bpe.trained((f"What is {i} + 1?" for i in range(40)), 280)
     bpe.save(encoding.tokenizer, tmp_path / "tokenizer.json")

@@ -106,8 +106,14 @@ def test_after_a_mistake_too(rehearse):
         ("backbone: {bindings: {HEADS: 16, ROTARY: true}}", "^backbone: rotary positions need heads of even width, got 1"),
         ("prepare: {bindings: {sudoku.Sudoku.size: 5}}", "^Sudoku.size must be one of 4, 6, 9, got 5"),
         ("common: {bindings: {TAIL_LAYERS: 3}}", "^extract: a tail of 3 layers cannot be cut from a backbone of 2"),
-        ("prepare: {bindings: {sudoku.Sudoku.clues: [9, 6]}}", r"^Sudoku.clues and .test_clues are numbers .* got \(9, 6\)"),
-        ("prepare: {bindings: {sudoku.Sudoku.test_clues: [17]}}", "^Sudoku.clues and .test_clues are numbers .* of 16 cells"),
+        (
+            "prepare: {bindings: {sudoku.Sudoku.clues: [9, 6]}}",
+            r"^Sudoku.clues must lie within 4 and 15 at size 4, the lower number first, got 9..6",
+        ),
+        (
+            "prepare: {bindings: {sudoku.Sudoku.test_clues: [17]}}",
+            r"^Sudoku.test_clues must lie within 4 and 15 at size 4, .* got 17..17",
+        ),
         ("extract: {bindings: {TAIL_LAYERS: -1}}", "extract.run.tail_layers must be at least 0, got -1"),
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
@@ -182,8 +188,8 @@ def test_a_phase_that_is_off_may_train_nothing(rehearse, line):
         ("joint: {bindings: {joint.run.unfreeze: [refiner.slots, 'backbone.blocks.?.mlp*']}}", "joint", None),
         ("backbone: {bindings: {DIM: 32}}", "backbone", None),
         (
-            "prepare: {bindings: {sudoku.Sudoku: {size: 9, clues: [30, 40], test_clues: [32]}}}\n"
-            "evaluate: {bindings: {HEADLINE: t, MEASURES: {t: [test_32, 1.0]}, DECODES: {}}}",
+            "common: {bindings: {sudoku.Sudoku: {size: 9, clues: [30, 40], test_clues: [32]}, HEADLINE: t, DECODES: {}, "
+            "MEASURES: {t: [test_32, 1.0]}}}",
             "backbone",
             None,
         ),
@@ -205,13 +211,13 @@ def test_norms_count_where_they_are_trained(rehearse, stage):
 
 MEASURED = {
     "HEADLINE: nothing": "evaluate: headline is 'nothing', which is none of the measures test_5, test_7",
-    "MEASURES: {test_5: [test_5, 30]}": "evaluate: measures, 'test_5': a fraction of masked tokens .* got 30",
-    "MEASURES: {test_5: [test_5, 0.0]}": "a fraction of masked tokens",
+    "MEASURES: {test_5: [test_5, 30]}": "evaluate.run.measures must be above 0, at most 1, got .*30",
+    "MEASURES: {test_5: [test_5, 0.0]}": "evaluate.run.measures must be above 0",
     "MEASURES: {test_5: [test_6, 1.0]}": "there is no split 'test_6'; the corpus has train, validation, test_7, test_5",
     "DECODES: {test_5: [test_5, 8, 3, 600]}": "decodes, 'test_5': .*passes a multiple of blocks",
-    "DECODES: {test_5: [test_5, 0, 1, 600]}": "decodes, 'test_5': ",
+    "DECODES: {test_5: [test_5, 0, 1, 600]}": "evaluate.run.decodes must be at least 1",
     "DECODES: {x: [test, 8, 1, 600]}": "decodes, 'x': there is no split 'test'",
-    "FORGETTING: [test_5, 15]": "forgetting: a fraction",
+    "FORGETTING: [test_5, 15]": "evaluate.run.forgetting must be above 0, at most 1",
     "FORGETTING: [test, 0.15]": "forgetting: there is no split 'test'",
     "EVALUATION_BATCH: 0": "evaluate.run.batch_size must be at least 1, got 0",
     "evaluate.run.samples: 0": "evaluate.run.samples must be at least 1, got 0",
@@ -229,7 +235,7 @@ def test_mistakes_of_the_evaluation_are_told_before_anything_is_trained(rehearse
 @pytest.mark.parametrize("heads", [0, -2])
 @pytest.mark.parametrize("stage", ["backbone", "warmup"])
 def test_no_heads_at_all_are_refused(rehearse, stage, heads):
-    with pytest.raises(ConfigError, match=rf"{stage}: heads must be at least 1, got {heads}"):
+    with pytest.raises(ConfigError, match=rf"{stage}.bindings.HEADS: .*heads must be at least 1, got {heads}"):
         rehearse(f"{stage}: {{bindings: {{HEADS: {heads}}}}}")
 
 

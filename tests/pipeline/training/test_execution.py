@@ -1,5 +1,6 @@
 """Compiled steps: the values of written ones, few graphs for any number of steps, and a clear word where it cannot work."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_as_written_is_the_default_and_changes_nothing():
     model = model_of("slots")
     before = vars(model.refiner).keys()
     eager(model)
-    assert vars(model.refiner).keys() == before and fit.__kwdefaults__["execution"] is eager
+    assert vars(model.refiner).keys() == before and inspect.signature(fit).parameters["execution"].default is eager
 
 
 def test_a_backbone_alone_has_nothing_to_compile():
