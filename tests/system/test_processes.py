@@ -16,7 +16,7 @@ from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from tests.conftest import run_stages
-from tests.support.dvc import content, snapshot, wait_until
+from tests.support.dvc import PATIENCE, content, snapshot, wait_until
 from tests.support.jobs import PYTHON, TORCHRUN, completed, member, nothing_left, running, start, together
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from components.backbones.tiny_lm import TinyLM
+from components.objective.activations import checkpoint
 from components.objective.deep_supervision import backward
 from components.objective.objective import Objective
 from components.recursion import one_step_gradient
