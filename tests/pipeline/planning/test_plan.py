@@ -192,7 +192,7 @@ def test_operations_on_padded_text_are_those_that_training_tells(tmp_path, monke
         lines = [{"question": f"What is {i} + 1?", "answer": "so " * (i % 30) + str(i + 1)} for i in range(n)]
         (folder / f"raw/gsm8k/{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
-    common = {"BUCKETS": [16, 32], "VALIDATE_EVERY": 2, "jsonl.QuestionAnswers.sequence": 48}
+    common = {"BUCKETS": [16, 32], "VALIDATE_EVERY": 2, "jsonl.QuestionAnswers.sequence": 48, "ANSWERS": None}
     (folder / "params.yaml").write_text(json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": common}}))
     run_stages(folder, ("prepare", "backbone", "extract", "warmup"))
     found = plan_of("gsm8k_smoke", folder, common=common)

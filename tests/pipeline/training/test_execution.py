@@ -138,7 +138,7 @@ def parameters_at_first():
 def plainly(call, folder=ROOT, **variables):
     """Run a check of this file in a process of its own: checks of types, which other tests run with, are nothing to compile."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_SCRATCH": str(folder), **variables}
-    work = f"from tests.pipeline import test_execution; test_execution.{call}"
+    work = f"from tests.pipeline.training import test_execution; test_execution.{call}"
     return subprocess.run([sys.executable, "-c", work], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
