@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 from pipeline.training.execution import compiled, eager
 from pipeline.training.loop import fit, validation_losses
+from pipeline.training.train_state import TrainRun
 from tests.conftest import ROOT
 from tests.support.cores import DIM, batch, made, model_of, recursive, slots
 
@@ -124,7 +125,8 @@ def check_resuming(folder):
                 supply.steps = lambda first, accumulation: iter([[batch()]] * 2)
             settings = {"steps": 4, "save_every": 1, "execution": execution}
             try:
-                fit(name, model, supply, lambda: enumerate([batch(seed=1)]), Path(folder) / name, lambda: None, runtime, **settings)
+                out = Path(folder) / name
+                fit(TrainRun(name, model, supply, lambda: enumerate([batch(seed=1)]), out, lambda: None, runtime), **settings)
             except StopIteration:
                 assert not last
         ends.append(torch.cat([p.detach().flatten() for p in model.refiner.parameters()]))
