@@ -58,6 +58,7 @@ def clone(tmp_path_factory):
 def test_its_commands_train_it(clone, guide, model):
     commands = [line for language, content in blocks(guide) if language == "sh" for line in content.splitlines()]
     assert commands
+    git(clone, "checkout", "--", "params.yaml")  # an experiment leaves its settings there
     for command in commands:
         done = subprocess.run(["bash", "-c", command], cwd=clone, env=environment(clone), capture_output=True, text=True)
         assert not done.returncode, f"{command}\n{done.stdout}\n{done.stderr}"
