@@ -53,8 +53,6 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
             check_causal(backbone, corpus.causal)
             _freeze("backbone", backbone)
         with _stage("extract", texts):
-            if (draws := _argument("extract", "draws")) < 1:
-                raise ConfigError(f"extract.run.draws must be at least 1, got {draws}: every example is stored under so many masks")
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
         with _stage("controls", texts):
             _freeze("controls", backbone, "unfreeze_backbone", "fit_backbone")
@@ -84,10 +82,8 @@ def _check_evaluation(corpus: Corpus) -> None:
             check_split(name, (made := make()).split, splits)
             if name == "answers" and hasattr(corpus, "references"):
                 _check_references(made, corpus.references(made.split, made.items))
-    or_none = dict.fromkeys(("limit", "recursion_steps"), ", or None")
-    for name in ("batch_size", "samples", "limit", "recursion_steps"):
-        if (value := _argument("evaluate", name)) is not None and value < 1:
-            raise ConfigError(f"evaluate.run.{name} must be at least 1{or_none.get(name, '')}, got {value}")
+    if (samples := _argument("evaluate", "samples")) < 1:
+        raise ConfigError(f"evaluate.run.samples must be at least 1, got {samples}")
 
 
 def _check_references(answers: Answers, references: Sequence[str]) -> None:

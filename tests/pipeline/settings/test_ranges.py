@@ -90,7 +90,7 @@ def test_the_command_line_is_held_to_the_same_ranges(resolve):
 
 FREE = {  # numbers without a range of their own: what they must fit says so
     "Sudoku.size", "Answers.patterns", "model.device_map", "SlotRefiner.slots", "TinyLM.first_layer", "RecursiveLM.first_layer",
-    "RecursiveLM.layers",
+    "RecursiveLM.layers", "SlotRefiner.context_layers",  # -1 is the last; RefinedLM says which layers run
 }  # fmt: skip
 
 
