@@ -1,6 +1,5 @@
 """Settings: precedence, what reaches a stage, mistakes and where they stand, canonical texts."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from stages import configure
 from tests.conftest import ROOT
 
 SMOKE = "preset: smoke\n"
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A folder with a gin/ of its own, and the current one."""
-    shutil.copytree(ROOT / "gin", tmp_path / "gin")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def resolve(stage, text=SMOKE, *overrides):

@@ -1,7 +1,6 @@
 """Layers of settings: what a preset binds must have an effect somewhere, and what is shared is used where a stage can use it."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,8 @@ import pytest
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
 from pipeline.settings import config, params
-from tests.conftest import ROOT
 
 SMOKE = "preset: smoke\n"
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A folder with a gin/ of its own, and the current one."""
-    shutil.copytree(ROOT / "gin", tmp_path / "gin")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def resolve_all(text):
