@@ -20,14 +20,19 @@ LONGEST = 1 << 24  # positions that noise can tell apart
 
 
 def low_confidence_remasking(
-    predict: Predict, tokens: Int[Tensor, "batch seq"], mask_id: int, steps: int, blocks: int = 1
+    predict: Predict,
+    tokens: Int[Tensor, "batch seq"],
+    mask_id: int,
+    steps: int,
+    blocks: int = 1,
+    known: Bool[Tensor, "ids"] | None = None,
 ) -> "Pass":
     """The last of ``steps`` passes, an equal share of each block's tokens decoded in each; see ``Sampler``.
 
     Raises:
         ValueError: blocks do not divide steps.
     """
-    return deque(Sampler(steps, blocks).passes(predict, tokens, mask_id), maxlen=1).pop()
+    return deque(Sampler(steps, blocks).passes(predict, tokens, mask_id, known=known), maxlen=1).pop()
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Sampler:
         uid: Int[Tensor, "batch"] | None = None,
         finish: Predict | None = None,
         finishing: int = 1,
+        known: Bool[Tensor, "ids"] | None = None,
     ) -> Iterator[Pass]:
         """Run the decode and yield after every pass.
 
@@ -106,6 +112,7 @@ class Sampler:
             uid: key of each row's noise; needed to draw.
             finish: predicts in ``predict``'s place where a block is left no more tokens than its last ``finishing`` passes commit.
             finishing: how many those are.
+            known: whether an id has a token; without one it is never predicted, nor are ids beyond these. None = all have.
 
         Raises:
             ValueError: settings that do not fit together, or tokens are to be drawn without ``uid``.
@@ -125,7 +132,7 @@ class Sampler:
                 if (self.threshold is not None or end_id is not None) and not left.any():
                     break
                 logits = self._guided(_in_turn(predict, finish, left, reserve), tokens, answer, mask_id)
-                certain, best = self._chosen(_without(logits, mask_id), candidates, left, uid)
+                certain, best = self._chosen(_without(logits, mask_id, known), candidates, left, uid)
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
                 committed = candidates & self._ranked(score, candidates, left, left - schedule.left_after(number), reserve)
                 tokens, probability = torch.where(committed, best, tokens), torch.where(committed, certain, probability)
@@ -220,10 +227,15 @@ def _ended(
     return (answer & (tokens == end_id) & (undecided == 0)).any(1, keepdim=True)
 
 
-def _without(logits: Float[Tensor, "batch seq vocab"], mask_id: int) -> Float[Tensor, "batch seq vocab"]:
-    """Logits in which the mask id has no chance."""
+def _without(
+    logits: Float[Tensor, "batch seq vocab"], mask_id: int, known: Bool[Tensor, "ids"] | None
+) -> Float[Tensor, "batch seq vocab"]:
+    """Logits in which neither the mask id has a chance nor one that no token has."""
     logits = logits.float().clone()
     logits[..., mask_id : mask_id + 1] = -torch.inf  # a causal model's is no id of its
+    if known is not None:
+        logits[..., : len(known)].masked_fill_(~known.to(logits.device)[: logits.shape[-1]], -torch.inf)
+        logits[..., len(known) :] = -torch.inf
     return logits
 
 

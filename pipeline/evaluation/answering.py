@@ -69,14 +69,15 @@ def answered(
     rendering = rendering_of(prepared.vocabulary.rendering)
     if (encoding := rendering.encoding(prepared.folder)) is None:
         raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
-    end, render = encoding.id("end"), rendering.renderer(prepared.vocabulary, prepared.folder)
+    end, known = encoding.id("end"), encoding.known
+    render = rendering.renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
     expected = [answers.expected(text) for text in references]
     judgements: dict[str, JudgedAnswers] = {}
     with Progress("answers", len(models) * len(split), "answer") as bar:
         for name, model in models.items():
-            tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar)
+            tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar, known)
             judgements[name] = _judge(_texts(tokens, split, end, render), evaluations, answers, expected)
             shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judgements[name].right.items())
             bar.line(f"{name}: {shares} | {bar.rate()}")
@@ -86,7 +87,15 @@ def answered(
 
 @torch.no_grad()
 def generated(
-    model: Model, split: Split, vocabulary: Vocabulary, answers: Answers, size: int, runtime: Runtime, name: str, bar: Progress
+    model: Model,
+    split: Split,
+    vocabulary: Vocabulary,
+    answers: Answers,
+    size: int,
+    runtime: Runtime,
+    name: str,
+    bar: Progress,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Tokens with generated answers, and how many passes each example took.
 
@@ -99,17 +108,21 @@ def generated(
         runtime: where it computes.
         name: of the model, under which finished batches are kept.
         bar: told of finished examples.
+        known: which ids have a token; None = all.
     """
     mine = []
     batches = enumerate(evaluator.batches(split, vocabulary, 1.0, 0, size))
     for number, batch in islice(batches, rank(), None, world()):
-        mine.append(cached_result(f"answers/{name}/{number}", partial(_decoded, model, batch, vocabulary, answers, runtime)))
+        decoded_batch = partial(_decoded, model, batch, vocabulary, answers, runtime, known)
+        mine.append(cached_result(f"answers/{name}/{number}", decoded_batch))
         bar.advance(len(batch))
     decoded = evaluator.interleaved(gathered(mine))
     return torch.cat([batch["tokens"] for batch in decoded]), torch.cat([batch["evaluations"] for batch in decoded])
 
 
-def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime) -> dict[str, Tensor]:
+def _decoded(
+    model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime, known: Tensor | None
+) -> dict[str, Tensor]:
     """One batch's tokens, in full length, and the passes that each row took."""
     trimmed, passes, blocks = evaluator.trimmed(batch), answers.passes, answers.blocks
     if vocabulary.causal:  # what is predicted at a place is the next one's; token after token
@@ -118,7 +131,7 @@ def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answer
         passes = blocks = int(answer.sum(1).max())
     trimmed = trimmed.to(runtime.device)
     predict = predictor(model, trimmed, vocabulary, runtime)
-    last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks)
+    last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks, known)
     return {
         "tokens": torch.cat([last.tokens.cpu(), batch.tokens[:, last.tokens.shape[1] :]], 1),
         "evaluations": last.evaluations.double(),

@@ -31,7 +31,7 @@ from pipeline.models.checkpoint import load_model
 from pipeline.models.model_folder import DESCRIPTION
 from pipeline.progress import Progress
 from pipeline.text.detokenise import Render
-from pipeline.text.rendering import Right, rendering_of
+from pipeline.text.rendering import Right, known_ids, rendering_of
 
 T = TypeVar("T")
 PAIRS = (
@@ -102,10 +102,11 @@ def assess(
                 counted.setdefault(measure, {})[name] = steps[-1]
                 bar.advance()
             bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
+        decode = partial(evaluator.decode, vocabulary=prepared.vocabulary, runtime=runtime, size=size, known=known_ids(prepared))
         for measure, (split_name, passes, blocks, examples) in config.decodes.items():
             split = prepared.split(split_name).take(slice(0, examples))
             for name, model in loaded.items():
-                _, decoded = evaluator.decode(model, split, prepared.vocabulary, runtime, steps=passes, blocks=blocks, size=size)
+                _, decoded = decode(model, split, steps=passes, blocks=blocks)
                 metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
                 bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")

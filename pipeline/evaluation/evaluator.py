@@ -213,9 +213,19 @@ def paired(a: Tensor, b: Tensor, denominator: Tensor, group: Tensor, bounds: Bou
 
 @torch.no_grad()
 def decode(
-    model: Model, split: Split, vocabulary: Vocabulary, runtime: Runtime, *, steps: int, blocks: int, size: int
+    model: Model,
+    split: Split,
+    vocabulary: Vocabulary,
+    runtime: Runtime,
+    *,
+    steps: int,
+    blocks: int,
+    size: int,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, dict[str, float]]]:
     """Decode whole answers in ``steps`` passes; returns the tokens and exact and token_accuracy with intervals.
+
+    ``known``: which ids have a token; None = all.
 
     Raises:
         ConfigError: the backbone is causal; there are no masks to fill.
@@ -226,7 +236,8 @@ def decode(
     for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
         predict = predictor(model, batch.to(runtime.device), vocabulary, runtime)
         masked = batch.tokens.to(runtime.device)
-        mine.append(sampling.low_confidence_remasking(predict, masked, vocabulary.mask_id, steps, blocks).tokens.cpu())
+        last = sampling.low_confidence_remasking(predict, masked, vocabulary.mask_id, steps, blocks, known)
+        mine.append(last.tokens.cpu())
     tokens = torch.cat(interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()
     supervised = split.response.sum(1).double()

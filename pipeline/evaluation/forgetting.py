@@ -15,17 +15,22 @@ from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 from pipeline.machine.runtime import Runtime
+from pipeline.text.rendering import rendering_of
 
 
-def with_prompts_hidden(split: Split, causal: bool) -> Split:
+def with_prompts_hidden(split: Split, causal: bool, start: int = 0) -> Split:
     """The same examples with prompts in place of answers; of a causal model without the first token, which nothing foretells.
+
+    Args:
+        split: the examples.
+        causal: tokens are predicted from those before them.
+        start: tokens that the tokenizer begins every text with, which say nothing.
 
     Raises:
         ConfigError: there are no prompts.
     """
     prompt = ~split.response if split.valid is None else split.valid & ~split.response
-    if causal:
-        prompt = prompt & (torch.arange(prompt.shape[1]) > 0)
+    prompt = prompt & (torch.arange(prompt.shape[1]) >= max(start, int(causal)))
     if not bool(prompt.any()):
         raise ConfigError("evaluate.run.forgetting looks at prompts, and these examples have none; set it to None")
     return replace(split, response=prompt)
@@ -45,7 +50,9 @@ def measure_forgetting(
         runtime: where it computes.
     """
     split_name, ratio = measure
-    split = evaluator.by_length(with_prompts_hidden(prepared.split(split_name), prepared.vocabulary.causal))
+    encoding = rendering_of(prepared.vocabulary.rendering).encoding(prepared.folder)
+    start = 0 if encoding is None else len(encoding.start)
+    split = evaluator.by_length(with_prompts_hidden(prepared.split(split_name), prepared.vocabulary.causal, start))
     last = {}
     for name, model in models.items():
         masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)

@@ -78,6 +78,7 @@ class Requests:
         base.check(data.vocabulary, data.folder)
         encoding, _ = prompt_template.read(data.folder)
         self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")
+        self.encoding, self.known = encoding, encoding.known
         loaded: Model = base.model() if model == "frozen" else load_model(model, base, Path(model).name)
         self.model = loaded.to(self.runtime.device).eval()
         self.samples, self.seed, self.size, self.longest = samples, seed, int(batch_size), max_gen_toks
@@ -118,7 +119,7 @@ class Requests:
         )
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.encoding.encode(text)
 
     def _split(self, prompts: Sequence[tuple[str, list[int] | int]]) -> Split:
         """Examples of prompts, each with its answer, or with room for one of at most so many tokens."""
@@ -127,12 +128,14 @@ class Requests:
         response, valid = (torch.zeros(n, sequence, dtype=torch.bool) for _ in range(2))
         uid = torch.zeros(n, dtype=torch.int64)
         for row, (context, answer) in enumerate(prompts):
-            prompt = self._ids(context) or [self.end]
+            prompt = self.encoding.prompt(context) or [self.end]
+            start = len(self.encoding.start)
             if isinstance(answer, int):
                 answer = [self.end] * min(answer, max(sequence - len(prompt), sequence // 2))
-            if len(answer) >= sequence:
+            if len(answer) + start >= sequence:
                 raise DataError(f"a continuation of {len(answer)} tokens does not fit a sequence of {sequence}: {context[-60:]!r}")
-            ids = prompt[-(sequence - len(answer)) :] + answer
+            cut_off = max(0, len(prompt) + len(answer) - sequence)  # of a long prompt, behind the token that begins every text
+            ids = prompt[:start] + prompt[start + cut_off :] + answer
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
             response[row, len(ids) - len(answer) : len(ids)] = True
             valid[row, : len(ids)] = True
@@ -143,7 +146,7 @@ class Requests:
         order, back = _by_length(split)
         with self.runtime.in_force(), Progress("slotloop", len(split), "answer") as bar:
             tokens, _ = answering.generated(
-                self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar
+                self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar, self.known
             )
         return tokens[back]
 

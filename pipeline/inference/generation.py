@@ -149,7 +149,7 @@ class Generator:
         sampler = replace(self.sampler, steps=n, blocks=n) if self.vocabulary.causal and n else self.sampler
         yield from sampler.passes(
             predict, batch.tokens, self.vocabulary.mask_id, end_id=self.prompts.end_id, uid=uid, finish=last,
-            finishing=self.refined_passes or 1,
+            finishing=self.refined_passes or 1, known=self.prompts.known,
         )  # fmt: skip
 
     def _models(self) -> tuple[Model, Model | None]:

@@ -5,8 +5,9 @@ Token ids are those of a byte-pair encoding trained here, or of a pretrained mod
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -46,6 +47,7 @@ class QuestionAnswers:
         prompt: template of the prompt, over the line's fields.
         response: template of what is learned.
         chat: the prompt is what a user says in the chat template of ``tokenizer``'s model; the response is the answer.
+        chat_date: day that a chat template is told which writes today's date, as YYYY-MM-DD: prompts are the same on any day.
         tokenizer: of a pretrained model (its folder, or its name on the hub); None = trained here, on the train split.
         revision: of the tokenizer on the hub.
         special: its tokens for "mask", "end" and "pad"; needed with ``tokenizer``.
@@ -67,6 +69,7 @@ class QuestionAnswers:
     prompt: str = "{question}\n"
     response: str = "{answer}"
     chat: bool = False
+    chat_date: str = "2024-07-26"  # what Llama 3's template writes where there is no clock
     tokenizer: str | None = None
     revision: str | None = None
     special: Mapping[str, str] | None = None
@@ -76,7 +79,12 @@ class QuestionAnswers:
     causal: bool = False
 
     def shape(self) -> tuple[int, int]:
-        """Token ids at most (a small corpus yields fewer), and tokens in a sequence."""
+        """Token ids at most (a small corpus yields fewer), and tokens in a sequence.
+
+        Raises:
+            ConfigError: ``chat_date`` is no date.
+        """
+        self._date()
         if self.tokenizer is not None:
             return self._pretrained().size, self.sequence
         return self.vocabulary, self.sequence
@@ -120,11 +128,11 @@ class QuestionAnswers:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
         if encoding is None:
             encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
-        frame = self._framing()
-        prompt_template.write(out, encoding, PromptTemplate(self.prompt, dict(encoding.special), *prompt_template.around(frame)))
+        wording = PromptTemplate(self.prompt, dict(encoding.special), *self._chat())
+        prompt_template.write(out, encoding, wording)
         splits, first = {}, 0
         for name, part in parts.items():
-            splits[name] = self._encode(name, encoding, part, first, frame)
+            splits[name] = self._encode(name, encoding, part, first, wording.marked(encoding))
             first += len(part)
         mark = encoding.size if self.causal else encoding.id("mask")
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
@@ -135,23 +143,30 @@ class QuestionAnswers:
         roles = [role for role in bpe.ROLES if role != "mask" or not self.causal]
         return bpe.pretrained(pretrained_text.tokenizer(self.tokenizer, self.revision), self.tokenizer, self.special, roles)
 
-    def _framing(self) -> Callable[[str], str]:
-        """Prompt -> what stands before the response.
+    def _date(self) -> date:
+        try:
+            return date.fromisoformat(self.chat_date)
+        except ValueError:
+            raise ConfigError(f"QuestionAnswers.chat_date must be a date like '2024-07-26', got {self.chat_date!r}") from None
+
+    def _chat(self) -> tuple[str, str, bool, str] | tuple[()]:
+        """What stands around a prompt, and the date of that, if it is asked in a chat.
 
         Raises:
             ConfigError: a chat is asked for, and there is no pretrained model whose template it could have.
         """
         if not self.chat:
-            return str
+            return ()
         if self.tokenizer is None:
             raise ConfigError("QuestionAnswers.chat takes the template of a pretrained model: name it as QuestionAnswers.tokenizer")
-        return pretrained_text.chat(self.tokenizer, self.revision)
+        today = self._date()
+        return *prompt_template.around(pretrained_text.chat(self.tokenizer, self.revision, today)), today.isoformat()
 
     def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
         return read_pairs(path, self.download, self.prompt, self.response, reserved)
 
-    def _encode(self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], first: int, frame: Callable[[str], str]) -> Split:
-        room = self._with_room(name, encoding, pairs, frame)
+    def _encode(self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], first: int, wording: PromptTemplate) -> Split:
+        room = self._with_room(name, encoding, pairs, wording)
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
         tokens = torch.full((n, self.sequence), end if fills else encoding.id("pad"), dtype=torch.int32)
@@ -166,14 +181,14 @@ class QuestionAnswers:
         return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
 
     def _with_room(
-        self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], frame: Callable[[str], str]
+        self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], wording: PromptTemplate
     ) -> list[tuple[list[int], list[int]]]:
         """Ids of prompts and of answers with their ends, as far as they fit or are to be cut; tells how many do not."""
-        room, long = [], []
+        room, long, response = [], [], encoding.marked(self.response)
         for pair in pairs:
-            if (prompt := self._prompt(encoding, frame(pair.prompt), pair.origin)) is None:
+            if (prompt := self._prompt(encoding, wording.filled(pair.fields), pair.origin)) is None:
                 continue
-            answer = [*encoding.encode(pair.response), encoding.id("end")]
+            answer = [*encoding.encode(response.format(**pair.fields)), encoding.id("end")]
             if len(prompt) + len(answer) > self.sequence:
                 long.append(f"{pair.origin}: prompt and answer take {len(prompt) + len(answer)} tokens")
                 if self.long_answers == "drop":
@@ -194,7 +209,7 @@ class QuestionAnswers:
 
     def _prompt(self, encoding: bpe.Encoding, text: str, origin: str) -> list[int] | None:
         """Ids of the prompt; None if it leaves no room for an answer and is to be dropped."""
-        prompt = encoding.encode(text)
+        prompt = encoding.prompt(text)
         if len(prompt) < self.sequence:
             return prompt
         room = f"leaves no room for an answer in a sequence of {self.sequence}"
@@ -212,24 +227,26 @@ def held_out(text: str, share: float) -> bool:
 
 @dataclass(frozen=True)
 class Texts:
-    """What templates made of a line, and where it came from (``file:line``)."""
+    """What templates made of the fields of a line, and where it came from (``file:line``)."""
 
     texts: list[str]
+    fields: Mapping[str, str]
     origin: str
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One example and where it came from (``file:line``)."""
+    """One example, the fields that it was made of, and where it came from (``file:line``)."""
 
     prompt: str
     response: str
+    fields: Mapping[str, str]
     origin: str
 
 
 def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
     """Read every line by two templates, as ``read_texts`` does."""
-    return [Pair(one.texts[0], one.texts[1], one.origin) for one in read_texts(path, download, (prompt, response), reserved)]
+    return [Pair(*one.texts, one.fields, one.origin) for one in read_texts(path, download, (prompt, response), reserved)]
 
 
 def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Sequence[str] = ()) -> list[Texts]:
@@ -250,7 +267,7 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
     texts = []
     for origin, row in rows(path):
         values = checked(row, origin, fields, reserved)
-        texts.append(Texts([template.format(**values) for template in templates], origin))
+        texts.append(Texts([template.format(**values) for template in templates], values, origin))
     if not texts:
         raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
     return texts

@@ -1,6 +1,7 @@
 """What a pretrained model reads: its tokenizer, and the template that its chats are written in. None of its code runs."""
 
 from collections.abc import Callable
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ def _native(name: str, path: str, revision: str | None) -> Any:
     return getattr(transformers(), name).from_pretrained(str(files[0].parent)).backend_tokenizer
 
 
-def chat(path: str, revision: str | None) -> Callable[[str], str]:
+def chat(path: str, revision: str | None, today: date) -> Callable[[str], str]:
     """Prompt -> the chat that asks it, up to where the answer begins, as the model's own template writes it.
+
+    Args:
+        path: folder of the model, or its name on the hub.
+        revision: on the hub.
+        today: what a template is told that asks for the time: the midnight that this day begins with, in UTC.
 
     Raises:
         DataError: the model has no template, or it fails.
@@ -45,10 +51,14 @@ def chat(path: str, revision: str | None) -> Callable[[str], str]:
     special = {role: _text(settings[role]) for role in ("bos_token", "eos_token", "pad_token") if settings.get(role)}
     writer = transformers().PreTrainedTokenizerFast(tokenizer_object=bpe.empty(), chat_template=template, **special)
 
+    def clock(form: str) -> str:
+        midnight = datetime.combine(today, time(), UTC)
+        return midnight.strftime(form.replace("%s", str(int(midnight.timestamp()))))  # by itself that is of the machine's zone
+
     def framed(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
         try:
-            return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, strftime_now=clock)
         except Exception as error:  # a template is a program of its author: it may raise anything
             raise DataError(f"the chat template of {path} failed: {error}") from None
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
+
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
 from pipeline.text import prompt_template
@@ -15,9 +17,15 @@ EMPTY = ".0_"  # how an empty cell may be written
 
 
 class Prompts(Protocol):
-    """How prompts of one kind are read and their answers written."""
+    """How prompts of one kind are read and their answers written.
+
+    Attributes:
+        end_id: token that ends an answer; None = answers have a length of their own.
+        known: whether an id has a token, by id, which those beyond have not; None = all have.
+    """
 
     end_id: int | None
+    known: Tensor | None
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """Ids of the prompt, and the mask wherever a token is wanted.
@@ -47,6 +55,7 @@ class Puzzles:
     """Grids: a digit for each clue, ".", "0" or "_" for each empty cell; "/" and white space between rows say nothing."""
 
     end_id: int | None = None
+    known: Tensor | None = None
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary, self.render = vocabulary, puzzle_renderer(vocabulary)
@@ -92,6 +101,7 @@ class Texts:
         self.encoding, self.wording = prompt_template.read(folder)
         self.fields = fields_of(self.wording.prompt)
         self.end_id: int | None = self.encoding.id("end")
+        self.known: Tensor | None = self.encoding.known
         masks = not vocabulary.causal and "mask" in self.wording.special
         mark = self.encoding.id("mask") if masks else self.encoding.size
         if (self.encoding.size, mark) != (vocabulary.size, vocabulary.mask_id):
@@ -101,7 +111,7 @@ class Texts:
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """Encode the filled template, with room for the answer."""
-        ids = self.encoding.encode(self.wording.filled(self._fields(prompt)))
+        ids = self.encoding.prompt(self.wording.filled(self._fields(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
         longest = self.vocabulary.sequence if length is None else self.longest

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from components.inference.grids import keeps_rules
-from pipeline.corpora.prepared import Split, Vocabulary, texts
+from pipeline.corpora.prepared import Prepared, Split, Vocabulary, texts
 from pipeline.corpora.sudoku import BOXES
 from pipeline.errors import ConfigError, DataError
 from pipeline.text import prompt_template
@@ -164,3 +164,9 @@ def rendering_of(name: str) -> Rendering:
     if name not in RENDERINGS:
         raise DataError(f"Vocabulary.rendering is '{name}'; expected one of {', '.join(RENDERINGS)} (pipeline/text/rendering.py)")
     return RENDERINGS[name]
+
+
+def known_ids(prepared: Prepared) -> Tensor | None:
+    """Tell which ids the tokenizer of a corpus has a token for; None where there is no tokenizer, and every id says something."""
+    encoding = rendering_of(prepared.vocabulary.rendering).encoding(prepared.folder)
+    return None if encoding is None else encoding.known

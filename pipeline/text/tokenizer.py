@@ -3,14 +3,19 @@
 Training is deterministic: the same texts give the same merges and the same file.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from pipeline.errors import DataError
 from pipeline.files import write_atomic
+from pipeline.text import control_tokens
 
 SPECIAL = PAD, END, MASK = "<pad>", "<end>", "<mask>"
 ROLES = ("mask", "end", "pad")
@@ -33,9 +38,44 @@ class Encoding:
         return special(self.tokenizer, self.special[role])
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text and of nothing else: no start or end is added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of the text and of nothing else: no start or end is added, and what spells a control token is text like any other."""
+        ids: list[int] = self._with_marks.encode(text, add_special_tokens=False).ids
         return ids
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of what stands before an answer: the text, behind what ``start`` holds unless it begins with that itself."""
+        ids = self.encode(text)
+        return ids if ids[: len(self.start)] == self.start else [*self.start, *ids]
+
+    def marked(self, template: str) -> str:
+        """Write a template so that the control tokens which it spells are encoded as such; fields are filled in afterwards."""
+        return control_tokens.marked(template, self.control)
+
+    @cached_property
+    def start(self) -> list[int]:
+        """Ids that the tokenizer's own post-processor puts before a text: the beginning token of Gemma and Llama; else none."""
+        probe = self._with_marks.encode(self.marked(self.special["end"]))
+        ids: list[int] = probe.ids[: probe.sequence_ids.index(0)]
+        return ids
+
+    @cached_property
+    def control(self) -> dict[str, int]:
+        """Ids of the control tokens: those that the tokenizer calls special, and those with a role here."""
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        flagged = {token.content: number for number, token in added if token.special}
+        return flagged | {token: special(self.tokenizer, token) for token in self.special.values()}
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Whether an id has a token: bool (size)."""
+        known = torch.zeros(self.size, dtype=torch.bool)
+        known[list(self.tokenizer.get_vocab(with_added_tokens=True).values())] = True
+        return known
+
+    @cached_property
+    def _with_marks(self) -> Tokenizer:
+        """The tokenizer that encodes: see ``control_tokens``."""
+        return Tokenizer.from_str(json.dumps(control_tokens.with_marks(json.loads(self.tokenizer.to_str()), self.control)))
 
     @property
     def size(self) -> int:

@@ -275,8 +275,8 @@ def test_a_pretrained_tokenizer_is_taken_as_it_is(raw, pretrained):
     theirs = bpe.load(raw.parent / "theirs/tokenizer.json")
     assert asked.shape() == (vocabulary.size, 48) == (theirs.get_vocab_size(), 48)
     assert (vocabulary.mask_id, vocabulary.pad_id) == (theirs.token_to_id("[MASK]"), theirs.token_to_id("[PAD]"))
-    assert not (splits["train"].tokens == theirs.token_to_id("[START]")).any()  # nothing is put before a prompt
-    assert questions(raw, splits["test"]) == {row["question"] for row in TEST}
+    assert torch.equal((splits["train"].tokens == theirs.token_to_id("[START]")).sum(0) > 0, torch.arange(48) == 0)  # as it says
+    assert questions(raw, splits["test"]) == {f"[START]{row['question']}" for row in TEST}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tokenizers and chat templates of pretrained models, from their files alone."""
 
 import json
+from datetime import date
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.optional import needs
 
 needs("transformers")
 
+DAY = date(2025, 3, 9)
 TEXTS = [f"What is {i} and {i * i}?" for i in range(40)]
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message.content }}</{{ message.role }}>{% endfor %}"
@@ -65,17 +67,17 @@ def test_a_chat_is_written_as_the_template_says(tmp_path, beside):
     else:
         settings["chat_template"] = TEMPLATE
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert chat(str(tmp_path), None)("How {many}?") == "<s><user>How {many}?</user><assistant>"
+    assert chat(str(tmp_path), None, DAY)("How {many}?") == "<s><user>How {many}?</user><assistant>"
 
 
 def test_no_template_or_a_bad_one_is_told(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(DataError, match="has no chat template"):
-        chat(str(tmp_path), None)
+        chat(str(tmp_path), None, DAY)
     for bad in ("{{ nothing.at.all }}", "{% for %}", "{{ ''.__class__.mro() }}"):  # the last one leaves the sandbox
         (tmp_path / "chat_template.jinja").write_text(bad)
         with pytest.raises(DataError, match=r"the chat template of .+ failed"):
-            chat(str(tmp_path), None)("hello")
+            chat(str(tmp_path), None, DAY)("hello")
 
 
 def test_a_corpus_asks_through_the_chat_and_learns_the_answer(tmp_path, monkeypatch):
