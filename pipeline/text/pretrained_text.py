@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 from pipeline.errors import DataError
@@ -15,6 +16,12 @@ from pipeline.text import tokenizer as bpe
 FILE, OWN_FILES = "tokenizer.json", ("vocab.json", "merges.txt")
 SETTINGS = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+CLOCK = """{%- macro strftime_now(format) -%}
+{%- set now = namespace(text=format) -%}
+{%- for directive, value in clock -%}{%- set now.text = now.text | replace(directive, value) -%}{%- endfor -%}
+{{- now.text -}}
+{%- endmacro %}
+"""  # in place of the function of that name, which reads the machine's clock; the newline goes with the block
 
 
 def tokenizer(path: str, revision: str | None) -> Any:
@@ -49,20 +56,26 @@ def chat(path: str, revision: str | None, today: date) -> Callable[[str], str]:
     settings = read_json(hub.file(path, revision, SETTINGS), "prepare")
     template = settings.get("chat_template") or _template_file(path, revision)
     special = {role: _text(settings[role]) for role in ("bos_token", "eos_token", "pad_token") if settings.get(role)}
+    clock, template = _clock(today), CLOCK + template if "strftime_now" in template else template
     writer = transformers().PreTrainedTokenizerFast(tokenizer_object=bpe.empty(), chat_template=template, **special)
-
-    def clock(form: str) -> str:
-        midnight = datetime.combine(today, time(), UTC)
-        return midnight.strftime(form.replace("%s", str(int(midnight.timestamp()))))  # by itself that is of the machine's zone
 
     def framed(prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
         try:
-            return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, strftime_now=clock)
+            return writer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, clock=clock)
         except Exception as error:  # a template is a program of its author: it may raise anything
             raise DataError(f"the chat template of {path} failed: {error}") from None
 
     return framed
+
+
+def _clock(today: date) -> list[tuple[str, str]]:
+    """What each directive of ``strftime`` stands for at the midnight that a day begins with, in the order of their replacement."""
+    midnight = datetime.combine(today, time(), UTC)
+    directives = [f"%{flag}{letter}" for flag in "-_0^#" for letter in ascii_letters] + [f"%{letter}" for letter in ascii_letters]
+    values = {directive: midnight.strftime(directive) for directive in directives}
+    values["%s"] = str(int(midnight.timestamp()))  # by itself it would be of the machine's time zone
+    return [("%%", "\0"), *values.items(), ("\0", "%")]
 
 
 def _template_file(path: str, revision: str | None) -> str:

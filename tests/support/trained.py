@@ -28,15 +28,16 @@ def puzzles(folder):
     return folder
 
 
-def texts(folder, prompt="Q: {question}\n"):
-    """The same with a tokenizer, and nothing evaluated."""
+def texts(folder, prompt="Q: {question}\n", more=0, causal=False):
+    """The same with a tokenizer, and nothing evaluated; the model has ``more`` ids than the tokenizer."""
     encoding = bpe.trained(TEXTS, 290)
     prompt_template.write(folder / "data/prepared", encoding, PromptTemplate(prompt, encoding.special))
-    return written(folder, Vocabulary(encoding.size, encoding.id("mask"), encoding.id("pad"), 48, "text"))
+    mask = encoding.size if causal else encoding.id("mask")
+    return written(folder, Vocabulary(encoding.size, mask, encoding.id("pad"), 48, "text", causal), more)
 
 
-def written(folder, vocabulary):
-    base = TinyLM(vocab=vocabulary.size, seq=vocabulary.sequence, dim=16, layers=2, heads=2)
+def written(folder, vocabulary, more=0):
+    base = TinyLM(vocab=vocabulary.size + more, seq=vocabulary.sequence, dim=16, layers=2, heads=2)
     base.init_weights(torch.Generator().manual_seed(0))
     save_backbone(folder / "data/backbone", base, vocabulary)
     backbone = Backbone(folder / "data/backbone")

@@ -77,6 +77,34 @@ def test_a_mask_id_in_the_middle_of_the_vocabulary_is_never_predicted_either():
         assert low_confidence_remasking(lambda _: logits, tokens, 2, steps=steps).tokens.tolist() == [[4, 0, 4]]
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 9.0, "seed": 4}, {"guidance": 2.0}, {"blocks": 3}])
+@pytest.mark.parametrize(
+    "known",
+    [
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1],
+        [0, 1, 0, 1, 0, 1, 1],
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 1, 1, 1, 1, 1, 1],
+        [1, 0, 1, 0, 0, 0, 0],
+    ],
+)
+def test_an_id_without_a_token_is_never_predicted_however_likely(known, settings):
+    logits = torch.randn(6, 9, VOCAB, generator=torch.Generator().manual_seed(1))
+    of_tokens = [i for i in range(VOCAB) if i < len(known) and known[i] and i != MASK]
+    logits[..., [i for i in range(VOCAB) if i not in of_tokens]] += 9
+    ids = {"uid": torch.arange(6), "known": torch.tensor(known, dtype=torch.bool)}
+    *_, last = Sampler(**settings).passes(lambda t: logits, torch.full((6, 9), MASK), MASK, **ids)
+    assert {*last.tokens.flatten().tolist()} <= {*of_tokens} and bool(torch.isfinite(last.probability).all())
+    if not settings:
+        likely = torch.tensor(of_tokens)[logits[..., of_tokens].argmax(-1)]
+        assert torch.equal(last.tokens, likely)
+        assert torch.equal(
+            low_confidence_remasking(lambda t: logits, torch.full((6, 9), MASK), MASK, 2, known=ids["known"]).tokens, likely
+        )
+        assert torch.allclose(last.probability, logits[..., of_tokens].softmax(-1).amax(-1))
+
+
 @hypothesis_settings
 @given(puzzles(), st.integers(1, 3), st.integers(1, 4))
 def test_remasking_equals_a_plain_decoder_row_by_row(tokens, blocks, passes):

@@ -1,15 +1,19 @@
 """Forgetting: hidden tokens of prompts, every model under the same masks; a spoilt backbone shows."""
 
 import copy
+import shutil
 
 import pytest
 import torch
+from tokenizers import processors
 
 from pipeline.corpora.prepared import Split
 from pipeline.errors import ConfigError
+from pipeline.evaluation import forgetting
 from pipeline.evaluation.forgetting import measure_forgetting, with_prompts_hidden
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
+from pipeline.text import tokenizer as bpe
 
 
 def split(response, valid=None):
@@ -34,6 +38,33 @@ def test_padding_is_no_prompt():
 
 def test_nothing_foretells_the_first_token_of_a_causal_model():
     assert with_prompts_hidden(split([[False, False, True]]), causal=True).response.tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("causal", "start", "expected"),
+    [
+        (False, 1, [0, 1, 1, 0]),
+        (True, 1, [0, 1, 1, 0]),
+        (False, 2, [0, 0, 1, 0]),
+        (True, 0, [0, 1, 1, 0]),
+        (False, 0, [1, 1, 1, 0]),
+    ],
+)
+def test_what_begins_every_text_is_not_asked_for(causal, start, expected):
+    found = with_prompts_hidden(split([[False, False, False, True]]), causal, start)
+    assert found.response.int().tolist() == [expected]
+
+
+def test_the_tokenizer_says_what_begins_every_text(text, runtime, tmp_path, monkeypatch):
+    shutil.copytree(text / "data/prepared", tmp_path / "prepared")
+    tokenizer = bpe.load(tmp_path / "prepared/tokenizer.json")
+    tokenizer.post_processor = processors.TemplateProcessing("<end> <pad> $A", special_tokens=[("<end>", 1), ("<pad>", 0)])
+    bpe.save(tokenizer, tmp_path / "prepared/tokenizer.json")
+    seen = []
+    monkeypatch.setattr(forgetting.evaluator, "batches", lambda split, *_: seen.append(split) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure_forgetting(Limited(tmp_path / "prepared"), {"frozen": None}, ("test", 0.5), 20, 0, runtime)
+    assert seen[0].response[:, :3].sum(0).tolist() == [0, 0, len(seen[0])]
 
 
 def test_examples_without_prompts_are_refused():

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import processors
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import answering, harness
 from pipeline.evaluation.answer_likelihood import sampled
+from pipeline.text.tokenizer import Encoding
 
 PAIRS = [("What is 3 + 4?\n", "3 + 4 = 7"), ("What is 1 + 2?\n", "1 + 2 = 3\n#### 3"), ("", "9"), ("9 " * 60, "10")]
 TASK = """task: sums_{kind}
@@ -100,6 +102,46 @@ def test_a_long_prompt_loses_its_beginning_and_a_short_answer_has_the_room(model
     assert split.response.sum(1).tolist() == [24, 48 - len(model._ids("short"))] and split.lengths().tolist() == [48, 48]
     prompt = split.tokens[0][~split.response[0]].tolist()
     assert len(prompt) == 24 and model.tokenizer.decode(prompt).endswith(" 1 last")
+
+
+@pytest.fixture
+def beginning(model):
+    """The same model, whose tokenizer begins every text with one token and ends it with another."""
+    tokenizer = type(model.tokenizer).from_str(model.tokenizer.to_str())
+    tokenizer.add_special_tokens(["<bos>"])
+    bos = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A <end>", special_tokens=[("<bos>", bos), ("<end>", 1)])
+    model.encoding = Encoding(tokenizer, model.encoding.special)
+    return model, bos
+
+
+@pytest.mark.parametrize("context", ["What is 3 + 4?\n", "", "9 " * 60, "<bos>What?", "few: <end>\n\nshot <mask>", " "])
+def test_a_request_begins_as_the_tokenizer_does_and_holds_no_other_control_token(beginning, context):
+    model, bos = beginning
+    split = model._split([(context, model._ids("3 + 4")), (context, 7)])
+    for tokens, response, valid in zip(split.tokens, split.response, split.valid, strict=True):
+        prompt = tokens[valid & ~response].tolist()
+        assert prompt[0] == bos and not {bos, 0, 1, 2} & {*prompt[1:]} and prompt.count(bos) == 1
+        assert context.endswith(model.tokenizer.decode(prompt[1:]))
+        assert len(prompt) == min(len(model._ids(context)) + 1, 48 - int(response.sum()))
+    assert model.tokenizer.decode(split.tokens[0][split.response[0]].tolist()) == "3 + 4"
+
+
+def test_a_continuation_leaves_room_for_the_beginning(beginning):
+    model, bos = beginning
+    assert model._split([("why", [5] * 46)]).tokens[0].tolist() == [bos, model._ids("why")[-1], *[5] * 46]
+    with pytest.raises(DataError, match="a continuation of 47 tokens does not fit"):
+        model._split([("why", [5] * 47)])
+
+
+def test_an_id_that_the_tokenizer_does_not_know_is_never_written(model, monkeypatch):
+    size = model.vocabulary.size
+
+    def predictor(*_):
+        return lambda tokens: F.one_hot(torch.full(tokens.shape, size + 3), size + 9).float() * 9 + torch.eye(size + 9)[7]
+
+    monkeypatch.setattr(answering, "predictor", predictor)
+    assert model.generate_until(asked(("What is 3 + 4?\n", {"max_gen_toks": 3}))) == [model.tokenizer.decode([7] * 3)]
 
 
 def test_what_is_set_for_all_requests_holds(settings, model, monkeypatch):

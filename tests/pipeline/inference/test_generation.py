@@ -134,6 +134,20 @@ def test_the_mask_is_never_said(make):
     assert generator.prompts.encoding.special["mask"] not in generator(PROMPTS[0]).text
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 3.0, "seed": 7}])
+def test_an_id_that_the_tokenizer_does_not_know_is_never_said(tmp_path, runtime, causal, settings):
+    folder = texts(tmp_path, more=200, causal=causal)
+    places = {"backbone": str(folder / "data/backbone"), "prepared": str(folder / "data/prepared"), "runtime": runtime}
+    generator = Generator(folder / "outputs/joint", sampler=Sampler(**settings), length=8, **places)
+    size, said, write = generator.vocabulary.size, [], generator.prompts.token
+    generator.prompts.token = lambda token: said.append(token) or write(token)
+    generator(PROMPTS)
+    generator.model = Scripted([size + 5] * 48, size + 200)
+    generator(PROMPTS)
+    assert len(said) > 24 and max(said) < size
+
+
 @pytest.mark.parametrize(("refined", "steps", "runs"), [(None, 6, 6), (0, 6, 0), (1, 6, 1), (2, 6, 2), (9, 6, 6), (1, None, 1)])
 def test_the_backbone_alone_denoises_until_the_last_passes(make, refined, steps, runs):
     generator = make(sampler=Sampler(steps=steps), refined_passes=refined)

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from pipeline.text.prompt_template import PromptTemplate
 from pipeline.text.tokenizer import Encoding
@@ -105,3 +106,15 @@ def test_a_tokenizer_that_pads_and_cuts_does_neither():
     encoding = Encoding(tokenizer, SPECIAL)
     assert encoding.start == [tokenizer.token_to_id("<bos>")]
     assert encoding.tokenizer.decode(encoding.encode(FORGED[0])) == FORGED[0]
+
+
+@pytest.mark.parametrize("how", [{"normalized": True}, {"single_word": True}, {"special": True}])
+def test_a_role_is_met_in_a_template_however_its_tokenizer_looks_for_it(how):
+    """Llama 2's puts a mark before every piece of text, and a token that is met only in text so normalised is met nowhere."""
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), *((c, -4.0) for c in "▁abcdefghijklmnopqrstuvwxyz<|>_")], 0, False))
+    tokenizer.normalizer = normalizers.Prepend("▁")
+    tokenizer.add_tokens([AddedToken(token, **how) for token in ("<|end|>", "<|end|>_of", "<pad>")])
+    encoding = Encoding(tokenizer, {"end": "<|end|>", "pad": "<|end|>_of"})
+    a, end, longer = (encoding.encode("a")[-1], *(tokenizer.token_to_id(token) for token in ("<|end|>", "<|end|>_of")))
+    ids = [number for number in encoding.encode(encoding.marked("a<|end|>a<|end|>_of")) if number in (a, end, longer)]
+    assert ids == [a, end, a, longer] and not {end, longer} & {*encoding.encode("a<|end|>a<|end|>_of")}

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from pipeline.errors import DataError
 from pipeline.text import tokenizer as bpe
@@ -76,3 +77,9 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(DataError, match=r"t.json is not a tokenizer \(.*\); run dvc repro prepare"):
         bpe.load(tmp_path / "t.json")
+
+
+def test_an_id_in_a_gap_and_one_beyond_have_no_token():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 3, "<end>": 5}, unk_token="a"))
+    encoding = bpe.Encoding(tokenizer, {"end": "<end>"})
+    assert encoding.known.tolist() == [True, False, False, True, False, True] and encoding.size == 6
