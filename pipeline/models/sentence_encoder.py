@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.backbones.pooling import Pooling, mean
+from components.backbones.pooling import Pooling
 from components.backbones.ridge import ridges
 from components.backbones.sentence_table import SentenceTable
 from components.ranges import PositiveInt
@@ -27,6 +27,7 @@ from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import barrier, rank, world
 from pipeline.models import hub
 from pipeline.models.pretrained import complete, transformers
+from pipeline.models.sentence_pooling import agreed_pooling, name_of, stated_pooling
 from pipeline.progress import Progress
 
 PENALTIES = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4)  # of the regression, over normalised embeddings
@@ -52,12 +53,12 @@ class Encoder:
     device: torch.device
 
     def ids(self, sentences: list[str], longest: int) -> list[list[int]]:
-        """Token ids of each sentence.
+        """Token ids of each sentence; what spells a control token is text.
 
         Raises:
             DataError: one has more than ``longest`` tokens.
         """
-        by_sentence: list[list[int]] = self.tokenizer(sentences)["input_ids"]
+        by_sentence: list[list[int]] = self.tokenizer(sentences, split_special_tokens=True)["input_ids"]
         for text, ids in zip(sentences, by_sentence, strict=True):
             if len(ids) > longest:
                 raise DataError(f"a sentence takes {len(ids)} tokens, more than longest = {longest}: '{text[:60]}'...; raise it")
@@ -82,7 +83,7 @@ def model(
     prepared: str,
     path: str,
     revision: str | None = None,
-    pooling: Pooling = mean,
+    pooling: Pooling | None = None,
     language: str | None = None,
     longest: PositiveInt = 256,
     batch_size: PositiveInt = 64,
@@ -95,19 +96,22 @@ def model(
         prepared: its folder.
         path: folder, ``package:folder``, or name on the hub.
         revision: commit on the hub.
-        pooling: from the states of a sentence's tokens to its embedding (``components.backbones.pooling``).
+        pooling: from the states of a sentence's tokens to its embedding (``components.backbones.pooling``); None = what the
+            checkpoint says, or the mean where it says nothing.
         language: of the texts, for tokenizers that want one ("eng_Latn"); None = they do not.
         longest: tokens of a sentence at most.
         batch_size: sentences that run together; part of the bits.
         device: that the encoder runs on.
 
     Raises:
-        ConfigError: the encoder cannot be had.
+        ConfigError: the encoder cannot be had, or its checkpoint says another pooling.
         DataError: its weights are not all there, or a sentence is too long.
     """
     config = transformers().AutoConfig.from_pretrained(hub.file(path, revision, "config.json").parent)
-    table = SentenceTable(vocab, seq, config.hidden_size)
-    if torch.get_default_device().type == "meta":
+    table, on_shapes = SentenceTable(vocab, seq, config.hidden_size), torch.get_default_device().type == "meta"
+    where = (path, revision) if on_shapes else (str(hub.folder(path, revision)), None)
+    pooling = agreed_pooling(path, pooling, stated_pooling(*where))
+    if on_shapes:
         return table
     sentences = texts(Path(prepared))
     if len(sentences) != vocab - 2:
@@ -119,7 +123,13 @@ def model(
     table.fill(encoded(encoder, encoder.ids(sentences, longest), batch_size), train.tokens[train.valid].unique().long())
     penalty = regressed(table, *splits)
     table.origin = {
-        "encoder": {"path": path, "revision": revision, "class": type(encoder.model).__name__, "language": language},
+        "encoder": {
+            "path": path,
+            "revision": revision,
+            "class": type(encoder.model).__name__,
+            "language": language,
+            "pooling": name_of(pooling),
+        },
         "files": hub.describe_files(path, revision),
         "sentences": sha256(Path(prepared) / SENTENCES),
         "penalty": penalty,

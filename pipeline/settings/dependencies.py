@@ -128,8 +128,10 @@ def _checkpoint_files(text: str) -> Iterator[OutsideFile]:
         except (ConfigError, OSError, ValueError):  # no path at all, or of a package that is not installed: the stage says so
             continue
         if folder is not None and (folder / "config.json").is_file():
-            files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-            yield from (OutsideFile(f"checkpoint/{folder.resolve().name}/{path.name}", path) for path in files)
+            inside = (*folder.iterdir(), *folder.glob("*/config.json"))  # a sentence encoder's pooling has a folder of its own
+            names = sorted(str(path.relative_to(folder)) for path in inside if path.is_file())
+            shown = [name for name in names if not name.startswith(".")]
+            yield from (OutsideFile(f"checkpoint/{folder.resolve().name}/{name}", folder / name) for name in shown)
 
 
 def _allowed_modules(modules: list[str]) -> dict[str, Path]:

@@ -246,7 +246,8 @@ class Pair:
 
 def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
     """Read every line by two templates, as ``read_texts`` does."""
-    return [Pair(*one.texts, one.fields, one.origin) for one in read_texts(path, download, (prompt, response), reserved)]
+    both = read_texts(path, download, (prompt, response), reserved)
+    return [Pair(one.texts[0], one.texts[1], one.fields, one.origin) for one in both]
 
 
 def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Sequence[str] = ()) -> list[Texts]:

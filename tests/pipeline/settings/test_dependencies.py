@@ -107,6 +107,12 @@ def test_files_of_a_checkpoint_in_a_folder_are_listed(tmp_path):
     assert listed == ["checkpoint/mine/config.json", "checkpoint/mine/model.safetensors"] and str(tmp_path) not in before
     (folder / "model.safetensors").write_text("[]")
     assert dependencies.listing("backbone", text) != before
+    before = dependencies.listing("backbone", text)
+    for name in ("1_Pooling", ".cache"):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text("{}")
+    added = {*dependencies.listing("backbone", text).splitlines()} - {*before.splitlines()}
+    assert [line.split()[0] for line in added] == ["checkpoint/mine/1_Pooling/config.json"]
     (folder / "config.json").unlink()  # a folder of something else
     assert "checkpoint/" not in dependencies.listing("backbone", text)
 
