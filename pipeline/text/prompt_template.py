@@ -74,7 +74,7 @@ def write(folder: Path, encoding: bpe.Encoding, wording: PromptTemplate) -> None
 
 
 def read(folder: Path) -> tuple[bpe.Encoding, PromptTemplate]:
-    """Read the tokenizer and the template that ``write`` wrote, marked for that tokenizer.
+    """Read the tokenizer and the template that ``write`` wrote.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -88,5 +88,4 @@ def read(folder: Path) -> tuple[bpe.Encoding, PromptTemplate]:
     except TypeError as error:
         raise DataError(f"{folder / WORDING} does not say how prompts are written ({error}); run dvc repro prepare") from None
     roles = [role for role in bpe.ROLES if role != "mask" or role in wording.special]
-    encoding = bpe.pretrained(bpe.load(folder / TOKENIZER), str(folder / TOKENIZER), wording.special, roles)
-    return encoding, wording.marked(encoding)
+    return bpe.pretrained(bpe.load(folder / TOKENIZER), str(folder / TOKENIZER), wording.special, roles), wording

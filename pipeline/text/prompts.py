@@ -99,7 +99,7 @@ class Texts:
         self.vocabulary, self.longest = vocabulary, longest
         self.render = text_renderer(vocabulary, folder)
         self.encoding, self.wording = prompt_template.read(folder)
-        self.fields = fields_of(self.wording.prompt)
+        self.fields, self.marked = fields_of(self.wording.prompt), self.wording.marked(self.encoding)
         self.end_id: int | None = self.encoding.id("end")
         self.known: Tensor | None = self.encoding.known
         masks = not vocabulary.causal and "mask" in self.wording.special
@@ -111,7 +111,7 @@ class Texts:
 
     def canvas(self, prompt: Prompt, length: int | None) -> list[int]:
         """Encode the filled template, with room for the answer."""
-        ids = self.encoding.prompt(self.wording.filled(self._fields(prompt)))
+        ids = self.encoding.prompt(self.marked.filled(self._fields(prompt)))
         room = self.vocabulary.sequence - len(ids)
         most = room if length is None else length
         longest = self.vocabulary.sequence if length is None else self.longest
