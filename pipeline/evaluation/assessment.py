@@ -42,10 +42,10 @@ PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Settings of an evaluation; see ``stages.evaluate``.
+    """Settings of an evaluation; see ``stages.evaluate``, which states their ranges.
 
     Raises:
-        ConfigError: a measure means nothing, the headline is none, or a number is below 1.
+        ConfigError: a measure means nothing, or the headline is none.
     """
 
     measures: Mapping[str, tuple[str, float]]
@@ -65,11 +65,6 @@ class EvalConfig:
             check_measures(self.measures, self.decodes, self.forgetting, self.headline)
         except ValueError as error:
             raise ConfigError(f"evaluate.run.{error}") from None
-        for name, value in (("batch_size", self.batch_size), ("samples", self.samples)):
-            if value < 1:
-                raise ConfigError(f"evaluate.run.{name} must be at least 1, got {value}")
-        if self.recursion_steps is not None and self.recursion_steps < 1:
-            raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {self.recursion_steps}")
 
 
 def assess(
