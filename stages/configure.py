@@ -36,10 +36,11 @@ def run(
         print(plan_report.summary(costs, *plan_report.speed(texts["warmup"], peak, mfu), Path()))
         return
     models = rehearsal.rehearse(texts)
+    listings = dependencies.listings({stage: text for stage, text in texts.items() if out and stage not in BESIDE})
     for stage, text in texts.items() if out else ():
         write_atomic(Path(out) / f"{stage}.gin", text.encode())
-        if stage not in BESIDE:
-            write_atomic(Path(out) / f"{stage}.code", dependencies.listing(stage, text).encode())
+        if stage in listings:
+            write_atomic(Path(out) / f"{stage}.code", listings[stage].encode())
             config.load_text(text, stage)
             write_atomic(Path(out) / f"{stage}.yaml", effective.yaml_text(effective.settings(f"stages.{stage}.run")).encode())
     if out and "DVC_STAGE" in os.environ:

@@ -6,7 +6,7 @@ from pathlib import Path
 from components.inference.answers import Answers
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
-from components.ranges import NonNegativeInt, PositiveInt, PositiveShare, Seed
+from components.ranges import PositiveInt, PositiveShare, Seed, in_range
 from pipeline.evaluation import assessment, concept_assessment
 from pipeline.evaluation.limited import Limited
 from pipeline.machine.runtime import Runtime
@@ -16,6 +16,7 @@ from pipeline.text.rendering import rendering_of
 ASSESSMENTS = {"tokens": assessment.assess, "embeddings": concept_assessment.assess}  # by what a model predicts
 
 
+@in_range
 def run(
     *,
     out: str,
@@ -30,7 +31,7 @@ def run(
     forgetting: tuple[str, PositiveShare] | None,
     limit: PositiveInt | None = None,
     headline: str,
-    samples: NonNegativeInt,
+    samples: PositiveInt,
     recursion_steps: PositiveInt | None,
     batch_size: PositiveInt,
     seed: Seed,

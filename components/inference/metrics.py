@@ -1,17 +1,20 @@
 """Metrics with 95 % intervals. Per-example sums come in, grouped by what is independent; intervals resample whole groups.
 
-Puzzles that share a solution grid are not independent, so their grid is the unit that is resampled (cluster bootstrap).
+Puzzles that share a solution grid are not independent, so their grid is the unit that is resampled (cluster bootstrap). Where
+resamples cannot tell how sure a number is, an exact interval speaks (``components.inference.proportion``).
 """
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from components.inference.proportion import LEAST_EQUAL, exact_interval, unseen
 
 Bounds = tuple[float, float] | None  # lowest and highest value of a metric; None = it has none
 SHARE: Bounds = (0.0, 1.0)  # of a share, such as accuracy
@@ -58,11 +61,17 @@ def interval(
 ) -> dict[str, float]:
     """Estimate sum(numerator) / sum(denominator) and its 95 % interval by bootstrap over groups.
 
-    Where all groups agree (or there is one) the resamples do too, and the bootstrap says nothing. Then the rule of three speaks,
-    each group as one observation: with 95 % confidence at most s = min(1, 3 / groups) of all groups would disagree, by no more
-    than the metric's bounds allow, so the mean m lies within [m - s (m - lowest), m + s (highest - m)]. A metric without bounds
-    (nll) cannot be told from agreement: low = high = mean, which is no interval.
-    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), percentile interval; Hanley and Lippman-Hand (1983).
+    A bootstrap says nothing where all groups agree (or there is one), and too little where few differ. Of metrics with bounds:
+
+    * Every group at one of the bounds, all of one weight (right or wrong answers): the exact binomial interval of Clopper and
+      Pearson, in place of the bootstrap's. It covers the truth at least 95 % of the time, for any share and number of groups.
+    * All groups at one value m between them: with 97.5 % confidence at most s = 1 - 0.025^(1 / groups) of all groups would say
+      something else, by no more than the bounds allow, so the mean lies within [m - s (m - lowest), m + s (highest - m)]. A mean
+      outside would need a share of agreeing groups below 1 - s, at which all of them agree less than 2.5 % of the time.
+
+    A metric without bounds (nll) in which all agree has low = high = mean, which is no interval.
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), percentile interval; Clopper and
+    Pearson (1934), Hanley and Lippman-Hand (1983), see ``components.inference.proportion``.
 
     Args:
         numerator: per example.
@@ -90,6 +99,11 @@ def difference(
 ) -> dict[str, float]:
     """Paired difference of two models on the same examples: sum(a - b) / sum(denominator) with its 95 % interval.
 
+    The interval reaches zero where fewer than six groups differ at all: the two-sided sign test finds five equal signs by chance
+    one time in 16. Six groups of the same difference of 1 are the first whose interval (see ``interval``) is clear: 1 - 2 s > 0
+    from 6 on, as with the sign test.
+    Source: Arbuthnot's sign test, as in Conover, "Practical Nonparametric Statistics" (1999), 3.4.
+
     Args:
         a: per example.
         b: per example, subtracted.
@@ -101,7 +115,10 @@ def difference(
     """
     width = None if bounds is None else bounds[1] - bounds[0]
     apart = None if width is None else (-width, width)
-    return interval(a - b, denominator, group, generator=generator, resamples=resamples, bounds=apart)
+    value = interval(a - b, denominator, group, generator=generator, resamples=resamples, bounds=apart)
+    if int(_group_sums((a - b).double()[None], group).count_nonzero()) < LEAST_EQUAL:
+        value["low"], value["high"] = min(value["low"], 0.0), max(value["high"], 0.0)
+    return value
 
 
 def intervals(
@@ -119,13 +136,25 @@ def intervals(
     low, high = _percentiles(sums, kinds, generator, resamples)
     means = (sums[:kinds].sum(1) / sums[kinds:].sum(1)).tolist()
     values = [{"mean": m, "low": lo, "high": hi, "n": numerators.shape[1]} for m, lo, hi in zip(means, low, high, strict=True)]
-    share = min(1.0, 3 / sums.shape[1])
-    for value, of_kind in zip(values, bounds or [None] * kinds, strict=True):
-        if of_kind is not None and value["high"] - value["low"] <= ROUNDING:
-            lowest, highest = of_kind
-            value["low"] = value["mean"] - share * (value["mean"] - lowest)
-            value["high"] = value["mean"] + share * (highest - value["mean"])
+    for value, own, weights, of_kind in zip(values, sums[:kinds], sums[kinds:], bounds or [None] * kinds, strict=True):
+        if of_kind is not None:
+            value["low"], value["high"] = _within_bounds(value, own, weights, of_kind)
     return values
+
+
+def _within_bounds(
+    value: Mapping[str, float], own: Float[Tensor, "groups"], weights: Float[Tensor, "groups"], bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """The exact interval where groups are all at the bounds, or agree; the bootstrap's elsewhere."""
+    (lowest, highest), groups = bounds, len(own)
+    least, most = ((own - bound * weights).abs() <= ROUNDING for bound in bounds)
+    if bool((least | most).all() and (weights == weights[0]).all()):
+        low, high = exact_interval(int(most.sum()), groups)
+        return lowest + low * (highest - lowest), lowest + high * (highest - lowest)
+    if value["high"] - value["low"] > ROUNDING:
+        return value["low"], value["high"]
+    mean, share = value["mean"], unseen(groups)
+    return mean - share * (mean - lowest), mean + share * (highest - mean)
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Generated answers: every model writes the same examples' answers out, and each is judged by the result that it comes to.
 
+Results are compared as numbers, by each pattern, and as lm-evaluation-harness publishes them, by each of its filters.
+
 How long an answer may be is what the corpus' padding says: up to the end of the sequence where end tokens fill it
 (``padding = 'end'``), as long as the reference where nothing does. Finished batches survive a kill
 (``pipeline.machine.cached_results``).
@@ -17,6 +19,7 @@ from torch import Tensor
 from components.batch import Batch
 from components.inference import sampling
 from components.inference.answers import Answers
+from components.inference.exact_match import is_exact_match
 from components.inference.metrics import SHARE
 from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
@@ -27,6 +30,7 @@ from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress
+from pipeline.reporting.lost_references import without_result
 from pipeline.text.detokenise import Render
 from pipeline.text.rendering import rendering_of
 
@@ -39,18 +43,20 @@ class JudgedAnswers:
         texts: one an example.
         results: of each, by pattern.
         right: float64 (examples) by pattern, 1 where the result is the reference's.
+        exact_match: the same by the harness's filters.
         evaluations: float64 (examples), passes through the model; a row whose answer is written takes none.
     """
 
     texts: list[str]
     results: list[dict[str, str | None]]
     right: dict[str, Tensor]
+    exact_match: dict[str, Tensor]
     evaluations: Tensor
 
 
 def answered(
     prepared: Prepared, models: Mapping[str, Model], answers: Answers, size: int, runtime: Runtime
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
     """Generate answers with every model and judge them.
 
     Args:
@@ -61,7 +67,8 @@ def answered(
         runtime: where it computes.
 
     Returns:
-        Metrics by model, and a line for samples.jsonl by example.
+        Metrics by model, a line for samples.jsonl by example, and by split how many references have lost their result: answers to
+        them are never right. Empty where none has.
 
     Raises:
         ConfigError: the corpus is none of text.
@@ -73,16 +80,26 @@ def answered(
     render = rendering.renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
     references = _texts(split.tokens, split, end, render)
-    expected = [answers.expected(text) for text in references]
+    whole = ((split.tokens == end) & split.response).any(1).tolist()  # of others the sequence cut the end
+    expected = [answers.expected(*reference) for reference in zip(references, whole, strict=True)]
+    lost = _lost(answers, expected, whole)
     judgements: dict[str, JudgedAnswers] = {}
     with Progress("answers", len(models) * len(split), "answer") as bar:
+        for line in without_result(lost):
+            bar.line(line)
         for name, model in models.items():
             tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar, known)
-            judgements[name] = _judge(_texts(tokens, split, end, render), evaluations, answers, expected)
+            judgements[name] = _judge(_texts(tokens, split, end, render), evaluations, answers, expected, references)
             shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judgements[name].right.items())
             bar.line(f"{name}: {shares} | {bar.rate()}")
     metrics = {name: _metrics(judgements[name], judgements["frozen"], models[name], split.group) for name in models}
-    return metrics, _lines(prepared, split, render, references, expected, judgements)
+    return metrics, _lines(prepared, split, render, references, expected, judgements), lost
+
+
+def _lost(answers: Answers, expected: Sequence[str | None], whole: Sequence[bool]) -> dict[str, dict[str, int]]:
+    lost = [i for i, result in enumerate(expected) if result is None]
+    counts = {"lost": len(lost), "cut": sum(not whole[i] for i in lost), "references": len(expected)}
+    return {answers.split: counts} if lost else {}
 
 
 @torch.no_grad()
@@ -147,13 +164,20 @@ def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:
     return texts
 
 
-def _judge(texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None]) -> JudgedAnswers:
+def _judge(
+    texts: list[str], evaluations: Tensor, answers: Answers, expected: Sequence[str | None], references: Sequence[str]
+) -> JudgedAnswers:
     results = [answers.extracted(text) for text in texts]
     right = {
         name: torch.tensor([float(e is not None and r[name] == e) for r, e in zip(results, expected, strict=True)]).double()
         for name in answers.patterns
     }
-    return JudgedAnswers(texts, results, right, evaluations)
+    triples = list(zip(texts, references, expected, strict=True))
+    exact_match = {
+        name: torch.tensor([float(e is not None and is_exact_match(t, r, *pattern)) for t, r, e in triples]).double()
+        for name, pattern in answers.exact_match.items()
+    }
+    return JudgedAnswers(texts, results, right, exact_match, evaluations)
 
 
 def _metrics(own: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: Tensor) -> dict[str, Any]:
@@ -161,6 +185,7 @@ def _metrics(own: JudgedAnswers, frozen: JudgedAnswers, model: Model, group: Ten
     ones = torch.ones_like(own.evaluations)
     return {
         **{name: evaluator.mean(right, ones, group, SHARE) for name, right in own.right.items()},
+        "exact_match": {name: evaluator.mean(right, ones, group, SHARE) for name, right in own.exact_match.items()},
         "minus_frozen": {
             name: evaluator.paired(right, frozen.right[name], ones, group, SHARE) for name, right in own.right.items()
         },
@@ -191,6 +216,7 @@ def _lines(
                     "text": answers.texts[row],
                     "extracted": answers.results[row],
                     "right": {pattern: bool(right[row]) for pattern, right in answers.right.items()},
+                    "exact_match": {pattern: bool(right[row]) for pattern, right in answers.exact_match.items()},
                 }
                 for name, answers in judgements.items()
             },

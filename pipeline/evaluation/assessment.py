@@ -42,10 +42,10 @@ PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Settings of an evaluation; see ``stages.evaluate``.
+    """Settings of an evaluation; see ``stages.evaluate``, which states their ranges.
 
     Raises:
-        ConfigError: a measure means nothing, the headline is none, or a number is below 1.
+        ConfigError: a measure means nothing, or the headline is none.
     """
 
     measures: Mapping[str, tuple[str, float]]
@@ -65,11 +65,6 @@ class EvalConfig:
             check_measures(self.measures, self.decodes, self.forgetting, self.headline)
         except ValueError as error:
             raise ConfigError(f"evaluate.run.{error}") from None
-        for name, value in (("batch_size", self.batch_size), ("samples", self.samples)):
-            if value < 1:
-                raise ConfigError(f"evaluate.run.{name} must be at least 1, got {value}")
-        if self.recursion_steps is not None and self.recursion_steps < 1:
-            raise ConfigError(f"evaluate.run.recursion_steps must be at least 1, or None, got {self.recursion_steps}")
 
 
 def assess(
@@ -116,7 +111,7 @@ def assess(
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
         metrics[name] |= _halting(model, again, config.halts, split.group, runtime, right)
-    written = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
+    written, lost = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
     if config.forgetting is not None:
         for name, values in measure_forgetting(prepared, loaded, config.forgetting, size, seed, runtime).items():
             metrics[name]["forgetting"] = values
@@ -125,6 +120,7 @@ def assess(
     common: dict[str, Any] = {"headline": config.headline, "measures": list(measures)}
     common["evaluated"] = evaluated_models(backbone, models, loaded)
     common["differences"] = _differences(prepared, measures, counted)
+    common |= {"lost_references": lost} if lost else {}
     write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     _write_samples(prepared, loaded, split_name, config.samples, written, out, runtime)
 
@@ -168,17 +164,20 @@ def _whole_answers(
     size: int,
     seed: int,
     runtime: Runtime,
-) -> list[dict[str, Any]]:
-    """Add what is asked for of whole answers to the models' metrics; returns the lines of generated ones."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Add what is asked for of whole answers to the models' metrics; returns the lines of generated ones, and by split how many
+    references have lost their result.
+    """
     lines: list[dict[str, Any]] = []
+    lost: dict[str, Any] = {}
     if answers is not None:
-        by_model, lines = answered(prepared, models, answers, size, runtime)
+        by_model, lines, lost = answered(prepared, models, answers, size, runtime)
         for name, values in by_model.items():
             metrics[name]["answers"] = values
     if likelihood is not None:
         for name, values in estimated(prepared, models, likelihood, size, seed, runtime).items():
             metrics[name]["likelihood"] = values
-    return lines
+    return lines, lost
 
 
 def load_models(

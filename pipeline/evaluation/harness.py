@@ -3,12 +3,13 @@
 python -m pipeline.evaluation.harness run --model slotloop --model_args model=outputs/joint,passes=64 --tasks gsm8k --limit 100
 
 Requests become prepared examples, and what evaluate does with those is done with them: prompt and answer are encoded one by one, as
-they were when the model was trained; a long prompt loses its beginning. A request's masks depend on its text alone.
+they were when the model was trained, in the chat that it was trained in. A long prompt loses its beginning, and a line says so. A
+request's masks depend on its text alone.
 """
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
 from pipeline.progress import Progress
 from pipeline.text import prompt_template
+from pipeline.text.chat_history import in_chat, marked, rendered
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one setting; the first that is there
 
 
 class Requests:
@@ -38,7 +42,7 @@ class Requests:
         passes: through the model for an answer.
         blocks: decoded left to right; they divide the passes.
         samples: masks for a likelihood.
-        max_gen_toks: tokens of an answer, if the task does not say.
+        max_gen_toks: tokens of an answer, if the task does not say (as ``LENGTHS``).
         seed: of the masks.
         batch_size: requests that run together.
         device, precision, threads: see ``pipeline.machine.runtime.Runtime``.
@@ -76,7 +80,8 @@ class Requests:
         self.runtime = Runtime(device, precision, threads)
         data, base = Prepared(prepared), Backbone(backbone)
         base.check(data.vocabulary, data.folder)
-        encoding, _ = prompt_template.read(data.folder)
+        encoding, self.template = prompt_template.read(data.folder)
+        self.folder = data.folder
         self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")
         self.encoding, self.known = encoding, encoding.known
         loaded: Model = base.model() if model == "frozen" else load_model(model, base, Path(model).name)
@@ -101,8 +106,9 @@ class Requests:
         """For each (context, settings): the answer up to its end, or to the first of ``until``; sampling settings are ignored."""
         if not requests:
             return []
-        rooms = [int(settings.get("max_gen_toks") or self.longest) for _, settings in (request.args for request in requests)]
+        rooms = [length_of(request.args[1], self.longest) for request in requests]
         split = self._split([(request.args[0], room) for request, room in zip(requests, rooms, strict=True)])
+        _tell_short(split, rooms)
         texts = []
         for row, response, request in zip(self._decoded(split), split.response, requests, strict=True):
             ids = row[response].tolist()
@@ -118,6 +124,31 @@ class Requests:
             "choose tasks of generation or multiple choice"
         )
 
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """Write a chat of one question as prompts were written in training; an answer that was begun stands behind.
+
+        Raises:
+            ConfigError: the data was prepared without a template, or the chat does not fit it.
+        """
+        return rendered(self.template, chat_history, str(self.folder))
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The template that ``apply_chat_template`` writes by, for the harness's record; "" where it is not used."""
+        return self.template.before + self.template.prompt + self.template.after if chat_template else ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name that changes with the tokenizer and the template, by which the harness keeps requests."""
+        files = (self.folder / name for name in (prompt_template.TOKENIZER, prompt_template.WORDING))
+        return "slotloop-" + hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+    def _fitted(self, prompt: list[int], room: int) -> list[int]:
+        """As much of a prompt as there is room for: its end, behind what begins its chat."""
+        if len(prompt) <= room:
+            return prompt
+        head = self.encoding.prompt(self.encoding.marked(self.template.before))
+        return head + prompt[len(head) - room :] if len(head) < room else prompt[-room:]
+
     def _ids(self, text: str) -> list[int]:
         return self.encoding.encode(text)
 
@@ -127,19 +158,25 @@ class Requests:
         tokens = torch.full((n, sequence), self.vocabulary.pad_id, dtype=torch.int32)
         response, valid = (torch.zeros(n, sequence, dtype=torch.bool) for _ in range(2))
         uid = torch.zeros(n, dtype=torch.int64)
+        long = []
         for row, (context, answer) in enumerate(prompts):
-            prompt = self.encoding.prompt(context) or [self.end]
-            start = len(self.encoding.start)
+            prompt = self.encoding.prompt(marked(self.template, self.encoding, in_chat(self.template, context))) or [self.end]
             if isinstance(answer, int):
                 answer = [self.end] * min(answer, max(sequence - len(prompt), sequence // 2))
-            if len(answer) + start >= sequence:
+            if len(answer) + len(self.encoding.start) >= sequence:
                 raise DataError(f"a continuation of {len(answer)} tokens does not fit a sequence of {sequence}: {context[-60:]!r}")
-            cut_off = max(0, len(prompt) + len(answer) - sequence)  # of a long prompt, behind the token that begins every text
-            ids = prompt[:start] + prompt[start + cut_off :] + answer
+            if len(prompt) + len(answer) > sequence:
+                long.append(len(prompt))
+            ids = self._fitted(prompt, sequence - len(answer)) + answer
             tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
             response[row, len(ids) - len(answer) : len(ids)] = True
             valid[row, : len(ids)] = True
             uid[row] = int.from_bytes(hashlib.sha256(repr(ids).encode()).digest()[:7], "big")
+        if long:
+            _tell(
+                f"{len(long)} of {n} prompts do not fit the sequence of {sequence} and lose their beginnings; the longest has "
+                f"{max(long)} tokens"
+            )
         return Split(tokens=tokens, response=response, group=torch.arange(n), valid=valid, uid=uid)
 
     def _decoded(self, split: Split) -> Tensor:
@@ -149,6 +186,23 @@ class Requests:
                 self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar, self.known
             )
         return tokens[back]
+
+
+def length_of(settings: Mapping[str, Any], default: int) -> int:
+    """Read how many tokens an answer may have, by whichever name a task gives it.
+
+    >>> length_of({"max_new_tokens": 512, "max_tokens": 64}, 256), length_of({"until": []}, 256)
+    (512, 256)
+
+    Raises:
+        ConfigError: it is no positive number.
+    """
+    name = next((name for name in LENGTHS if settings.get(name) is not None), None)
+    if name is None:
+        return default
+    if not str(settings[name]).isdecimal() or int(settings[name]) < 1:
+        raise ConfigError(f"a task's {name} must be a positive number of tokens, got {settings[name]!r}")
+    return int(settings[name])
 
 
 def cut(text: str, until: Sequence[str]) -> str:
@@ -186,6 +240,17 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _tell_short(split: Split, rooms: Sequence[int]) -> None:
+    short = [(given, room) for given, room in zip(split.response.sum(1).tolist(), rooms, strict=True) if given < room]
+    if short:
+        given, room = min(short)
+        _tell(f"{len(short)} of {len(rooms)} answers have room for fewer tokens than they may have; the least is {given} of {room}")
+
+
+def _tell(line: str) -> None:
+    print(f"slotloop: {line}", file=sys.stderr)
 
 
 def _by_length(split: Split) -> tuple[Tensor, Tensor]:

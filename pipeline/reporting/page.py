@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.files import read_json, write_atomic
 from pipeline.reporting import concept_reporting, figures, tables
 from pipeline.reporting.findings import findings
+from pipeline.reporting.lost_references import without_result
 from pipeline.text.rendering import rendering_of
 from pipeline.training import curves
 
@@ -26,7 +27,8 @@ CAPTIONS = {
 OPTIONAL = {  # metrics that only some evaluations hold: title, explanation and table of their section
     "answers": (
         "Generated answers",
-        "Share of right results; how they are found: docs/evaluation.md. Function evaluations are passes through the model for an "
+        "Share of right results, compared as numbers, and lm-evaluation-harness's exact match, which compares texts, as it is "
+        "published; how results are read: docs/evaluation.md. Function evaluations are passes through the model for an "
         "answer, times recursion steps in each.",
         tables.answers,
     ),
@@ -81,7 +83,8 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
         "Findings": "".join(f"- {line}\n" for line in findings(headline, models, differences, curve)),
         "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
     }
-    page = HEAD + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+    warnings = "".join(f"**{line}**\n\n" for line in without_result(metrics.get("lost_references", {})))
+    page = HEAD + warnings + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
     write_atomic(out / "report.md", page.encode())
     return table
 

@@ -68,12 +68,16 @@ def differences(pairs: Mapping[str, Any], measures: Sequence[str]) -> str:
 
 
 def answers(models: Mapping[str, Any]) -> str:
-    """Share of generated answers that are right by each pattern, the paired difference from the frozen backbone, and the cost."""
-    patterns = sorted(models["frozen"]["answers"]["minus_frozen"])
-    rows = [["model", *(title for p in patterns for title in (p, f"{p} - frozen")), "function evaluations"]]
+    """Share of generated answers that are right by each pattern, the paired difference from the frozen backbone, lm-evaluation-
+    harness's exact match by each of its filters, and the cost.
+    """
+    patterns, published = (sorted(models["frozen"]["answers"][key]) for key in ("minus_frozen", "exact_match"))
+    compared = [title for p in patterns for title in (p, f"{p} - frozen")]
+    rows = [["model", *compared, *(f"exact match, {name}" for name in published), "function evaluations"]]
     for name, measured in models.items():
         values = measured["answers"]
         shares = [text for p in patterns for text in (cell(values[p]), bold_if_clear(values["minus_frozen"][p]))]
+        shares += [cell(values["exact_match"][p]) for p in published]
         rows.append([name, *shares, f"{values['function_evaluations']['mean']:g} x {values['recursion_steps']}"])
     return markdown(rows)
 

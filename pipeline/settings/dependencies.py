@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -71,23 +71,40 @@ def _check_recorded(stage: str, file: Path, current: str) -> None:
 
 def listing(stage: str, text: str, code: Path = CODE) -> str:
     """List what a stage's results depend on, one line ``name hash`` each; loads the settings of prepare to ask its corpus."""
-    lines = [
-        f"{file.name} {source_hash(file.path) if file.path.suffix == '.py' else content_hash(file.path)}\n"
-        for file in outside_files(stage, text)
-    ]
-    return code_listing(stage, text, code) + "".join(sorted(lines))
+    return listings({stage: text}, code)[stage]
+
+
+def listings(texts: Mapping[str, str], code: Path = CODE) -> dict[str, str]:
+    """List what each stage's results depend on, see ``listing``; what the launcher reaches is followed once for all."""
+    launcher = _launcher_files(code)
+    return {stage: _code_lines(stage, text, code, launcher) + _outside_lines(stage, text) for stage, text in texts.items()}
 
 
 def code_listing(stage: str, text: str, code: Path = CODE) -> str:
     """List the files of this project that a stage with these settings reaches, and those of the launcher."""
+    return _code_lines(stage, text, code, _launcher_files(code))
+
+
+def _launcher_files(code: Path) -> list[str]:
+    others = [path.relative_to(code).as_posix() for path in (code / "stages").glob("*.py") if path.name != Path(LAUNCHER).name]
+    return closure({LAUNCHER} if (code / LAUNCHER).is_file() else (), code, (*BESIDE, *others))
+
+
+def _code_lines(stage: str, text: str, code: Path, launcher: Iterable[str]) -> str:
     modules = gin_modules(text)
     reached = {f"stages/{stage}.py", *filter(None, (project_file(module, code) for module in modules))}
     for path in _allowed_modules(modules).values():
         reached |= imports(path, code)
-    others = [path.relative_to(code).as_posix() for path in (code / "stages").glob("*.py") if path.name != Path(LAUNCHER).name]
-    launcher = closure({LAUNCHER} if (code / LAUNCHER).is_file() else (), code, (*BESIDE, *others))
     files = {*closure(reached, code, [LAUNCHER]), *launcher}
     return "".join(f"{name} {source_hash(code / name)}\n" for name in sorted(files))
+
+
+def _outside_lines(stage: str, text: str) -> str:
+    lines = [
+        f"{file.name} {source_hash(file.path) if file.path.suffix == '.py' else content_hash(file.path)}\n"
+        for file in outside_files(stage, text)
+    ]
+    return "".join(sorted(lines))
 
 
 def outside_files(stage: str, text: str) -> list[OutsideFile]:

@@ -82,8 +82,6 @@ def _check_evaluation(corpus: Corpus) -> None:
             check_split(name, (made := make()).split, splits)
             if name == "answers" and hasattr(corpus, "references"):
                 _check_references(made, corpus.references(made.split, made.items))
-    if (samples := _argument("evaluate", "samples")) < 1:
-        raise ConfigError(f"evaluate.run.samples must be at least 1, got {samples}")
 
 
 def _check_references(answers: Answers, references: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ from pipeline.training.curves import Curves
 from pipeline.training.execution import Execution, eager
 from pipeline.training.gradients import accumulate, trainable
 from pipeline.training.step_guard import StepGuard
-from pipeline.training.train_state import TrainRun, TrainState, progress_of, resume
+from pipeline.training.train_state import TrainRun, TrainState, numbers_of, resume, tensors_of
 
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
@@ -108,12 +108,13 @@ def fit(
             if refused or saving or result.steps % log_every == 0:
                 _report(curves.flush(), guard, bar, result, meter.summary(micro, step / steps, bar.speed()))
             if saving:
-                _check_finite(progress_of(trained, optimise, average, result, train, accumulation)[0], bar, result)
+                tensors = tensors_of(trained, optimise, average)
+                _check_finite(tensors, bar, result)
             if due:
                 _validate(run, goal, average, result, bar)
                 result.stopped = 0 < patience <= result.worse()
             if saving and rank() == 0:
-                scratch.save(result.steps, *progress_of(trained, optimise, average, result, train, accumulation), run.out)
+                scratch.save(result.steps, tensors, numbers_of(average, result, train, accumulation), run.out)
             if result.stopped:
                 return result
             if ending:

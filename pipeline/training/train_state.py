@@ -73,21 +73,19 @@ class TrainState:
         return sum(1 for entry in self.validation if entry["step"] > self.best_step)
 
 
-def progress_of(
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    average: EMA,
-    result: TrainState,
-    train: TrainLoader,
-    accumulation: int,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Collect everything that the next step depends on, as tensors and numbers."""
+def tensors_of(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, average: EMA) -> dict[str, Tensor]:
+    """Collect the tensors that the next step depends on: weights, average and moments."""
     tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in parameters.items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
+    return tensors
+
+
+def numbers_of(average: EMA, result: TrainState, train: TrainLoader, accumulation: int) -> dict[str, Any]:
+    """Collect the numbers that the next step depends on: how far the run is, and the order of examples."""
     order = train.state_dict(result.steps, accumulation)
-    return tensors, {"fit": asdict(result), "average_updates": average.updates, "order": order}
+    return {"fit": asdict(result), "average_updates": average.updates, "order": order}
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ def test_a_model_that_knows_the_answers_is_right(inside, tmp_path, monkeypatch):
     metrics, lines = told(tmp_path / "out")
     frozen = metrics["models"]["frozen"]["answers"]
     assert frozen["strict"]["mean"] == frozen["flexible"]["mean"] == 1
+    assert {name: value["mean"] for name, value in frozen["exact_match"].items()} == {"strict-match": 1, "flexible-extract": 1}
     assert all(line["generated"]["frozen"]["text"] == line["reference"] for line in lines)
 
 

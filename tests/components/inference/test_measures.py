@@ -4,7 +4,6 @@ import pytest
 
 from components.inference.measures import check_measures
 
-PASSES = [(0, 1, 1), (8, 0, 1), (8, 3, 1), (8, 1, 0), (-8, 1, 1)]
 GOOD = {
     "measures": {"a": ("test", 0.3), "b": ("test", 1.0)},
     "decodes": {"a": ("test", 8, 2, 5)},
@@ -24,12 +23,7 @@ def test_what_means_something_is_accepted(change, splits):
     [
         ({"headline": "c"}, "headline is 'c', which is none of the measures a, b"),
         ({"measures": {}}, "headline is 'a'"),
-        *(({"measures": {"a": ("test", x)}}, "measures, 'a': a fraction .* got") for x in (30, 0.0, -0.1, 1.01, float("nan"))),
-        *(
-            ({"decodes": {"d": ("test", *n)}}, "decodes, 'd': expected")
-            for n in [(0, 1, 1), (8, 0, 1), (8, 3, 1), (8, 1, 0), (-8, 1, 1)]
-        ),
-        ({"forgetting": ("test", 15)}, "forgetting: a fraction"),
+        *(({"decodes": {"d": ("test", *n, 1)}}, "decodes, 'd': expected .* got") for n in [(8, 3), (1, 2), (9, 4)]),
         ({"measures": {"a": ("tset", 0.5)}}, "measures, 'a': there is no split 'tset'; the corpus has train, test"),
         ({"decodes": {"a": ("tset", 8, 1, 5)}}, "decodes, 'a': there is no split 'tset'"),
         ({"forgetting": ("tset", 0.5)}, "forgetting: there is no split 'tset'"),

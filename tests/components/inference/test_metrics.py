@@ -94,43 +94,115 @@ def test_groups_are_resampled_whole_whatever_their_labels_and_order():
 @pytest.mark.parametrize(
     ("value", "groups", "bounds", "low", "high"),
     [
-        (0.0, 50, SHARE, 0.0, 0.06),
-        (1.0, 50, SHARE, 0.94, 1.0),
-        (0.25, 50, SHARE, 0.235, 0.295),
-        (0.0, 2, SHARE, 0.0, 1.0),
-        (0.25, 1, SHARE, 0.0, 1.0),
-        (0.5, 50, (-1.0, 1.0), 0.41, 0.53),
+        (0.0, 50, SHARE, 0.0, 0.0711),
+        (1.0, 50, SHARE, 0.9289, 1.0),
+        (0.25, 50, SHARE, 0.2322, 0.3033),
+        (0.0, 2, SHARE, 0.0, 0.8419),
+        (0.25, 1, SHARE, 0.0063, 0.9813),
+        (0.5, 50, (-1.0, 1.0), 0.3933, 0.5356),
         (1.0, 50, None, 1.0, 1.0),
     ],
 )
-def test_where_all_groups_agree_the_rule_of_three_speaks_over_groups(value, groups, bounds, low, high):
+def test_where_all_groups_agree_the_interval_is_what_their_number_allows(value, groups, bounds, low, high):
     values = torch.full((100,), value)
     result = interval(values, torch.ones(100), torch.arange(100) % groups, generator=seeded(), resamples=50, bounds=bounds)
-    assert result == pytest.approx({"mean": value, "low": low, "high": high, "n": 100})
+    assert result == pytest.approx({"mean": value, "low": low, "high": high, "n": 100}, abs=5e-5)
+
+
+def paired(values, n, resamples=50):
+    """The difference of two models' right answers, of which these examples' are given and all others' equal."""
+    apart = torch.zeros(n, dtype=torch.float64)
+    apart[: len(values)] = torch.tensor(values)
+    a, b = apart.clamp(min=0), -apart.clamp(max=0)
+    return difference(a, b, torch.ones(n), torch.arange(n), generator=seeded(), resamples=resamples, bounds=SHARE)
 
 
 @pytest.mark.parametrize(
     ("a", "b", "n", "low", "high"),
     [
-        (0, 1, 8, -1, -0.25),
-        (1, 0, 8, 0.25, 1),
-        (0, 0, 8, -0.375, 0.375),
-        (1, 0, 1, -1, 1),
-        (1, 0, 3, -1, 1),
-        (1, 1, 60, -0.05, 0.05),
+        (0, 1, 7, -1, -0.1808),
+        (1, 0, 7, 0.1808, 1),
+        (1, 0, 6, 0.0815, 1),
+        (1, 0, 5, -0.0436, 1),
+        (0, 0, 8, -0.3694, 0.3694),
+        (1, 0, 1, -0.95, 1),
+        (1, 1, 60, -0.0596, 0.0596),
     ],
 )
 def test_a_difference_in_which_all_agree_has_an_interval(a, b, n, low, high):
     ones = torch.ones(n)
-    found = difference(a * ones, b * ones, ones, torch.arange(n), generator=seeded(), resamples=50, bounds=SHARE)
-    assert found == pytest.approx({"mean": a - b, "low": low, "high": high, "n": n})
+    result = difference(a * ones, b * ones, ones, torch.arange(n), generator=seeded(), resamples=50, bounds=SHARE)
+    assert result == pytest.approx({"mean": a - b, "low": low, "high": high, "n": n}, abs=5e-5)
 
 
-@pytest.mark.parametrize("n", [7, 30])
-def test_the_rule_of_three_is_as_wide_as_what_agreement_allows(n):
-    """A share of disagreeing groups beyond 3 / n would leave all of n agreeing less than 1 time in 20."""
-    high = interval(torch.zeros(n), torch.ones(n), torch.arange(n), generator=seeded(), resamples=20, bounds=SHARE)["high"]
-    assert (1 - high) ** n < 0.05
+@pytest.mark.parametrize("n", range(1, 51))
+def test_equal_differences_are_clear_of_zero_where_a_sign_test_says_so_and_equal_scores_never(n):
+    assert (paired([1] * n, n)["low"] > 0) == (2 * 0.5**n < 0.05) == (paired([-1] * n, n)["high"] < 0)
+    none = paired([], n)
+    assert none["low"] < 0 < none["high"]
+
+
+@pytest.mark.parametrize(("values", "clear"), [([1] * 5, False), ([1] * 6, True), ([-1] * 6, True), ([1, -1] * 20, False)])
+@pytest.mark.parametrize("n", [40, 400])
+def test_fewer_than_six_groups_that_differ_show_nothing(values, clear, n):
+    result = paired(values, n, resamples=2000)
+    assert (result["low"] > 0 or result["high"] < 0) is clear
+
+
+@pytest.mark.parametrize("values", [[0.3] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], [-2.0, -1.0]])
+def test_a_difference_of_nats_over_few_groups_reaches_zero(values):
+    a = torch.tensor(values, dtype=torch.float64)
+    result = difference(a, 0 * a, torch.ones(len(a)), torch.arange(len(a)), generator=seeded())
+    assert result["low"] <= 0 <= result["high"] and result["mean"] == pytest.approx(sum(values) / len(values))
+
+
+def binomial(n, k, p):
+    return math.comb(n, k) * p**k * (1 - p) ** (n - k)
+
+
+NEAR_THE_ENDS = [x for p in (0.001, 0.01, 0.02, 0.035, 0.065, 0.1, 0.2, 0.31, 0.4) for x in (p, 1 - p)]
+
+
+@pytest.mark.parametrize("n", range(1, 51))
+def test_the_interval_of_a_share_covers_it_at_least_95_times_in_100(n):
+    """Not sampled: the probability of every number of right answers, times whether its interval holds the truth."""
+    ones, group = torch.ones(n), torch.arange(n)
+    bounds = []
+    for k in range(n + 1):
+        result = interval((group < k).double(), ones, group, generator=seeded(), resamples=5, bounds=SHARE)
+        bounds.append((result["low"], result["high"]))
+        assert result["low"] <= k / n <= result["high"]
+    for p in [*NEAR_THE_ENDS, 0.5]:
+        covered = sum(binomial(n, k, p) for k, (low, high) in enumerate(bounds) if low <= p <= high)
+        assert covered >= 0.95 - 1e-9
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 30])
+def test_the_interval_covers_wherever_groups_mostly_agree_between_the_bounds(n):
+    """Groups at m, and with probability p at the bound that is farthest away: the true mean of samples in which all agree."""
+    for m in (0.25, 0.5, 0.9):
+        result = interval(torch.full((n,), m), torch.ones(n), torch.arange(n), generator=seeded(), resamples=5, bounds=SHARE)
+        for p in (x / 200 for x in range(200)):
+            for end in SHARE:
+                missed = not result["low"] - 1e-9 <= (1 - p) * m + p * end <= result["high"] + 1e-9
+                assert not missed or (1 - p) ** n <= 0.025 + 1e-9
+
+
+@pytest.mark.parametrize("n", [6, 12, 20])
+def test_models_that_are_equally_good_are_seldom_called_different(n):
+    """Each is right alone with probability q: over all outcomes, one of 20 differences at most is called clear of zero."""
+    clear = {}
+    for plus in range(n + 1):
+        for minus in range(n + 1 - plus):
+            result = paired([1] * plus + [-1] * minus, n, resamples=400)
+            clear[plus, minus] = result["low"] > 0 or result["high"] < 0
+    for q in (0.001, 0.01, 0.03, 0.06, 0.1, 0.15):
+        chance = sum(
+            math.comb(n, plus) * math.comb(n - plus, minus) * q ** (plus + minus) * (1 - 2 * q) ** (n - plus - minus)
+            for (plus, minus), says in clear.items()
+            if says
+        )
+        assert chance <= 0.05
 
 
 def test_parts_of_the_bootstrap_change_nothing_but_rounding(monkeypatch):

@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.assessment import EvalConfig, assess, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
+from stages.evaluate import run
 
 MEASURES = {"test_5": ("test_5", 1.0), "half": ("test_7", 0.5)}
 
@@ -115,9 +116,26 @@ def test_another_number_of_recursion_steps_is_taken_by_what_recurs(evaluate):
     assert more["frozen"] == own["frozen"] and len(more["warmup"]["statistics_by_step"]) == 6
 
 
-def test_no_recursion_step_is_refused(evaluate):
-    with pytest.raises(ConfigError, match=r"evaluate.run.recursion_steps must be at least 1, or None, got 0"):
-        evaluate(recursion_steps=0)
+@pytest.mark.parametrize(
+    ("name", "value", "stated"),
+    [
+        ("recursion_steps", 0, "at least 1"),
+        ("samples", 0, "at least 1"),
+        ("batch_size", -1, "at least 1"),
+        ("limit", 0, "at least 1"),
+        *(("measures", {"test_5": ("test_5", fraction)}, "above 0, at most 1") for fraction in (0.0, -0.1, 30, 1.01, float("nan"))),
+        *(("decodes", {"test_5": ("test_5", *numbers)}, "at least 1") for numbers in ((0, 1, 1), (8, 0, 1), (8, 1, 0), (-8, 1, 1))),
+        ("forgetting", ("test_5", 15), "above 0, at most 1"),
+    ],
+)
+def test_a_number_outside_the_range_that_the_stage_states_is_refused_from_python_too(name, value, stated):
+    settings = {
+        "out": "out", "prepared": "nowhere", "backbone": "nowhere", "models": {}, "measures": MEASURES, "decodes": {}, "halts": {},
+        "answers": None, "likelihood": None, "forgetting": None, "headline": "test_5", "samples": 2, "recursion_steps": None,
+        "batch_size": 20, "seed": 0, "runtime": None,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=rf"evaluate.run.{name} must be {stated}, got"):
+        run(**settings | {name: value})
 
 
 def test_a_limit_holds_for_everything_and_is_told(evaluate, finished, tmp_path):

@@ -177,18 +177,18 @@ def test_any_solution_is_exact_where_the_kind_says_so(runtime, grid, by_referenc
 
 def test_a_model_compared_with_itself_differs_by_nothing(split, vocabulary, runtime):
     (found,) = counts(Known(vocabulary, always_wrong=[1, 2]), split, vocabulary, runtime)
-    share = 3 / len(split.group.unique())  # of the groups could differ, by all
+    share = 1 - 0.025 ** (1 / len(split.group.unique()))  # of the groups could differ, by all
     for name, value in evaluator.compare(found, found, split.group).items():
         width = 0 if name == "nll" else share
-        assert (value["mean"], value["low"], value["high"]) == (0, -width, width)
+        assert (value["mean"], value["low"], value["high"]) == pytest.approx((0, -width, width))
 
 
 def test_a_comparison_is_paired_and_signed(split, vocabulary, runtime):
     (good,) = counts(Known(vocabulary), split, vocabulary, runtime)
-    (bad,) = counts(Known(vocabulary, always_wrong=range(5)), split, vocabulary, runtime)
+    (bad,) = counts(Known(vocabulary, always_wrong=range(6)), split, vocabulary, runtime)
     better, worse = evaluator.compare(good, bad, split.group), evaluator.compare(bad, good, split.group)
-    assert better["exact"]["mean"] == 0.5 == -worse["exact"]["mean"]
-    assert better["token_accuracy"]["mean"] == pytest.approx(5 / 40) and better["nll"]["high"] < 0 < worse["nll"]["low"]
+    assert better["exact"]["mean"] == 0.6 == -worse["exact"]["mean"]
+    assert better["token_accuracy"]["mean"] == pytest.approx(6 / 40) and better["nll"]["high"] < 0 < worse["nll"]["low"]
 
 
 # Decoding and traces

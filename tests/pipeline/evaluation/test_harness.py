@@ -1,7 +1,10 @@
 """Requests of lm-evaluation-harness: examples of what it asks, texts and nats for it; and its own run, where there is one."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import answering, harness
 from pipeline.evaluation.answer_likelihood import sampled
+from pipeline.text import prompt_template
 from pipeline.text.tokenizer import Encoding
 
 PAIRS = [("What is 3 + 4?\n", "3 + 4 = 7"), ("What is 1 + 2?\n", "1 + 2 = 3\n#### 3"), ("", "9"), ("9 " * 60, "10")]
@@ -151,6 +155,105 @@ def test_what_is_set_for_all_requests_holds(settings, model, monkeypatch):
     assert other.generate_until(asked(("What is 3 + 4?\n", {}), ("What is 3 + 4?\n", {"max_gen_toks": 3}))) == ["3 +", "3 + "]
 
 
+@pytest.mark.parametrize(
+    ("settings_of_task", "length"),
+    [
+        ({"until": [], "max_new_tokens": 512}, 512),
+        ({"max_tokens": 512}, 512),
+        ({"max_gen_toks": 512}, 512),
+        ({"max_completion_tokens": "512"}, 512),
+        ({"max_gen_toks": None, "max_new_tokens": 512}, 512),
+        ({"max_new_tokens": 512, "max_gen_toks": 64, "max_tokens": 5}, 64),
+        ({"until": ["x"]}, 256),
+        ({}, 256),
+    ],
+)
+def test_the_length_of_an_answer_has_four_names(settings_of_task, length):
+    assert harness.length_of(settings_of_task, 256) == length
+
+
+@pytest.mark.parametrize("length", [0, -1, 2.5, "many", True])
+@pytest.mark.parametrize("name", harness.LENGTHS)
+def test_a_length_that_is_none_is_one_line(model, name, length):
+    with pytest.raises(ConfigError, match=rf"a task's {name} must be a positive number of tokens, got {length!r}"):
+        model.generate_until(asked(("why", {name: length})))
+
+
+@pytest.mark.parametrize("name", harness.LENGTHS)
+def test_every_name_of_the_length_cuts_the_answer(model, monkeypatch, name):
+    saying(model, "3 + 4 = 7", monkeypatch)
+    assert model.generate_until(asked(("What is 3 + 4?\n", {name: 3}))) == ["3 + "]
+
+
+def test_what_does_not_fit_the_sequence_is_told(model, capsys, monkeypatch):
+    saying(model, "3", monkeypatch)
+    short, long = ("What is 3 + 4?\n", {"max_gen_toks": 4}), ("9 " * 60, {"max_gen_toks": 40})
+    model.generate_until(asked(short, short))
+    assert "slotloop:" not in capsys.readouterr().err
+    model.generate_until(asked(short, long, ("1 " * 40, {"max_gen_toks": 10})))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("slotloop:")]
+    assert lines == [
+        "slotloop: 2 of 3 prompts do not fit the sequence of 48 and lose their beginnings; the longest has 120 tokens",
+        "slotloop: 1 of 3 answers have room for fewer tokens than they may have; the least is 24 of 40",
+    ]
+    model.loglikelihood(asked(("9 " * 60, "10"), ("why", "10")))
+    assert "slotloop: 1 of 2 prompts do not fit the sequence of 48" in capsys.readouterr().err
+
+
+# Chats
+
+
+@pytest.fixture
+def in_a_chat(settings, monkeypatch):
+    """The model as if its data had been prepared with ``chat = True``."""
+    encoding, template = prompt_template.read(Path(settings["prepared"]))
+    chat = replace(template, prompt="{question}", before="<user> ", after=" <model>", strips=True)
+    monkeypatch.setattr(prompt_template, "read", lambda folder: (encoding, chat))
+    return harness.Requests(**settings)
+
+
+def prompt_of(model, context, answer=4):
+    split = model._split([(context, answer)])
+    return model.tokenizer.decode(split.tokens[0][split.valid[0] & ~split.response[0]].tolist())
+
+
+def test_a_model_that_was_trained_in_a_chat_is_asked_in_it_once(in_a_chat):
+    assert prompt_of(in_a_chat, "3 + 4?\n") == "<user> 3 + 4? <model>"
+    chat = in_a_chat.apply_chat_template([{"role": "user", "content": "3 + 4?\n"}])
+    assert prompt_of(in_a_chat, chat) == chat == "<user> 3 + 4? <model>"
+    assert prompt_of(in_a_chat, chat + "It is") == "<user> 3 + 4? <model>It is"
+    assert in_a_chat.chat_template() == "" and in_a_chat.chat_template(True) == "<user> {question} <model>"
+
+
+def test_a_long_question_loses_its_own_beginning_and_not_the_chats(in_a_chat):
+    prompt = prompt_of(in_a_chat, "1 " * 100 + "last", 24)
+    assert prompt.startswith("<user> ") and prompt.endswith(" 1 last <model>") and len(in_a_chat._ids(prompt)) == 24
+
+
+def test_a_likelihood_is_asked_for_in_the_chat(model, in_a_chat):
+    ((inside, _),), ((outside, _),) = in_a_chat.loglikelihood(asked(PAIRS[0])), model.loglikelihood(asked(PAIRS[0]))
+    ((written, _),) = model.loglikelihood(asked(("<user> What is 3 + 4? <model>", PAIRS[0][1])))
+    assert inside == pytest.approx(written) != outside
+
+
+def test_a_template_without_a_chat_is_written_where_the_harness_asks_for_it(model):
+    assert model.apply_chat_template([{"role": "user", "content": "3 + 4?"}]) == "3 + 4?\n"
+    assert prompt_of(model, "3 + 4?") == "3 + 4?"
+    with pytest.raises(ConfigError, match="prepared have place for one message of the user, got system, user"):
+        model.apply_chat_template([{"role": role, "content": "x"} for role in ("system", "user")])
+
+
+def test_the_tokenizers_name_follows_tokenizer_and_template(model, tmp_path):
+    for file in (prompt_template.TOKENIZER, prompt_template.WORDING):
+        shutil.copy(model.folder / file, tmp_path / file)
+    model.folder, name = tmp_path, model.tokenizer_name
+    assert model.tokenizer_name == name
+    for file in (prompt_template.TOKENIZER, prompt_template.WORDING):
+        (tmp_path / file).write_text((tmp_path / file).read_text() + " ")
+        assert model.tokenizer_name != name
+        name = model.tokenizer_name
+
+
 def test_a_long_continuation_is_refused(model):
     with pytest.raises(DataError, match="a continuation of 120 tokens does not fit a sequence of 48: 'why'"):
         model.loglikelihood(asked(("why", "1" * 120)))
@@ -196,13 +299,15 @@ def run(settings, tmp_path, monkeypatch):
         "".join(json.dumps({"question": f"What is {n} + 4?", "answer": str(n + 4)}) + "\n" for n in (3, 5))
     )
 
-    def run(kind):
+    def run(kind, **settings_of_run):
         task = TASK.format(kind=kind, data=tmp_path / "sums.jsonl") + KINDS[kind]
         (tmp_path / "tasks").mkdir()
         (tmp_path / "tasks/sums.yaml").write_text(task)
         manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
         arguments = ",".join(f"{name}={value}" for name, value in settings.items())
-        found = lm_eval.simple_evaluate("slotloop", arguments, tasks=[f"sums_{kind}"], task_manager=manager, bootstrap_iters=0)
+        found = lm_eval.simple_evaluate(
+            "slotloop", arguments, tasks=[f"sums_{kind}"], task_manager=manager, bootstrap_iters=0, **settings_of_run
+        )
         return found["results"][f"sums_{kind}"]
 
     return run
@@ -219,6 +324,22 @@ def test_a_local_task_of_generation_runs(run, monkeypatch):
     written = harness.Requests.generate_until
     monkeypatch.setattr(harness.Requests, "generate_until", through)
     assert run("generate")["exact_match,strict"] == 0.5 and len(texts) == 2
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["generate", "choose"])
+def test_the_harness_asks_in_the_chat(run, in_a_chat, monkeypatch, kind):
+    contexts = []
+    through = harness.in_chat
+    monkeypatch.setattr(harness, "in_chat", lambda template, prompt: contexts.append(prompt) or through(template, prompt))
+    run(kind, apply_chat_template=True, fewshot_as_multiturn=False)
+    assert set(contexts) == {f"<user> What is {n} + 4? <model>" for n in (3, 5)}
+
+
+@pytest.mark.filterwarnings("default")
+def test_turns_that_the_template_has_no_place_for_are_refused(run, in_a_chat):
+    with pytest.raises(ConfigError, match="got system, user; pass --fewshot_as_multiturn false and no --system_instruction"):
+        run("generate", apply_chat_template=True, system_instruction="Be brief.")
 
 
 @pytest.mark.filterwarnings("default")

@@ -30,7 +30,8 @@ def whole(models):
     for name, steps, strict, apart in (("frozen", 1, 0.25, none), ("warmup", 4, 0.45, gain)):
         minus = {"strict": apart, "flexible": value(0.05, 0.1)}
         models[name]["answers"] = {
-            "strict": value(strict), "flexible": value(0.5), "minus_frozen": minus, "function_evaluations": value(32.0),
+            "strict": value(strict), "flexible": value(0.5), "minus_frozen": minus,
+            "exact_match": {"strict-match": value(strict - 0.05)}, "function_evaluations": value(32.0),
             "recursion_steps": steps,
         }  # fmt: skip
         models[name]["likelihood"] = {

@@ -62,9 +62,10 @@ def test_the_steps_table_leaves_blanks_after_the_last_step(models):
 
 def test_generated_answers_have_a_table(whole):
     table = cells(tables.answers(whole))
-    assert table[0] == ["model", "flexible", "flexible - frozen", "strict", "strict - frozen", "function evaluations"]
-    assert table[2][3:] == [".250 [.240, .260]", ".000 [.000, .000]", "32 x 1"]
-    assert table[3][2] == ".050 [-.050, .150]" and table[3][4:] == ["**.200 [.100, .300]**", "32 x 4"]
+    patterns = ["flexible", "flexible - frozen", "strict", "strict - frozen"]
+    assert table[0] == ["model", *patterns, "exact match, strict-match", "function evaluations"]
+    assert table[2][3:] == [".250 [.240, .260]", ".000 [.000, .000]", ".200 [.190, .210]", "32 x 1"]
+    assert table[3][2] == ".050 [-.050, .150]" and table[3][4:] == ["**.200 [.100, .300]**", ".400 [.390, .410]", "32 x 4"]
 
 
 def test_the_likelihood_has_a_table(whole):

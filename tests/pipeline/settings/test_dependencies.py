@@ -55,6 +55,15 @@ def test_what_writes_into_outputs_is_listed_for_every_stage(files, stage):
     assert beside == {f"stages/{stage}.py", "stages/__main__.py"}
 
 
+def test_the_lists_of_all_stages_are_those_of_each_and_the_launcher_is_followed_once(tmp_path, monkeypatch):
+    texts = {stage: text_of(tmp_path, stage, "smoke") for stage in STAGES}
+    each = {stage: dependencies.listing(stage, text) for stage, text in texts.items()}
+    begun, closure = [], dependencies.closure
+    monkeypatch.setattr(dependencies, "closure", lambda files, *rest: begun.append(set(files)) or closure(files, *rest))
+    assert dependencies.listings(texts) == each
+    assert begun.count({dependencies.LAUNCHER}) == 1 and len(begun) == 1 + len(STAGES)
+
+
 def test_what_the_launcher_alone_leaves_out_counts_where_a_stage_reaches_it(files):
     assert "pipeline/tracking/clearml.py" in files("track", "smoke")
 

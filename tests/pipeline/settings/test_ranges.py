@@ -43,7 +43,7 @@ OUTSIDE = [
     ("warmup", "BATCH", 0), ("joint", "EMA", 1), ("extract", "DRAWS", 0), ("extract", "extract.run.shard_bytes", 0),
     ("prepare", "sudoku.Sudoku.train", 0), ("prepare", "sudoku.Sudoku.clues", "[0, 6]"), ("prepare", "sudoku.Sudoku.held_out", 1.0),
     ("prepare", "sudoku.Sudoku.test_clues", "[-7]"), ("prepare", "sudoku.Sudoku.grids", 0),
-    ("evaluate", "evaluate.run.measures", "{a: [test_5, 1.5]}"), ("evaluate", "evaluate.run.samples", -1),
+    ("evaluate", "evaluate.run.measures", "{a: [test_5, 1.5]}"), ("evaluate", "evaluate.run.samples", 0),
 ]  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def test_the_command_line_is_held_to_the_same_ranges(resolve):
 
 
 FREE = {  # numbers without a range of their own: what they must fit says so
-    "Sudoku.size", "Answers.patterns", "model.device_map", "SlotRefiner.slots", "TinyLM.first_layer", "RecursiveLM.first_layer",
+    "Sudoku.size", "Answers.patterns", "Answers.exact_match", "model.device_map", "SlotRefiner.slots",
+    "TinyLM.first_layer", "RecursiveLM.first_layer",
     "RecursiveLM.layers", "SlotRefiner.context_layers",  # -1 is the last; RefinedLM says which layers run
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from components.training.ema import EMA
 from components.training.optim import adamw
 from pipeline.errors import DataError
 from pipeline.machine.snapshots import Scratch
-from pipeline.training.train_state import TrainState, progress_of, resume
+from pipeline.training.train_state import TrainState, numbers_of, resume, tensors_of
 
 
 class Half(nn.Module):
@@ -51,6 +51,11 @@ def run(seed, steps=0):
     return trainable(model), *rest
 
 
+def snapshot_of(trained, result):
+    """Tensors and numbers of a run of two microbatches a step."""
+    return tensors_of(*trained), numbers_of(trained[2], result, DeterministicSampler(), 2)
+
+
 def trainable(model):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -66,9 +71,7 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
     model, optimizer, average = state(seed=0, steps=3)
     result = TrainState(steps=3, flops_per_step=7, best_step=2, best_loss=0.5, validation=[{"step": 2, "loss": 0.5}])
     (tmp_path / "out").mkdir()
-    Scratch(tmp_path / "scratch").save(
-        3, *progress_of(trainable(model), optimizer, average, result, DeterministicSampler(), 2), tmp_path / "out"
-    )
+    Scratch(tmp_path / "scratch").save(3, *snapshot_of((trainable(model), optimizer, average), result), tmp_path / "out")
     other, its_optimizer, its_average = state(seed=1)
     other.frozen.data.copy_(model.frozen)
     found = resume(
@@ -83,7 +86,7 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
 
 
 def test_frozen_weights_are_not_part_of_it():
-    tensors, _ = progress_of(*run(seed=0, steps=1), TrainState(), DeterministicSampler(), 1)
+    tensors = tensors_of(*run(seed=0, steps=1))
     assert "parameter/trained" in tensors and "parameter/frozen" not in tensors
 
 
@@ -95,7 +98,7 @@ def test_without_a_snapshot_a_run_begins_anew(tmp_path):
 
 @pytest.mark.parametrize(("order", "accumulation"), [(DeterministicSampler(seed=1), 2), (DeterministicSampler(), 3)])
 def test_a_snapshot_of_another_order_of_examples_is_refused(tmp_path, order, accumulation):
-    snapshot = progress_of(*run(seed=0, steps=3), TrainState(steps=3), DeterministicSampler(), 2)
+    snapshot = snapshot_of(run(seed=0, steps=3), TrainState(steps=3))
     assert snapshot[1]["order"] == {"step": 3, "accumulation": 2, "seed": 0}
     (tmp_path / "out").mkdir()
     Scratch(tmp_path / "scratch").save(3, *snapshot, tmp_path / "out")
@@ -107,7 +110,7 @@ def test_other_processes_resume_without_touching_files(tmp_path, monkeypatch):
     trained = run(seed=0, steps=3)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/curves.csv").write_text("saved")
-    Scratch(tmp_path / "scratch").save(3, *progress_of(*trained, TrainState(steps=3), DeterministicSampler(), 2), tmp_path / "out")
+    Scratch(tmp_path / "scratch").save(3, *snapshot_of(trained, TrainState(steps=3)), tmp_path / "out")
     (tmp_path / "out/curves.csv").write_text("later")
     monkeypatch.setenv("RANK", "1")
     parameters, *rest = run(seed=0)
