@@ -118,7 +118,8 @@ def _decoded(model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answer
         passes = blocks = int(answer.sum(1).max())
     trimmed = trimmed.to(runtime.device)
     predict = predictor(model, trimmed, vocabulary, runtime)
-    last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks)
+    with Progress("passes", passes, "pass") as bar:
+        last = sampling.low_confidence_remasking(bar.counting(predict), trimmed.tokens, vocabulary.mask_id, passes, blocks)
     return {
         "tokens": torch.cat([last.tokens.cpu(), batch.tokens[:, last.tokens.shape[1] :]], 1),
         "evaluations": last.evaluations.double(),
