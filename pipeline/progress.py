@@ -162,4 +162,5 @@ class _Watch:
     def end(self) -> None:
         """Stop it; it prints nothing any more."""
         self._ended.set()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # which may collect an abandoned iterator, and so end the last work
+            self._thread.join()

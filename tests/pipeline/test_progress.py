@@ -180,6 +180,16 @@ def test_lines_that_nobody_can_read_end_no_work(error, monkeypatch):
         assert tried.wait(60)
 
 
+def test_work_that_its_own_thread_ends_ends(monkeypatch):
+    """As when that thread's garbage collection closes an abandoned iterator."""
+    ended = threading.Event()
+    monkeypatch.setattr(progress, "PULSE", 0.001)
+    work = watched([1, 2], "validation", 2, "batch")
+    monkeypatch.setattr(progress, "tick", lambda: (work.close(), ended.set()))
+    next(work)
+    assert ended.wait(60) and not Progress._open
+
+
 def test_an_error_within_closes_what_was_open(now):
     with pytest.raises(RuntimeError), Progress("a", 2, "step"), Progress("b"):
         next(watched([1, 2], "c", 2, "row"))
