@@ -9,11 +9,14 @@ import pytest
 from pipeline import progress
 from pipeline.progress import Progress, tick, watched
 
+FIRST = progress.FIRST
+
 
 @pytest.fixture
-def now(monkeypatch):
+def now(monkeypatch, _no_line_by_time):
     """The clock, in seconds; the thread that watches it stands still."""
     time = [1000.0]
+    monkeypatch.setattr(progress, "FIRST", FIRST)
     monkeypatch.setattr(progress, "clock", lambda: time[0])
     monkeypatch.setattr(progress, "PULSE", 1e6)
     return time
