@@ -49,7 +49,7 @@ def ablate(
     _check(names, seeds)
     places = [workspace(out, seed) for seed in seeds]
     jobs = len(places) * (2 + len(variants) + len(scratch))
-    with Progress("ablate", jobs, "runs") as bar, ThreadPoolExecutor(processes) as pool:
+    with Progress("ablate", jobs, "run") as bar, ThreadPoolExecutor(processes) as pool:
 
         def together(*work: Any) -> None:
             for finished in [pool.submit(job) for job in work]:

@@ -6,6 +6,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import command_line
@@ -13,6 +14,7 @@ from pipeline.command_line import SECTIONS, STAGES, Request, run_function
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import REFUSALS, refusal, write_atomic
 from pipeline.machine import launch, process
+from pipeline.progress import Progress
 from pipeline.settings import config, describe, effective, params
 
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
@@ -74,7 +76,8 @@ def run(arguments: Sequence[str]) -> None:
     request = command_line.parse(stage, [argument for argument in rest if argument not in command_line.HELP])
     overrides = _overrides(request)
     if stage == "configure":
-        _configure(request, overrides, helped)
+        with _shown(stage):
+            _configure(request, overrides, helped)
         return
     text = _text(request, overrides)
     if helped:
@@ -84,11 +87,18 @@ def run(arguments: Sequence[str]) -> None:
     elif request.check:
         return
     elif stage not in STAGES or _switches(request):
-        _load(request, text)(**_own(request))
+        with _shown(stage):
+            _load(request, text)(**_own(request))
     elif stage in SHARED and (processes := launch.process_count()) > 1:
         launch.launch([*arguments], processes)
     else:
-        _record(request, text)
+        with _shown(stage):
+            _record(request, text)
+
+
+def _shown(stage: str) -> AbstractContextManager[object]:
+    """Show life while a stage works; not of those whose output is for programs, or a terminal's whole screen."""
+    return nullcontext() if stage in ("generate", "track") else Progress(stage, stream=sys.stdout)
 
 
 def _switches(request: Request) -> bool:

@@ -2,15 +2,18 @@
 
 import gc
 import json
+import math
 import os
 import shutil
 import signal
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from pipeline import progress
 from tests.support.once import made_once, shared_folder
 
 gc.disable()  # until everything is imported: to search the growing heap again and again is a fifth of the collection's time
@@ -116,6 +119,21 @@ def run_text(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
         run_stages(folder, TRAINING)
+
+
+@pytest.fixture(autouse=True)
+def _no_line_by_time(monkeypatch):
+    """What is printed does not depend on how fast the machine is."""
+    monkeypatch.setattr(progress, "FIRST", math.inf)
+
+
+@pytest.fixture
+def racing_clock(monkeypatch, _no_line_by_time):
+    """Each look at the clock of progress is 100 s after the last one, and only work itself looks: every unit prints a line."""
+    looks = count()
+    monkeypatch.setattr(progress, "FIRST", 20.0)
+    monkeypatch.setattr(progress, "clock", lambda: 100.0 * next(looks))
+    monkeypatch.setattr(progress, "PULSE", 1e6)
 
 
 @pytest.fixture

@@ -139,7 +139,6 @@ class Sudoku:
                 if puzzle is not None and puzzle not in pairs:
                     pairs[puzzle] = grid
                     bar.advance()
-                bar.beat()
         if len(pairs) < n:
             raise ConfigError(
                 f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids "
@@ -170,8 +169,10 @@ class Rules:
             rng.shuffle(solutions)
             return solutions[:n]
         unique: dict[tuple[int, ...], None] = {}
-        while len(unique) < n:
-            unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
+        with Progress("prepare grids", n, "grid") as bar:
+            while len(unique) < n:
+                unique[next(self.solutions([None] * self.size**2, limit=1, rng=rng))] = None
+                bar.advance(len(unique) - bar.done)
         return list(unique)
 
     def is_solved(self, grid: tuple[int | None, ...]) -> bool:

@@ -23,6 +23,7 @@ from components.training.order import DeterministicSampler
 from pipeline.data.batches import Chosen, Deferred, Source
 from pipeline.errors import ConfigError, DataError
 from pipeline.machine.distributed import rank, world
+from pipeline.progress import watched
 
 THREADS = "SLOTLOOP_READERS"  # threads that read ahead of the model; 0 = none. Changes no result and so no setting
 AHEAD = 2  # microbatches that wait for each thread
@@ -137,7 +138,8 @@ def in_order(source: Source, batch_size: int) -> Iterator[tuple[int, Batch]]:
     rows = source.padded.argsort(stable=True).split(batch_size)
     numbers = range(rank(), len(rows), world())
     chosen = ((rows[number], torch.zeros_like(rows[number])) for number in numbers)
-    return zip(numbers, _read(IterableWrapper(_errors_deferred(source.deferred(chosen)))), strict=True)
+    batches = zip(numbers, _read(IterableWrapper(_errors_deferred(source.deferred(chosen)))), strict=True)
+    return watched(batches, "validation", len(numbers), "batch")
 
 
 class _Work:

@@ -20,6 +20,7 @@ from pipeline.data.buffers import Buffers
 from pipeline.data.shard_index import ShardIndex
 from pipeline.data.shard_writer import TAR_UNIT, damaged, wrong
 from pipeline.files import sha256
+from pipeline.progress import watched
 
 CACHE_BYTES = 256 << 20  # of small fields, over all blocks
 TAIL = 21 * TAR_UNIT  # at most: a tar ends with two units of zeros, and more up to a whole record
@@ -95,7 +96,7 @@ class ShardReader:
         Raises:
             ShardError: a shard is not what was written.
         """
-        for shard in self.table.shards:
+        for shard in watched(self.table.shards, f"verify {self.folder}", len(self.table.shards), "shard"):
             if (digest := sha256(self.folder / shard["file"])) != shard["sha256"]:
                 what = f"sha256 is {digest[:12]}, the index says {shard['sha256'][:12]}"
                 raise damaged(what, self.folder / shard["file"])

@@ -21,7 +21,7 @@ from pipeline.evaluation import evaluator
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
-from pipeline.progress import Progress
+from pipeline.progress import Progress, watched
 
 
 def estimated(
@@ -88,7 +88,8 @@ def _of_batch(model: Model, rows: Split, vocabulary: Vocabulary, samples: int, s
     assert rows.uid is not None
     whole = [(rows.response, rows.response.float())]  # of a causal model, which needs no masks
     samples_nll = []
-    for masked, weights in whole if vocabulary.causal else masks(rows.response, rows.uid, seed, samples):
+    drawn = whole if vocabulary.causal else masks(rows.response, rows.uid, seed, samples)
+    for masked, weights in watched(drawn, "masks", 1 if vocabulary.causal else samples, "mask"):
         batch = evaluator.trimmed(assemble(rows.tokens, masked, weights, rows.valid, vocabulary)).to(runtime.device)
         expected = batch.targets[batch.masked]
         with runtime.autocast():

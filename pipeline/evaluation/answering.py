@@ -148,7 +148,9 @@ def _decoded(
         passes = blocks = int(answer.sum(1).max())
     trimmed = trimmed.to(runtime.device)
     predict = predictor(model, trimmed, vocabulary, runtime)
-    last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks, known)
+    with Progress("passes", passes, "pass") as bar:
+        predict = bar.counting(predict)
+        last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks, known)
     return {
         "tokens": torch.cat([last.tokens.cpu(), batch.tokens[:, last.tokens.shape[1] :]], 1),
         "evaluations": last.evaluations.double(),

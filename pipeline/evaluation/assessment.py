@@ -83,11 +83,11 @@ def assess(
     loaded = load_models(backbone, models, runtime, config.recursion_steps)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
-    with Progress("evaluate", len(loaded) * (len(measures) + len(config.decodes)), "measures") as bar:
+    with Progress("evaluate", len(loaded) * (len(measures) + len(config.decodes)), "measure") as bar:
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             for name, model in loaded.items():
-                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
+                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, f"{measure} {name}")
                 headline = measure == config.headline
                 steps, statistics = evaluator.measure_by_step(
                     model, masked, runtime, f"measures/{measure}/{name}", statistics=headline, right=right
@@ -107,7 +107,7 @@ def assess(
             bar.line(f"{measure}: decoded in {passes} passes")
     split_name, ratio = measures[config.headline]
     split = evaluator.by_length(prepared.split(split_name))
-    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size)
+    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size, "evaluate halting")
     for name, model in loaded.items():
         metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
         metrics[name] |= _halting(model, again, config.halts, split.group, runtime, right)

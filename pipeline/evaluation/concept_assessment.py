@@ -66,7 +66,7 @@ def assess(
     metrics: dict[str, Any] = {name: {} for name in names}
     differences: dict[str, dict[str, Any]] = {}
     candidates: dict[str, int] = {}
-    with Progress("evaluate", len(measures) * len(names), "models") as bar:
+    with Progress("evaluate", len(measures) * len(names), "model") as bar:
         for measure, (split_name, _) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
             ids, truth = targets(split).unique(return_inverse=True)
@@ -114,7 +114,7 @@ def predictions(
 
 
 def _batches(prepared: Prepared, split: Split, runtime: Runtime, batch_size: int, seed: int) -> Iterator[Batch]:
-    for batch in evaluator.batches(split, prepared.vocabulary, 1.0, seed, batch_size):
+    for batch in evaluator.batches(split, prepared.vocabulary, 1.0, seed, batch_size, "predictions"):
         yield evaluator.trimmed(batch).to(runtime.device)
 
 

@@ -23,6 +23,7 @@ from pipeline.inference.predictor import predictor
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
+from pipeline.progress import Progress, watched
 from pipeline.text.rendering import Right, is_reference, rendering_of
 
 T = TypeVar("T")
@@ -37,9 +38,13 @@ def resamples() -> torch.Generator:
     return torch.Generator().manual_seed(BOOTSTRAP_SEED)
 
 
-def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size: int) -> Iterator[Batch]:
-    """The split with ``ratio`` of every answer masked; masks are nested over ratios and the same for every model."""
-    for first in range(0, len(split), size):
+def batches(split: Split, vocabulary: Vocabulary, ratio: float, seed: int, size: int, label: str = "") -> Iterator[Batch]:
+    """The split with ``ratio`` of every answer masked; masks are nested over ratios and the same for every model.
+
+    ``label``: of the progress that is shown; "" = none.
+    """
+    starts = range(0, len(split), size)
+    for first in watched(starts, label, len(starts), "batch") if label else starts:
         rows = split.take(slice(first, first + size))
         assert rows.uid is not None
         numbers = noise.uniform(seed, EVALUATION, rows.uid, vocabulary.sequence + 1)
@@ -233,10 +238,11 @@ def decode(
     if vocabulary.causal:
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     mine = []
-    for batch in islice(batches(split, vocabulary, 1.0, 0, size), rank(), None, world()):
+    for batch in islice(batches(split, vocabulary, 1.0, 0, size, "evaluate decodes"), rank(), None, world()):
         predict = predictor(model, batch.to(runtime.device), vocabulary, runtime)
         masked = batch.tokens.to(runtime.device)
-        last = sampling.low_confidence_remasking(predict, masked, vocabulary.mask_id, steps, blocks, known)
+        with Progress("passes", steps, "pass") as bar:
+            last = sampling.low_confidence_remasking(bar.counting(predict), masked, vocabulary.mask_id, steps, blocks, known)
         mine.append(last.tokens.cpu())
     tokens = torch.cat(interleaved(gathered(mine)))
     right = ((tokens == split.tokens) & split.response).sum(1).double()

@@ -55,7 +55,7 @@ def measure_forgetting(
     split = evaluator.by_length(with_prompts_hidden(prepared.split(split_name), prepared.vocabulary.causal, start))
     last = {}
     for name, model in models.items():
-        masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size)
+        masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, f"evaluate forgetting {name}")
         last[name] = evaluator.counts_by_step(model, masked, runtime, f"forgetting/{name}")[-1]
     metrics: dict[str, Any] = {}
     for name, counts in last.items():

@@ -94,9 +94,9 @@ class Requests:
             return []
         split = self._split([(context, self._ids(text)) for context, text in (request.args for request in requests)])
         order, back = _by_length(split)
-        with self.runtime.in_force():
+        with self.runtime.in_force(), Progress("slotloop", len(split), "answer") as bar:
             nll = answer_likelihood.sampled(
-                self.model, split.take(order), self.vocabulary, self.samples, self.size, self.seed, self.runtime
+                self.model, split.take(order), self.vocabulary, self.samples, self.size, self.seed, self.runtime, "", bar
             )
         bounds = -nll[..., -1].mean(1)[back]
         greedy = ((self._decoded(split) == split.tokens) | ~split.response).all(1)

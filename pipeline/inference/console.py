@@ -40,7 +40,7 @@ def answer(make: Callable[[], Generator], prompt: str, file: str, confidence: bo
         raise ConfigError('give --prompt "...", or --prompts FILE with one prompt a line ("-": standard input)')
     prompts = read(file or PIPE)
     generator = make()
-    with Progress("generate", len(prompts), "prompts") as bar:
+    with Progress("generate", len(prompts), "prompt", stream=sys.stderr) as bar:
         done = 0
         for answers in generator.batches(prompts):
             for question, answer in zip(prompts[done : done + len(answers)], answers, strict=True):

@@ -7,12 +7,14 @@ import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import sha256
+from pipeline.machine import experiment
+from pipeline.progress import Progress
 
 NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model")
 GIB = 2**30
@@ -26,7 +28,8 @@ def local(path: str) -> Path | None:
     """
     package, colon, inside = path.partition(":")
     if not colon or not package.isidentifier():
-        return Path(path) if Path(path).is_dir() else None
+        folder = experiment.beside(Path(path))
+        return folder if folder.is_dir() else None
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")
@@ -61,8 +64,9 @@ def folder(path: str, revision: str | None) -> Path:
     target = local(path)
     if target is None:
         with _errors_in_words(path, revision):
-            _check_space(path, revision)
-            target = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
+            cached = Path(_library().constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}/blobs"
+            with Progress(f"download {path}", _check_space(path, revision) >> 20, "MB", measured=lambda: _stored(cached) >> 20):
+                target = Path(_library().snapshot_download(path, revision=revision, allow_patterns=list(NEEDED)))
     if not any(target.glob("*.safetensors")):
         raise DataError(f"{path} holds no *.safetensors; other formats run code when they are read, convert the weights first")
     return target
@@ -98,7 +102,15 @@ def licence(path: str, revision: str | None) -> str | None:
     return stated[1] if stated else None
 
 
-def _check_space(path: str, revision: str | None) -> None:
+def _stored(folder: Path) -> int:
+    """Bytes of a folder's files, those that are being written too."""
+    with suppress(OSError):  # one has just been renamed
+        return sum(file.stat().st_size for file in folder.glob("*"))
+    return 0
+
+
+def _check_space(path: str, revision: str | None) -> int:
+    """Raise DataError if the weights do not fit the disk; returns their bytes."""
     library = _library()
     siblings = library.HfApi().model_info(path, revision=revision, files_metadata=True).siblings
     needed = sum(one.size or 0 for one in siblings if one.rfilename.endswith(".safetensors"))
@@ -106,6 +118,7 @@ def _check_space(path: str, revision: str | None) -> None:
     existing = next(parent for parent in (cache, *cache.parents) if parent.exists())
     if needed > (free := shutil.disk_usage(existing).free):
         raise DataError(f"{path} takes {needed / GIB:.1f} GiB and {cache} has {free / GIB:.1f} GiB left; free some, or set HF_HOME")
+    return needed
 
 
 @contextmanager

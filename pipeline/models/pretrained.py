@@ -24,6 +24,7 @@ from pipeline.models.discovery import discovered
 from pipeline.models.families import FAMILIES, family
 from pipeline.models.placement import DeviceMap
 from pipeline.models.quantised import Bits, quantise
+from pipeline.progress import Progress
 
 LEAST = (5, 2)  # below, transformers ignores config.is_causal = False, without a word
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -191,7 +192,8 @@ def describe_pretrained(backbone: PretrainedLM) -> dict[str, Any]:
     """
     source = Source(**backbone.architecture["source"])
     try:
-        checked = selfcheck(backbone, causal=backbone.causal)
+        with Progress(f"selfcheck {source.path}"):
+            checked = selfcheck(backbone, causal=backbone.causal)
     except Refused as error:
         raise ConfigError(f"{source.path} cannot be a backbone: {error}") from None
     files = hub.describe_files(source.path, source.revision)
@@ -255,10 +257,12 @@ def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Part
     if (device_map := None if first_layer else source.device_map) is not None:
         placement.check(device_map)
     keys = {"key_mapping": FAMILIES[name].keys} if name and FAMILIES[name].keys else {}
-    model, loading = cls.from_pretrained(
-        hub.folder(source.path, source.revision), config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
-        device_map=device_map, use_safetensors=True, output_loading_info=True, **keys,
-    )  # fmt: skip
+    folder = hub.folder(source.path, source.revision)
+    with Progress(f"load {source.path}"):
+        model, loading = cls.from_pretrained(
+            folder, config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
+            device_map=device_map, use_safetensors=True, output_loading_info=True, **keys,
+        )  # fmt: skip
     complete(source.path, loading, tuple(f"{parts.layers}.{number}." for number in range(first_layer)))
     if device_map is not None:
         placement.check_ends(model.get_input_embeddings(), model.get_submodule(parts.output))

@@ -28,7 +28,7 @@ from pipeline.machine.distributed import barrier, rank, world
 from pipeline.models import hub
 from pipeline.models.pretrained import complete, transformers
 from pipeline.models.sentence_pooling import agreed_pooling, name_of, stated_pooling
-from pipeline.progress import Progress
+from pipeline.progress import Progress, watched
 
 PENALTIES = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4)  # of the regression, over normalised embeddings
 PART = 16  # batches of a part
@@ -58,7 +58,8 @@ class Encoder:
         Raises:
             DataError: one has more than ``longest`` tokens.
         """
-        by_sentence: list[list[int]] = self.tokenizer(sentences, split_special_tokens=True)["input_ids"]
+        with Progress("backbone tokenises sentences"):
+            by_sentence: list[list[int]] = self.tokenizer(sentences, split_special_tokens=True)["input_ids"]
         for text, ids in zip(sentences, by_sentence, strict=True):
             if len(ids) > longest:
                 raise DataError(f"a sentence takes {len(ids)} tokens, more than longest = {longest}: '{text[:60]}'...; raise it")
@@ -169,7 +170,10 @@ def load_encoder(
     if cls is None:
         raise ConfigError(f"{path} names its class '{name}', which transformers does not have for '{config.model_type}'")
     folder = hub.folder(path, revision)
-    model, loading = cls.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    with Progress(f"load {path}"):
+        model, loading = cls.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     complete(path, loading)
     words = {} if language is None else {"src_lang": language}
     tokenizer = library.AutoTokenizer.from_pretrained(folder, **words)
@@ -209,7 +213,8 @@ def encoded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> Tensor:
 
 
 def _embedded(encoder: Encoder, ids: list[list[int]], batch_size: int) -> dict[str, Tensor]:
-    batches = [encoder.embeddings(ids[first : first + batch_size]) for first in range(0, len(ids), batch_size)]
+    starts = range(0, len(ids), batch_size)
+    batches = [encoder.embeddings(ids[first : first + batch_size]) for first in watched(starts, "part", len(starts), "batch")]
     return {"embeddings": torch.cat(batches)}
 
 

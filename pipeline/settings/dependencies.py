@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.machine import snapshots
+from pipeline.machine import experiment, snapshots
 from pipeline.machine.closure import closure, gin_modules, imported_modules, imports, project_file, source_hash
 from pipeline.machine.file_hashes import content_hash
 from pipeline.models import hub
@@ -62,10 +62,12 @@ def identity(stage: str, text: str, config_file: str = "", place: Path = Path(),
 
 def _check_recorded(stage: str, file: Path, current: str) -> None:
     recorded = file.read_text() if file.is_file() else current
+    mend = "run: dvc repro --force configure, then dvc repro"
+    if experiment.checkout() is not None:
+        mend = f"run the experiment again with: --copy-paths {RAW_DEFAULT}"
     if changed := sorted(set(recorded.splitlines()) ^ set(current.splitlines())):
         raise DataError(
-            f"{changed[0].rpartition(' ')[0]} changed after configure listed what stage {stage} depends on ({file}); "
-            "run: dvc repro --force configure, then dvc repro"
+            f"{changed[0].rpartition(' ')[0]} changed after configure listed what stage {stage} depends on ({file}); {mend}"
         )
 
 
@@ -125,8 +127,9 @@ def link_outside_files(stages: dict[str, str], folder: Path = LINKS) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     raw, installed = Path(RAW_DEFAULT).resolve(), Path(sys.prefix).resolve()
     for file in (file for stage, text in stages.items() for file in outside_files(stage, text)):
-        target, link = file.path.resolve(), folder / file.name
-        if target.is_file() and not any(parent in target.parents for parent in (raw, installed)) and not link.is_symlink():
+        target, link, place = file.path.resolve(), folder / file.name, file.path.parent.resolve()
+        seen_anyway = {raw, installed} & {place, *place.parents, *target.parents}
+        if target.is_file() and not seen_anyway and not link.is_symlink():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(target)
 
@@ -134,7 +137,7 @@ def link_outside_files(stages: dict[str, str], folder: Path = LINKS) -> None:
 def _raw_files(text: str) -> list[OutsideFile]:
     config.load_text(text, "prepare")
     corpus = config.argument("stages.prepare.run", "corpus")
-    return [OutsideFile(f"raw/{name.lstrip('/')}", raw_folder() / name) for name in corpus.raw_files()]
+    return [OutsideFile(f"raw/{name.lstrip('/')}", experiment.link_missing(raw_folder() / name)) for name in corpus.raw_files()]
 
 
 def _checkpoint_files(text: str) -> Iterator[OutsideFile]:

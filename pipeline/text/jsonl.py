@@ -18,6 +18,7 @@ from components.ranges import InnerShare, PositiveInt
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import absence, sha256
+from pipeline.progress import Progress, watched
 from pipeline.text import pretrained_text, prompt_template
 from pipeline.text import tokenizer as bpe
 from pipeline.text.fields import checked, fields_of
@@ -127,7 +128,8 @@ class QuestionAnswers:
             if not part:
                 raise DataError(f"{folder / self.train}: no examples for split '{name}' ({len(pairs)} lines read)")
         if encoding is None:
-            encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
+            with Progress("prepare trains the tokenizer"):
+                encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
         wording = PromptTemplate(self.prompt, dict(encoding.special), *self._chat())
         prompt_template.write(out, encoding, wording)
         splits, first = {}, 0
@@ -185,7 +187,7 @@ class QuestionAnswers:
     ) -> list[tuple[list[int], list[int]]]:
         """Ids of prompts and of answers with their ends, as far as they fit or are to be cut; tells how many do not."""
         room, long, response = [], [], encoding.marked(self.response)
-        for pair in pairs:
+        for pair in watched(pairs, f"prepare {name}", len(pairs), "example"):
             if (prompt := self._prompt(encoding, wording.filled(pair.fields), pair.origin)) is None:
                 continue
             answer = [*encoding.encode(response.format(**pair.fields)), encoding.id("end")]
@@ -266,7 +268,7 @@ def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Se
         raise DataError(f"{path} {absence(path)}; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
     fields = [field for template in templates for field in fields_of(template)]
     texts = []
-    for origin, row in rows(path):
+    for origin, row in watched(rows(path), f"prepare {path.name}", 0, "row"):
         values = checked(row, origin, fields, reserved)
         texts.append(Texts([template.format(**values) for template in templates], values, origin))
     if not texts:

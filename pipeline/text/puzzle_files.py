@@ -101,7 +101,6 @@ class PuzzleFiles:
                 if not several or self.several == "accept":
                     pairs.append((puzzle, solution))
                 bar.advance()
-                bar.beat()
         if ambiguous:
             message = f"{len(ambiguous)} of {read} puzzles of {path} have more than one solution (the first: {ambiguous[0]})"
             if self.several == "refuse":

@@ -160,7 +160,9 @@ def _counted(
         return batches
     first = list(islice(batches, COUNTED))
     moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
-    result.flops_per_step = flops_per_step(moved, gradient, objective, steps)
+    depths = {objective.depth(step / steps) for step in range(steps)}
+    with Progress("operations", len(first) * len(depths), "step") as bar:
+        result.flops_per_step = flops_per_step(moved, bar.counting(gradient), objective, steps)
     return chain(first, batches)
 
 

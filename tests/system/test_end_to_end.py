@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.support.dvc import TEN, bind, clone_to, dvc, finished_clone, git, ran
 from tests.support.once import shared_folder
 
@@ -64,7 +66,26 @@ def test_metrics_and_plots_are_shown(clone, tmp_path):
     assert "outputs/evaluate/metrics.json" in dvc(clone, "metrics", "show")
     assert "slots (warmup)" in dvc(clone, "plots", "show", "--json")
     dvc(clone, "plots", "show", "-o", str(tmp_path / "plots"))
-    assert "slots (warmup)" in (tmp_path / "plots/index.html").read_text()  # drawn by Vega, which the page loads from a CDN
+    page = (tmp_path / "plots/index.html").read_text()
+    assert "slots (warmup)" in page  # drawn by Vega, which the page loads from a CDN
+    for name in ("losses", "steps", "slots"):
+        picture = tmp_path / f"plots/static/workspace_outputs_report_{name}.png"
+        assert picture.name in page and picture.read_bytes() == (clone / f"outputs/report/{name}.png").read_bytes()
+
+
+def test_every_long_stage_shows_life_in_a_log(clone):
+    """With a clock that races, through DVC; what the stages write stays what it was."""
+    before = (clone / "dvc.lock").read_text()
+    output = dvc(clone, "repro", "--force", PYTHONPATH=f"{ROOT / 'tests/support/racing_clock'}{os.pathsep}{clone}")
+    assert ran(output) == TEN and (clone / "dvc.lock").read_text() == before
+    timed = r": \d+ of \d+ \| ([\d.]+ s a {0}|[\d.]+ {0}s/s), \d+ s left$"
+    loops = {
+        "prepare train": "puzzle", "backbone": "step", "extract": "token", "warmup": "step", "joint": "step", "validation": "batch",
+        "controls/backbone": "step", "controls/warmup": "step", "test_5 joint": "batch", "evaluate halting": "batch",
+        "evaluate decodes": "batch", "passes": "pass",
+    }  # fmt: skip
+    silent = [loop for loop, unit in loops.items() if not re.search(rf"(^|> ){loop}{timed.format(unit)}", output, re.MULTILINE)]
+    assert not silent
 
 
 RAW = os.environ.get("SLOTLOOP_RAW")

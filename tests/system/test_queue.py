@@ -1,6 +1,7 @@
 """Experiments through DVC's queue: a grid runs to its end, and a killed one that is queued again continues. `make test-slow`."""
 
 import contextlib
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.conftest import SUMS
 from tests.support.dvc import (
     LONG,
+    bind,
+    clone_to,
     committed_clone,
     content,
     dvc,
@@ -33,6 +37,20 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def clone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Path]:
     with nothing_left(committed_clone(shared_folder(tmp_path_factory), tmp_path / "slotloop")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def with_text(tmp_path: Path) -> Iterator[Path]:
+    """A new clone set to the smoke preset of text, committed, with raw files that git does not see."""
+    with nothing_left(clone_to(tmp_path / "slotloop", "gsm8k_smoke")) as folder:
+        bind(folder / "params.yaml", "common", "{jsonl: {QuestionAnswers: {sequence: 48, vocabulary: 300}}}")
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message", "text")
+        raw = folder / "data/raw/gsm8k"
+        raw.mkdir()
+        for name, pairs in (("train", SUMS), ("test", SUMS[:12])):
+            (raw / f"{name}.jsonl").write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in pairs))
         yield folder
 
 
@@ -106,3 +124,40 @@ def test_a_killed_experiment_queued_again_continues_to_the_same_bytes(clone, tmp
     assert content(clone / "outputs/warmup") == content(expected / "outputs/warmup")
     assert locked(clone, "warmup") == locked(expected, "warmup")
     assert not (clone / ".scratch").exists()
+
+
+def test_raw_files_that_git_ignores_are_read_in_the_checkout(with_text):
+    clone = with_text
+    told = [
+        f"data/raw/gsm8k/{name}.jsonl is not in this experiment's folder; it is read in {clone}\n" for name in ("train", "test")
+    ]
+    output = dvc(clone, "exp", "run", "--temp", "--name", "beside", "prepare")
+    assert ran(output) == ["configure", "prepare"] and all(output.count(line) == 1 for line in told)
+    dvc(clone, "exp", "run", "--queue", "--name", "queued", "-S", "common.bindings.jsonl.QuestionAnswers.sequence=56", "prepare")
+    work_off(clone)
+    logs = dvc(clone, "queue", "logs", "queued")
+    assert status(clone)["queued"] == "Success" and all(line in logs for line in told), logs
+    stop(clone)
+    shown = experiments(clone)
+    assert ran(dvc(clone, "repro", "prepare")) == []  # the same names, raw bytes and code: all comes from DVC's run cache
+    assert locked(clone, "prepare")["data/prepared"] == shown["beside"]["outs"]["data/prepared"]["hash"]
+    assert locked(clone, "prepare")["data/prepared"] != shown["queued"]["outs"]["data/prepared"]["hash"]
+
+
+def test_a_raw_file_that_is_nowhere_ends_an_experiment_in_one_line(with_text):
+    (with_text / "data/raw/gsm8k/test.jsonl").unlink()
+    output = dvc(with_text, "exp", "run", "--temp", "prepare", expect=255)
+    assert "error: data/raw/gsm8k/test.jsonl does not exist; fetch it with: make data-gsm8k" in output
+
+
+@pytest.mark.parametrize(("where", "target"), [((), "prepare"), ((), "backbone"), (("--temp",), "prepare")])
+def test_a_part_of_the_pipeline_in_a_new_clone(where, target, tmp_path):
+    """The lock names outputs of every stage, and none of them is in the cache."""
+    with nothing_left(clone_to(tmp_path / "slotloop", "sudoku4")) as clone:
+        git(clone, "add", "--all")
+        git(clone, "commit", "--quiet", "--allow-empty", "--message", "new")
+        output = dvc(clone, "exp", "run", *where, "--name", "part", "-S", "preset=smoke", target)
+        assert ran(output)[-1] == target and "Ran experiment(s): part" in output
+        assert experiments(clone)["part"]["params"]["params.yaml"]["data"]["preset"] == "smoke"
+        if not where:
+            assert ran(dvc(clone, "repro", target)) == []

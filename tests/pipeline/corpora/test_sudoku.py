@@ -196,11 +196,12 @@ def test_clues_that_are_hardly_ever_reached_are_given_up(tmp_path, monkeypatch):
         prepare(tmp_path, size=6, grids=12, clues=(20, 24), test=100, test_clues=(8,))
 
 
-def test_long_generation_shows_progress_in_a_log(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pipeline.progress.BEAT", 0.0)
-    prepare(tmp_path)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("prepare train: ")]
-    assert len(lines) >= SMALL["train"] and "60 of 60 | " in lines[-1] and "puzzles/s" in lines[-1]
+def test_long_generation_shows_progress_in_a_log(tmp_path, racing_clock, capsys):
+    prepare(tmp_path, size=6, grids=12, clues=(20, 24), train=60, validation=1, test=1, test_clues=(22,))
+    shown = capsys.readouterr().err.splitlines()
+    for label, n in (("grids", 12), ("train", 60)):
+        lines = [line for line in shown if line.startswith(f"prepare {label}: ")]
+        assert len(lines) == n and f"{n} of {n} | " in lines[-1] and "left" in lines[-1]
 
 
 def test_more_puzzles_than_are_found_are_refused(tmp_path, monkeypatch):

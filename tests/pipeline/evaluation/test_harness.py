@@ -87,6 +87,13 @@ def test_neither_order_nor_batch_size_changes_a_likelihood(settings, model, size
     assert [value for value, _ in reversed(found)] == pytest.approx([value for value, _ in expected], rel=1e-5)
 
 
+def test_requests_show_life_away_from_results(model, capsys, racing_clock):
+    model.loglikelihood(asked(*PAIRS))
+    printed = capsys.readouterr()
+    assert printed.out == "" and f"slotloop: {len(PAIRS)} of {len(PAIRS)} | " in printed.err
+    assert "> masks: 1 of 4 | " in printed.err and "> passes: 1 of 4 | " in printed.err
+
+
 def test_an_answer_that_decoding_gives_is_greedy(model, monkeypatch):
     saying(model, "3 + 4 = 7", monkeypatch)
     assert [greedy for _, greedy in model.loglikelihood(asked(*PAIRS))] == [True, False, False, False]

@@ -46,6 +46,13 @@ def test_a_terminal_shows_every_pass_and_keeps_the_answer(make, monkeypatch):
     assert torch.tensor([frame.count(".") for frame in frames[:-1]]).diff().tolist() == [-1] * 12
 
 
+def test_life_is_shown_beside_the_answers(make, tmp_path, capsys, racing_clock):
+    (tmp_path / "prompts.txt").write_text(f"{PUZZLE}\n{OTHER}\n")
+    console.answer(make, "", str(tmp_path / "prompts.txt"), False)
+    printed = capsys.readouterr()
+    assert len([json.loads(line) for line in printed.out.splitlines()]) == 2 and "generate: 2 of 2 | " in printed.err
+
+
 @pytest.mark.parametrize("source", ["file", "pipe", "dash"])
 @pytest.mark.parametrize("confidence", [False, True])
 def test_many_answers_are_lines_of_json(make, tmp_path, monkeypatch, capsys, source, confidence):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import errors
 
+from pipeline import progress
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import hub
 
@@ -76,6 +77,28 @@ def test_a_fetched_folder_is_used(monkeypatch, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"x")
     monkeypatch.setattr(hub, "_library", lambda: Hub(folder=tmp_path))
     assert hub.folder(NAME, None) == tmp_path
+
+
+def test_a_download_tells_how_much_has_come(monkeypatch, tmp_path, racing_clock, capsys):
+    library = Hub(folder=tmp_path, sizes=(3 << 20, 1 << 20))
+    library.constants.HF_HUB_CACHE = str(tmp_path / "cache")
+    blobs = tmp_path / "cache/models--someone--model/blobs"
+
+    def download(path, revision, allow_patterns):
+        blobs.mkdir(parents=True)
+        for name, size in (("whole", 1 << 20), ("part.incomplete", 2 << 20)):
+            (blobs / name).write_bytes(bytes(size))
+            progress.tick()
+        (tmp_path / "a.safetensors").write_bytes(b"x")
+        return tmp_path
+
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr(library, "snapshot_download", download, raising=False)
+    monkeypatch.setattr(hub, "_library", lambda: library)
+    assert hub.folder(NAME, None) == tmp_path
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("download someone/model: 1 of 4 | ") and second.startswith("download someone/model: 3 of 4 | ")
+    assert second.endswith(" s left") and " s a MB, " in second
 
 
 def test_weights_in_another_format_are_refused(tmp_path):

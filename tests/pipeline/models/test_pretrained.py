@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from components.backbones.selfcheck import selfcheck
 from components.batch import Batch
+from pipeline import progress
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import pretrained
 from pipeline.models.pretrained import Source, build
@@ -166,3 +168,24 @@ def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"config\.json"):
         build(source(tmp_path))
     assert Path(tmp_path).exists()
+
+
+def test_loading_and_selfcheck_show_life(tmp_path, monkeypatch, capsys, racing_clock):
+    config, shapes = LAYOUTS[sorted(LAYOUTS)[0]]
+    folder = written(tmp_path, config, shapes())
+    base = pretrained.transformers().PreTrainedModel
+    load, check = base.from_pretrained.__func__, pretrained.selfcheck
+
+    def slowly(work):
+        def after_a_while(*args, **named):
+            progress.tick()
+            return work(*args, **named)
+
+        return after_a_while
+
+    monkeypatch.setattr(base, "from_pretrained", classmethod(slowly(load)))
+    monkeypatch.setattr(pretrained, "selfcheck", slowly(check))
+    pretrained.describe_pretrained(build(source(folder)))
+    shown = capsys.readouterr().err
+    assert re.search(rf"^load {folder}: \d+ s so far$", shown, re.MULTILINE)
+    assert re.search(rf"^selfcheck {folder}: \d+ s so far$", shown, re.MULTILINE)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -120,6 +121,14 @@ def test_a_killed_run_goes_on_with_the_same_bits(made, tmp_path, monkeypatch):
     assert calls[before + checks] == calls[checks + 6] and not any(batch in done for batch in calls[before + checks :])
     before = len(calls)
     assert torch.equal(made(batch_size=2).head.weight, whole.head.weight) and len(calls) == before + checks
+
+
+def test_each_batch_of_a_part_shows_life(made, monkeypatch, capsys, racing_clock):
+    monkeypatch.setattr(sentence_encoder, "PART", 2)
+    made(batch_size=2)
+    shown = capsys.readouterr().err
+    assert re.search(r"^backbone: \d+ of \d+ > part: 1 of 2 \| [\d.]+ s a batch, \d+ s left$", shown, re.MULTILINE)
+    assert re.search(r"^backbone: \d+ of \d+ \| [\d.]+ s a sentence, \d+ s left$", shown, re.MULTILINE)
 
 
 def test_processes_share_the_parts(made, tmp_path, monkeypatch):

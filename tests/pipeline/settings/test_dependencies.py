@@ -189,6 +189,39 @@ def test_what_lies_in_data_raw_or_is_installed_needs_no_link(tmp_path, monkeypat
     assert not (tmp_path / "links").exists()
 
 
+@pytest.mark.parametrize("place", ["data/raw", "other/raw"])
+def test_in_an_experiments_folder_the_list_is_that_of_the_checkout(place, tmp_path, raw, monkeypatch, capsys):
+    """Raw files and a checkpoint under relative paths that only the checkout has; nothing more is linked."""
+    text = text_of(tmp_path, "prepare", "gsm8k_smoke")
+    of_backbone = text_of(tmp_path, "backbone", "concepts", "{sentence_encoder: {model: {path: 'models/mine'}}}")
+    checkout, folder = tmp_path / "checkout", tmp_path / "checkout/.dvc/tmp/exps/tmp1"
+    for path in (folder, checkout / "models/mine", (checkout / place).parent):
+        path.mkdir(parents=True)
+    shutil.move(raw, checkout / place)
+    (checkout / "models/mine/config.json").write_text("{}")
+    monkeypatch.setenv("SLOTLOOP_RAW", place)
+    monkeypatch.setenv("DVC_ROOT", str(checkout))
+    monkeypatch.chdir(checkout)
+    expected = dependencies.listing("prepare", text), dependencies.listing("backbone", of_backbone)
+    assert "checkpoint/mine/config.json" in expected[1] and "missing" not in "".join(expected)
+    monkeypatch.chdir(folder)
+    assert (dependencies.listing("prepare", text), dependencies.listing("backbone", of_backbone)) == expected
+    assert capsys.readouterr().out.count(f"it is read in {checkout}\n") == 2
+    dependencies.link_outside_files({"prepare": text}, folder / "links")
+    assert (folder / "links").exists() == (place != "data/raw")  # which DVC sees anyway
+
+
+def test_an_experiment_whose_list_is_an_old_one_is_told_how_to_run(tmp_path, raw, monkeypatch):
+    text = text_of(tmp_path, "prepare", "gsm8k_smoke")
+    monkeypatch.setenv("DVC_STAGE", "prepare")
+    (tmp_path / "prepare.code").write_text("raw/gsm8k/train.jsonl missing\n")
+    (tmp_path / ".dvc/tmp/exps/tmp1").mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path / ".dvc/tmp/exps/tmp1")
+    with pytest.raises(DataError, match=r"; run the experiment again with: --copy-paths data/raw$"):
+        dependencies.identity("prepare", text, str(tmp_path / "prepare.gin"))
+
+
 def test_an_identity_follows_settings_and_dependencies(tmp_path, raw):
     text = text_of(tmp_path, "prepare", "gsm8k_smoke")
     first = dependencies.identity("prepare", text)

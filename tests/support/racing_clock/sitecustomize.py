@@ -1,0 +1,8 @@
+"""Each look at the clock of progress is 100 s after the last one, in every interpreter that has this folder in PYTHONPATH."""
+
+from itertools import count
+
+from pipeline import progress
+
+_looks = count()
+progress.clock = lambda: 100.0 * next(_looks)
