@@ -1,9 +1,8 @@
-"""Float32 masters of weights that a model reads in half precision: what an optimizer moves is exact, what a layer computes with is
-rounded where it reads it.
+"""Float32 masters of weights that a model reads in half precision: an optimizer moves them exactly, a layer rounds what it reads.
 
 At a learning rate of 5e-6 most updates of a bfloat16 weight round back to the number that it was. A parameter becomes float32, under
-its name and tied as it was, and the modules that hold it read it in the precision that it had: not a layer sees another type than
-before, so whatever is trained beside whatever is frozen, with and without autocast, computes what the model as it came computes.
+its own name and tied as it was, and the modules that hold it read it in the precision that it had. No layer sees another type than
+before: whatever is trained beside whatever is frozen, with or without autocast, computes what the model computed as it came.
 Source: Micikevicius et al., "Mixed Precision Training" (2018), section 3.1.
 """
 

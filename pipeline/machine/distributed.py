@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor
 
 from components.training.summation import pairwise
@@ -129,7 +128,7 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     return whole
 
 
-def _exchanged(mine: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+def _exchanged(mine: Tensor) -> Tensor:
     """Sum of every process's numbers, padded so that each process sums as many."""
     size = -(-len(mine) // world())
     shares = torch.empty(world(), size, device=mine.device)
