@@ -54,7 +54,9 @@ class RefinedLM(Model):
         x, heads = self.backbone.states_and_heads(batch, self.context_layers)
         confidence = self._confidence(x, batch) if self.refiner.needs_confidence else None
         layout = Layout(batch.attention, positions, past=causal_mask(x) if self.backbone.causal else None)
-        inputs = Inputs(x, self.backbone.embed(batch.tokens), heads, confidence)
+        dtype = next(self.refiner.parameters()).dtype  # float32 beside a backbone that computes in half precision
+        x, embedding = x.to(dtype), self.backbone.embed(batch.tokens).to(dtype)
+        inputs = Inputs(x, embedding, None if heads is None else heads.to(dtype), confidence)
         condition = self.refiner.condition(inputs, layout)
         return condition, self.refiner.initial_carry(x, condition), layout
 

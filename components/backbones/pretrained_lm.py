@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.backbones.layers import Layers, Parts
 from components.batch import Batch
+from components.nn.masters import read_dtype
 
 ATTENTION = ("attn", "attention")
 HEADS_INTO = ("o_proj", "out_proj", "output.dense", "dense", "Wo", "c_proj", "out_lin", "attn.o")
@@ -54,6 +55,11 @@ class PretrainedLM(BackboneModel):
         output = self.model.get_submodule(self.layers.parts.output)
         assert isinstance(output, nn.Linear)
         return output
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Tell the type that the model computes in, whatever the type of its masters."""
+        return read_dtype(self.head, "weight")
 
     def train(self, mode: bool = True) -> "PretrainedLM":
         """The model itself always runs as in evaluation: what is dropped out by chance would not be what was cached."""
@@ -101,7 +107,7 @@ class PretrainedLM(BackboneModel):
         if hidden is None and start:
             raise ValueError(f"this model holds layers {start}.. only, it needs the states that enter them")
         if hidden is not None:
-            hidden = hidden.to(self.head.weight.dtype)
+            hidden = hidden.to(self.dtype)
         inside = {layer: self._heads(layer) for layer in layers}
         states, head_inputs = self.layers.run(
             _inputs(batch.tokens, batch.attention), 0 if hidden is None else start, None, hidden, inside
@@ -110,11 +116,11 @@ class PretrainedLM(BackboneModel):
         return self._shifted(states), None if heads is None else self._shifted(heads)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
-        """What the model puts between its last layer and the output layer."""
-        return self.layers.features(state)
+        """What the model puts between its last layer and the output layer; in its own precision, whatever refined the states."""
+        return self.layers.features(state.to(self.dtype))
 
     def _shifted(self, states: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
-        states = states.to(self.head.weight.device)
+        states = states.to(next(self.head.parameters()).device)
         return torch.cat([states[:, :1], states[:, :-1]], 1) if self.shift else states
 
     def _heads(self, layer: int) -> str:

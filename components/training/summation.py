@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 class PairwiseSum:
-    """Adds up lists of tensors as the leaves of a binary tree, holding at most log2(leaves) + 1 lists at a time.
+    """Adds up lists of tensors as the leaves of a binary tree, holding log2(leaves) + 1 lists at most: the newest leaf, and a sum
+    of 1, 2, 4, ... leaves each, in place of its first leaf.
 
     >>> total = PairwiseSum()
     >>> for x in (1.0, 2.0, 3.0):

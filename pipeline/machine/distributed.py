@@ -2,13 +2,14 @@
 
 How many there are comes from the environment (``torchrun``, or SLOTLOOP_PROCESSES before any stage) and is no setting: every number
 that a run writes is the same for one process and for several, to the last bit where they share microbatches in powers of two.
-Every process holds the whole trained part; gradients are summed once, after the last recursion step's backward.
+Every process holds the whole trained part: weights, moments, average and gradient are not shared out, microbatches are. Gradients
+are summed once, after the last recursion step's backward.
 """
 
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from components.training.summation import pairwise
 from pipeline.machine.process import Interrupted, Lost
 
 T = TypeVar("T")
+BUCKET = 25 * 2**20 // 4  # numbers in float32 that are summed at once: enough that a message's latency is nothing
 TIMEOUT = datetime.timedelta(minutes=30)  # a process waits so long for the others: loading and validation included
 
 
@@ -110,15 +112,43 @@ def gathered(value: T) -> list[T]:
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Sum of every process's tensors, by the tree of ``components.training.summation`` over the processes; the same bits in each.
 
-    Each process sums one part of the numbers and sends it to the others: the traffic of a ring, in a fixed order.
+    Each process sums one part of the numbers and sends it to the others: the traffic of a ring, in a fixed order. That goes bucket
+    by bucket, through tensors and across them: a number's sum does not depend on those beside it, and what is taken beside the
+    given tensors is a few buckets, however large they are.
+
+    Args:
+        tensors: of the same shapes in every process; they are overwritten.
     """
     if world() == 1:
         return list(tensors)
-    flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
-    size = -(-len(flat) // world())
-    mine = torch.empty(world(), size, device=flat.device)
-    dist.all_to_all_single(mine, torch.nn.functional.pad(flat, (0, size * world() - len(flat))).view(world(), size))
-    whole = torch.empty(world(), size, device=flat.device)
-    dist.all_gather(list(whole.unbind()), pairwise(mine))
-    parts = whole.flatten()[: len(flat)].split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
+    whole = [tensor.detach().contiguous() for tensor in tensors]
+    for bucket in _buckets([tensor.view(-1) for tensor in whole], BUCKET):
+        parts = _exchanged(torch.cat([part.float() for part in bucket])).split([len(part) for part in bucket])
+        for part, total in zip(bucket, parts, strict=True):
+            part.copy_(total)
+    return whole
+
+
+def _exchanged(mine: Tensor) -> Tensor:
+    """Sum of every process's numbers, padded so that each process sums as many."""
+    size = -(-len(mine) // world())
+    shares = torch.empty(world(), size, device=mine.device)
+    dist.all_to_all_single(shares, torch.nn.functional.pad(mine, (0, size * world() - len(mine))).view(world(), size))
+    sums = torch.empty(world(), size, device=mine.device)
+    dist.all_gather(list(sums.unbind()), pairwise(shares))
+    return sums.flatten()[: len(mine)]
+
+
+def _buckets(flat: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Cut numbers into buckets of ``size``, the last of fewer: parts of tensors that lie side by side."""
+    bucket, room = list[Tensor](), size
+    for tensor in flat:
+        rest = tensor
+        while len(rest):
+            bucket.append(rest[:room])
+            rest, room = rest[room:], room - len(bucket[-1])
+            if not room:
+                yield bucket
+                bucket, room = [], size
+    if bucket:
+        yield bucket

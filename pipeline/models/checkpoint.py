@@ -5,16 +5,19 @@ backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
 import copy
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
 from components.model import Model
+from components.nn.masters import widen
 from components.refined_lm import RefinedLM
 from components.refiners.architectures import build_core
 from pipeline.errors import DataError
@@ -88,6 +91,9 @@ def load_model(
         raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
     needed = [name for name in known if name.startswith("refiner.")]
     check_weights(weights, needed, model_folder.weights, stage)
+    masters = [known[name] for name, value in weights.items() if value.dtype == torch.float32]
+    widen(model, masters, partial(torch.empty_like, dtype=torch.float32))
+    known = model.state_dict(keep_vars=True)
     placed = {name: _placed(value, known[name]) for name, value in weights.items()}
     placed = {name: placed[own] for name, own in _first_names(model).items() if own in placed} | placed
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared

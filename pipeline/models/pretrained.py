@@ -42,7 +42,7 @@ class Source:
         path: folder, or name on the hub.
         revision: commit on the hub; None for a folder.
         objective: what it was trained for: "masked diffusion", "masked language model" or "next token".
-        dtype: of weights and states.
+        dtype: of weights and states; what a phase trains has float32 masters (``components.nn.masters``), read in this type.
         attention: implementation that transformers is to use ("sdpa", "eager", "flash_attention_2").
         device_map: of the whole model, if it is to lie on several devices: "auto" and its kin, or module -> device; None = one.
             Tails, which are trained, lie on one.

@@ -121,7 +121,7 @@ class CostModel:
         sizes = replace(sizes, steps=steps, epochs=steps * size / len(rows["train"]))
         if not self._has_fixed_shapes(stage, model):
             return sizes
-        masks, dtype = self._masks(stage)
+        model, (masks, dtype) = memory.in_training(model), self._masks(stage)
         first = self._first(masks, size, batch_size, seed + ORDER[stage])
         micro = [[self._on_shapes(batch, dtype) for batch in step] for step in first]
         validations = -(-steps // fit["validate_every"])
@@ -131,10 +131,8 @@ class CostModel:
             seen = {"train": steps * size, "validation": validations * len(rows["validation"])}
             beside += sum(n * self.trunk_over(name, masks["buckets"]) // len(rows[name]) for name, n in seen.items())
         a_step, most = self._step(stage, model, micro, fit, size)
-        most = max(most, self._validation_peak(stage, model, masks, dtype, fit["objective"]))
-        return replace(
-            sizes, memory=sizes.memory + memory.trained(model) + most, flops_per_step=a_step, flops=steps * a_step, beside=beside
-        )
+        whole_memory = memory.training(model, most, self._validation_peak(stage, model, masks, dtype, fit["objective"]))
+        return replace(sizes, memory=whole_memory, flops_per_step=a_step, flops=steps * a_step, beside=beside)
 
     def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
         """The backbone trained on for warmup's and joint's operations, whose memory is told, and warmup continued for joint's."""
@@ -142,11 +140,11 @@ class CostModel:
         masks, _ = self._masks("controls")
         freeze_except(self.backbone, unfreeze)
         batch = self._on_shapes(some(self.corpus.source("train", masks), batch_size), None)
-        work = partial(accumulate, self.backbone, Objective(self.backbone.n_steps), [batch], OnShapes(), sequences=batch_size)
+        model = memory.in_training(self.backbone)
+        work = partial(accumulate, model, Objective(model.n_steps), [batch], OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
-        most = max(most, self._validation_peak("controls", self.backbone, masks, None, Objective))
+        whole = memory.training(model, most, self._validation_peak("controls", model, masks, None, Objective))
         size = _size(self.backbone)
-        whole = memory.weights(self.backbone) + memory.trained(self.backbone) + most
         loaded, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
         return Cost("controls", size + _size(self.refined), trained, loaded, whole, flops=warmup + 2 * joint)
 

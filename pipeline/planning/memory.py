@@ -4,16 +4,21 @@ Nothing is computed: models and batches are on the meta device. Where a device c
 less than what is told here of activations.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COPIES = 4  # of a trained weight beside itself and its gradient: two moments, the average, and itself while that is validated
+from components.nn.masters import widen
+
+KEPT = 3  # of a trained weight beside itself: two moments and the average
+STANDING_BY = 2  # during a validation: what the average stands in for, and the last gradient
+AModel = TypeVar("AModel", bound=nn.Module)
 
 
 def weights(model: nn.Module) -> int:
@@ -21,14 +26,29 @@ def weights(model: nn.Module) -> int:
     return size({id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values())
 
 
+def in_training(model: AModel) -> AModel:
+    """Copy a model of shapes as a phase trains it: what is not frozen has float32 masters."""
+    copied = copy.deepcopy(model)
+    widen(copied, [parameter for parameter in copied.parameters() if parameter.requires_grad])
+    return copied
+
+
 def own(model: nn.Module) -> list[Tensor]:
     """Parameters that a trained model does not share with its backbone: its refiner, and what else was trained."""
-    return [tensor for name, tensor in model.named_parameters() if tensor.requires_grad or name.startswith("refiner.")]
+    named = in_training(model).named_parameters()
+    return [tensor for name, tensor in named if tensor.requires_grad or name.startswith("refiner.")]
 
 
-def trained(model: nn.Module) -> int:
-    """Bytes that AdamW with an average of the weights keeps beside a model whose frozen parts are frozen."""
-    return COPIES * size(parameter for parameter in model.parameters() if parameter.requires_grad)
+def training(model: nn.Module, step: int, validation: int) -> int:
+    """The most bytes that training takes at once, under AdamW with an average of the weights.
+
+    Args:
+        model: as ``in_training`` made it.
+        step: the most that what a step makes takes, its gradients and their partial sums over microbatches included.
+        validation: the most that what a validation makes takes.
+    """
+    trained = size(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return weights(model) + KEPT * trained + max(step, STANDING_BY * trained + validation)
 
 
 def peak(work: Callable[[], object]) -> int:

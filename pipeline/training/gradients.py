@@ -1,6 +1,8 @@
 """The gradient of one optimizer step: microbatches forward and backward, summed in a fixed tree over all processes.
 
-The loss is a sum divided by the sequences of the whole step, whatever the microbatches and processes are.
+The loss is a sum divided by the sequences of the whole step, whatever the microbatches and processes are. Of n microbatches a
+process holds log2(n) sums of gradients beside the newest: 1 takes 4 bytes a trained weight, 16 take 20. To add up over processes
+takes a few buckets more (``pipeline.machine.distributed``).
 """
 
 from collections.abc import Sequence

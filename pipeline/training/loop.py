@@ -16,6 +16,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.model import Model
+from components.nn.masters import widen
 from components.objective.objective import Objective
 from components.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt, in_range
 from components.training.ema import EMA
@@ -84,6 +85,7 @@ def fit(
     """
     model, train, runtime = run.model.to(run.runtime.device).train(), run.train, run.runtime
     goal = objective_of(model, objective).to(runtime.device)
+    widen(model, trainable(model, goal).values())
     trained = trainable(model, goal)
     optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
     curves = Curves(run.out / "curves.csv", writes=rank() == 0)

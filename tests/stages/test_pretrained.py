@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from components.batch import Batch
 from components.objective.objective import Objective
@@ -62,6 +63,22 @@ def test_its_kin_go_the_same_way(tmp_path, layout):
     folder = run_over(tmp_path / "run", f"gsm8k_{layout}", checkpoint_of(layout), ("configure", *TRAINING), BINDINGS)
     evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())["models"]
     assert {"frozen", "warmup", "joint"} <= set(evaluated) and evaluated["joint"]["nll"] != evaluated["warmup"]["nll"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_in_half_precision_every_phase_trains_float32_and_what_uses_them_runs(tmp_path, monkeypatch, precision):
+    half = {"pretrained": {"model": {"path": "checkpoint", "dtype": "bf16"}}, "finetune.run.steps": 2, "PRECISION": precision}
+    settings = {**BINDINGS, **half, "joint.run.layer_norms": True}
+    folder = run_over(tmp_path / "run", "gsm8k_llada", checkpoint_of("llada"), ("configure", *TRAINING), settings)
+    monkeypatch.chdir(folder)
+    trained = {"warmup": 0, "joint": 10, "finetune": 30, "controls/backbone": 30, "controls/warmup": 0}  # of the backbone's weights
+    for phase, count in trained.items():
+        stored = load_file(folder / f"outputs/{phase}/model.safetensors")
+        assert {value.dtype for value in stored.values()} == {torch.float32}
+        assert sum(name.startswith("backbone.") for name in stored) == count, phase
+    assert main(["export", "--out=exported"]) == 0
+    assert Generator("exported", length=6)(QUESTIONS) == Generator("outputs/joint", length=6)(QUESTIONS)
 
 
 @pytest.fixture

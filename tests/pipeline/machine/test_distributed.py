@@ -24,8 +24,8 @@ with joined():
     print(f"printed by {rank()} of {world()}")
     mine = parts(rank())
     mine[2] = mine[2].view(2, 3, 4)
-    found = {"sum": summed(mine), "short": summed([torch.tensor(float(rank()))])}
-    found["given"] = mine
+    found = {"given": [tensor.clone() for tensor in mine]}  # which a sum overwrites
+    found |= {"sum": summed(mine), "short": summed([torch.tensor(float(rank()))])}
     found["double"] = summed([torch.ones(2, dtype=torch.float64)])
     found["gathered"] = gathered({"rank": rank(), "text": "x" * (1 + 1000 * rank())})
     found["any"] = [any_of(False), any_of(rank() == world() - 1), any_of(True)]
@@ -69,6 +69,67 @@ def test_a_sum_may_have_fewer_numbers_than_there_are_processes(group):
 def test_a_sum_keeps_its_dtype(group):
     found = group[1]
     assert all(of["double"][0].dtype == torch.float64 and of["double"][0].tolist() == [len(found)] * 2 for of in found)
+
+
+BUCKETS = """
+import torch
+from pipeline.machine import distributed
+from pipeline.planning import memory
+
+SIZES = {
+    "larger than a bucket": [25], "of many buckets": [7, 100, 3], "as large as one": [10, 10], "many small": [1] * 23,
+    "none": [0, 4, 0], "one over": [11, 9],
+}
+
+def numbers(n, g, dtype=torch.float32):
+    return (torch.randn(n, generator=g) * 10.0 ** torch.randint(-6, 6, (n,), generator=g)).to(dtype)
+
+def cases(g):
+    yield from ((name, [numbers(n, g) for n in sizes]) for name, sizes in SIZES.items())
+    yield "types", [numbers(9, g, dtype) for dtype in (torch.bfloat16, torch.float64, torch.float32, torch.float16)]
+    yield "strides", [numbers(12, g).view(3, 4).t(), numbers(5, g)[::2], numbers(1, g)[0]]
+
+with distributed.joined():
+    g, found = torch.Generator().manual_seed(distributed.rank()), {}
+    for name, mine in cases(g):
+        given = [tensor.clone() for tensor in mine]
+        for size in (10, 7, distributed.BUCKET):
+            distributed.BUCKET, before = size, distributed.BUCKET
+            found[f"{name}, {size}"] = {"given": given, "sum": distributed.summed([tensor.clone() for tensor in given])}
+            distributed.BUCKET = before
+    for n, size in ((20_000, 1000), (80_000, 1000), (20_001, distributed.BUCKET)):
+        mine = [torch.ones(n), *(torch.ones(100) for _ in range(n // 1000))]
+        distributed.BUCKET = size
+        found[f"beside {n}"] = memory.peak(lambda: distributed.summed(mine)) / sum(tensor.nbytes for tensor in mine)
+    torch.save(found, f"found-{distributed.rank()}")
+"""
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4])
+def bucketed(request, tmp_path_factory):
+    """What each process of a group found that sums in buckets of several sizes."""
+    folder = tmp_path_factory.mktemp(f"buckets{request.param}")
+    done = together(BUCKETS, request.param, folder)
+    assert all(process.returncode == 0 for process in done), [process.stderr for process in done]
+    return [torch.load(folder / f"found-{rank}", weights_only=True) for rank in range(request.param)]
+
+
+def test_sums_in_buckets_are_those_of_whole_tensors_bit_for_bit(bucketed):
+    cases = [name for name in bucketed[0] if not name.startswith("beside")]
+    assert len(cases) == 8 * 3
+    for name in cases:
+        for i, total in enumerate(bucketed[0][name]["sum"]):
+            given = [of[name]["given"][i] for of in bucketed]
+            expected = pairwise(torch.stack([tensor.float().flatten() for tensor in given])).view(given[0].shape)
+            assert total.dtype == given[0].dtype
+            assert all(torch.equal(of[name]["sum"][i], expected.to(total.dtype)) for of in bucketed), name
+
+
+def test_a_sum_takes_a_few_buckets_beside_however_large_its_tensors_are(bucketed):
+    """Of 20,000 and 80,000 numbers, in buckets of 1,000; 20,001 lie in one, of which several copies are made."""
+    for of in bucketed:
+        assert len(bucketed) == 1 or of["beside 20001"] > 3
+        assert of["beside 20000"] <= 0.35 and of["beside 80000"] <= 0.35 / 4
 
 
 def test_values_come_in_the_order_of_the_processes(group):

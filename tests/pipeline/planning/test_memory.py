@@ -1,15 +1,22 @@
 """Bytes on shapes are those that the same computation takes with values."""
 
 import copy
+import math
+from functools import partial
 
 import pytest
 import torch
 
+from components.model import Model
+from components.nn.masters import widen
 from components.objective.activations import checkpoint, keep
+from components.objective.deep_supervision import Supervised
 from components.objective.objective import Objective
 from components.training.ema import EMA
 from components.training.optim import adamw
+from pipeline.machine.runtime import Runtime
 from pipeline.planning import memory
+from pipeline.training.gradients import accumulate
 from tests.support import cores
 
 META = torch.device("meta")
@@ -38,20 +45,62 @@ def test_weights_are_counted_once_and_by_their_type():
     assert memory.weights(model) == 4 * 20 + 2 * 18 + 2 * 4 * 3 + 8
 
 
-def test_training_keeps_what_its_optimizer_and_its_average_keep():
-    """AdamW's moments, the average of the weights, and the weights themselves while the average is in their place."""
-    model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.Linear(50, 30))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_training_takes_what_model_optimizer_average_and_gradient_take(dtype):
+    """Bytes of a trained weight: 4, AdamW's moments 8, its average 4, its gradient 4, and 4 of its own while that is validated;
+    of a frozen one what its type takes.
+    """
+    model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.Linear(50, 30)).to(dtype)
     model[0].requires_grad_(False)
+    shapes = memory.in_training(copy.deepcopy(model).to(META))
+    widen(model, model[1].parameters())
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer, average = adamw(trained.items()), EMA(trained.values(), 0.9)
-    model(torch.ones(2, 30)).sum().backward()
+    model(torch.ones(2, 30, dtype=dtype)).sum().backward()
     optimizer.step()
     moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     own = [p.detach().clone() for p in average.parameters]
     with average.applied():
         apart = [p for p, mine in zip(average.parameters, own, strict=True) if not torch.equal(p, mine)]
     assert len(moments) == 4 and len(apart) == 2  # changed, hence its own values have to be somewhere else
-    assert memory.trained(model) == sum(tensor.nbytes for tensor in (*moments, *average.average, *own))
+    gradients = [p.grad for p in trained.values()]
+    resident = sum(tensor.nbytes for tensor in (*model.parameters(), *moments, *average.average))
+    step, standing_by = (sum(tensor.nbytes for tensor in tensors) for tensors in (gradients, (*gradients, *own)))
+    frozen, weights = 30 * 50 + 50, 50 * 30 + 30
+    assert (resident, step, standing_by) == (frozen * model[0].weight.itemsize + 16 * weights, 4 * weights, 8 * weights)
+    assert memory.training(shapes, step, 0) == resident + standing_by  # a validation takes more than so small a step
+    assert memory.training(shapes, 100 * step, 7) == resident + 100 * step
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
+def test_partial_sums_over_microbatches_are_counted(microbatches):
+    """A tree over n of them holds log2 n sums beside the newest gradient, on shapes as with values."""
+    wide = torch.nn.Linear(200, 200, bias=False)  # of which gradients are nearly all that there is
+
+    class Wide(Model):
+        n_steps = 1
+
+        def __init__(self):
+            super().__init__()
+            self.inner = wide
+
+    def gradient(model, batch, **_):
+        model.inner(torch.ones(1, 200, device=model.inner.weight.device)).sum().backward()
+        zero = torch.zeros((), device=model.inner.weight.device)
+        return Supervised(zero, [zero], [{}])
+
+    model, batch = Wide(), cores.batch()
+    peaks = []
+    for on in ("cpu", "meta"):
+        objective = Objective(1)
+        objective.gradient = gradient
+        work = partial(
+            accumulate, copy.deepcopy(model).to(on), objective, [batch] * microbatches, Runtime(threads=1), sequences=8, seed=0,
+            step=0, progress=1.0, statistics=False,
+        )  # fmt: skip
+        peaks.append(memory.peak(work))
+    assert peaks[0] == peaks[1]
+    assert peaks[0] / wide.weight.nbytes == pytest.approx(1 + math.log2(microbatches), abs=0.1)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

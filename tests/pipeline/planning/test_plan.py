@@ -233,11 +233,13 @@ def pretrained(plan_of, tmp_path, monkeypatch):
 def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     found = pretrained({**LLADA, "vocab_size": 400, "embedding_size": 400})
     layer, ends = 4 * 16**2 + 3 * 16 * 24 + 2 * 16, 2 * 400 * 16 + 16
-    extract, warmup, joint = (of(found, stage) for stage in ("extract", "warmup", "joint"))
+    extract, warmup, joint, evaluate = (of(found, stage) for stage in ("extract", "warmup", "joint", "evaluate"))
     assert extract.loaded == 3 * layer + ends and warmup.loaded - warmup.trained == layer + ends
     assert joint.trained == warmup.trained + layer and joint.parameters == warmup.trained + extract.loaded
     assert extract.memory > 2 * extract.loaded  # two bytes a weight
-    assert warmup.memory > 2 * (layer + ends) + 4 * 5 * warmup.trained
+    assert warmup.memory > 2 * (layer + ends) + 4 * 6 * warmup.trained
+    assert joint.memory > 2 * ends + 4 * 6 * joint.trained  # its layer is float32 while it is trained, as its moments and average
+    assert evaluate.memory == pytest.approx(2 * extract.loaded + 4 * (evaluate.loaded - extract.loaded), rel=0.01)
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
     assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
