@@ -29,7 +29,7 @@ import fire
 import torch
 
 from components.ranges import Range
-from pipeline.command_line import SECTIONS, STAGES
+from pipeline.command_line import STAGES
 from pipeline.errors import ConfigError
 from pipeline.settings import config, ginstate, params
 from pipeline.settings.ginfiles import MACRO, namespace
@@ -47,7 +47,7 @@ DRAWN = ("prepare", "backbone", "extract", *("warmup",) * 4, *("joint",) * 2, "f
     "generate")  # fmt: skip
 PLACES = {"out", "prepared", "backbone", "warmup", "joint", "shards", "models", "urls", "model", "prompt", "prompts", "confidence"}
 WORDS = {
-    "headline": ("test_5", "test_7", "mean"), "device": ("cpu", "meta", "cuda:7", "tpu", ""), "split": ("test_5", "validation", "x"),
+    "headline": ("test_5", "test_7", "mean"), "device": ("cpu", "tpu", ""), "split": ("test_5", "validation", "x"),
     "unfreeze": ("refiner", "backbone", "backbone.blocks.*", "backbone.norm", "", "refiner.*", "nothing", "blocks.*"),
     "unfreeze_backbone": ("", "blocks.*", "blocks.1", "norm", "refiner"),
     "slots": ("mood", "drift", "context", "state", "change", "variance", "attention", "backbone", "0", ""),
@@ -335,7 +335,9 @@ def run(folder: Path, *command: str) -> tuple[int | str, str]:
     return status, out.getvalue().strip()
 
 
-def fuzz(settings: int = 2000, pipelines: int = 40, seed: int = 0, first: int = 0, show: str = "traceback,refused late,slow") -> None:
+def fuzz(
+    settings: int = 2000, pipelines: int = 40, seed: int = 0, first: int = 0, show: str = "traceback,refused late,slow"
+) -> None:
     """Run SETTINGS random settings, and PIPELINES of those that ran through the whole pipeline; print what should not be.
 
     Args:
@@ -358,15 +360,15 @@ def fuzz(settings: int = 2000, pipelines: int = 40, seed: int = 0, first: int = 
 
 def _one(seed: int, number: int, finished: Path, folder: Path, show: str, ran: list[int], whole: bool = False) -> str:
     case, began = Draw(seed * 1_000_003 + number).case(), time.monotonic()
-    found = outcome(case, finished, folder, whole=whole)
+    end = outcome(case, finished, folder, whole=whole)
     shutil.rmtree(folder)
-    if found.kind == "ran" and found.changed:
+    if end.kind == "ran" and end.changed:
         ran.append(number)
-    if found.kind in show.split(",") or show == "all":
-        lines = found.told.splitlines()
-        print(f"#{number} {found.kind} {found.changed} {time.monotonic() - began:.1f} s\n  {case.bindings}\n  "
-            + "\n  ".join(lines[-12:] if found.kind == "traceback" else lines[-3:]), flush=True)  # fmt: skip
-    return found.kind
+    if end.kind in show.split(",") or show == "all":
+        lines = end.told.splitlines()
+        print(f"#{number} {end.kind} {end.changed} {time.monotonic() - began:.1f} s\n  {case.bindings}\n  "
+            + "\n  ".join(lines[-12:] if end.kind == "traceback" else lines[-3:]), flush=True)  # fmt: skip
+    return end.kind
 
 
 if __name__ == "__main__":
