@@ -186,7 +186,7 @@ def _provides(result: Any, part: Any) -> bool:
     if part is Any or result == part:
         return True
     items = zip(typing.get_args(result), typing.get_args(part), strict=False)
-    if any(kind is float and wanted is int for kind, wanted in items):
+    if (float, int) in items:  # a list of weights is no list of places
         return False
     result, part = (typing.get_origin(kind) or kind for kind in (result, part))
     if not isinstance(part, type) or not isinstance(result, type):

@@ -352,6 +352,8 @@ def fuzz(
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         for number in range(first, first + settings):
             counts[_one(seed, number, finished, Path(name) / "case", show, ran)] += 1
+            if counts.total() % 50 == 0:
+                print(f"{counts.total()} settings: {dict(counts.most_common())}", flush=True)
         print(f"{settings} settings: {dict(counts.most_common())}", flush=True)
         chosen = random.Random(seed).sample(ran, k=min(pipelines, len(ran)))
         whole = Counter(_one(seed, number, finished, Path(name) / "case", show, [], whole=True) for number in chosen)
