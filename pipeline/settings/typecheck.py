@@ -91,6 +91,7 @@ def takes_reference(expected: Any, made: Any, evaluated: bool) -> bool:
     if Any in parts:
         return True
     result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
+    parts = [part for part in parts if not (evaluated and _is_call_protocol(part))]
     if not evaluated:
         parts = [part for expected in parts if _is_callable(expected) for part in _alternatives(_call(expected)[1])]
     return result is not Any and any(_provides(result, part) for part in parts)
@@ -167,13 +168,17 @@ def _alternatives(expected: Any) -> list[Any]:
 
 
 def _is_callable(part: Any) -> bool:
-    protocol = getattr(part, "_is_protocol", False) and "__call__" in vars(part)
-    return protocol or typing.get_origin(part) is Callable or part is Callable
+    return _is_call_protocol(part) or typing.get_origin(part) is Callable or part is Callable
+
+
+def _is_call_protocol(part: Any) -> bool:
+    """Whether a protocol describes a function: it has ``__call__``, with the names of its arguments."""
+    return getattr(part, "_is_protocol", False) and "__call__" in vars(part)
 
 
 def _call(part: Any) -> tuple[tuple[list[str], list[str]] | None, Any]:
     """What something callable is given, by place and by name (None = not said), and what it returns."""
-    if "__call__" in vars(part) and getattr(part, "_is_protocol", False):
+    if _is_call_protocol(part):
         given = list(inspect.signature(part.__call__).parameters.values())[1:]
         named = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
         return ([p.name for p in given if p.name not in named], named), typing.get_type_hints(part.__call__)["return"]
