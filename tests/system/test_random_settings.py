@@ -3,15 +3,12 @@
 `python -m tests.support.random_settings` draws as many as one likes.
 """
 
-from unittest import mock
-
 import gin
 import pytest
 
 from components.ranges import PositiveInt, Range, Share
-from pipeline.training import flops
 from tests.support import random_settings
-from tests.support.random_settings import Case, Draw, outcome
+from tests.support.random_settings import Case, Draw, outcome, uncounted
 
 WELL = {"refused", "ran", "diverged"}
 
@@ -19,7 +16,9 @@ WELL = {"refused", "ran", "diverged"}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Smoke with few steps, run through every stage. Read only."""
-    yield random_settings.base(tmp_path_factory.mktemp("random") / "finished")
+    with uncounted():
+        made = random_settings.base(tmp_path_factory.mktemp("random") / "finished")
+    yield made
     gin.clear_config()
 
 
@@ -58,7 +57,7 @@ def test_most_of_what_is_drawn_within_a_range_is_in_it(kind, limit):
 
 
 def test_a_setting_without_fault_runs_and_one_with_a_fault_is_refused(finished, tmp_path):
-    with mock.patch.object(flops, "count", lambda work: 1_000_000):
+    with uncounted():
         ran = outcome(Case("joint", {"joint": {"loop.fit.clip": 0.5}}), finished, tmp_path / "ran")
         whole = outcome(Case("extract", {"common": {"DRAWS": 1}}), finished, tmp_path / "common")
         refused = outcome(Case("joint", {"joint": {"loop.fit.clip": -1}}), finished, tmp_path / "refused")
@@ -73,7 +72,7 @@ def test_random_settings_are_resolved_or_refused_in_a_line(finished, tmp_path):
 
 @pytest.mark.slow
 def test_random_settings_that_configure_takes_run(finished, tmp_path):
-    with mock.patch.object(flops, "count", lambda work: 1_000_000):
+    with uncounted():
         kinds, amiss = ends(finished, tmp_path, range(1000, 1200))
     assert not amiss and kinds.count("ran") >= 60
 
