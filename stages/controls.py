@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from components.ranges import PositiveInt, Seed
-from pipeline.data.batches import Source
+from pipeline.data.batches import Sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
@@ -19,8 +19,8 @@ def run(
     backbone: str,
     warmup: str,
     joint: str,
-    states: Callable[..., Source],
-    examples: Callable[..., Source],
+    states: Sources,
+    examples: Sources,
     fit: Callable[..., TrainState],
     fit_backbone: Callable[..., TrainState],
     unfreeze: Sequence[str],

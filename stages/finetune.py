@@ -6,7 +6,7 @@ from pathlib import Path
 
 from components.ranges import NonNegativeInt, PositiveInt, Seed
 from components.training.freezing import Table
-from pipeline.data.batches import Source
+from pipeline.data.batches import Sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
@@ -19,7 +19,7 @@ def run(
     out: str,
     backbone: str,
     joint: str,
-    examples: Callable[..., Source],
+    examples: Sources,
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],
     table: Table,

@@ -10,7 +10,7 @@ from components.ranges import PositiveInt, Seed
 from components.refined_lm import RefinedLM
 from components.refiners.core import Core
 from components.training.freezing import Table
-from pipeline.data.batches import Source
+from pipeline.data.batches import Sources
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
@@ -23,7 +23,7 @@ def run(
     *,
     out: str,
     backbone: str,
-    states: Callable[..., Source],
+    states: Sources,
     refiner: Callable[..., Core],
     fit: Callable[..., TrainState],
     unfreeze: Sequence[str],

@@ -4,7 +4,7 @@ Rows are gathered *before* the final norm and head: with 20 % of positions maske
 logits and masking the loss. Distances are to the target's row of the head (``components.backbones.sentence_table``).
 """
 
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -17,10 +17,15 @@ from components.model import Model
 from components.objective.linear_cross_entropy import CHUNK_ROWS, linear_cross_entropy
 from components.ranges import PositiveInt
 
-Loss = Callable[..., tuple[Tensor, Tensor]]  # (model, hidden, batch, *, compute) -> sum, and which rows are right
-
 CLOSE = 0.9  # cosine from which an embedding counts as right
 HALTING = 0.5  # weight of the halting loss beside the cross-entropy of a sequence
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """Interface of a loss of one step's states: their sum, and which rows are right."""
+
+    def __call__(self, model: Model, hidden: Tensor, batch: Batch, *, compute: bool) -> tuple[Tensor, Tensor]: ...
 
 
 def masked_cross_entropy(

@@ -102,6 +102,10 @@ class Sudoku:
         """Name the splits that are prepared."""
         return "train", "validation", *(f"test_{clues}" for clues in self.test_clues)
 
+    def training_examples(self) -> int:
+        """Say how many training examples are prepared."""
+        return self.train
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Generate the puzzles of every split. Same seed, same puzzles; nothing is read from or written to disk.
 

@@ -23,6 +23,7 @@ from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import DataError
+from pipeline.models.backbones import Backbone
 
 Masking = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Chosen = tuple[Tensor, Tensor]  # rows of a batch, and the epoch of each
@@ -57,6 +58,12 @@ class Source(Protocol):
             chosen: rows of each batch.
             sampler: the order that they are chosen in; None = by row.
         """
+
+
+class Sources(Protocol):
+    """Interface of what opens the rows of a split: ``pipeline.data.sources``."""
+
+    def __call__(self, split: str, *, backbone: Backbone) -> Source: ...
 
 
 def padded_lengths(lengths: Tensor, buckets: Sequence[int], sequence: int) -> Tensor:

@@ -14,6 +14,21 @@ from pipeline.machine.distributed import local_rank, world
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # without it cuBLAS is not deterministic
 
 
+def device_of(name: str) -> torch.device:
+    """Read the name of a device that computes, whether this machine has it or not.
+
+    Raises:
+        ConfigError: torch knows no such device, or it holds no numbers.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"runtime.Runtime.device is '{name}', which torch does not know; use 'cpu' or 'cuda'") from None
+    if device.type == "meta":
+        raise ConfigError(f"runtime.Runtime.device is '{name}', which computes nothing; use 'cpu' or 'cuda'")
+    return device
+
+
 class Runtime:
     """Where and how something computes. To make one changes nothing of the process: ``in_force`` does
     for as long as it is entered, ``enter_process`` for good.
@@ -34,13 +49,9 @@ class Runtime:
         precision: Literal["fp32", "bf16"] = "fp32",
         threads: Annotated[int, Range(ge=1, le=1024)] = 2,
     ) -> None:
-        self.threads = threads
-        try:
-            self.device, self.precision = torch.device(device), precision
-        except RuntimeError:
-            raise ConfigError(f"Runtime.device is '{device}', which torch does not know; use 'cpu' or 'cuda'") from None
+        self.threads, self.device, self.precision = threads, device_of(device), precision
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"Runtime.device is '{device}', but no CUDA device is visible here; use 'cpu'")
+            raise ConfigError(f"runtime.Runtime.device is '{device}', but no CUDA device is visible here; use 'cpu'")
         if device == "cuda" and world() > 1:
             self.device = torch.device("cuda", local_rank())
 

@@ -14,9 +14,10 @@ from typing import Any
 from gin import config as gin_config
 
 from pipeline.errors import ConfigError
+from pipeline.settings import typecheck
 from pipeline.settings.ginfiles import MACRO, Key
 from pipeline.settings.params import Binding, hint
-from pipeline.settings.typecheck import annotation, broken_range, coerced, describe, fits, items_with_annotations, takes_reference
+from pipeline.settings.typecheck import annotation, broken_range, coerced, describe, fits, items_with_annotations
 
 _STEPS = ("pipeline.training.loop.fit", "steps")
 GIVEN = {  # by stage: what it passes itself, so that a binding has no effect, and what says it instead
@@ -155,12 +156,7 @@ def why(root: str, key: Key, used: set[Key]) -> str:
 
 
 def check_calls(root: str, users: Mapping[Key, Binding], in_files: set[Key]) -> None:
-    """Compare what is called with what it needs.
-
-    Args:
-        root: the stage's ``run``.
-        users: settings by a user.
-        in_files: what .gin files bind.
+    """Compare what is called with what it needs, under what ``users`` set and .gin files bind (``in_files``).
 
     Raises:
         ConfigError: gin calls something without all that it needs, or a user binds what the stage gives.
@@ -229,7 +225,11 @@ def _accepts(expected: Any, value: Any, origin: str) -> bool:
     if _is_macro(value):
         return _accepts(expected, _through_macros(("", MACRO, ""), value, origin)[1], origin)
     if isinstance(value, gin_config.ConfigurableReference):
-        return takes_reference(expected, value.configurable.wrapped, value.evaluate)
+        made, selector = value.configurable.wrapped, value.configurable.selector
+        bound = [parameter for key, values in gin_config._CONFIG.items() if key[1] == selector for parameter in values]
+        if (fitting := typecheck.takes_reference(expected, made, value.evaluate)) and not value.evaluate:
+            typecheck.check_call(expected, made, name_of(selector), bound, origin)
+        return fitting
     if not isinstance(value, list | tuple | dict):
         return fits(value, expected)
     return expected is Any or any(

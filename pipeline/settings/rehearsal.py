@@ -22,11 +22,14 @@ from components.refined_lm import RefinedLM
 from components.training.freezing import freeze_except
 from pipeline.corpora.corpus import Corpus
 from pipeline.errors import ConfigError
+from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
 from pipeline.settings import config, ginstate
 from pipeline.training import loop
 
 FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
+COMPUTING = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "generate")
+RUNTIME = "pipeline.machine.runtime.Runtime"
 WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
 
 
@@ -52,10 +55,12 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)
             _freeze("backbone", backbone)
+            _check_rows("backbone", corpus)
         with _stage("extract", texts):
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
         with _stage("controls", texts):
             _freeze("controls", backbone, "unfreeze_backbone", "fit_backbone")
+            _check_rows("controls", corpus, "fit_backbone", "backbone_batch_size")
         for stage in ("warmup", "joint", "finetune", "controls"):
             with _stage("warmup", texts):
                 refiner = _argument("warmup", "refiner")(dim=backbone.architecture["dim"])
@@ -63,10 +68,42 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 model = RefinedLM(backbone if stage == "finetune" else tail_of(backbone, split), refiner)
                 norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
                 _freeze(stage, model, layer_norms=norms)
+                _check_rows(stage, corpus)
                 models[stage] = model
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
+    for stage in (stage for stage in COMPUTING if stage in texts):
+        with _stage(stage, texts):
+            _check_device(stage)
     return models
+
+
+def _check_device(stage: str) -> None:
+    """Raise ConfigError if no machine has the stage's device; whether this one has it shows where the stage runs."""
+    for bound in filter(None, [ginstate.arguments(f"stages.{stage}.run", RUNTIME, ["device"])]):
+        try:
+            device_of(bound["device"])
+        except ConfigError as error:
+            raise ConfigError(f"{stage}: {error}") from None
+
+
+def _check_rows(stage: str, corpus: Corpus, fit: str = "fit", batch_size: str = "batch_size") -> None:
+    """Raise ConfigError if a step takes more examples than the settings of the corpus say that there will be."""
+    if not hasattr(corpus, "training_examples") or not _takes_steps(stage, fit):
+        return
+    with ginstate.within(f"stages.{stage}.run", fit) as bindings:
+        rows, have = _argument(stage, batch_size) * bindings.get("accumulation", 1), corpus.training_examples()
+    if rows > have:
+        raise ConfigError(
+            f"{stage}: a step of {rows} rows ({stage}.run.{batch_size} times loop.fit.accumulation) needs at least as many "
+            f"training examples, and there will be {have}"
+        )
+
+
+def _takes_steps(stage: str, fit: str) -> bool:
+    """Whether a stage trains: its loop is one that takes steps, and it is not switched off."""
+    off = inspect.unwrap(_argument(stage, fit)) is not inspect.unwrap(loop.fit)
+    return not (off or (stage == "finetune" and not _argument(stage, "steps")))
 
 
 def _check_evaluation(corpus: Corpus) -> None:
@@ -105,21 +142,20 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
         if frozen.trainable and "optimizer" in bindings:
             rates = _rates(bindings["optimizer"], model)
         _ = "objective" in bindings and bindings["objective"](model.n_steps)
-    off = inspect.unwrap(_argument(stage, fit)) is not inspect.unwrap(loop.fit)
-    off = off or (stage == "finetune" and not _argument(stage, "steps"))
-    if not frozen.trainable and not off:
+    trains = _takes_steps(stage, fit)
+    if trains and not frozen.trainable:
         raise ConfigError(
             f"{stage}: {stage}.run.{unfreeze} names nothing to train, and {fit} takes steps; name modules, or switch it off: "
             "@loop.as_it_is"
         )
     high = max((rate for name, rate in rates.items() if _is_pretrained(model, name)), default=0.0)
-    if not off and high >= FROM_SCRATCH:
+    if trains and high >= FROM_SCRATCH:
         print(
             f"configure: {stage} trains the pretrained model at a learning rate of {high:g} ({fit}), meant for weights that "
             "begin at random; 1e-6 to 1e-4 is usual",
             file=sys.stderr,
         )
-    if not off and stage != "controls":  # whose steps follow from operations; a warm-up takes half of them at most
+    if trains and stage != "controls":  # whose steps follow from operations; a warm-up takes half of them at most
         _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
 
 
@@ -170,7 +206,7 @@ def _stage(stage: str, texts: Mapping[str, str]) -> Iterator[None]:
     config.load_text(texts[stage], stage)
     try:
         yield
-    except (ValueError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"{stage}: {str(error).splitlines()[0]}") from None
 
 

@@ -1,14 +1,16 @@
 """Whether a setting's value fits the annotation of the parameter that it reaches. The only door to ``beartype``."""
 
+import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
 from components.ranges import Range, breach, stated
+from pipeline.errors import ConfigError
 
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a float, as in the language's own typing rules
 
@@ -89,10 +91,37 @@ def takes_reference(expected: Any, made: Any, evaluated: bool) -> bool:
     if Any in parts:
         return True
     result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
+    parts = [part for part in parts if not (evaluated and _is_call_protocol(part))]
     if not evaluated:
-        results = [(typing.get_args(part) or [..., Any])[-1] for part in parts if _is_callable(part)]
-        parts = [part for expected in results for part in _alternatives(expected)]
+        parts = [part for expected in parts if _is_callable(expected) for part in _alternatives(_call(expected)[1])]
     return result is not Any and any(_provides(result, part) for part in parts)
+
+
+def check_call(expected: Any, made: Any, name: str, bound: Collection[str], origin: str) -> None:
+    """Compare a reference with how its parameter's annotation says that it will be called, if it says so.
+
+    Args:
+        expected: the annotation: ``Callable[[int], ...]``, or a protocol, whose ``__call__`` has the names of arguments.
+        made: the function or class that is referred to.
+        name: of it, as settings write it.
+        bound: its parameters that settings give.
+        origin: who refers to it, for errors.
+
+    Raises:
+        ConfigError: it needs more than it will be given, or takes less.
+    """
+    parts = [_call(part)[0] for part in _alternatives(expected) if _is_callable(part)]
+    for positional, named in filter(None, parts):
+        parameters = [p for p in inspect.signature(made).parameters.values() if p.name not in named]
+        kinds = {p.kind for p in parameters}
+        places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if missing := sorted(required - {*places[: len(positional)], *bound}):
+            raise ConfigError(f"{origin}: {name}.{missing[0]} is required; bind it in params.yaml or on the command line")
+        unknown = inspect.Parameter.VAR_KEYWORD not in kinds and set(named) - set(inspect.signature(made).parameters)
+        if unknown or (len(positional) > len(places) and inspect.Parameter.VAR_POSITIONAL not in kinds):
+            takes = ", ".join(inspect.signature(made).parameters)
+            raise ConfigError(f"{origin}: @{name} takes ({takes}), and is called with ({', '.join((*positional, *named))})")
 
 
 def items_with_annotations(value: list[Any] | tuple[Any, ...] | dict[Any, Any], expected: Any) -> list[list[tuple[Any, Any]]]:
@@ -121,7 +150,7 @@ def describe(expected: Any) -> str:
     >>> describe(int), describe(Literal["fp32", "bf16"]), describe(float | None)
     ('int', "'fp32' or 'bf16'", 'float or None')
     """
-    if isinstance(expected, type) and not typing.get_args(expected):
+    if isinstance(expected, type) and not typing.get_args(expected) and not _is_callable(expected):
         return "None" if expected is type(None) else expected.__name__
     if typing.get_origin(expected) is Literal:
         return " or ".join(map(repr, typing.get_args(expected)))
@@ -139,13 +168,31 @@ def _alternatives(expected: Any) -> list[Any]:
 
 
 def _is_callable(part: Any) -> bool:
-    return typing.get_origin(part) is Callable or part is Callable
+    return _is_call_protocol(part) or typing.get_origin(part) is Callable or part is Callable
+
+
+def _is_call_protocol(part: Any) -> bool:
+    """Whether a protocol describes a function: it has ``__call__``, with the names of its arguments."""
+    return getattr(part, "_is_protocol", False) and "__call__" in vars(part)
+
+
+def _call(part: Any) -> tuple[tuple[list[str], list[str]] | None, Any]:
+    """What something callable is given, by place and by name (None = not said), and what it returns."""
+    if _is_call_protocol(part):
+        given = list(inspect.signature(part.__call__).parameters.values())[1:]
+        named = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
+        return ([p.name for p in given if p.name not in named], named), typing.get_type_hints(part.__call__)["return"]
+    given, result = typing.get_args(part) or (..., Any)
+    return None if given is ... else ([describe(kind) for kind in given], []), result
 
 
 def _provides(result: Any, part: Any) -> bool:
     """Whether something of type ``result`` may stand where ``part`` is wanted."""
     if part is Any or result == part:
         return True
+    items = zip(typing.get_args(result), typing.get_args(part), strict=False)
+    if (float, int) in items:  # a list of weights is no list of places
+        return False
     result, part = (typing.get_origin(kind) or kind for kind in (result, part))
     if not isinstance(part, type) or not isinstance(result, type):
         return False

@@ -133,6 +133,16 @@ def test_waiting(tmp_path):
 
 
 @pytest.mark.slow
+def test_memory(tmp_path):
+    rows, out = run(tmp_path, "memory")
+    assert [row["what"] for row in rows] == ["intervals", "trunk", "saving", "saving_tail"]
+    assert all(
+        row["seconds"] > 0 and row["bytes"] > 0 and row["seconds_vs_other"] > 0 and row["bytes_vs_other"] > 0 for row in rows
+    )
+    assert "| trunk" in out
+
+
+@pytest.mark.slow
 def test_gpu(tmp_path):
     rows, out = run(tmp_path, "gpu", "--reference", str(tmp_path))
     assert {row["section"] for row in rows} >= {"ceilings", "heads", "steps", "cache"}

@@ -1,11 +1,13 @@
 """Whether a value fits an annotation: Python's rules, and stricter where Python's hide mistakes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, Protocol
 
 import pytest
 
-from pipeline.settings.typecheck import annotation, describe, fits, items_with_annotations, takes_reference
+from pipeline.errors import ConfigError
+from pipeline.settings.typecheck import annotation, check_call, describe, fits, items_with_annotations, takes_reference
 
 
 class Shape:
@@ -148,3 +150,57 @@ def test_an_annotation_is_written_as_people_write_it(wanted, text):
 @pytest.mark.parametrize(("function", "parameter", "found"), [(Shape, "sides", int), (fits, "wanted", Any), (untyped, "x", Any)])
 def test_the_annotation_of_a_parameter(function, parameter, found):
     assert annotation(function, parameter) is found
+
+
+class Keyed(Protocol):
+    def __call__(self, split: str, *, backbone: int) -> list[int]: ...
+
+
+def keyed(split: str, *, backbone: int, near: int = 0) -> list[int]:
+    return [backbone, near]
+
+
+def needy(split: str, *, backbone: int, folder: str) -> list[int]:
+    return [backbone]
+
+
+def weights(steps: int) -> list[float]:
+    return [1.0] * steps
+
+
+def two(a: int, b: int) -> list[int]:
+    return [a, b]
+
+
+def any_number(*values: int, **named: int) -> list[int]:
+    return [*values, *named.values()]
+
+
+@pytest.mark.parametrize(
+    ("expected", "made", "bound", "told"),
+    [
+        (Keyed, keyed, [], None),
+        (Keyed, keyed, ["near"], None),
+        (Keyed, needy, ["folder"], None),
+        (Keyed, needy, [], "m.f.folder is required; bind it"),
+        (Keyed, two, ["b"], r"@m.f takes \(a, b\), and is called with \(split, backbone\)"),
+        (Keyed, any_number, [], None),
+        (Callable[[int], list[int]], two, [], "m.f.b is required"),
+        (Callable[[int], list[int]], two, ["b"], None),
+        (Callable[[int, int], list[int]], two, [], None),
+        (Callable[[int, int, int], list[int]], two, [], r"takes \(a, b\), and is called with \(int, int, int\)"),
+        (Callable[[int, int, int], list[int]], any_number, [], None),
+        (Callable[..., list[int]], two, [], None),
+        (Callable[[int], list[int]] | None, two, [], "m.f.b is required"),
+        (Callable[[int], list[float]], weights, [], None),
+    ],
+)
+def test_a_reference_is_compared_with_how_it_will_be_called(expected, made, bound, told):
+    refused = nullcontext() if told is None else pytest.raises(ConfigError, match=f"here: .*{told}")
+    with refused:
+        check_call(expected, made, "m.f", bound, "here")
+
+
+def test_what_is_called_with_names_is_a_function_and_not_its_result():
+    assert takes_reference(Keyed, keyed, evaluated=False) and not takes_reference(Keyed, keyed, evaluated=True)
+    assert not takes_reference(Keyed, weights, evaluated=False) and describe(Keyed).startswith("Callable")
