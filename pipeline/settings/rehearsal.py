@@ -64,6 +64,9 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
                 _freeze(stage, model, layer_norms=norms)
                 models[stage] = model
+    with _stage("controls", texts):
+        if _argument("controls", "fit_lora") is not None:
+            _argument("controls", "lora").check(backbone, parameters_to_train(models["warmup"]))
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
     return models
@@ -153,8 +156,12 @@ def _check_warmup(stage: str, steps: int) -> None:
 
 def sizes(models: Mapping[str, Model]) -> str:
     """How many parameters each stage trains, in words."""
-    counts = {stage: sum(p.numel() for p in model.parameters() if p.requires_grad) for stage, model in models.items()}
-    return ", ".join(f"{stage} {count:,}" for stage, count in counts.items())
+    return ", ".join(f"{stage} {parameters_to_train(model):,}" for stage, model in models.items())
+
+
+def parameters_to_train(model: Model) -> int:
+    """Count what is not frozen, a tensor that several modules share once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 class _NoInitialisation(TorchFunctionMode):
