@@ -5,6 +5,7 @@ saved are plain weights, in float32 too: added to a bfloat16 weight, most of a s
 """
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class Lora:
             return layers, max(1, min(most[narrow], round(parameters / each)))
         if self.rank > most[narrow]:
             raise ConfigError(
-                f"lora.Lora.rank is {self.rank}, and '{narrow}' has rank {most[narrow]} itself; set {most[narrow]} or less, or None "
+                f"lora.Lora.rank is {self.rank}, and '{narrow}' has rank {most[narrow]} itself; set {most[narrow]} or less, None "
                 "(as many parameters as warmup trains), or leave that layer out: lora.Lora.targets"
             )
         return layers, self.rank
@@ -181,6 +182,7 @@ class Adapted:
         """Take the adapters out of the model again."""
         for path, layer in self.layers.items():
             self.model.set_submodule(path, layer.base_layer)
+        del self.model.peft_config  # the library's own note
 
 
 @torch.no_grad()
@@ -196,6 +198,7 @@ MISSING = "LoRA needs peft: pip install 'slotloop[lora]', or set LORA_FIT = None
 
 
 def _library() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it too, and it warns of what is not used here
     try:
         import peft  # brings seconds, and only this control needs it
     except ImportError:

@@ -65,8 +65,7 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 _freeze(stage, model, layer_norms=norms)
                 models[stage] = model
     with _stage("controls", texts):
-        if _argument("controls", "fit_lora") is not None:
-            _argument("controls", "lora").check(backbone, parameters_to_train(models["warmup"]))
+        _check_lora(backbone, models["warmup"])
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
     return models
@@ -126,6 +125,14 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
         )
     if not off and stage != "controls":  # whose steps follow from operations; a warm-up takes half of them at most
         _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
+
+
+def _check_lora(backbone: Model, warmup: Model) -> None:
+    """What the control of adapters would refuse, if it is on."""
+    if _argument("controls", "fit_lora") is not None:
+        _argument("controls", "lora").check(backbone, parameters_to_train(warmup))
+        with ginstate.within("stages.controls.run", "fit_lora") as bindings:
+            _ = "objective" in bindings and bindings["objective"](backbone.n_steps)
 
 
 def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:
