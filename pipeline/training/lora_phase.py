@@ -46,6 +46,7 @@ def run_lora(
         budget: floating-point operations to spend.
     """
     if fit is None:
+        model.requires_grad_(False)  # nothing of it is stored a second time
         phase.skipped(out, save)
         return
     adapted = lora(model, parameters, seed)
