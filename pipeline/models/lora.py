@@ -4,13 +4,13 @@ Notable: the adapters are float32 whatever the backbone's precision, and their f
 saved are plain weights, in float32 too: added to a bfloat16 weight, most of a small change would round away.
 """
 
-import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ class Lora:
             ConfigError: as ``sizes``; or peft is not installed.
         """
         self.sizes(model, parameters)
-        if importlib.util.find_spec("peft") is None:
+        if find_spec("peft") is None:
             raise ConfigError(MISSING)
 
     def __call__(self, model: BackboneModel, parameters: int, seed: int) -> "Adapted":

@@ -207,6 +207,11 @@ def test_what_cannot_be_is_one_line(model_of, settings, message, how):
     assert "\n" not in str(caught.value) and list(model.state_dict()) == before
 
 
+def test_layers_of_another_kind_are_none():  # GPT-2's own Conv1D
+    with pytest.raises(ConfigError, match=r"matches no linear layer .*; there are none"):
+        Lora().check(of_kind(KINDS["GPT-2"]), 9)
+
+
 def test_a_built_in_model_is_refused():
     with pytest.raises(ConfigError, match=r"adapts pretrained models, and the backbone is a TinyLM; set LORA_FIT = None"):
         Lora().check(TinyLM(vocab=10, seq=6, dim=8, layers=2, heads=2), 9)
@@ -230,7 +235,7 @@ def test_without_peft_it_says_which_extra(model_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigError, match=r"needs peft: pip install 'slotloop\[lora\]', or set LORA_FIT = None"):
         Lora()(model_of(), 9, 0)
-    monkeypatch.setattr(lora.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs peft: pip install 'slotloop\[lora\]'"):
         Lora().check(model_of(), 9)
 
