@@ -245,19 +245,18 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
 
 
 def test_adapters_are_planned_beside_the_backbone_trained_on(pretrained):
-    sizes = {**LLADA, "vocab_size": 400, "embedding_size": 400}
-    on, off, narrow = (pretrained(sizes, **common) for common in ({}, {"LORA_FIT": None}, {"lora.Lora.rank": 2}))
-    warmup, joint = (of(on, stage) for stage in ("warmup", "joint"))
-    each = 3 * (4 * 2 * 16 + 3 * (16 + 24))
-    trained = [of(found, "controls").trained - of(off, "controls").trained for found in (on, narrow)]
-    assert trained == [min((rank * each for rank in range(1, 17)), key=lambda n: abs(n - warmup.trained)), 2 * each]
-    assert of(on, "controls").flops - of(off, "controls").flops == warmup.flops + joint.flops
+    sizes, few = {**LLADA, "vocab_size": 400, "embedding_size": 400}, {"CONTROL_TRAINS": ["model.model.layers.2.mlp.up_proj"]}
+    on, off = pretrained(sizes, **few), pretrained(sizes, **few, LORA_FIT=None)
+    warmup, joint, controls, without = of(on, "warmup"), of(on, "joint"), of(on, "controls"), of(off, "controls")
+    each = 3 * (4 * 2 * 16 + 3 * (16 + 24))  # parameters of a rank
+    nearest = min((rank * each for rank in range(1, 17)), key=lambda n: abs(n - warmup.trained))
+    assert (controls.trained - without.trained, controls.loaded - without.loaded) == (nearest, nearest)
+    assert controls.flops - without.flops == warmup.flops + joint.flops
+    assert controls.memory > without.memory  # which here trains one layer on, where adapters take gradients all the way down
     linear = 3 * (4 * 16**2 + 3 * 16 * 24)
-    evaluate, without = of(on, "evaluate"), of(off, "evaluate")
-    assert evaluate.loaded - without.loaded == linear and evaluate.memory - without.memory == 4 * linear  # merged, in float32
-    assert evaluate.beside > without.beside
-    few = {"CONTROL_TRAINS": ["model.model.layers.2.mlp.up_proj"]}  # adapters all the way down then take more
-    assert of(pretrained(sizes, **few), "controls").memory > of(pretrained(sizes, **few, LORA_FIT=None), "controls").memory
+    evaluate, plain = of(on, "evaluate"), of(off, "evaluate")
+    assert evaluate.loaded - plain.loaded == linear and evaluate.memory - plain.memory == 4 * linear  # merged, in float32
+    assert evaluate.beside > plain.beside
 
 
 def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):

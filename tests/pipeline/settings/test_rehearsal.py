@@ -315,7 +315,7 @@ def test_a_rate_for_new_weights_on_a_pretrained_model_is_warned_of(over_pretrain
     [
         (
             {"lora.Lora.targets": ["*.query_proj"]},
-            r"^'\*\.query_proj' matches no linear layer .*; there are mlp\.down_proj, .*self_attn",
+            r"^lora\.Lora\.targets: '\*\.query_proj' matches no linear layer .*; there are mlp\.down_proj, .*self_attn",
         ),
         ({"lora.Lora.targets": []}, "names nothing"),
         ({"lora.Lora.rank": 17}, r"lora\.Lora\.rank is 17, and '.*' has rank 16 itself; set 16 or less"),
@@ -329,11 +329,11 @@ def test_adapters_that_cannot_be_are_told_before_training(over_pretrained, bindi
 
 def test_without_peft_the_control_of_adapters_says_which_extra_and_can_be_left_out(over_pretrained, monkeypatch):
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"controls: LoRA needs peft: pip install 'slotloop\[lora\]', or set LORA_FIT = None"):
+    with pytest.raises(ConfigError, match=r"^LoRA needs peft: pip install 'slotloop\[lora\]', or set LORA_FIT = None"):
         over_pretrained()
     over_pretrained(LORA_FIT=None)
 
 
 def test_adapters_in_a_built_in_model_are_refused(rehearse):
-    with pytest.raises(ConfigError, match=r"^controls: LoRA adapts pretrained models, and the backbone is a TinyLM; set LORA_FIT"):
+    with pytest.raises(ConfigError, match=r"^LoRA adapts pretrained models, and the backbone is a TinyLM; set LORA_FIT"):
         rehearse("common: {bindings: {LORA_FIT: '@adapted/loop.fit'}}")
