@@ -26,6 +26,7 @@ from pipeline.models.quantised import OnShapes
 ADAPTER = "default"  # peft's name for the one adapter that a layer has
 TRAINED = ("*.lora_[AB]",)  # module paths of what is trained of an adapted model
 STREAM = 0x10FA  # of the noise that the adapters begin from
+MISSING = "LoRA needs peft: pip install 'slotloop[lora]', or set LORA_FIT = None, which leaves that control out"
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,6 @@ def _plain(layer: nn.Linear, change: Tensor) -> nn.Linear:
     made.weight = nn.Parameter(layer.weight.float() + change)
     made.bias = layer.bias
     return made
-
-
-MISSING = "LoRA needs peft: pip install 'slotloop[lora]', or set LORA_FIT = None, which leaves that control out"
 
 
 def _library() -> Any:
