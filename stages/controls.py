@@ -1,4 +1,4 @@
-"""controls: what the same compute buys without the refiner's phases. Two runs, matched in floating-point operations."""
+"""controls: what the same compute buys without the refiner's phases. Runs that are matched in floating-point operations."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,7 +9,8 @@ from pipeline.data.batches import Sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
-from pipeline.training import phase
+from pipeline.models.lora import Lora
+from pipeline.training import lora_phase, phase
 from pipeline.training.train_state import TrainState
 
 
@@ -23,6 +24,8 @@ def run(
     examples: Sources,
     fit: Callable[..., TrainState],
     fit_backbone: Callable[..., TrainState],
+    lora: Lora,
+    fit_lora: Callable[..., TrainState] | None,
     unfreeze: Sequence[str],
     unfreeze_backbone: Sequence[str],
     batch_size: PositiveInt,
@@ -31,10 +34,10 @@ def run(
     seed: Seed,
     runtime: Runtime,
 ) -> None:
-    """Write ``out/backbone`` (the backbone trained on for warmup's and joint's compute) and ``out/warmup`` (for joint's).
+    """Write ``out/backbone`` and ``out/lora`` (backbone and adapters, for warmup's and joint's compute), ``out/warmup`` (joint's).
 
     Args:
-        out: folder of both.
+        out: folder of all.
         backbone: folder of the backbone.
         warmup: folder of warmup's model, which is simply continued.
         joint: folder of joint, whose compute is matched.
@@ -42,6 +45,8 @@ def run(
         examples: token ids of a split, for the backbone control.
         fit: joint's training loop.
         fit_backbone: the backbone's training loop.
+        lora: the adapters (``pipeline.models.lora``).
+        fit_lora: their training loop; None = without them.
         unfreeze: module paths that warmup trains.
         unfreeze_backbone: module paths that are trained of the backbone alone; "" is everything.
         batch_size: sequences of a microbatch of warmup.
@@ -52,21 +57,24 @@ def run(
     """
     runtime.enter_process()
     base = Backbone(backbone)
-    continued = base.model()
+    continued, tokens = base.model(), partial(examples, backbone=base)
+    budget = phase.spent(warmup, "warmup") + phase.spent(joint, "joint")
+    folder = Path(out) / "lora"  # the first, for it leaves the backbone's weights as they are
+    lora_phase.run_lora(
+        "controls/lora", lora, continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
+        fit=fit_lora, parameters=phase.trained(warmup, "warmup"), batch_size=backbone_batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 1, budget=budget,
+    )  # fmt: skip
     folder = Path(out) / "backbone"
     phase.run_phase(
-        "controls/backbone", continued, partial(examples, backbone=base), folder,
-        partial(checkpoint.save_model, folder, continued, base), runtime,
+        "controls/backbone", continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
         fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1,
-        budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
+        validation_batch_size=validation_batch_size, seed=seed + 1, budget=budget,
     )  # fmt: skip
-    sources = partial(states, backbone=base)
+    sources, folder = partial(states, backbone=base), Path(out) / "warmup"
     refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
-    folder = Path(out) / "warmup"
     phase.run_phase(
-        "controls/warmup", refined, sources, folder,
-        partial(checkpoint.save_model, folder, refined, base, warmup), runtime,
+        "controls/warmup", refined, sources, folder, partial(checkpoint.save_model, folder, refined, base, warmup), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size,
         validation_batch_size=validation_batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
     )  # fmt: skip

@@ -39,6 +39,7 @@ DOORS = {  # outside library -> the only files that may import it
     "tokenizers": {"pipeline/text/tokenizer.py"},
     "pyarrow": {"pipeline/text/tables.py"},
     "bitsandbytes": {"pipeline/models/quantised.py"},
+    "peft": {"pipeline/models/lora.py"},
     "lm_eval": {"pipeline/evaluation/harness.py"},
     "transformers": {"pipeline/models/pretrained.py"},
     "huggingface_hub": {"pipeline/models/hub.py"},

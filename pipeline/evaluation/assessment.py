@@ -37,6 +37,7 @@ T = TypeVar("T")
 PAIRS = (
     ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
     ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
+    ("joint", "control_lora"), ("warmup", "control_lora"),
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ counted by the very code that training counts with. From prepared data the numbe
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,8 +25,10 @@ from pipeline.data.extraction import STORED, token_bytes
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 from pipeline.machine.runtime import Runtime
+from pipeline.models.lora import TRAINED
 from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus, some
+from pipeline.planning.cost import Cost
 from pipeline.settings import config, ginstate
 from pipeline.training import flops, loop
 from pipeline.training.gradients import accumulate
@@ -36,33 +38,6 @@ ORDER = {"backbone": 0, "warmup": 0, "joint": 1, "finetune": 2}  # what a stage 
 FIT = ("steps", "objective", "accumulation", "validate_every")
 MASKS = ("masking", "seed", "buckets")
 LOOKED_AT = 16  # examples from which the cost of a forward pass is reckoned
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Compute, memory and disk that one stage takes.
-
-    Attributes:
-        stage: its name.
-        parameters: of its models, with what is not loaded; ``trained`` and ``loaded`` in memory: of them.
-        memory: bytes of weights, optimizer and average, and what a step holds at most.
-        steps: optimizer steps; ``epochs``: how often they see each example.
-        flops_per_step, flops: floating-point operations of one and of all of them, as ``metrics.json`` tells them.
-        beside: operations of validations and of a trunk that runs live; all there are of a stage that trains nothing.
-        disk: bytes of states that it writes.
-    """
-
-    stage: str
-    parameters: int
-    trained: int
-    loaded: int
-    memory: int = 0
-    steps: int = 0
-    epochs: float = 0.0
-    flops_per_step: int = 0
-    flops: int = 0
-    beside: int = 0
-    disk: int = 0
 
 
 class OnShapes(Runtime):
@@ -135,18 +110,32 @@ class CostModel:
         return replace(sizes, memory=whole_memory, flops_per_step=a_step, flops=steps * a_step, beside=beside)
 
     def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
-        """The backbone trained on for warmup's and joint's operations, whose memory is told, and warmup continued for joint's."""
-        batch_size, unfreeze = self._arguments("controls", "backbone_batch_size", "unfreeze_backbone")
-        masks, _ = self._masks("controls")
+        """The backbone trained on for warmup's and joint's operations, adapters in it for as many if they are on, and warmup
+        continued for joint's; the memory is that of the largest.
+        """
+        unfreeze, lora, fit_lora, seed = self._arguments("controls", "unfreeze_backbone", "lora", "fit_lora", "seed")
+        adapters, adapted_memory = 0, 0
+        if fit_lora is not None:
+            adapted = lora(self.backbone, _size(continued, trained=True), seed)
+            freeze_except(self.backbone, TRAINED)
+            adapters, adapted_memory = adapted.parameters(), self._control_memory()
+            adapted.remove()
         freeze_except(self.backbone, unfreeze)
+        most = max(self._control_memory(), adapted_memory)
+        size = _size(self.backbone)
+        loaded, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
+        spent = warmup + 2 * joint + (warmup + joint if adapters else 0)
+        return Cost("controls", size + _size(self.refined) + adapters, trained + adapters, loaded + adapters, most, flops=spent)
+
+    def _control_memory(self) -> int:
+        """Bytes that training the backbone takes, with what is frozen now: also the most that a step or a validation holds."""
+        (batch_size,) = self._arguments("controls", "backbone_batch_size")
+        masks, _ = self._masks("controls")
         batch = self._on_shapes(some(self.corpus.source("train", masks), batch_size), None)
         model = memory.in_training(self.backbone)
         work = partial(accumulate, model, Objective(model.n_steps), [batch], OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
-        whole = memory.training(model, most, self._validation_peak("controls", model, masks, None, Objective))
-        size = _size(self.backbone)
-        loaded, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
-        return Cost("controls", size + _size(self.refined), trained, loaded, whole, flops=warmup + 2 * joint)
+        return memory.training(model, most, self._validation_peak("controls", model, masks, None, Objective))
 
     def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
         """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained.
@@ -155,11 +144,12 @@ class CostModel:
             trained: model of each phase, what it does not train frozen.
             with_finetune: it takes steps.
         """
+        merged = self._merged()  # before evaluate's own settings are in force
         names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "forgetting", "seed")
         models, measures, decodes, halts, headline, answers, likelihood, forgetting, seed = self._arguments("evaluate", *names)
         self.refined.set_steps(*self._arguments("evaluate", "recursion_steps"))  # what training takes was reckoned before
-        compared = [name for name in models if name != "finetune" or with_finetune]
-        plain = 1 + sum("backbone" in name for name in compared)
+        compared = [name for name in models if {"finetune": with_finetune, "control_lora": merged}.get(name, True)]
+        plain = 1 + sum(name in ("control_backbone", "control_lora") for name in compared)
         refined = 1 + len(compared) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
         looks = [(split, ratio, len(self.corpus.splits[split]), 1 + (len(halts) if name == headline else 0))
                  for name, (split, ratio) in measures.items()]  # fmt: skip
@@ -179,9 +169,15 @@ class CostModel:
             batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
             work += passes * rows * (self._decoding(self.refined, batch, refined) + self._decoding(self.backbone, batch, plain))
         of = {"control_backbone": self.backbone, "control_warmup": trained["controls"], **trained}
-        own = [tensor for name in compared for tensor in memory.own(of[name])]
+        own = [tensor for name in compared for tensor in (merged if name == "control_lora" else memory.own(of[name]))]
         loaded = _size(self.backbone) + sum(tensor.numel() for tensor in own)
         return Cost("evaluate", loaded, 0, loaded, memory.weights(self.backbone) + memory.size(own), beside=work)
+
+    def _merged(self) -> list[Tensor]:
+        """The weights that the adapters' control does not share with the backbone; none if it is off."""
+        lora, fit_lora = self._arguments("controls", "lora", "fit_lora")
+        layers = {} if fit_lora is None else lora.sizes(self.backbone, 1)[0]
+        return [layer.weight.new_empty(layer.weight.shape, dtype=torch.float32) for layer in layers.values()]
 
     def _looked_at(self, split: str, ratio: float, seed: int) -> Batch:
         """A few of its examples with this share of each answer masked."""

@@ -10,7 +10,8 @@ from components.refined_lm import RefinedLM
 from pipeline.corpora.prepared import Prepared, Vocabulary
 from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus
-from pipeline.planning.cost_model import Cost, CostModel
+from pipeline.planning.cost import Cost
+from pipeline.planning.cost_model import CostModel
 from pipeline.planning.dataset_size import expected
 from pipeline.settings import config, effective, rehearsal
 

@@ -6,7 +6,7 @@ from components.caching import gain, most_draws
 from pipeline.data.shard_writer import free_bytes
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
-from pipeline.planning.cost_model import Cost
+from pipeline.planning.cost import Cost
 from pipeline.planning.plan import Plan
 from pipeline.reporting.markdown import markdown
 from pipeline.settings import config, ginstate

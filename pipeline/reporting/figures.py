@@ -23,8 +23,8 @@ STYLE = {
 }  # fmt: skip
 COLOURS = plt.get_cmap("viridis")
 MODELS = {
-    "frozen": "#7f7f7f", "control_backbone": "#c49c94", "control_warmup": "#f2a65a",
-    "warmup": "#4c9f9f", "joint": "#2b5c8a", "finetune": "#6b3f87",
+    "frozen": "#7f7f7f", "control_backbone": "#c49c94", "control_lora": "#8c6d5f",
+    "control_warmup": "#f2a65a", "warmup": "#4c9f9f", "joint": "#2b5c8a", "finetune": "#6b3f87",
 }  # fmt: skip
 
 

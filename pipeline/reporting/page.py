@@ -17,6 +17,10 @@ Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats 
 backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
 
 """
+OF_LORA = (
+    "`control_lora` is the frozen backbone with low-rank adapters, trained for the compute of `control_backbone`: {parameters:,} "
+    "parameters (rank {rank}) where warmup trains {compared_with:,}.\n\n"
+)
 CAPTIONS = {
     "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
     "steps": "The headline after each recursion step, with 95 % intervals.",
@@ -84,7 +88,8 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
         "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
     }
     warnings = "".join(f"**{line}**\n\n" for line in without_result(metrics.get("lost_references", {})))
-    page = HEAD + warnings + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+    lora = OF_LORA.format(**trained["control_lora"]["lora"]) if "control_lora" in models else ""
+    page = HEAD + warnings + lora + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
     write_atomic(out / "report.md", page.encode())
     return table
 

@@ -37,7 +37,7 @@ def _compute(name: str, trained: Mapping[str, Mapping[str, Any]]) -> str:
     """Training compute on top of the frozen backbone's, in 10^12 floating-point operations."""
     chain = {
         "frozen": [], "warmup": ["warmup"], "joint": ["warmup", "joint"], "finetune": ["warmup", "joint", "finetune"],
-        "control_backbone": ["control_backbone"], "control_warmup": ["warmup", "control_warmup"],
+        "control_backbone": ["control_backbone"], "control_lora": ["control_lora"], "control_warmup": ["warmup", "control_warmup"],
     }[name]  # fmt: skip
     return f"{sum(trained[phase]['flops'] for phase in chain) / 1e12:.2f}"
 

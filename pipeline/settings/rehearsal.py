@@ -70,6 +70,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 _freeze(stage, model, layer_norms=norms)
                 _check_rows(stage, corpus)
                 models[stage] = model
+    with _stage("controls", texts):
+        _check_lora(backbone, models["warmup"])
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
     for stage in (stage for stage in COMPUTING if stage in texts):
@@ -159,6 +161,14 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
         _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
 
 
+def _check_lora(backbone: Model, warmup: Model) -> None:
+    """What the control of adapters would refuse, if it is on."""
+    if _argument("controls", "fit_lora") is not None:
+        _argument("controls", "lora").check(backbone, parameters_to_train(warmup))
+        with ginstate.within("stages.controls.run", "fit_lora") as bindings:
+            _ = "objective" in bindings and bindings["objective"](backbone.n_steps)
+
+
 def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:
     """The peak learning rate of every weight that is trained, by name."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -187,8 +197,12 @@ def _check_warmup(stage: str, steps: int) -> None:
 
 def sizes(models: Mapping[str, Model]) -> str:
     """How many parameters each stage trains, in words."""
-    counts = {stage: sum(p.numel() for p in model.parameters() if p.requires_grad) for stage, model in models.items()}
-    return ", ".join(f"{stage} {count:,}" for stage, count in counts.items())
+    return ", ".join(f"{stage} {parameters_to_train(model):,}" for stage, model in models.items())
+
+
+def parameters_to_train(model: Model) -> int:
+    """Count what is not frozen, a tensor that several modules share once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 class _NoInitialisation(TorchFunctionMode):

@@ -1,9 +1,11 @@
 """What every training phase has in common: freeze, load, fit, save, report. The stages say what differs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -36,6 +38,7 @@ def run_phase(
     validation_batch_size: int = 256,
     seed: int,
     budget: int | None = None,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, and write ``metrics.json``.
 
@@ -54,6 +57,7 @@ def run_phase(
         validation_batch_size: sequences that are validated together.
         seed: of the order of the examples.
         budget: floating-point operations to spend instead of the loop's number of steps.
+        facts: that ``metrics.json`` holds too.
 
     Raises:
         ConfigError: a pattern matches nothing, or the batch is larger than the data.
@@ -73,13 +77,18 @@ def run_phase(
     if rank():
         return
     parameters = {"total": frozen.total, "trainable": frozen.trainable}
-    write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters})
+    write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters, **facts})
     (out / UNFINISHED).unlink()
 
 
 def spent(folder: str | Path, stage: str) -> int:
     """Floating-point operations that a finished phase took, from its metrics."""
     return int(read_json(Path(folder) / "metrics.json", stage)["flops"])
+
+
+def trained(folder: str | Path, stage: str) -> int:
+    """Parameters that a finished phase trained, from its metrics."""
+    return int(read_json(Path(folder) / "metrics.json", stage)["parameters"]["trainable"])
 
 
 @torch.no_grad()

@@ -17,9 +17,11 @@ from pipeline.models.checkpoint import load_model
 from pipeline.text import tokenizer as bpe
 from stages.__main__ import main
 from tests.conftest import TRAINING
+from tests.support.optional import needs
 from tests.support.over_checkpoint import run_over
 
 transformers = pytest.importorskip("transformers")
+needs("peft")
 SPECIAL = {"end": "<end>", "pad": "<pad>"}
 BINDINGS = {"jsonl.QuestionAnswers": {"special": SPECIAL}, "answers.Answers": {"items": 4}}
 
@@ -51,7 +53,7 @@ def test_every_phase_trains_and_the_answer_is_measured(inside):
     for phase, steps in (("warmup", 4), ("joint", 3)):
         assert json.loads((inside / f"outputs/{phase}/metrics.json").read_text())["steps"] == steps
     evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
-    assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint")}) == 3
+    assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint", "control_lora")}) == 4
     assert json.loads((inside / "data/backbone/model.json").read_text())["selfcheck"]["causal"]
 
 

@@ -16,8 +16,12 @@ from tests.support.checkpoints import wide
 from tests.support.optional import needs
 from tests.support.over_checkpoint import run_over
 
-needs("transformers", "bitsandbytes")
-ABOVE = {"FINETUNE_TRAINS": ["refiner"], "CONTROL_TRAINS": ["model.model.layers.2"]}
+needs("transformers", "bitsandbytes", "peft")
+ABOVE = {
+    "FINETUNE_TRAINS": ["refiner"],
+    "CONTROL_TRAINS": ["model.model.layers.2"],
+    "lora.Lora.targets": ["model.model.layers.2.*"],
+}
 
 
 def run(folder, bits, stages, **bindings):
@@ -30,7 +34,7 @@ def test_every_phase_trains_above_the_trunk(tmp_path, monkeypatch, bits):
     folder = run(tmp_path / "run", bits, ("configure", *TRAINING), **ABOVE)
     monkeypatch.chdir(folder)
     evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())["models"]
-    assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint", "control_backbone")}) == 4
+    assert len({evaluated[name]["nll"]["mean"] for name in ("frozen", "warmup", "joint", "control_backbone", "control_lora")}) == 5
     backbone = Backbone("data/backbone")
     before, after = backbone.model(), load_model("outputs/joint", backbone, "joint").backbone
     kept = before.state_dict()
@@ -45,7 +49,14 @@ def test_every_phase_trains_above_the_trunk(tmp_path, monkeypatch, bits):
     assert Generator("outputs/joint", length=6)("What is 3 + 4?").evaluations <= 6
 
 
-def test_training_the_trunk_is_refused_before_anything_runs(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("CONTROL_TRAINS", "controls: '' would train 'model.model.layers.0.self_attn.q_proj.weight', which is quantised"),
+        ("lora.Lora.targets", "LoRA would be merged into 'model.model.layers.0.self_attn.q_proj', which is quantised; name layers"),
+    ],
+)
+def test_training_the_trunk_is_refused_before_anything_runs(tmp_path, capsys, key, message):
     with pytest.raises(AssertionError):
-        run(tmp_path / "run", 4, ("configure",))
-    assert "controls: '' would train 'model.model.layers.0.self_attn.q_proj.weight', which is quantised" in capsys.readouterr().err
+        run(tmp_path / "run", 4, ("configure",), **{name: value for name, value in ABOVE.items() if name != key})
+    assert message in capsys.readouterr().err

@@ -16,6 +16,7 @@ from pipeline.planning import plan as planning
 from pipeline.settings import config, params
 from tests.conftest import ROOT, run_stages, workspace
 from tests.support.checkpoints import LLADA, LLADA_MOE
+from tests.support.optional import needs
 
 STAGES = ["backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate"]
 FOLDERS = {"backbone": "data/backbone", "warmup": "outputs/warmup", "joint": "outputs/joint"}
@@ -209,7 +210,7 @@ def test_operations_on_padded_text_are_those_that_training_tells(tmp_path, monke
 @pytest.fixture
 def pretrained(plan_of, tmp_path, monkeypatch):
     """``pretrained(config.json)``: the plan over LLaDA of that shape. No weights are there."""
-    pytest.importorskip("transformers")
+    needs("transformers", "peft")
     from pipeline.text import tokenizer as bpe
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -243,6 +244,21 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
     assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
+
+
+def test_adapters_are_planned_beside_the_backbone_trained_on(pretrained):
+    sizes, few = {**LLADA, "vocab_size": 400, "embedding_size": 400}, {"CONTROL_TRAINS": ["model.model.layers.2.mlp.up_proj"]}
+    on, off = pretrained(sizes, **few), pretrained(sizes, **few, LORA_FIT=None)
+    warmup, joint, controls, without = of(on, "warmup"), of(on, "joint"), of(on, "controls"), of(off, "controls")
+    each = 3 * (4 * 2 * 16 + 3 * (16 + 24))  # parameters of a rank
+    nearest = min((rank * each for rank in range(1, 17)), key=lambda n: abs(n - warmup.trained))
+    assert (controls.trained - without.trained, controls.loaded - without.loaded) == (nearest, nearest)
+    assert controls.flops - without.flops == warmup.flops + joint.flops
+    assert controls.memory > without.memory  # which here trains one layer on, where adapters take gradients all the way down
+    linear = 3 * (4 * 16**2 + 3 * 16 * 24)
+    evaluate, plain = of(on, "evaluate"), of(off, "evaluate")
+    assert evaluate.loaded - plain.loaded == linear and evaluate.memory - plain.memory == 4 * linear  # merged, in float32
+    assert evaluate.beside > plain.beside
 
 
 def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.planning import plan_report
-from pipeline.planning.cost_model import Cost
+from pipeline.planning.cost import Cost
 from pipeline.planning.plan import Plan
 from pipeline.planning.plan_report import speed, summary
 from pipeline.training import flops

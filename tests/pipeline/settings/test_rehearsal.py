@@ -11,10 +11,12 @@ from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError
+from pipeline.models import lora
 from pipeline.settings import config, params, rehearsal
 from pipeline.text import tokenizer as bpe
 from tests.conftest import ROOT
 from tests.support import checkpoints
+from tests.support.optional import needs
 
 TRAINING = ("backbone", "warmup", "joint", "finetune", "controls")
 NEEDED = ("prepare", "extract", *TRAINING, "evaluate")
@@ -280,7 +282,7 @@ def test_references_of_which_some_lack_a_result_are_counted(judged, capsys):
 @pytest.fixture
 def over_pretrained(tmp_path, monkeypatch):
     """``over_pretrained(bindings)``: what configure's rehearsal says on stderr of a tied causal model under the preset of Qwen3."""
-    pytest.importorskip("transformers")
+    needs("transformers", "peft")
     checkpoints.tied(tmp_path)
     bpe.save(bpe.trained(("a b c",), 30).tokenizer, tmp_path / "tokenizer.json")
 
@@ -306,3 +308,32 @@ def test_a_rate_for_new_weights_on_a_pretrained_model_is_warned_of(over_pretrain
     assert capsys.readouterr().err.startswith(message)
     over_pretrained(TAIL_LR=1e-3)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        (
+            {"lora.Lora.targets": ["*.query_proj"]},
+            r"^lora\.Lora\.targets: '\*\.query_proj' matches no linear layer .*; there are mlp\.down_proj, .*self_attn",
+        ),
+        ({"lora.Lora.targets": []}, "names nothing"),
+        ({"lora.Lora.rank": 17}, r"lora\.Lora\.rank is 17, and '.*' has rank 16 itself; set 16 or less"),
+    ],
+)
+def test_adapters_that_cannot_be_are_told_before_training(over_pretrained, bindings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        over_pretrained(**bindings)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_peft_the_control_of_adapters_says_which_extra_and_can_be_left_out(over_pretrained, monkeypatch):
+    monkeypatch.setattr(lora, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^LoRA needs peft: pip install 'slotloop\[lora\]', or set LORA_FIT = None"):
+        over_pretrained()
+    over_pretrained(LORA_FIT=None)
+
+
+def test_adapters_in_a_built_in_model_are_refused(rehearse):
+    with pytest.raises(ConfigError, match=r"^LoRA adapts pretrained models, and the backbone is a TinyLM; set LORA_FIT"):
+        rehearse("common: {bindings: {LORA_FIT: '@adapted/loop.fit'}}")
