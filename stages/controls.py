@@ -9,6 +9,7 @@ from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
+from pipeline.models.model_folder import ModelFolder
 from pipeline.training import phase
 from pipeline.training.train_state import TrainState
 
@@ -59,14 +60,15 @@ def run(
         partial(checkpoint.save_model, folder, continued, base), runtime,
         fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size,
         validation_batch_size=validation_batch_size, seed=seed + 1,
-        budget=phase.spent(warmup, "warmup") + phase.spent(joint, "joint"),
+        matched={"warmup": warmup, "joint": joint},
     )  # fmt: skip
     sources = partial(states, backbone=base)
-    refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
+    start = ModelFolder(warmup, "warmup", "warmup")
+    refined = checkpoint.load_refined(start, base, "warmup", sources("train").layer)
     folder = Path(out) / "warmup"
     phase.run_phase(
         "controls/warmup", refined, sources, folder,
-        partial(checkpoint.save_model, folder, refined, base, warmup), runtime,
+        partial(checkpoint.save_model, folder, refined, base, start), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
+        validation_batch_size=validation_batch_size, seed=seed + 1, matched={"joint": joint},
     )  # fmt: skip

@@ -75,7 +75,7 @@ class Requests:
             raise ConfigError(str(error)) from None
         self.runtime = Runtime(device, precision, threads)
         data, base = Prepared(prepared), Backbone(backbone)
-        base.check(data.vocabulary, data.folder)
+        base.check(data)
         encoding, _ = prompt_template.read(data.folder)
         self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")
         loaded: Model = base.model() if model == "frozen" else load_model(model, base, Path(model).name)

@@ -162,7 +162,7 @@ def test_metrics_count_what_is_stored(extracted):
 
 def test_the_index_holds_the_plan(extracted, inputs):
     plan = {
-        "backbone": Backbone(inputs / "backbone").fingerprint, "layer": 2, "dim": 8, "mask_id": 30, "pad_id": 31, "sequence": 12,
+        "backbone": Backbone(inputs / "backbone").digest, "layer": 2, "dim": 8, "mask_id": 30, "pad_id": 31, "sequence": 12,
         "padded": True, "draws": 2, "dtype": "bfloat16", "batch_size": 5, "buckets": [6], "seed": 4,
     }  # fmt: skip
     index = extracted(dtype="bf16", seed=4, buckets=(6,)).index

@@ -282,9 +282,9 @@ def test_shards_of_another_backbone_are_refused(three, vocabulary, tmp_path):
     model.init_weights(torch.Generator().manual_seed(0))
     save_backbone(tmp_path / "backbone", model, vocabulary)
     backbone = Backbone(tmp_path / "backbone")
-    with pytest.raises(DataError, match=rf"belongs to backbone b{{12}}, but .* holds {backbone.fingerprint[:12]}; run dvc repro"):
+    with pytest.raises(DataError, match=rf"belongs to backbone b{{12}}, but .* holds {backbone.digest[:12]}; run dvc repro"):
         cached("train", backbone=backbone, shards=str(three))
-    forge(three, lambda index: index.update(backbone=backbone.fingerprint))
+    forge(three, lambda index: index.update(backbone=backbone.digest))
     assert len(cached("train", backbone=backbone, shards=str(three))) == 36
 
 

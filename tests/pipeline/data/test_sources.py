@@ -80,7 +80,7 @@ def test_shards_of_this_backbone_are_opened(finished, backbone):
 
 
 def test_shards_of_another_backbone_are_refused(finished, backbone, other):
-    message = rf"belongs to backbone {backbone.fingerprint[:12]}, but .*other holds {other.fingerprint[:12]}; run dvc repro extract"
+    message = rf"belongs to backbone {backbone.digest[:12]}, but .*other holds {other.digest[:12]}; run dvc repro extract"
     with pytest.raises(DataError, match=message):
         sources.cached("train", backbone=other, shards=str(finished / "data/shards"))
 
@@ -181,6 +181,6 @@ def test_an_index_of_another_backbone_stops_warmup(copy_of, monkeypatch, capsys)
     monkeypatch.chdir(copy_of)
     assert main(["warmup"]) == 1
     torch.use_deterministic_algorithms(False)
-    fingerprint = Backbone("data/backbone").fingerprint[:12]
+    fingerprint = Backbone("data/backbone").digest[:12]
     assert f"error: data/shards belongs to backbone aaaaaaaaaaaa, but data/backbone holds {fingerprint};" in capsys.readouterr().err
     assert not (copy_of / "runs").exists()

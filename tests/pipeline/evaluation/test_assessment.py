@@ -12,7 +12,7 @@ from components.inference.halting import by_probability
 from components.inference.likelihood import Likelihood
 from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.assessment import EvalConfig, assess, load_models
+from pipeline.evaluation.assessment import EvalConfig, assess, load_models, open_phases
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
 
@@ -58,13 +58,16 @@ def test_data_with_other_token_ids_is_refused(evaluate, finished, tmp_path):
         evaluate(prepared=Limited(tmp_path / "other"))
 
 
-@pytest.mark.parametrize(("folder", "stage"), [("outputs/joint", "joint"), ("outputs/controls/warmup", "controls")])
-def test_a_missing_model_names_its_stage(evaluate, tmp_path, monkeypatch, folder, stage):
+NAMED = [("joint", "outputs/joint", "joint"), ("control_warmup", "outputs/controls/warmup", "controls"), ("own", "runs/own", "own")]
+
+
+@pytest.mark.parametrize(("name", "folder", "stage"), NAMED)
+def test_a_missing_model_names_its_stage(evaluate, tmp_path, monkeypatch, name, folder, stage):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        DataError, match=rf"{folder}/metrics.json does not exist; it is written by stage {stage}: run dvc repro {stage}"
+        DataError, match=rf"{folder}/model.json does not exist; it is written by stage {stage}: run dvc repro {stage}"
     ):
-        evaluate(models={"joint": folder})
+        evaluate(models={name: folder})
 
 
 def test_the_headline_stands_at_the_top(evaluate):
@@ -135,7 +138,7 @@ def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
 
 def test_models_share_what_was_not_trained(finished, runtime):
     folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
-    models = load_models(Backbone(finished / "data/backbone"), folders, runtime)
+    models = load_models(Backbone(finished / "data/backbone"), open_phases(folders), runtime)
     tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
     frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
     assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)

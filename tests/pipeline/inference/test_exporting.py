@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import sha256
 from pipeline.inference.exporting import export
 from pipeline.inference.generation import Generator
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import save_model
 from tests.support.trained import PUZZLE, puzzles, texts
@@ -80,7 +82,7 @@ def test_the_card_takes_results_of_the_very_model_and_not_of_its_folders_name(ma
         changed = metrics | {"evaluated": evaluated}
         if evaluated is None:
             changed.pop("evaluated")  # what an earlier version wrote
-        (folder / "outputs/evaluate/metrics.json").write_text(json.dumps(changed))
+        write_manifest(folder / "outputs/evaluate/metrics.json", changed)
         exported(folder, "again")
         assert "## Results" not in (folder / "again/README.md").read_text()
 
@@ -92,7 +94,7 @@ def test_the_card_says_what_it_is_and_how_well_it_does(made):
     )
     backbone = json.loads((made["puzzles"] / "exported/backbone/model.json").read_text())
     assert backbone["fingerprint"] in card and "test_5, on test (30 examples)" in card and ".900 [.800, 1.000]" in card
-    assert "Generator(" in card and all(digest in card for digest in manifest(made["puzzles"] / "exported")["files"].values())
+    assert "Generator(" in card and all(digest in card for digest in manifest(made["puzzles"] / "exported")["sha256"].values())
     assert "## Results" not in (made["texts"] / "exported/README.md").read_text()
 
 
@@ -171,11 +173,15 @@ def test_an_export_that_was_killed_is_done_again(made, copied, lost):
     assert (copied / lost).is_file()
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"files": {}}', '{"files": 3}', '{"files": {"model.json": "a"}}'])
+@pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": {}}', '{"sha256": 3}', '{"sha256": {"model.json": "a"}}'])
 def test_a_manifest_that_lists_too_little_is_told(copied, content):
     (copied / "export.json").write_text(content)
-    with pytest.raises(DataError, match="does not list what an exported model needs"):
+    with pytest.raises(DataError, match=r"export.json is not what an export wrote; copy it again"):
         Generator(copied)
+    if content.startswith("{") and "3" not in content:
+        write_manifest(copied / "export.json", json.loads(content))
+        with pytest.raises(DataError, match="does not list what an exported model needs"):
+            Generator(copied)
 
 
 def manifest(folder):
@@ -184,14 +190,12 @@ def manifest(folder):
 
 def forge(folder, name, change):
     """Change a description and make the hashes agree: what no accident does."""
-    from pipeline.files import sha256, write_json
-
     description = json.loads((folder / name).read_text())
     change(description)
-    write_json(folder / name, description)
+    write_manifest(folder / name, description)
     held = manifest(folder)
-    held["files"][name] = sha256(folder / name)
-    write_json(folder / "export.json", held)
+    held["sha256"][name] = sha256(folder / name)
+    write_manifest(folder / "export.json", held)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,6 @@ def forge(folder, name, change):
     [
         ("model.json", lambda d: d["refiner"].update(later=1)),
         ("model.json", lambda d: d["refiner"].update(core="Later")),
-        ("model.json", lambda d: d.pop("sha256")),
         ("backbone/model.json", lambda d: d["architecture"].update(heads=3)),
         ("backbone/model.json", lambda d: d["architecture"].update(dim=32)),
         ("backbone/model.json", lambda d: d["vocabulary"].update(later=1)),

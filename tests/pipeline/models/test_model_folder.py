@@ -9,6 +9,7 @@ import torch
 
 from pipeline.errors import DataError
 from pipeline.inference.exported import load_inference_model
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
 from pipeline.models.model_folder import UNFINISHED, ModelFolder, check_weights
@@ -40,18 +41,18 @@ def test_a_description_is_read_once(trained, monkeypatch, model, parsed):
     stages = []
     once = ModelFolder.__init__
 
-    def counted(self, path, stage):
+    def counted(self, path, stage, phase=None):
         stages.append(stage)
-        once(self, path, stage)
+        once(self, path, stage, phase)
 
     monkeypatch.setattr(ModelFolder, "__init__", counted)
     load_inference_model(trained / model, trained / "data/backbone", trained / "data/prepared")
     assert stages == parsed
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+@pytest.mark.parametrize("content", [{}, {"stage": "warmup"}, {"kinds": 3}])
 def test_what_describes_no_model_is_refused(tmp_path, content):
-    (tmp_path / "model.json").write_text(content)
+    write_manifest(tmp_path / "model.json", content)
     with pytest.raises(DataError, match=r"model.json does not describe a model; run dvc repro warmup"):
         ModelFolder(tmp_path, "warmup")
 
