@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.files import json_bytes, read_json, verify, write_json
+from pipeline.files import json_bytes, mend, read_json, verify, write_json
 
 DIGEST, HASHES, INPUTS, STAGE = "digest", "sha256", "inputs", "stage"
 
@@ -99,8 +99,3 @@ def check_inputs(folder: Path, inputs: Mapping[str, str], others: Mapping[str, s
         if inputs.get(name, digest) != digest:
             what = f"{folder} belongs to {name} {inputs[name][:12]}, but {place} holds {digest[:12]}"
             raise DataError(f"{what}; {mend(stage)}")
-
-
-def mend(stage: str) -> str:
-    """Say what to do about a folder that a stage wrote and that is not what it was; a phase's name is its stage's."""
-    return f"run dvc repro {stage.partition('/')[0]}, or dvc checkout if it was right before"

@@ -75,7 +75,7 @@ class ModelFolder:
 def phase_folder(name: str, path: str | Path) -> ModelFolder:
     """Open the folder of a model that evaluation and report know by ``name``: for a name of ``PHASES``, of its phase alone."""
     phase = PHASES.get(name)
-    return ModelFolder(path, phase or Path(path).name, phase)
+    return ModelFolder(path, phase.partition("/")[0] if phase else Path(path).name, phase)
 
 
 def seal(folder: Path, phase: str, inputs: Mapping[str, str]) -> None:
@@ -86,7 +86,7 @@ def seal(folder: Path, phase: str, inputs: Mapping[str, str]) -> None:
         phase: its name.
         inputs: digests of what it was made from beside what the model names, by stage.
     """
-    content = Manifest(folder / DESCRIPTION, phase).content
+    content = Manifest(folder / DESCRIPTION, phase.partition("/")[0]).content
     names = [METRICS, *sorted(file.name for file in folder.glob("*.csv"))]
     hashes = {name: sha256(folder / name) for name in names}
     more = {STAGE: phase, HASHES: {**content.get(HASHES, {}), **hashes}, INPUTS: {**inputs, **content.get(INPUTS, {})}}

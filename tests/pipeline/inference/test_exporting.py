@@ -193,8 +193,11 @@ def forge(folder, name, change):
     description = json.loads((folder / name).read_text())
     change(description)
     write_manifest(folder / name, description)
+    over = json.loads((folder / "model.json").read_text())
+    over["inputs"]["backbone"] = json.loads((folder / "backbone/model.json").read_text())["digest"]
+    write_manifest(folder / "model.json", over)
     held = manifest(folder)
-    held["sha256"][name] = sha256(folder / name)
+    held["sha256"] |= {file: sha256(folder / file) for file in ("model.json", "backbone/model.json")}
     write_manifest(folder / "export.json", held)
 
 
