@@ -9,7 +9,6 @@ from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
-from pipeline.models.model_folder import ModelFolder
 from pipeline.training import phase
 from pipeline.training.train_state import TrainState
 
@@ -53,6 +52,7 @@ def run(
     """
     runtime.enter_process()
     base = Backbone(backbone)
+    phases = checkpoint.open_phases({"warmup": warmup, "joint": joint}, base)
     continued = base.model()
     folder = Path(out) / "backbone"
     phase.run_phase(
@@ -60,15 +60,14 @@ def run(
         partial(checkpoint.save_model, folder, continued, base), runtime,
         fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size,
         validation_batch_size=validation_batch_size, seed=seed + 1,
-        matched={"warmup": warmup, "joint": joint},
+        matched=[phases["warmup"], phases["joint"]],
     )  # fmt: skip
     sources = partial(states, backbone=base)
-    start = ModelFolder(warmup, "warmup", "warmup")
-    refined = checkpoint.load_refined(start, base, "warmup", sources("train").layer)
+    refined = checkpoint.load_refined(phases["warmup"], base, "warmup", sources("train").layer)
     folder = Path(out) / "warmup"
     phase.run_phase(
         "controls/warmup", refined, sources, folder,
-        partial(checkpoint.save_model, folder, refined, base, start), runtime,
+        partial(checkpoint.save_model, folder, refined, base, phases["warmup"]), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, matched={"joint": joint},
+        validation_batch_size=validation_batch_size, seed=seed + 1, matched=[phases["joint"]],
     )  # fmt: skip

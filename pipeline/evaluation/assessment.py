@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,10 +26,10 @@ from pipeline.evaluation.limited import Limited
 from pipeline.files import sha256, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
-from pipeline.manifests import HASHES, INPUTS, STAGE, check_inputs, write_manifest
+from pipeline.manifests import HASHES, INPUTS, STAGE, write_manifest
 from pipeline.models.backbones import Backbone
-from pipeline.models.checkpoint import load_model
-from pipeline.models.model_folder import METRICS, PHASES, ModelFolder, phase_folder
+from pipeline.models.checkpoint import load_model, open_phases
+from pipeline.models.model_folder import METRICS, ModelFolder
 from pipeline.progress import Progress
 from pipeline.text.detokenise import Render
 from pipeline.text.rendering import Right, rendering_of
@@ -88,7 +87,7 @@ def assess(
     right = rendering_of(prepared.vocabulary.rendering).right
     whole = _made("answers", config.answers), _made("likelihood", config.likelihood)
     backbone.check(prepared)
-    phases = open_phases(models)
+    phases = open_phases(models, backbone)
     loaded = load_models(backbone, phases, runtime, config.recursion_steps)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
@@ -183,19 +182,6 @@ def _whole_answers(
     return lines
 
 
-def open_phases(folders: Mapping[str, str]) -> dict[str, ModelFolder]:
-    """Open the folder of each model, and check that the pipeline's own belong together: joint goes on from this warmup, and so on.
-
-    Raises:
-        DataError: one is of another phase, or was made from another than the one that is here.
-    """
-    phases = {name: phase_folder(name, folder) for name, folder in folders.items()}
-    for name, other in product([name for name in phases if name in PHASES], repeat=2):
-        before, folder = phases[name], phases[other]
-        check_inputs(folder.path, folder.manifest.inputs, {PHASES[name]: before.manifest.digest}, before.path, folder.stage)
-    return phases
-
-
 def load_models(
     backbone: Backbone, phases: Mapping[str, ModelFolder], runtime: Runtime, recursion_steps: int | None = None
 ) -> dict[str, Model]:
@@ -206,7 +192,6 @@ def load_models(
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}
     for name, folder in phases.items():
-        backbone.check_over(folder.manifest.inputs, folder.path, folder.stage)
         if folder.metrics()["steps"]:
             loaded[name] = load_model(folder, backbone, folder.stage, base=frozen).to(runtime.device).eval()
     for model in loaded.values():

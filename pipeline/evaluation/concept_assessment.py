@@ -22,12 +22,13 @@ from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.assessment import PAIRS, SAMPLES, TRACE, EvalConfig, hand_over, load_models, open_phases
+from pipeline.evaluation.assessment import PAIRS, SAMPLES, TRACE, EvalConfig, hand_over, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import open_phases
 from pipeline.progress import Progress
 from pipeline.text.rendering import rendering_of
 
@@ -59,7 +60,7 @@ def assess(
             "forgetting None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared)
-    phases = open_phases(models)
+    phases = open_phases(models, backbone)
     loaded = load_models(backbone, phases, runtime, config.recursion_steps)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)

@@ -5,7 +5,8 @@ backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
 import copy
-from itertools import chain
+from collections.abc import Mapping
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from components.refined_lm import RefinedLM
 from components.refiners.architectures import build_core
 from pipeline.errors import DataError
 from pipeline.files import sha256, write_atomic
-from pipeline.manifests import HASHES, INPUTS, write_manifest
+from pipeline.manifests import HASHES, INPUTS, check_inputs, write_manifest
 from pipeline.models.backbones import Backbone, contiguous
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
+from pipeline.models.model_folder import DESCRIPTION, PHASES, WEIGHTS, ModelFolder, check_weights, phase_folder
 
 
 def save_model(folder: Path, model: Model, backbone: Backbone, start: ModelFolder | None = None) -> None:
@@ -96,6 +97,25 @@ def load_model(
     placed = {name: placed[own] for name, own in _first_names(model).items() if own in placed} | placed
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared
     return model
+
+
+def open_phases(folders: Mapping[str, str | Path], backbone: Backbone) -> dict[str, ModelFolder]:
+    """Open folders of models that were trained over a backbone; those of the pipeline's own names belong together.
+
+    Args:
+        folders: by name; a name of ``PHASES`` takes the model of that phase alone, trained on from those that are here.
+        backbone: of all of them.
+
+    Raises:
+        DataError: one is of another phase, over another backbone, or was made from another model than the one that is here.
+    """
+    phases = {name: phase_folder(name, folder) for name, folder in folders.items()}
+    for folder in phases.values():
+        backbone.check_over(folder.manifest.inputs, folder.path, folder.stage)
+    for before, after in product([name for name in phases if name in PHASES], repeat=2):
+        folder, digests = phases[after], {PHASES[before]: phases[before].manifest.digest}
+        check_inputs(folder.path, folder.manifest.inputs, digests, phases[before].path, folder.stage)
+    return phases
 
 
 def load_refined(folder: str | Path | ModelFolder, backbone: Backbone, stage: str, first_layer: int) -> RefinedLM:

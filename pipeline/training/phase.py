@@ -1,10 +1,9 @@
 """What every training phase has in common: freeze, load, fit, save, report. The stages say what differs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 
@@ -19,8 +18,6 @@ from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.model_folder import CURVES, METRICS, UNFINISHED, ModelFolder, seal
 from pipeline.training.train_state import TrainRun, TrainState
-
-NOTHING: Mapping[str, str | Path] = MappingProxyType({})
 
 
 def run_phase(
@@ -38,7 +35,7 @@ def run_phase(
     batch_size: int,
     validation_batch_size: int = 256,
     seed: int,
-    matched: Mapping[str, str | Path] = NOTHING,
+    matched: Sequence[ModelFolder] = (),
 ) -> None:
     """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, write ``metrics.json`` and seal
     the folder.
@@ -57,15 +54,14 @@ def run_phase(
         batch_size: sequences of a microbatch.
         validation_batch_size: sequences that are validated together.
         seed: of the order of the examples.
-        matched: folders of the phases whose floating-point operations are to be spent, by name; none: the loop's number of steps.
+        matched: phases whose floating-point operations are to be spent; none: the loop's number of steps are taken.
 
     Raises:
         ConfigError: a pattern matches nothing, or the batch is larger than the data.
         DataError: a matched phase is not what it was when it ended.
     """
     out = Path(out)
-    before = {other: ModelFolder(folder, other, other) for other, folder in matched.items()}
-    limit = {"budget": sum(int(folder.metrics()["flops"]) for folder in before.values())} if before else {}
+    limit = {"budget": sum(int(folder.metrics()["flops"]) for folder in matched)} if matched else {}
     try:
         frozen = freeze_except(model, unfreeze, layer_norms=layer_norms)
     except ValueError as error:
@@ -82,7 +78,7 @@ def run_phase(
     parameters = {"total": frozen.total, "trainable": frozen.trainable}
     write_json(out / METRICS, {**asdict(result), "flops": result.flops, "parameters": parameters})
     data = {examples.stage: examples.fingerprint} if examples.fingerprint else {}
-    seal(out, name, {**data, **{other: folder.manifest.digest for other, folder in before.items()}})
+    seal(out, name, {**data, **{folder.manifest.writer: folder.manifest.digest for folder in matched}})
     (out / UNFINISHED).unlink()
 
 

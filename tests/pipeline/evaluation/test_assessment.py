@@ -12,9 +12,10 @@ from components.inference.halting import by_probability
 from components.inference.likelihood import Likelihood
 from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.assessment import EvalConfig, assess, load_models, open_phases
+from pipeline.evaluation.assessment import EvalConfig, assess, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import open_phases
 
 MEASURES = {"test_5": ("test_5", 1.0), "half": ("test_7", 0.5)}
 
@@ -138,7 +139,8 @@ def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
 
 def test_models_share_what_was_not_trained(finished, runtime):
     folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
-    models = load_models(Backbone(finished / "data/backbone"), open_phases(folders), runtime)
+    backbone = Backbone(finished / "data/backbone")
+    models = load_models(backbone, open_phases(folders, backbone), runtime)
     tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
     frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
     assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)
