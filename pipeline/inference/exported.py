@@ -16,7 +16,7 @@ from pipeline.manifests import Manifest
 from pipeline.models import hub
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, phase_at
 from pipeline.text.prompts import Prompts
 from pipeline.text.rendering import rendering_of
 
@@ -80,12 +80,12 @@ def open_model_folder(folder: Path) -> ModelFolder:
     """Open a folder that a user names as a model.
 
     Raises:
-        DataError: it holds none.
+        DataError: it holds none, or lies where another phase's belongs.
     """
     if not (description := folder / DESCRIPTION).is_file():
         why = f"{description} {absence(description)}"
         raise DataError(f"{folder} holds no model ({why}); train one (dvc repro), or name the folder of one: --model DIR")
-    return ModelFolder(folder, folder.name)
+    return ModelFolder(folder, folder.name, phase_at(folder))
 
 
 def check(folder: Path) -> None:

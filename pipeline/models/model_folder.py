@@ -72,6 +72,12 @@ class ModelFolder:
         return self.manifest.json(METRICS)
 
 
+def phase_at(path: Path) -> str | None:
+    """Name the phase whose model lies at a place of the pipeline's own, ``outputs/joint`` for example; None elsewhere."""
+    places = {("data", "backbone"): "backbone"} | {("outputs", *phase.split("/")): phase for phase in PHASES.values()}
+    return places.get(path.parts[-2:]) or places.get(path.parts[-3:])
+
+
 def phase_folder(name: str, path: str | Path) -> ModelFolder:
     """Open the folder of a model that evaluation and report know by ``name``: for a name of ``PHASES``, of its phase alone."""
     phase = PHASES.get(name)
