@@ -157,6 +157,14 @@ def test_metrics_count_what_is_stored(extracted):
     assert metrics == {"bytes": shards.verify(), "rows": 2 * 40 + 7, "tokens": lengths} and lengths < (2 * 40 + 7) * 12
 
 
+def test_metrics_are_covered_by_the_index(extracted):
+    shards = extracted()
+    file = shards.folder / "metrics.json"
+    file.write_text(file.read_text().replace('"rows": 87', '"rows": 88'))
+    with pytest.raises(ShardError, match=r"metrics.json: it is not what was written; run dvc repro extract"):
+        shards.verify()
+
+
 # How it is cut
 
 

@@ -85,6 +85,22 @@ def test_shards_of_another_backbone_are_refused(finished, backbone, other):
         sources.cached("train", backbone=other, shards=str(finished / "data/shards"))
 
 
+def test_shards_of_other_data_are_refused(finished, backbone, copy_of):
+    forge(copy_of / "data/shards", lambda index: index.update(prepared="a" * 64))
+    data = Prepared(finished / "data/prepared").digest[:12]
+    for read in (sources.cached, sources.streamed):
+        with pytest.raises(DataError, match=rf"shards belongs to prepare a{{12}}, but .*holds {data}; run dvc repro extract"):
+            read("train", backbone=backbone, shards=str(copy_of / "data/shards"))
+
+
+def test_data_that_the_backbone_was_not_made_from_are_refused(finished, backbone, live, tmp_path):
+    data = Prepared(finished / "data/prepared")
+    turned = {name: data.split(name).take(torch.arange(30).flip(0)) for name in ("train", "validation")}
+    write(tmp_path / "turned", data.vocabulary, turned, {})
+    with pytest.raises(DataError, match=rf"backbone belongs to prepare {data.digest[:12]}, but .*turned holds .*run dvc repro"):
+        live(prepared=str(tmp_path / "turned"))
+
+
 def test_data_with_other_token_ids_is_refused_with_both_values(backbone, resized, live):
     message = r"size 7 instead of 5, mask_id 6 instead of 4 than the backbone"
     with pytest.raises(DataError, match=message):

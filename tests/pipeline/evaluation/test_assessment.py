@@ -14,8 +14,11 @@ from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.assessment import EvalConfig, assess, load_models
 from pipeline.evaluation.limited import Limited
+from pipeline.manifests import Manifest
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import open_phases
+from pipeline.models.model_folder import ModelFolder
+from tests.conftest import run_stages
 
 MEASURES = {"test_5": ("test_5", 1.0), "half": ("test_7", 0.5)}
 
@@ -167,3 +170,23 @@ def test_the_likelihood_of_whole_answers_stands_with_each_model(evaluate):
     assert joint["minus_frozen"]["answer_nll"]["mean"] == pytest.approx(difference) != 0
     assert 0 < joint["minus_frozen"]["standard_error"] != joint["standard_error"] > 0
     assert "likelihood" not in evaluate()["models"]["frozen"]
+
+
+def test_it_is_a_manifest_of_what_was_evaluated(evaluate, finished, tmp_path):
+    evaluate()
+    manifest = Manifest(tmp_path / "out/metrics.json", "evaluate", "evaluate")
+    assert {manifest.verify(name).name for name in manifest.hashes} == {"samples.jsonl", "trace.json"}
+    folders = {name: ModelFolder(finished / "outputs" / name, name) for name in ("warmup", "joint")}
+    backbone = Backbone(finished / "data/backbone")
+    digests = {name: folder.manifest.digest for name, folder in folders.items()}
+    assert manifest.content["evaluated"] == {"frozen": backbone.digest, **digests}
+    assert manifest.inputs == {"backbone": backbone.digest, "prepare": Prepared(finished / "data/prepared").digest}
+
+
+def test_models_that_do_not_belong_together_are_refused(evaluate, copy_of):
+    run_stages(copy_of, ("warmup",), "warmup.run.seed=5")
+    folders = {name: str(copy_of / "outputs" / name) for name in ("warmup", "joint")}
+    with pytest.raises(DataError, match=r"joint belongs to warmup .*, but .*warmup holds .*; run dvc repro joint"):
+        evaluate(models=folders)
+    mine = evaluate(models={"mine": folders["warmup"], "joint": folders["joint"]})  # whatever is compared with it
+    assert set(mine["models"]) == {"frozen", "mine", "joint"}

@@ -1,6 +1,7 @@
 """The page: what it holds, and what is missing for it."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_a_refiner_without_slots_has_a_page_without_their_picture(copy_of):
     run_stages(copy_of, ("report",))
     assert "(steps.png)" in (page := (copy_of / "outputs/report/report.md").read_text())
     assert "slots.png" not in page and not (copy_of / "outputs/report/slots.png").exists()
+
+
+def test_an_evaluation_of_other_models_is_refused(copy_of, monkeypatch):
+    monkeypatch.chdir(copy_of)
+    run_stages(copy_of, ("warmup",), "warmup.run.seed=5")
+    with pytest.raises(
+        DataError, match=r"outputs/evaluate belongs to warmup .*, but outputs/warmup holds .*; run dvc repro evaluate"
+    ):
+        report(copy_of / "out", Path("outputs/evaluate"), {"backbone": "data/backbone", "warmup": "outputs/warmup"})
 
 
 def test_without_an_evaluation_the_stage_is_named(tmp_path):
