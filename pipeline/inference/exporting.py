@@ -153,7 +153,7 @@ def _facts(phase: str, loaded: InferenceModel, base: str | None, licence: str | 
 
 def _results(folder: Path, metrics: Path) -> str:
     """The evaluation's metrics of the model and of the frozen backbone; nothing unless it looked at this very model."""
-    if not metrics.is_file():
+    if not metrics.exists():
         return ""
     evaluation, digest = Manifest(metrics, "evaluate", "evaluate").content, ModelFolder(folder, folder.name).manifest.digest
     models = evaluation["models"]

@@ -36,6 +36,7 @@ BESIDE = {
 }
 RECORDS = ("config.gin", "config.yaml", "samples.jsonl", "report")  # of what was done: no stage reads them
 CHAIN = ("data/prepared", "data/backbone", "data/shards", *(f"outputs/{name}" for name in PHASES), "outputs/evaluate")
+FIRST = (("backbone", "data/prepared"), ("extract", "data/backbone"))  # inputs that nothing else there was made from
 SIZE = {"limit": 2, "samples": 2, "decodes": {}, "halts": {}}  # of an evaluation
 
 
@@ -102,6 +103,8 @@ def reader(stage, monkeypatch, out):
     config.load_text(config.resolve(stage, params.read(Path("params.yaml"), SECTIONS)).text, stage)
     work = config.stage_function(stage)
 
+    cards = set()
+
     def read():
         shutil.rmtree(out, ignore_errors=True)
         seen = []
@@ -111,7 +114,12 @@ def reader(stage, monkeypatch, out):
         fit |= {"steps": 1} if stage == "finetune" else {"fit_backbone": fit["fit"]} if stage == "controls" else {}
         work(out=str(out), **fit, **(SIZE if stage == "evaluate" else {}))
         written = {"evaluate": ("trace.json", "samples.jsonl"), "report": ("report.md", "steps.csv")}.get(stage, ())
-        seen += [(out / name).read_bytes() for name in written] + ([out] if stage == "export" else [])
+        seen += [(out / name).read_bytes() for name in written]
+        if stage == "export":
+            results = (out / "README.md").read_text().partition("## Results")[2]
+            cards.update([results] if results else [])  # a card without results is right, one with others is not
+            (out / "README.md").unlink(), (out / "export.json").unlink()
+            seen += [out, len(cards)]
         seen += [json.loads((out / "metrics.json").read_text())["models"]] if stage == "evaluate" else []
         return hashed([str(value) if isinstance(value, tuple) else value for value in seen])
 
@@ -272,8 +280,8 @@ def judge(folder, damages, stages, monkeypatch, capfd, out):
         read = reader(stage, monkeypatch, out / "made") if concerned else None
         expected = read() if concerned else None
         for number, (kind, place, change) in concerned:
-            if kind == "another run's folder" and (stage, place) == ("backbone", "data/prepared"):
-                continue  # the first input of all: nothing was made from other data yet, and DVC knows
+            if kind == "another run's folder" and (stage, place) in FIRST:
+                continue  # nothing was made from what was there before, and DVC tells that it changed
             replaced_by = folder / place
             (shutil.copytree if replaced_by.is_dir() else shutil.copy2)(replaced_by, kept)
             change(replaced_by)
