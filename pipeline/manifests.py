@@ -46,6 +46,7 @@ class Manifest:
         writer: stage or phase that wrote it; "" if it names none.
         hashes: sha256 of the files beside it, by name.
         inputs: digest of each manifest that they were made from, by the stage that wrote it.
+        verified: names of the files that were hashed already: none is hashed twice.
 
     Raises:
         DataError: it is missing, is not what was written, or another stage wrote it.
@@ -63,6 +64,7 @@ class Manifest:
         self.writer: str = content.get(STAGE, "")
         self.hashes: dict[str, str] = content.get(HASHES, {})
         self.inputs: dict[str, str] = content.get(INPUTS, {})
+        self.verified: set[str] = set()
         if writer is not None and self.writer not in ("", writer):
             raise DataError(f"{self.folder} is what {self.writer} wrote, expected what {writer} writes; {mend(stage)}")
 
@@ -74,7 +76,9 @@ class Manifest:
         """
         if name not in self.hashes:
             raise DataError(f"{self.path} lists no {name}; {mend(self.stage)}")
-        verify(self.folder / name, self.hashes[name], self.stage)
+        if name not in self.verified:
+            verify(self.folder / name, self.hashes[name], self.stage)
+            self.verified.add(name)
         return self.folder / name
 
     def json(self, name: str) -> Any:

@@ -53,7 +53,10 @@ def load_inference_model(folder: Path, backbone: Path, prepared: Path, *, remote
     stage = "backbone" if folder == backbone else folder.name
     model_folder = open_model_folder(folder)
     try:
-        base = Backbone(model_folder if model_folder.kind == "backbone" else backbone)
+        base_folder = model_folder if model_folder.kind == "backbone" else ModelFolder(backbone, "backbone")
+        for each in (model_folder, base_folder) if is_exported else ():
+            each.manifest.verified.add(WEIGHTS)  # ``check`` has hashed them
+        base = Backbone(base_folder)
         rendering = rendering_of(base.vocabulary.rendering)
         if rendering.files and not is_exported:
             base.check(Prepared(prepared))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import manifests
 from pipeline.errors import DataError
 from pipeline.manifests import Manifest, check_inputs, write_manifest
 
@@ -90,6 +91,13 @@ def test_a_file_that_changed_is_refused(path, change, message):
     change(path.with_name("a"))
     with pytest.raises(DataError, match=rf"{message}.*; run dvc repro joint, or dvc checkout if it was right before$"):
         Manifest(path, "joint").verify("a")
+
+
+def test_a_file_is_hashed_once(path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(manifests, "verify", lambda file, *_: hashed.append(file.name))
+    manifest = Manifest(path, "joint")
+    assert manifest.verify("a") == manifest.verify("a") and hashed == ["a"]
 
 
 def test_a_link_to_the_same_bytes_is_the_same_file(path, tmp_path):

@@ -7,8 +7,10 @@ import shutil
 import pytest
 import torch
 
+from pipeline import files
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
+from pipeline.inference import exported as exported_models
 from pipeline.inference.exporting import export
 from pipeline.inference.generation import Generator
 from pipeline.manifests import write_manifest
@@ -171,6 +173,14 @@ def test_an_export_that_was_killed_is_done_again(made, copied, lost):
     (copied / lost).unlink()
     exported(made["texts"], copied)
     assert (copied / lost).is_file()
+
+
+def test_weights_of_an_export_are_hashed_once(copied, monkeypatch):
+    hashed = []
+    for module in (files, exported_models):
+        monkeypatch.setattr(module, "sha256", lambda file: hashed.append(file.name) or sha256(file))
+    Generator(copied)
+    assert hashed.count("model.safetensors") == 2  # the model's and its backbone's
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": {}}', '{"sha256": 3}', '{"sha256": {"model.json": "a"}}'])
