@@ -92,7 +92,8 @@ def write_ours(folder: Path, samples: Samples) -> None:
         record = write_shard(folder / f"train-00-{number:05d}.tar", blocks, "i" * 64)
         records.append({**record, "split": "train", "draw": 0})
     sizes = {"layer": 1, "dim": samples.dim, "mask_id": 0, "pad_id": 0, "sequence": samples.tokens}
-    write_index(folder, {**sizes, "backbone": "b" * 64, "draws": 1, "dtype": "bfloat16", "padded": False}, records)
+    made_from = {"backbone": "b" * 64, "prepared": "c" * 64}
+    write_index(folder, {**sizes, **made_from, "draws": 1, "dtype": "bfloat16", "padded": False}, records)
 
 
 def ours(folder: Path, samples: Samples, threads: int, pool: bool = False) -> Epoch:

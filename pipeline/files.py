@@ -169,6 +169,11 @@ def verify(path: Path, expected: str, stage: str) -> None:
         DataError: the file is missing or has other content.
     """
     if not path.is_file():
-        raise DataError(f"{path} is listed in the manifest but {absence(path)}; run dvc repro {stage}")
+        raise DataError(f"{path} is listed in the manifest but {absence(path)}; {mend(stage)}")
     if (digest := sha256(path)) != expected:
-        raise DataError(f"{path} is damaged: sha256 {digest[:12]}, its manifest says {expected[:12]}; run dvc repro {stage}")
+        raise DataError(f"{path} is damaged: sha256 {digest[:12]}, its manifest says {expected[:12]}; {mend(stage)}")
+
+
+def mend(stage: str) -> str:
+    """Say what to do about a folder that is not what its stage wrote."""
+    return f"run dvc repro {stage}, or dvc checkout if it was right before"

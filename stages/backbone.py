@@ -53,7 +53,8 @@ def run(
 
     def source(split: str) -> LiveSource:
         stream = VALIDATION if split == "validation" else None
-        return LiveSource(data.split(split), data.vocabulary, masking, seed, stream=stream, buckets=buckets)
+        rows = data.split(split)
+        return LiveSource(rows, data.vocabulary, masking, seed, stream=stream, buckets=buckets, fingerprint=data.digest)
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
     phase.run_phase(

@@ -57,24 +57,26 @@ def run(
     """
     runtime.enter_process()
     base = Backbone(backbone)
+    phases = checkpoint.open_phases({"warmup": warmup, "joint": joint}, base)
+    both = [phases["warmup"], phases["joint"]]
     continued, tokens = base.model(), partial(examples, backbone=base)
-    budget = phase.spent(warmup, "warmup") + phase.spent(joint, "joint")
     folder = Path(out) / "lora"  # the first, for it leaves the backbone's weights as they are
     lora_phase.run_lora(
         "controls/lora", lora, continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_lora, parameters=phase.trained(warmup, "warmup"), batch_size=backbone_batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, budget=budget,
+        fit=fit_lora, compared_with=phases["warmup"], batch_size=backbone_batch_size,
+        validation_batch_size=validation_batch_size, seed=seed + 1, matched=both,
     )  # fmt: skip
     folder = Path(out) / "backbone"
     phase.run_phase(
         "controls/backbone", continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
         fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, budget=budget,
+        validation_batch_size=validation_batch_size, seed=seed + 1, matched=both,
     )  # fmt: skip
     sources, folder = partial(states, backbone=base), Path(out) / "warmup"
-    refined = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
+    refined = checkpoint.load_refined(phases["warmup"], base, "warmup", sources("train").layer)
     phase.run_phase(
-        "controls/warmup", refined, sources, folder, partial(checkpoint.save_model, folder, refined, base, warmup), runtime,
+        "controls/warmup", refined, sources, folder,
+        partial(checkpoint.save_model, folder, refined, base, phases["warmup"]), runtime,
         fit=fit, unfreeze=unfreeze, batch_size=batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, budget=phase.spent(joint, "joint"),
+        validation_batch_size=validation_batch_size, seed=seed + 1, matched=[phases["joint"]],
     )  # fmt: skip

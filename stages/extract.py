@@ -56,7 +56,7 @@ def run(
         print(f"extract: {ShardReader(out).verify():,} bytes in {out} are those that were written")
         return
     frozen, data = Backbone(backbone), Prepared(prepared)
-    frozen.check(data.vocabulary, data.folder)
+    frozen.check(data)
     try:
         layer = split_layer(frozen.architecture["layers"], tail_layers)
     except ValueError as error:

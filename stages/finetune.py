@@ -10,6 +10,7 @@ from pipeline.data.batches import Sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
+from pipeline.models.model_folder import ModelFolder
 from pipeline.training import phase
 from pipeline.training.train_state import TrainState
 
@@ -47,10 +48,11 @@ def run(
     """
     runtime.enter_process()
     base = Backbone(backbone)
-    model = checkpoint.load_refined(joint, base, "joint", 0)
-    save = partial(checkpoint.save_model, Path(out), model, base, joint)
+    start = ModelFolder(joint, "joint", "joint")
+    model = checkpoint.load_refined(start, base, "joint", 0)
+    save = partial(checkpoint.save_model, Path(out), model, base, start)
     if steps == 0:
-        phase.skipped(out, save)
+        phase.skipped("finetune", out, save)
         return
     phase.run_phase(
         "finetune", model, partial(examples, backbone=base), out, save, runtime,

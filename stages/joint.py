@@ -10,6 +10,7 @@ from pipeline.data.batches import Sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
+from pipeline.models.model_folder import ModelFolder
 from pipeline.training import phase
 from pipeline.training.train_state import TrainState
 
@@ -48,8 +49,9 @@ def run(
     runtime.enter_process()
     base = Backbone(backbone)
     sources = partial(states, backbone=base)
-    model = checkpoint.load_refined(warmup, base, "warmup", sources("train").layer)
-    save = partial(checkpoint.save_model, Path(out), model, base, warmup)
+    start = ModelFolder(warmup, "warmup", "warmup")
+    model = checkpoint.load_refined(start, base, "warmup", sources("train").layer)
+    save = partial(checkpoint.save_model, Path(out), model, base, start)
     phase.run_phase(
         "joint", model, sources, out, save, runtime,
         fit=fit, unfreeze=unfreeze, layer_norms=layer_norms, table=table, batch_size=batch_size,

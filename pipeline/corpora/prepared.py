@@ -1,6 +1,6 @@
 """Prepared examples: the tokenised corpus as prepare leaves it and every later stage reads it.
 
-A folder with one safetensors file per split and ``manifest.json`` (vocabulary, counts, hashes).
+A folder with one safetensors file per split and ``manifest.json`` (vocabulary, counts, hashes of all files).
 """
 
 import json
@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.files import read_json, sha256, verify, write_atomic, write_json
+from pipeline.files import sha256, write_atomic
+from pipeline.manifests import HASHES, STAGE, Manifest, write_manifest
 
-SENTENCES = "sentences.jsonl"  # texts by id, where ids are sentences
+MANIFEST, SENTENCES = "manifest.json", "sentences.jsonl"  # texts by id, where ids are sentences
+BESIDE = (SENTENCES, "tokenizer.json", "prompt_template.json")  # what a corpus may leave beside its splits
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source
     Raises:
         DataError: a split has no examples, or an example has nothing to supervise.
     """
-    entries, first = {}, 0
+    entries, hashes, first = {}, {}, 0
     for name, split in splits.items():
         if len(split) == 0:
             raise DataError(f"split '{name}' has no examples; give the corpus more data or other split settings")
@@ -98,21 +100,30 @@ def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source
         tensors["uid"] = torch.arange(first, first + len(split))
         first += len(split)
         write_atomic(folder / f"{name}.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
-        entries[name] = {"examples": len(split), "sha256": sha256(folder / f"{name}.safetensors")}
-    write_json(folder / "manifest.json", {"vocabulary": asdict(vocabulary), "splits": entries, "source": source})
+        entries[name] = {"examples": len(split)}
+        hashes[f"{name}.safetensors"] = sha256(folder / f"{name}.safetensors")
+    hashes |= {name: sha256(folder / name) for name in BESIDE if (folder / name).is_file()}
+    content = {STAGE: "prepare", "vocabulary": asdict(vocabulary), "splits": entries, "source": source, HASHES: hashes}
+    write_manifest(folder / MANIFEST, content)
 
 
 class Prepared:
-    """Reader of a folder that ``prepare`` has written.
+    """Reader of a folder that ``prepare`` has written. Splits are verified when they are read, all other files at once.
+
+    Attributes:
+        digest: of the manifest, which stands for every byte of the folder.
 
     Raises:
-        DataError: the folder is missing or incomplete.
+        DataError: the folder is missing or incomplete, or is not what was written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.manifest = read_json(self.folder / "manifest.json", "prepare")
+        manifest = Manifest(self.folder / MANIFEST, "prepare", "prepare")
+        self._verify, self.manifest, self.digest = manifest.verify, manifest.content, manifest.digest
         self.vocabulary = Vocabulary(**self.manifest["vocabulary"])
+        for name in set(manifest.hashes) & set(BESIDE):
+            manifest.verify(name)
 
     def split(self, name: str) -> Split:
         """Examples of one split, verified against the manifest.
@@ -123,9 +134,7 @@ class Prepared:
         known = self.manifest["splits"]
         if name not in known:
             raise DataError(f"{self.folder} has no split '{name}'; it has {', '.join(sorted(known))}")
-        path = self.folder / f"{name}.safetensors"
-        verify(path, known[name]["sha256"], "prepare")
-        return Split(**load_file(path))
+        return Split(**load_file(self._verify(f"{name}.safetensors")))
 
 
 def texts(folder: Path) -> list[str]:

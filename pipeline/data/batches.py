@@ -38,12 +38,14 @@ class Source(Protocol):
     Attributes:
         layer: that the batches' hidden states enter; 0 = the first, from the tokens.
         padded: tokens that each row takes up in a batch.
-        fingerprint: hash of the data.
+        fingerprint: digest of the data's manifest; "" = it has none.
+        stage: that wrote the data.
     """
 
     layer: int
     padded: Tensor
     fingerprint: str
+    stage: str
 
     def sampler(self, size: int, seed: int) -> DeterministicSampler:
         """The order of training, in steps of ``size`` rows."""
@@ -91,8 +93,10 @@ class LiveSource:
         layer: the split.
         dtype: states are rounded to it, as they are in shards.
         autocast: precision of the trunk, the one that extract ran it in.
-        fingerprint: hash of the data.
+        fingerprint: digest of the data's manifest.
     """
+
+    stage = "prepare"
 
     def __init__(
         self,
@@ -153,6 +157,8 @@ class CachedSource:
         buckets: lengths that batches are padded to; the whole sequence is always one.
         near: shuffle among this many blocks at a time, for disks that are slow to seek; 0 = among all rows.
     """
+
+    stage = "extract"
 
     def __init__(self, shards: ShardReader, split: str, buckets: Sequence[int] = (), near: int = 0) -> None:
         self.shards, self.near = shards, near

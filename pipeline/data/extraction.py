@@ -22,9 +22,9 @@ from components.quantisation import DTYPES as EIGHT_BITS
 from components.quantisation import calibrated, quantised, relative_error
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, LiveSource, Masking
-from pipeline.data.shard_writer import INDEX, ROWS, Block, committed, free_bytes, write_index, write_shard
+from pipeline.data.shard_writer import INDEX, METRICS, ROWS, Block, committed, free_bytes, write_index, write_shard
 from pipeline.errors import ConfigError
-from pipeline.files import json_bytes, write_json
+from pipeline.files import json_bytes, sha256, write_json
 from pipeline.machine import snapshots
 from pipeline.machine.distributed import barrier, rank, world
 from pipeline.machine.runtime import Runtime
@@ -103,7 +103,8 @@ class Extraction:
         """What the index says of itself."""
         vocabulary = self.prepared.vocabulary
         return {
-            "backbone": self.backbone.fingerprint, "layer": self.layer, "dim": self.backbone.architecture["dim"],
+            "backbone": self.backbone.digest, "prepared": self.prepared.digest, "layer": self.layer,
+            "dim": self.backbone.architecture["dim"],
             "mask_id": vocabulary.mask_id, "pad_id": vocabulary.pad_id, "sequence": vocabulary.sequence,
             "padded": any(source.split.valid is not None for source in self.sources.values()),
             "draws": self.draws, "dtype": str(STORED[self.dtype]).removeprefix("torch."),
@@ -112,7 +113,7 @@ class Extraction:
 
     def identity(self) -> str:
         """Hash of all that decides the shards, as far as it can be told; code and masking are the scratch key's."""
-        content = {**self.plan(), "prepared": self.prepared.manifest, "bytes": [self.shard_bytes, self.block_bytes]}
+        content = {**self.plan(), "bytes": [self.shard_bytes, self.block_bytes]}
         return hashlib.sha256(json_bytes(content)).hexdigest()
 
     def tokens(self) -> int:
@@ -176,7 +177,7 @@ class Extraction:
 
 
 def extract(extraction: Extraction, out: Path) -> None:
-    """Write every shard, the index and ``metrics.json`` into ``out``.
+    """Write every shard, ``metrics.json`` and the index into ``out``.
 
     Raises:
         ConfigError: there is not enough room on the disk.
@@ -225,19 +226,20 @@ def _finish(extraction: Extraction, parts: list[Part], building: Path, out: Path
         records.append({**record, "split": part.split, "draw": part.draw})
     for leftover in building.glob("*.tmp"):
         leftover.unlink()
-    write_index(building, extraction.plan(), records, extraction.channel)
     stored = sum(record["bytes"] for record in records)
     metrics: dict[str, Any] = {"bytes": stored, "rows": sum(len(r["uid"]) for r in records), "tokens": extraction.tokens()}
     if extraction.channel is not None:
         errors, tokens = (sum(record[name] for record in records) for name in ("error", "tokens"))
         metrics |= {"relative_error": errors / tokens, "relative_error_largest": max(r["error_largest"] for r in records)}
-    write_json(building / "metrics.json", metrics)
+    write_json(building / METRICS, metrics)
+    plan = {**extraction.plan(), "metrics": sha256(building / METRICS)}
+    write_index(building, plan, records, extraction.channel)
     if building == out:
         for part in parts:
             (out / part.file).with_suffix(".json").unlink()
         return
     out.mkdir(parents=True, exist_ok=True)
-    for name in (*(part.file for part in parts), ROWS, "metrics.json", INDEX):
+    for name in (*(part.file for part in parts), ROWS, METRICS, INDEX):
         _linked(building / name, out / name)
 
 

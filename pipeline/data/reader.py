@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.data.buffers import Buffers
 from pipeline.data.shard_index import ShardIndex
-from pipeline.data.shard_writer import TAR_UNIT, damaged, wrong
+from pipeline.data.shard_writer import METRICS, TAR_UNIT, damaged, wrong
 from pipeline.files import sha256
 from pipeline.progress import watched
 
@@ -100,6 +100,8 @@ class ShardReader:
             if (digest := sha256(self.folder / shard["file"])) != shard["sha256"]:
                 what = f"sha256 is {digest[:12]}, the index says {shard['sha256'][:12]}"
                 raise damaged(what, self.folder / shard["file"])
+        if (metrics := self.folder / METRICS).is_file() and sha256(metrics) != self.index.get("metrics"):
+            raise damaged("it is not what was written", metrics)
         return int(sum(shard["bytes"] for shard in self.table.shards))
 
     def _open(self, number: int) -> int:

@@ -39,7 +39,8 @@ def _text(pattern: str) -> Fits:
 PLAN: dict[str, Fits] = {
     **dict.fromkeys(("dim", "draws"), _whole(1)), **dict.fromkeys(("layer", "mask_id", "pad_id"), _whole(0)),
     "sequence": _whole(1, 1 << 20),
-    "backbone": _text(r"[0-9a-f]{64}"), "dtype": lambda value: value in list(STATES), "padded": lambda value: type(value) is bool,
+    **dict.fromkeys(("backbone", "prepared"), _text(r"[0-9a-f]{64}")),
+    "dtype": lambda value: value in list(STATES), "padded": lambda value: type(value) is bool,
     "shards": lambda value: isinstance(value, list) and value != [] and all(isinstance(shard, dict) for shard in value),
 }  # fmt: skip
 SHARD: dict[str, Fits] = {
@@ -120,6 +121,7 @@ class ShardIndex:
     Attributes:
         index: what extract wrote about itself.
         fingerprint: hash of the index and so of every byte.
+        inputs: digests of the backbone and the prepared data that the states were made from, by stage.
         channel: scale of each channel, of states in eight bits; else None.
         shards: entries of the files, in the order of their rows.
         shard, rows, tokens, offset, size, hidden: of each block: its file, how many rows and tokens, where in its file it begins,
@@ -137,6 +139,7 @@ class ShardIndex:
         self.folder = Path(folder)
         self.index = read_index(self.folder)
         self.fingerprint: str = self.index["fingerprint"]
+        self.inputs = {"backbone": self.index["backbone"], "prepare": self.index["prepared"]}
         table, self.channel = read_table(self.folder, self.index)
         self.shards: list[dict[str, Any]] = self.index["shards"]
         self._fields: list[str] = self.index["fields"]

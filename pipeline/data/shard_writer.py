@@ -27,8 +27,8 @@ from pipeline.files import json_bytes, put_durably, storing, write_durably
 Block = dict[str, Tensor]
 Layout = dict[str, dict[str, Any]]  # field -> dtype, shape, data_offsets, as a safetensors header has them
 
-FORMAT = 2
-INDEX, ROWS = "index.json", "index.safetensors"
+FORMAT = 3
+INDEX, ROWS, METRICS = "index.json", "index.safetensors", "metrics.json"
 TAR_UNIT = 512
 DTYPES = {"I32": torch.int32, "I64": torch.int64, "F32": torch.float32, "BOOL": torch.bool}
 TOKEN_FIELDS = {"tokens": "I32", "targets": "I32", "masked": "BOOL", "weights": "F32"}  # beside the states
@@ -109,7 +109,7 @@ def write_index(folder: Path, plan: dict[str, Any], records: list[dict[str, Any]
 
     Args:
         folder: of the shards.
-        plan: what was extracted: backbone, layer, fields, batch plan.
+        plan: what was extracted: digests of backbone and prepared data, layer, fields, batch plan, hash of ``metrics.json``.
         records: of every shard, in the order of their rows; each with its ``split`` and ``draw``.
         channel: scale of each channel, of states in eight bits.
 

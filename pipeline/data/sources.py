@@ -34,7 +34,7 @@ def cached(
         DataError: the shards were made with another backbone, or are damaged.
     """
     reader = ShardReader(shards)
-    backbone.check_fingerprint(reader.index["backbone"], reader.folder, "extract")
+    backbone.check_over(reader.table.inputs, reader.folder, "extract")
     return CachedSource(reader, split, buckets, near)
 
 
@@ -54,7 +54,7 @@ def streamed(split: str, *, backbone: Backbone, shards: str, near: PositiveInt =
         DataError: the shards were made with another backbone, are damaged, or have no URL.
     """
     table = ShardIndex(shards)
-    backbone.check_fingerprint(table.index["backbone"], table.folder, "extract")
+    backbone.check_over(table.inputs, table.folder, "extract")
     return StreamedSource(table, split, near, urls)
 
 
@@ -92,10 +92,11 @@ def tokens(
     """Token ids alone, for models that are trained from their first layer on.
 
     Raises:
-        DataError: the prepared data speaks of other token ids than the backbone.
+        DataError: the backbone was not made from the prepared data.
     """
     data = Prepared(prepared)
-    backbone.check(data.vocabulary, data.folder)
+    backbone.check(data)
     stream = VALIDATION if split == "validation" else None
-    rows, digest = data.split(split), data.manifest["splits"][split]["sha256"]
-    return LiveSource(rows, data.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=digest)
+    return LiveSource(
+        data.split(split), data.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=data.digest
+    )

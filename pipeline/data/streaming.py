@@ -48,6 +48,8 @@ class StreamedSource:
         DataError: a file of the index has no URL, or draws are not cut alike.
     """
 
+    stage = "extract"
+
     def __init__(self, table: ShardIndex, split: str, near: int = 16, urls: Sequence[str] = ()) -> None:
         self.table, self.near, self.urls = table, max(near, 1), located(table, split, urls)
         draws = 1 if split == "validation" else int(table.index["draws"])

@@ -23,17 +23,19 @@ from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
 from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
-from pipeline.files import read_json, sha256, write_atomic, write_json
+from pipeline.files import sha256, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
+from pipeline.manifests import HASHES, INPUTS, STAGE, write_manifest
 from pipeline.models.backbones import Backbone
-from pipeline.models.checkpoint import load_model
-from pipeline.models.model_folder import DESCRIPTION
+from pipeline.models.checkpoint import load_model, open_phases
+from pipeline.models.model_folder import METRICS, ModelFolder
 from pipeline.progress import Progress
 from pipeline.text.detokenise import Render
 from pipeline.text.rendering import Right, known_ids, rendering_of
 
 T = TypeVar("T")
+SAMPLES, TRACE = "samples.jsonl", "trace.json"
 PAIRS = (
     ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
     ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
@@ -80,8 +82,9 @@ def assess(
     measures, seed, size = config.measures, config.seed, config.batch_size
     right = rendering_of(prepared.vocabulary.rendering).right
     whole = _made("answers", config.answers), _made("likelihood", config.likelihood)
-    backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = load_models(backbone, models, runtime, config.recursion_steps)
+    backbone.check(prepared)
+    phases = open_phases(models, backbone)
+    loaded = load_models(backbone, phases, runtime, config.recursion_steps)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(loaded) * (len(measures) + len(config.decodes)), "measure") as bar:
@@ -119,11 +122,10 @@ def assess(
     if rank():
         return
     common: dict[str, Any] = {"headline": config.headline, "measures": list(measures)}
-    common["evaluated"] = evaluated_models(backbone, models, loaded)
     common["differences"] = _differences(prepared, measures, counted)
     common |= {"lost_references": lost} if lost else {}
-    write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
     _write_samples(prepared, loaded, split_name, config.samples, written, out, runtime)
+    hand_over(out, {**common, "models": metrics}, prepared, backbone, {name: phases[name] for name in phases if name in loaded})
 
 
 def _differences(
@@ -182,7 +184,7 @@ def _whole_answers(
 
 
 def load_models(
-    backbone: Backbone, folders: Mapping[str, str], runtime: Runtime, recursion_steps: int | None = None
+    backbone: Backbone, phases: Mapping[str, ModelFolder], runtime: Runtime, recursion_steps: int | None = None
 ) -> dict[str, Model]:
     """Load the frozen backbone and every trained model over its very weights, without phases that were switched off.
 
@@ -190,19 +192,30 @@ def load_models(
     """
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}
-    for name, folder in folders.items():
-        stage = "controls" if "controls" in Path(folder).parts else Path(folder).name
-        if read_json(Path(folder) / "metrics.json", stage)["steps"]:
-            loaded[name] = load_model(folder, backbone, stage, base=frozen).to(runtime.device).eval()
+    for name, folder in phases.items():
+        if folder.metrics()["steps"]:
+            loaded[name] = load_model(folder, backbone, folder.stage, base=frozen).to(runtime.device).eval()
     for model in loaded.values():
         model.set_steps(recursion_steps)
     return loaded
 
 
-def evaluated_models(backbone: Backbone, folders: Mapping[str, str], loaded: Mapping[str, Model]) -> dict[str, str]:
-    """Identify what was looked at: of every model the sha256 of its ``model.json``, which names its weights and its backbone."""
-    places = {"frozen": backbone.folder, **{name: Path(folder) for name, folder in folders.items()}}
-    return {name: sha256(places[name] / DESCRIPTION) for name in loaded}
+def hand_over(
+    out: Path, content: Mapping[str, Any], prepared: Limited, backbone: Backbone, phases: Mapping[str, ModelFolder]
+) -> None:
+    """Write ``metrics.json``, the manifest of an evaluation: with its numbers, what they are of and what lies beside them.
+
+    Args:
+        out: folder, with samples and trace.
+        content: the numbers.
+        prepared: the examples.
+        backbone: the frozen model.
+        phases: folder of every trained model that was looked at.
+    """
+    evaluated = {"frozen": backbone.digest, **{name: folder.manifest.digest for name, folder in phases.items()}}
+    lineage = {STAGE: "evaluate", "evaluated": evaluated, INPUTS: {"prepare": prepared.digest, "backbone": backbone.digest}}
+    hashes = {name: sha256(out / name) for name in (SAMPLES, TRACE)}
+    write_manifest(out / METRICS, {**content, **prepared.provenance, **lineage, HASHES: hashes})
 
 
 def _write_samples(
@@ -222,7 +235,7 @@ def _write_samples(
     render = rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder)
     traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
     lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
-    write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())
+    write_atomic(out / SAMPLES, "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())
     trace = {
         "rendering": prepared.vocabulary.rendering,
         "mask_id": prepared.vocabulary.mask_id,
@@ -230,7 +243,7 @@ def _write_samples(
         "response": split.response.tolist(),
         "models": traces,
     }
-    write_json(out / "trace.json", trace)
+    write_json(out / TRACE, trace)
 
 
 def _sample(

@@ -22,12 +22,13 @@ from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.assessment import PAIRS, EvalConfig, evaluated_models, load_models
+from pipeline.evaluation.assessment import PAIRS, SAMPLES, TRACE, EvalConfig, hand_over, load_models
 from pipeline.evaluation.limited import Limited
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import open_phases
 from pipeline.progress import Progress
 from pipeline.text.rendering import rendering_of
 
@@ -58,8 +59,9 @@ def assess(
             "sentences are predicted one at a time: decodes and halts must be {}, answers, likelihood and "
             "forgetting None, and the fraction of a measure 1.0"
         )
-    backbone.check(prepared.vocabulary, prepared.folder)
-    loaded = load_models(backbone, models, runtime, config.recursion_steps)
+    backbone.check(prepared)
+    phases = open_phases(models, backbone)
+    loaded = load_models(backbone, phases, runtime, config.recursion_steps)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)
     names = [*loaded, *BASELINES]
@@ -87,10 +89,9 @@ def assess(
     if rank():
         return
     common = {"headline": config.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
-    common["evaluated"] = evaluated_models(backbone, models, loaded)
-    write_json(out / "metrics.json", {**common, **prepared.provenance, "models": metrics})
-    write_json(out / "trace.json", {"rendering": prepared.vocabulary.rendering})
+    write_json(out / TRACE, {"rendering": prepared.vocabulary.rendering})
     _write_samples(prepared, loaded, table, measures[config.headline][0], config.samples, out, runtime, seed)
+    hand_over(out, {**common, "models": metrics}, prepared, backbone, {name: phases[name] for name in phases if name in loaded})
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:
@@ -181,4 +182,4 @@ def _write_samples(
         document = [render([token]) for token in tokens[:length]]
         answers = {name: [render([int(ids[step[row]])]) for step in steps] for name, steps in nearest_ids.items()}
         lines.append({"context": document[:-1], "truth": document[-1], "models": answers})
-    write_atomic(out / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_atomic(out / SAMPLES, "".join(json.dumps(line) + "\n" for line in lines).encode())

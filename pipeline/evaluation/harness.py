@@ -79,7 +79,7 @@ class Requests:
             raise ConfigError(str(error)) from None
         self.runtime = Runtime(device, precision, threads)
         data, base = Prepared(prepared), Backbone(backbone)
-        base.check(data.vocabulary, data.folder)
+        base.check(data)
         encoding, self.template = prompt_template.read(data.folder)
         self.folder = data.folder
         self.vocabulary, self.tokenizer, self.end = data.vocabulary, encoding.tokenizer, encoding.id("end")

@@ -1,20 +1,22 @@
 """Models to be used: a trained model over its backbone, or a folder that holds both and stands alone. Never pickle.
 
 An exported folder is the model's folder with its backbone's as ``backbone/``, the tokenizer if it reads text, a model card, and
-``export.json`` with the sha256 of every file that decides what the model says. Of a pretrained backbone ``backbone/`` names where
-the weights lie and what they are; they are not copied.
+``export.json``, its manifest, with the sha256 of every file that decides what the model says. Of a pretrained backbone
+``backbone/`` names where the weights lie and what they are; they are not copied.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from components.model import Model
+from pipeline.corpora.prepared import Prepared
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.files import absence, read_json, sha256
+from pipeline.files import absence, sha256
+from pipeline.manifests import Manifest
 from pipeline.models import hub
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, phase_at
 from pipeline.text.prompts import Prompts
 from pipeline.text.rendering import rendering_of
 
@@ -51,8 +53,14 @@ def load_inference_model(folder: Path, backbone: Path, prepared: Path, *, remote
     stage = "backbone" if folder == backbone else folder.name
     model_folder = open_model_folder(folder)
     try:
-        base = Backbone(model_folder if model_folder.kind == "backbone" else backbone)
-        prompts = rendering_of(base.vocabulary.rendering).prompts(base.vocabulary, prepared, base.architecture["seq"])
+        base_folder = model_folder if model_folder.kind == "backbone" else ModelFolder(backbone, "backbone")
+        for each in (model_folder, base_folder) if is_exported else ():
+            each.manifest.verified.add(WEIGHTS)  # ``check`` has hashed them
+        base = Backbone(base_folder)
+        rendering = rendering_of(base.vocabulary.rendering)
+        if rendering.files and not is_exported:
+            base.check(Prepared(prepared))
+        prompts = rendering.prompts(base.vocabulary, prepared, base.architecture["seq"])
         source = base.architecture.get("source", {})
         if is_exported and source.get("remote_code") and not remote_code:
             raise ConfigError(
@@ -75,24 +83,23 @@ def open_model_folder(folder: Path) -> ModelFolder:
     """Open a folder that a user names as a model.
 
     Raises:
-        DataError: it holds none.
+        DataError: it holds none, or lies where another phase's belongs.
     """
     if not (description := folder / DESCRIPTION).is_file():
         why = f"{description} {absence(description)}"
         raise DataError(f"{folder} holds no model ({why}); train one (dvc repro), or name the folder of one: --model DIR")
-    return ModelFolder(folder, folder.name)
+    return ModelFolder(folder, folder.name, phase_at(folder))
 
 
 def check(folder: Path) -> None:
     """Raise DataError unless every file of an exported folder is what it was."""
     try:
-        manifest = read_json(folder / MANIFEST, "export")
+        hashes = Manifest(folder / MANIFEST, "export", "export").hashes
     except DataError:
-        raise DataError(f"{folder / MANIFEST} is not valid JSON; {MEND}") from None
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not set(files) >= NEEDED:
+        raise DataError(f"{folder / MANIFEST} is not what an export wrote; {MEND}") from None
+    if not set(hashes) >= NEEDED:
         raise DataError(f"{folder / MANIFEST} does not list what an exported model needs; {MEND}")
-    for name, expected in files.items():
+    for name, expected in hashes.items():
         if not (folder / name).is_file():
             raise DataError(f"{folder / name} is missing; {MEND}")
         if (digest := sha256(folder / name)) != expected:

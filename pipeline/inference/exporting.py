@@ -4,16 +4,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from components.model import Model
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import json_bytes, read_json, sha256, write_atomic, write_json
+from pipeline.files import json_bytes, sha256, write_atomic, write_json
 from pipeline.inference.exported import BASE, MANIFEST, InferenceModel, load_inference_model, open_model_folder
+from pipeline.manifests import HASHES, STAGE, Manifest, sealed
 from pipeline.models import hub
 from pipeline.models.backbones import PRETRAINED
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
 from pipeline.reporting.markdown import cell, markdown
 from pipeline.text.rendering import rendering_of
 
@@ -78,7 +78,7 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
     files = {name: sha256(source) for name, source in copied.items()}
     card = _card(out.absolute().name, model, loaded, files, evaluation / "metrics.json").encode()
     digest = hashlib.sha256(card).hexdigest()
-    manifest = {"files": files, "card": digest}
+    manifest = sealed({STAGE: "export", HASHES: files, "card": digest})
     _refuse_to_replace(out, {**files, CARD_FILE: digest, MANIFEST: hashlib.sha256(json_bytes(manifest)).hexdigest()})
     for name, source in copied.items():
         write_atomic(out / name, source.read_bytes())
@@ -95,7 +95,7 @@ def _refuse_to_replace(out: Path, digests: Mapping[str, str]) -> None:
     """
     try:
         before = json.loads((out / MANIFEST).read_bytes())
-        written, card = set(before["files"]) | {MANIFEST}, before.get("card")
+        written, card = set(before[HASHES]) | {MANIFEST}, before.get("card")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         written, card = set(), None
     for name, digest in digests.items():
@@ -153,8 +153,10 @@ def _facts(phase: str, loaded: InferenceModel, base: str | None, licence: str | 
 
 def _results(folder: Path, metrics: Path) -> str:
     """The evaluation's metrics of the model and of the frozen backbone; nothing unless it looked at this very model."""
-    evaluation: Any = read_json(metrics, "evaluate") if metrics.is_file() else {"models": {}}
-    models, digest = evaluation["models"], sha256(folder / DESCRIPTION)
+    if not metrics.exists():
+        return ""
+    evaluation, digest = Manifest(metrics, "evaluate", "evaluate").content, ModelFolder(folder, folder.name).manifest.digest
+    models = evaluation["models"]
     same = [name for name, other in evaluation.get("evaluated", {}).items() if other == digest and name in models]
     if not same:
         return ""

@@ -1,5 +1,6 @@
 """A backbone on disk: ``model.safetensors`` + ``model.json`` with architecture, vocabulary and fingerprint. Never pickle."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,10 @@ from components.backbones.backbone import BackboneModel
 from components.backbones.backbones import build_backbone
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.sentence_table import SentenceTable
-from pipeline.corpora.prepared import SENTENCES, Vocabulary
+from pipeline.corpora.prepared import SENTENCES, Prepared, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256, verify, write_atomic, write_json
+from pipeline.files import sha256, verify, write_atomic
+from pipeline.manifests import HASHES, check_inputs, write_manifest
 from pipeline.models import pretrained
 from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
 
@@ -27,19 +29,24 @@ class Backbone:
     Args:
         folder: its path, or the folder with its description already read.
 
+    Attributes:
+        digest: of its manifest: what is made over it names this.
+
     Raises:
-        DataError: the folder is missing or its weights are not what the description says.
+        DataError: the folder is missing, holds another kind of model, or is not what its manifest says.
     """
 
     def __init__(self, folder: str | Path | ModelFolder) -> None:
         model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, "backbone")
         self.folder, description = model_folder.path, model_folder.description
+        if model_folder.kind != "backbone":
+            raise DataError(f"{self.folder} holds a model of kind '{model_folder.kind}', not a backbone; run dvc repro backbone")
         self.fingerprint: str = description["fingerprint"]
         self.architecture: dict[str, Any] = description["architecture"]
         self.vocabulary = Vocabulary(**description["vocabulary"])
-        self.description = description
+        self.description, self.digest, self.inputs = description, model_folder.manifest.digest, model_folder.manifest.inputs
         if self.architecture["model"] != PRETRAINED:  # the hub's files are looked at when they are read
-            verify(self.folder / WEIGHTS, self.fingerprint, "backbone")
+            model_folder.manifest.verify(WEIGHTS)
 
     def model(self, first_layer: int = 0) -> BackboneModel:
         """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
@@ -57,35 +64,33 @@ class Backbone:
         """The whole backbone, frozen: loaded once, however many splits' states come from it."""
         return self.model().eval().requires_grad_(False)
 
-    def check(self, vocabulary: Vocabulary, origin: Path) -> None:
-        """Raise DataError unless data and backbone speak of the same token ids."""
-        if vocabulary != self.vocabulary:
+    def check(self, prepared: Prepared) -> None:
+        """Raise DataError unless the backbone was made from these data, and so speaks of the same token ids."""
+        if prepared.vocabulary != self.vocabulary:
             raise DataError(
-                f"{origin} was made with {_differences(asdict(vocabulary), asdict(self.vocabulary))} than the backbone in "
-                f"{self.folder}; run dvc repro backbone"
+                f"{prepared.folder} was made with {_differences(asdict(prepared.vocabulary), asdict(self.vocabulary))} than the "
+                f"backbone in {self.folder}; run dvc repro backbone"
             )
+        check_inputs(self.folder, self.inputs, {"prepare": prepared.digest}, prepared.folder, "backbone")
         if "origin" in self.description:  # a table of sentences: the same number of ids does not make them the same
-            verify(origin / SENTENCES, self.description["origin"]["sentences"], "backbone")
+            verify(prepared.folder / SENTENCES, self.description["origin"]["sentences"], "backbone")
 
-    def check_fingerprint(self, fingerprint: str, origin: Path, stage: str) -> None:
-        """Raise DataError unless ``origin`` was made with this backbone."""
-        if fingerprint != self.fingerprint:
-            raise DataError(
-                f"{origin} belongs to backbone {fingerprint[:12]}, but {self.folder} holds {self.fingerprint[:12]}; "
-                f"run dvc repro {stage}"
-            )
+    def check_over(self, inputs: Mapping[str, str], origin: Path, stage: str) -> None:
+        """Raise DataError unless ``origin``, made from these inputs, was made over this backbone, and from its data."""
+        check_inputs(origin, inputs, {**self.inputs, "backbone": self.digest}, self.folder, stage)
 
 
 def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) -> None:
     """Write a whole backbone; of a pretrained one, where its weights lie and what they are (they are not copied)."""
     description = {"kind": "backbone", "architecture": model.architecture, "vocabulary": asdict(vocabulary)}
     if isinstance(model, PretrainedLM):
-        write_json(folder / DESCRIPTION, {**description, **pretrained.describe_pretrained(model)})
+        write_manifest(folder / DESCRIPTION, {**description, **pretrained.describe_pretrained(model)})
         return
     if isinstance(model, SentenceTable):
         description |= {"origin": model.origin}
     write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
-    write_json(folder / DESCRIPTION, {**description, "fingerprint": sha256(folder / WEIGHTS)})
+    digest = sha256(folder / WEIGHTS)
+    write_manifest(folder / DESCRIPTION, {**description, "fingerprint": digest, HASHES: {WEIGHTS: digest}})
 
 
 def check_causal(backbone: BackboneModel, causal: bool) -> None:

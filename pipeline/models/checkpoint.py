@@ -1,12 +1,13 @@
 """Trained models on disk: ``model.safetensors`` + ``model.json``. Never pickle.
 
-A trained model holds the refiner and the layers that were trained, and names the backbone's fingerprint; loading puts it over the
+A trained model holds the refiner and the layers that were trained, and names the backbone's digest; loading puts it over the
 backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
 import copy
+from collections.abc import Mapping
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +22,38 @@ from components.nn.masters import widen
 from components.refined_lm import RefinedLM
 from components.refiners.architectures import build_core
 from pipeline.errors import DataError
-from pipeline.files import sha256, verify, write_atomic, write_json
+from pipeline.files import sha256, write_atomic
+from pipeline.manifests import HASHES, INPUTS, check_inputs, write_manifest
 from pipeline.models.backbones import Backbone, contiguous
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
+from pipeline.models.model_folder import DESCRIPTION, PHASES, WEIGHTS, ModelFolder, check_weights, phase_folder
 
 
-def save_model(folder: Path, model: Model, backbone: Backbone, start: str | Path | None = None) -> None:
+def save_model(folder: Path, model: Model, backbone: Backbone, start: ModelFolder | None = None) -> None:
     """Write the refiner and what was trained of the backbone, by this phase (``requires_grad``) or by one before.
 
     Args:
         folder: where to.
         model: over ``backbone``.
-        backbone: whose fingerprint is named; nothing is read of it.
-        start: folder of the model that this one was trained on from: what that one holds is stored again, trained or not.
+        backbone: whose digest is named; nothing is read of it.
+        start: the model that this one was trained on from: its digest is named, and what it holds is stored again, trained or not.
     """
     refined = isinstance(model, RefinedLM)
     prefix = "" if refined else "backbone."
     chosen = {prefix + name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
-    chosen |= set() if start is None else _stored_names(Path(start))
+    chosen |= set() if start is None else _stored_names(start.path)
     first = _first_names(model)
     weights = {prefix + name: value for name, value in model.state_dict().items() if first[name] == name}
     stored = {name: value for name, value in weights.items() if name in chosen or name.startswith("refiner.")}
     write_atomic(folder / WEIGHTS, save(contiguous(stored)))
+    before = {} if start is None else {start.manifest.writer or "start": start.manifest.digest}
     description: dict[str, Any] = {
         "kind": "refined" if refined else "backbone_trained_on",
-        "backbone": backbone.fingerprint,
-        "sha256": sha256(folder / WEIGHTS),
+        INPUTS: {"backbone": backbone.digest, **before},
+        HASHES: {WEIGHTS: sha256(folder / WEIGHTS)},
     }
     if isinstance(model, RefinedLM):
         description["refiner"] = model.refiner.architecture
-    write_json(folder / DESCRIPTION, description)
+    write_manifest(folder / DESCRIPTION, description)
 
 
 def load_model(
@@ -71,8 +74,10 @@ def load_model(
     """
     model_folder = folder if isinstance(folder, ModelFolder) else ModelFolder(folder, stage)
     description = model_folder.description
-    verify(model_folder.weights, description["sha256"], stage)
-    backbone.check_fingerprint(description["backbone"], model_folder.path, stage)
+    if model_folder.kind == "backbone":
+        raise DataError(f"{model_folder.path} holds a backbone, expected the model of stage {stage}; run dvc repro {stage}")
+    model_folder.manifest.verify(WEIGHTS)
+    backbone.check_over(model_folder.manifest.inputs, model_folder.path, stage)
     under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(model_folder.weights)
     model: Model = under
     if "refiner" in description:
@@ -100,7 +105,26 @@ def load_model(
     return model
 
 
-def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer: int) -> RefinedLM:
+def open_phases(folders: Mapping[str, str | Path], backbone: Backbone) -> dict[str, ModelFolder]:
+    """Open folders of models that were trained over a backbone; those of the pipeline's own names belong together.
+
+    Args:
+        folders: by name; a name of ``PHASES`` takes the model of that phase alone, trained on from those that are here.
+        backbone: of all of them.
+
+    Raises:
+        DataError: one is of another phase, over another backbone, or was made from another model than the one that is here.
+    """
+    phases = {name: phase_folder(name, folder) for name, folder in folders.items()}
+    for folder in phases.values():
+        backbone.check_over(folder.manifest.inputs, folder.path, folder.stage)
+    for before, after in product([name for name in phases if name in PHASES], repeat=2):
+        folder, digests = phases[after], {PHASES[before]: phases[before].manifest.digest}
+        check_inputs(folder.path, folder.manifest.inputs, digests, phases[before].path, folder.stage)
+    return phases
+
+
+def load_refined(folder: str | Path | ModelFolder, backbone: Backbone, stage: str, first_layer: int) -> RefinedLM:
     """Load a model to be trained on; all of it is frozen until a phase says what it trains.
 
     Raises:
@@ -108,7 +132,8 @@ def load_refined(folder: str | Path, backbone: Backbone, stage: str, first_layer
     """
     model = load_model(folder, backbone, stage, first_layer)
     if not isinstance(model, RefinedLM):
-        raise DataError(f"{folder} holds a backbone without a refiner; expected the model of stage {stage}")
+        place = folder.path if isinstance(folder, ModelFolder) else folder
+        raise DataError(f"{place} holds a backbone without a refiner; expected the model of stage {stage}")
     model.requires_grad_(False)
     return model
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_atomic
+from pipeline.files import write_atomic
+from pipeline.manifests import Manifest, check_inputs
+from pipeline.models.model_folder import CURVES, METRICS, ModelFolder, phase_folder
 from pipeline.reporting import concept_reporting, figures, tables
 from pipeline.reporting.findings import findings
 from pipeline.reporting.lost_references import without_result
@@ -51,11 +53,12 @@ OPTIONAL = {  # metrics that only some evaluations hold: title, explanation and 
 
 def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
-    metrics = read_json(evaluation / "metrics.json", "evaluate")
-    trace = read_json(evaluation / "trace.json", "evaluate")
-    ordered = sorted(phases, key=["backbone", *figures.MODELS].index)
-    trained = {name: read_json(Path(phases[name]) / "metrics.json", name) for name in ordered}
-    curve = {name: curves.read(Path(phases[name]) / "curves.csv") for name in ordered if trained[name]["steps"]}
+    manifest = Manifest(evaluation / METRICS, "evaluate", "evaluate")
+    metrics, trace = manifest.content, manifest.json("trace.json")
+    folders = {name: phase_folder(name, phases[name]) for name in sorted(phases, key=["backbone", *figures.MODELS].index)}
+    _check_evaluated(manifest, folders)
+    trained = {name: folder.metrics() for name, folder in folders.items()}
+    curve = {name: curves.read(folder.manifest.verify(CURVES)) for name, folder in folders.items() if trained[name]["steps"]}
     models = {name: metrics["models"][name] for name in figures.MODELS if name in metrics["models"]}
     rendering = rendering_of(trace["rendering"])
     if rendering.predicts == "embeddings":
@@ -92,6 +95,14 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     page = HEAD + warnings + lora + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
     write_atomic(out / "report.md", page.encode())
     return table
+
+
+def _check_evaluated(evaluation: Manifest, folders: Mapping[str, ModelFolder]) -> None:
+    """Raise DataError unless the evaluation is of these very models."""
+    for name, folder in folders.items():
+        known = "frozen" if name == "backbone" else name
+        there = {known: folder.manifest.digest}
+        check_inputs(evaluation.folder, evaluation.content["evaluated"], there, folder.path, "evaluate")
 
 
 def optional(models: Mapping[str, Any]) -> dict[str, str]:

@@ -272,7 +272,7 @@ def _parent(facts: RunInfo) -> Record | None:
 def _reference(file: Path, shown_out: str, out: Path) -> dict[str, Any]:
     """A model by where it lies and what it is; its bytes stay there."""
     description = json.loads((file.parent / "model.json").read_bytes())
-    digest = description.get("sha256") or description["fingerprint"]
+    digest = description["sha256"]["model.safetensors"]
     return {"path": f"{shown_out}/{file.relative_to(out).as_posix()}", "sha256": digest, "bytes": file.stat().st_size}
 
 

@@ -1,6 +1,6 @@
 """The phase of the LoRA control: adapters in a frozen backbone, trained as any phase is, and saved merged into plain weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from components.backbones.backbone import BackboneModel
 from pipeline.data.batches import Source
 from pipeline.machine.runtime import Runtime
 from pipeline.models.lora import TRAINED, Lora
+from pipeline.models.model_folder import ModelFolder
 from pipeline.training import phase
 from pipeline.training.train_state import TrainState
 
@@ -22,11 +23,11 @@ def run_lora(
     runtime: Runtime,
     *,
     fit: Callable[..., TrainState] | None,
-    parameters: int,
+    compared_with: ModelFolder,
     seed: int,
     batch_size: int,
     validation_batch_size: int,
-    budget: int,
+    matched: Sequence[ModelFolder],
 ) -> None:
     """Train adapters in ``model``, whose own weights are the same before and after; see ``phase.run_phase``.
 
@@ -39,21 +40,21 @@ def run_lora(
         save: writes the model, which is made of plain layers when it is called.
         runtime: where it computes.
         fit: the training loop; None = the phase is off.
-        parameters: that the model trains which this one is compared with.
+        compared_with: the phase whose number of trained parameters the adapters are to have.
         seed: of the adapters' first values and the order of the examples.
         batch_size: sequences of a microbatch.
         validation_batch_size: sequences that are validated together.
-        budget: floating-point operations to spend.
+        matched: phases whose floating-point operations are to be spent.
     """
     if fit is None:
         model.requires_grad_(False)  # nothing of it is stored a second time
-        phase.skipped(out, save)
+        phase.skipped(name, out, save)
         return
-    adapted = lora(model, parameters, seed)
+    adapted = lora(model, compared_with.metrics()["parameters"]["trainable"], seed)
     print(f"{name}: {adapted}", flush=True)
     phase.run_phase(
         name, model, sources, out, partial(adapted.while_merged, save), runtime,
-        fit=fit, unfreeze=TRAINED, batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed, budget=budget,
+        fit=fit, unfreeze=TRAINED, batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed, matched=matched,
         facts={"lora": adapted.facts()},
     )  # fmt: skip
     adapted.remove()

@@ -15,10 +15,10 @@ from components.training.freezing import Table, by_module, freeze_except
 from pipeline.data.batches import Source
 from pipeline.data.loading import TrainLoader, in_order
 from pipeline.errors import ConfigError
-from pipeline.files import read_json, write_atomic, write_json
+from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
-from pipeline.models.model_folder import UNFINISHED
+from pipeline.models.model_folder import CURVES, METRICS, UNFINISHED, ModelFolder, seal
 from pipeline.training.train_state import TrainRun, TrainState
 
 
@@ -37,10 +37,11 @@ def run_phase(
     batch_size: int,
     validation_batch_size: int = 256,
     seed: int,
-    budget: int | None = None,
+    matched: Sequence[ModelFolder] = (),
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, and write ``metrics.json``.
+    """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, write ``metrics.json`` and seal
+    the folder.
 
     Args:
         name: of the phase.
@@ -56,39 +57,33 @@ def run_phase(
         batch_size: sequences of a microbatch.
         validation_batch_size: sequences that are validated together.
         seed: of the order of the examples.
-        budget: floating-point operations to spend instead of the loop's number of steps.
+        matched: phases whose floating-point operations are to be spent; none: the loop's number of steps are taken.
         facts: that ``metrics.json`` holds too.
 
     Raises:
         ConfigError: a pattern matches nothing, or the batch is larger than the data.
+        DataError: a matched phase is not what it was when it ended.
     """
     out = Path(out)
+    limit = {"budget": sum(int(folder.metrics()["flops"]) for folder in matched)} if matched else {}
     try:
         frozen = freeze_except(model, unfreeze, layer_norms=layer_norms)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
     print(f"{name}: training\n{table(frozen)}", flush=True)
-    training = TrainLoader(sources("train"), batch_size, seed, pin=runtime.device.type == "cuda")
+    examples = sources("train")
+    training = TrainLoader(examples, batch_size, seed, pin=runtime.device.type == "cuda")
     validation = partial(in_order, sources("validation"), validation_batch_size)
-    limit = {} if budget is None else {"budget": budget}
     if not rank():
         write_atomic(out / UNFINISHED, b"")
     result = fit(TrainRun(name, model, training, validation, out, save, runtime), **limit)
     if rank():
         return
     parameters = {"total": frozen.total, "trainable": frozen.trainable}
-    write_json(out / "metrics.json", {**asdict(result), "flops": result.flops, "parameters": parameters, **facts})
+    write_json(out / METRICS, {**asdict(result), "flops": result.flops, "parameters": parameters, **facts})
+    data = {examples.stage: examples.fingerprint} if examples.fingerprint else {}
+    seal(out, name, {**data, **{folder.manifest.writer: folder.manifest.digest for folder in matched}})
     (out / UNFINISHED).unlink()
-
-
-def spent(folder: str | Path, stage: str) -> int:
-    """Floating-point operations that a finished phase took, from its metrics."""
-    return int(read_json(Path(folder) / "metrics.json", stage)["flops"])
-
-
-def trained(folder: str | Path, stage: str) -> int:
-    """Parameters that a finished phase trained, from its metrics."""
-    return int(read_json(Path(folder) / "metrics.json", stage)["parameters"]["trainable"])
 
 
 @torch.no_grad()
@@ -102,12 +97,13 @@ def hidden_rms(model: BackboneModel, source: Source, batch_size: int, runtime: R
     return float(token_states.square().mean().sqrt())
 
 
-def skipped(out: str | Path, save: Callable[[], None]) -> None:
+def skipped(name: str, out: str | Path, save: Callable[[], None]) -> None:
     """The model as it is, metrics and curves of a phase that is switched off: zero steps."""
     if rank():
         return
     save()
     out = Path(out)
-    write_json(out / "metrics.json", {"steps": 0, "flops": 0})
-    write_atomic(out / "curves.csv", b"step,loss\n")
+    write_json(out / METRICS, {"steps": 0, "flops": 0})
+    write_atomic(out / CURVES, b"step,loss\n")
+    seal(out, name, {})
     (out / UNFINISHED).unlink(missing_ok=True)  # of an earlier run that was killed

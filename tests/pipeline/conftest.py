@@ -60,7 +60,7 @@ def write_shards(folder, split, draws=2, channel=None, **plan):
             record = write_shard(folder / f"{name}-{draw:02d}-{number:05d}.tar", blocks, "i" * 64)
             records.append({**record, "split": name, "draw": draw})
     sizes = {"layer": 1, "dim": 2, "mask_id": 100, "pad_id": 101, "sequence": 6}
-    kind = {"backbone": "b" * 64, "draws": draws, "dtype": "float32", "padded": split.valid is not None}
+    kind = {"backbone": "b" * 64, "prepared": "c" * 64, "draws": draws, "dtype": "float32", "padded": split.valid is not None}
     write_index(folder, {**sizes, **kind, **plan}, records, channel)
     return folder
 

@@ -133,7 +133,8 @@ def test_controls_spend_the_compute_they_are_matched_to(finished):
 def test_metrics_keep_their_contract(finished):
     metrics = json.loads((finished / "outputs/evaluate/metrics.json").read_text())
     models = metrics["models"]
-    assert set(metrics) == {"models", "headline", "measures", "evaluated", "differences"}
+    sealed = {"stage", "inputs", "sha256", "digest"}
+    assert set(metrics) == {"models", "headline", "measures", "evaluated", "differences", *sealed}
     assert set(models) == {"frozen", "warmup", "joint", "control_backbone", "control_warmup"}  # finetune is switched off
     for model in models:
         for key in ("nll", "token_accuracy", "exact"):

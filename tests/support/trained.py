@@ -6,10 +6,11 @@ from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
-from pipeline.corpora.prepared import Vocabulary
-from pipeline.files import sha256, write_json
+from pipeline.corpora.prepared import Split, Vocabulary, write
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import save_model
+from pipeline.models.model_folder import ModelFolder
 from pipeline.text import prompt_template
 from pipeline.text import tokenizer as bpe
 from pipeline.text.prompt_template import PromptTemplate
@@ -23,8 +24,8 @@ def puzzles(folder):
     """``data/backbone``, ``data/prepared``, ``outputs/joint`` and what evaluate found of it."""
     model = {"exact": {"mean": 0.9, "low": 0.8, "high": 1.0, "n": 30}, "nll": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 30}}
     written(folder, PUZZLES)
-    looked_at = {"headline": "test_5", "evaluated": {"joint": sha256(folder / "outputs/joint/model.json")}}
-    write_json(folder / "outputs/evaluate/metrics.json", {**looked_at, "models": {"frozen": model, "joint": model}})
+    looked_at = {"headline": "test_5", "evaluated": {"joint": ModelFolder(folder / "outputs/joint", "joint").manifest.digest}}
+    write_manifest(folder / "outputs/evaluate/metrics.json", {**looked_at, "models": {"frozen": model, "joint": model}})
     return folder
 
 
@@ -33,7 +34,10 @@ def texts(folder, prompt="Q: {question}\n", more=0, causal=False):
     encoding = bpe.trained(TEXTS, 290)
     prompt_template.write(folder / "data/prepared", encoding, PromptTemplate(prompt, encoding.special))
     mask = encoding.size if causal else encoding.id("mask")
-    return written(folder, Vocabulary(encoding.size, mask, encoding.id("pad"), 48, "text", causal), more)
+    vocabulary = Vocabulary(encoding.size, mask, encoding.id("pad"), 48, "text", causal)
+    split = Split(torch.zeros(1, 48).int(), torch.ones(1, 48, dtype=torch.bool), torch.zeros(1).long())
+    write(folder / "data/prepared", vocabulary, {"train": split, "validation": split}, {})
+    return written(folder, vocabulary, more)
 
 
 def written(folder, vocabulary, more=0):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.corpora.prepared import Prepared, Split, Vocabulary, write
+from pipeline.corpora.prepared import BESIDE, Prepared, Split, Vocabulary, write
 from pipeline.errors import DataError
+from pipeline.manifests import write_manifest
 
 VOCABULARY = Vocabulary(size=9, mask_id=8, pad_id=7, sequence=5, rendering="text")
 
@@ -94,6 +95,25 @@ def test_one_flipped_byte_is_found(tmp_path, position):
     with pytest.raises(DataError, match=r"train.safetensors is damaged: .* run dvc repro prepare"):
         Prepared(tmp_path).split("train")
     assert len(Prepared(tmp_path).split("test")) == 4  # the others are as they were
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_a_corpus_leaves_beside_its_splits_is_covered_too(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    write(tmp_path, VOCABULARY, splits(), {})
+    first = Prepared(tmp_path).digest
+    (tmp_path / name).write_text("{ }")
+    with pytest.raises(DataError, match=rf"{name} is damaged: .* run dvc repro prepare"):
+        Prepared(tmp_path)
+    write(tmp_path, VOCABULARY, splits(), {})
+    assert Prepared(tmp_path).digest != first
+
+
+def test_a_manifest_of_another_stage_is_refused(tmp_path):
+    write(tmp_path, VOCABULARY, splits(), {})
+    write_manifest(tmp_path / "manifest.json", {**Prepared(tmp_path).manifest, "stage": "evaluate"})
+    with pytest.raises(DataError, match="is what evaluate wrote, expected what prepare writes; run dvc repro prepare"):
+        Prepared(tmp_path)
 
 
 def test_a_lost_file_is_found(tmp_path):

@@ -157,12 +157,20 @@ def test_metrics_count_what_is_stored(extracted):
     assert metrics == {"bytes": shards.verify(), "rows": 2 * 40 + 7, "tokens": lengths} and lengths < (2 * 40 + 7) * 12
 
 
+def test_metrics_are_covered_by_the_index(extracted):
+    shards = extracted()
+    file = shards.folder / "metrics.json"
+    file.write_text(file.read_text().replace('"rows": 87', '"rows": 88'))
+    with pytest.raises(ShardError, match=r"metrics.json: it is not what was written; run dvc repro extract"):
+        shards.verify()
+
+
 # How it is cut
 
 
 def test_the_index_holds_the_plan(extracted, inputs):
     plan = {
-        "backbone": Backbone(inputs / "backbone").fingerprint, "layer": 2, "dim": 8, "mask_id": 30, "pad_id": 31, "sequence": 12,
+        "backbone": Backbone(inputs / "backbone").digest, "layer": 2, "dim": 8, "mask_id": 30, "pad_id": 31, "sequence": 12,
         "padded": True, "draws": 2, "dtype": "bfloat16", "batch_size": 5, "buckets": [6], "seed": 4,
     }  # fmt: skip
     index = extracted(dtype="bf16", seed=4, buckets=(6,)).index

@@ -24,7 +24,8 @@ from pipeline.models.backbones import Backbone, save_backbone
 from tests.pipeline.conftest import forge, forge_block, write_shards
 
 MEND = "run dvc repro extract, or dvc pull if it was made elsewhere"
-PLAN = {"backbone": "b" * 64, "layer": 1, "mask_id": 100, "pad_id": 101, "sequence": 9, "draws": 1, "padded": True}
+MADE_FROM = {"backbone": "b" * 64, "prepared": "c" * 64}
+PLAN = {**MADE_FROM, "layer": 1, "mask_id": 100, "pad_id": 101, "sequence": 9, "draws": 1, "padded": True}
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.int8: torch.int8, torch.float8_e4m3fn: torch.uint8}
 DTYPES = tuple(BITS)
 
@@ -282,9 +283,9 @@ def test_shards_of_another_backbone_are_refused(three, vocabulary, tmp_path):
     model.init_weights(torch.Generator().manual_seed(0))
     save_backbone(tmp_path / "backbone", model, vocabulary)
     backbone = Backbone(tmp_path / "backbone")
-    with pytest.raises(DataError, match=rf"belongs to backbone b{{12}}, but .* holds {backbone.fingerprint[:12]}; run dvc repro"):
+    with pytest.raises(DataError, match=rf"belongs to backbone b{{12}}, but .* holds {backbone.digest[:12]}; run dvc repro"):
         cached("train", backbone=backbone, shards=str(three))
-    forge(three, lambda index: index.update(backbone=backbone.fingerprint))
+    forge(three, lambda index: index.update(backbone=backbone.digest))
     assert len(cached("train", backbone=backbone, shards=str(three))) == 36
 
 

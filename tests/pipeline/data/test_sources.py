@@ -80,9 +80,25 @@ def test_shards_of_this_backbone_are_opened(finished, backbone):
 
 
 def test_shards_of_another_backbone_are_refused(finished, backbone, other):
-    message = rf"belongs to backbone {backbone.fingerprint[:12]}, but .*other holds {other.fingerprint[:12]}; run dvc repro extract"
+    message = rf"belongs to backbone {backbone.digest[:12]}, but .*other holds {other.digest[:12]}; run dvc repro extract"
     with pytest.raises(DataError, match=message):
         sources.cached("train", backbone=other, shards=str(finished / "data/shards"))
+
+
+def test_shards_of_other_data_are_refused(finished, backbone, copy_of):
+    forge(copy_of / "data/shards", lambda index: index.update(prepared="a" * 64))
+    data = Prepared(finished / "data/prepared").digest[:12]
+    for read in (sources.cached, sources.streamed):
+        with pytest.raises(DataError, match=rf"shards belongs to prepare a{{12}}, but .*holds {data}; run dvc repro extract"):
+            read("train", backbone=backbone, shards=str(copy_of / "data/shards"))
+
+
+def test_data_that_the_backbone_was_not_made_from_are_refused(finished, backbone, live, tmp_path):
+    data = Prepared(finished / "data/prepared")
+    turned = {name: data.split(name).take(torch.arange(30).flip(0)) for name in ("train", "validation")}
+    write(tmp_path / "turned", data.vocabulary, turned, {})
+    with pytest.raises(DataError, match=rf"backbone belongs to prepare {data.digest[:12]}, but .*turned holds .*run dvc repro"):
+        live(prepared=str(tmp_path / "turned"))
 
 
 def test_data_with_other_token_ids_is_refused_with_both_values(backbone, resized, live):
@@ -181,6 +197,6 @@ def test_an_index_of_another_backbone_stops_warmup(copy_of, monkeypatch, capsys)
     monkeypatch.chdir(copy_of)
     assert main(["warmup"]) == 1
     torch.use_deterministic_algorithms(False)
-    fingerprint = Backbone("data/backbone").fingerprint[:12]
+    fingerprint = Backbone("data/backbone").digest[:12]
     assert f"error: data/shards belongs to backbone aaaaaaaaaaaa, but data/backbone holds {fingerprint};" in capsys.readouterr().err
     assert not (copy_of / "runs").exists()

@@ -14,8 +14,12 @@ from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.assessment import EvalConfig, assess, load_models
 from pipeline.evaluation.limited import Limited
+from pipeline.manifests import Manifest
 from pipeline.models.backbones import Backbone
+from pipeline.models.checkpoint import open_phases
+from pipeline.models.model_folder import ModelFolder
 from stages.evaluate import run
+from tests.conftest import run_stages
 
 MEASURES = {"test_5": ("test_5", 1.0), "half": ("test_7", 0.5)}
 
@@ -59,13 +63,16 @@ def test_data_with_other_token_ids_is_refused(evaluate, finished, tmp_path):
         evaluate(prepared=Limited(tmp_path / "other"))
 
 
-@pytest.mark.parametrize(("folder", "stage"), [("outputs/joint", "joint"), ("outputs/controls/warmup", "controls")])
-def test_a_missing_model_names_its_stage(evaluate, tmp_path, monkeypatch, folder, stage):
+NAMED = [("joint", "outputs/joint", "joint"), ("control_warmup", "outputs/controls/warmup", "controls"), ("own", "runs/own", "own")]
+
+
+@pytest.mark.parametrize(("name", "folder", "stage"), NAMED)
+def test_a_missing_model_names_its_stage(evaluate, tmp_path, monkeypatch, name, folder, stage):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        DataError, match=rf"{folder}/metrics.json does not exist; it is written by stage {stage}: run dvc repro {stage}"
+        DataError, match=rf"{folder}/model.json does not exist; it is written by stage {stage}: run dvc repro {stage}"
     ):
-        evaluate(models={"joint": folder})
+        evaluate(models={name: folder})
 
 
 def test_the_headline_stands_at_the_top(evaluate):
@@ -153,7 +160,8 @@ def test_samples_end_with_the_limit(evaluate, finished, tmp_path):
 
 def test_models_share_what_was_not_trained(finished, runtime):
     folders = {name: str(finished / "outputs" / name) for name in ("warmup", "joint")}
-    models = load_models(Backbone(finished / "data/backbone"), folders, runtime)
+    backbone = Backbone(finished / "data/backbone")
+    models = load_models(backbone, open_phases(folders, backbone), runtime)
     tensors = {name: dict((getattr(model, "backbone", model)).named_parameters()) for name, model in models.items()}
     frozen, trained = tensors["frozen"], {name for name in tensors["frozen"] if name.startswith("blocks.1.")}
     assert trained and all(tensors["warmup"][name] is frozen[name] for name in frozen)
@@ -180,3 +188,23 @@ def test_the_likelihood_of_whole_answers_stands_with_each_model(evaluate):
     assert joint["minus_frozen"]["answer_nll"]["mean"] == pytest.approx(difference) != 0
     assert 0 < joint["minus_frozen"]["standard_error"] != joint["standard_error"] > 0
     assert "likelihood" not in evaluate()["models"]["frozen"]
+
+
+def test_it_is_a_manifest_of_what_was_evaluated(evaluate, finished, tmp_path):
+    evaluate()
+    manifest = Manifest(tmp_path / "out/metrics.json", "evaluate", "evaluate")
+    assert {manifest.verify(name).name for name in manifest.hashes} == {"samples.jsonl", "trace.json"}
+    folders = {name: ModelFolder(finished / "outputs" / name, name) for name in ("warmup", "joint")}
+    backbone = Backbone(finished / "data/backbone")
+    digests = {name: folder.manifest.digest for name, folder in folders.items()}
+    assert manifest.content["evaluated"] == {"frozen": backbone.digest, **digests}
+    assert manifest.inputs == {"backbone": backbone.digest, "prepare": Prepared(finished / "data/prepared").digest}
+
+
+def test_models_that_do_not_belong_together_are_refused(evaluate, copy_of):
+    run_stages(copy_of, ("warmup",), "warmup.run.seed=5")
+    folders = {name: str(copy_of / "outputs" / name) for name in ("warmup", "joint")}
+    with pytest.raises(DataError, match=r"joint belongs to warmup .*, but .*warmup holds .*; run dvc repro joint"):
+        evaluate(models=folders)
+    mine = evaluate(models={"mine": folders["warmup"], "joint": folders["joint"]})  # whatever is compared with it
+    assert set(mine["models"]) == {"frozen", "mine", "joint"}

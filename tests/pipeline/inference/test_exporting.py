@@ -7,9 +7,13 @@ import shutil
 import pytest
 import torch
 
+from pipeline import files
 from pipeline.errors import ConfigError, DataError
+from pipeline.files import sha256
+from pipeline.inference import exported as exported_models
 from pipeline.inference.exporting import export
 from pipeline.inference.generation import Generator
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import save_model
 from tests.support.trained import PUZZLE, puzzles, texts
@@ -80,7 +84,7 @@ def test_the_card_takes_results_of_the_very_model_and_not_of_its_folders_name(ma
         changed = metrics | {"evaluated": evaluated}
         if evaluated is None:
             changed.pop("evaluated")  # what an earlier version wrote
-        (folder / "outputs/evaluate/metrics.json").write_text(json.dumps(changed))
+        write_manifest(folder / "outputs/evaluate/metrics.json", changed)
         exported(folder, "again")
         assert "## Results" not in (folder / "again/README.md").read_text()
 
@@ -92,7 +96,7 @@ def test_the_card_says_what_it_is_and_how_well_it_does(made):
     )
     backbone = json.loads((made["puzzles"] / "exported/backbone/model.json").read_text())
     assert backbone["fingerprint"] in card and "test_5, on test (30 examples)" in card and ".900 [.800, 1.000]" in card
-    assert "Generator(" in card and all(digest in card for digest in manifest(made["puzzles"] / "exported")["files"].values())
+    assert "Generator(" in card and all(digest in card for digest in manifest(made["puzzles"] / "exported")["sha256"].values())
     assert "## Results" not in (made["texts"] / "exported/README.md").read_text()
 
 
@@ -171,11 +175,23 @@ def test_an_export_that_was_killed_is_done_again(made, copied, lost):
     assert (copied / lost).is_file()
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"files": {}}', '{"files": 3}', '{"files": {"model.json": "a"}}'])
+def test_weights_of_an_export_are_hashed_once(copied, monkeypatch):
+    hashed = []
+    for module in (files, exported_models):
+        monkeypatch.setattr(module, "sha256", lambda file: hashed.append(file.name) or sha256(file))
+    Generator(copied)
+    assert hashed.count("model.safetensors") == 2  # the model's and its backbone's
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": {}}', '{"sha256": 3}', '{"sha256": {"model.json": "a"}}'])
 def test_a_manifest_that_lists_too_little_is_told(copied, content):
     (copied / "export.json").write_text(content)
-    with pytest.raises(DataError, match="does not list what an exported model needs"):
+    with pytest.raises(DataError, match=r"export.json is not what an export wrote; copy it again"):
         Generator(copied)
+    if content.startswith("{") and "3" not in content:
+        write_manifest(copied / "export.json", json.loads(content))
+        with pytest.raises(DataError, match="does not list what an exported model needs"):
+            Generator(copied)
 
 
 def manifest(folder):
@@ -184,14 +200,15 @@ def manifest(folder):
 
 def forge(folder, name, change):
     """Change a description and make the hashes agree: what no accident does."""
-    from pipeline.files import sha256, write_json
-
     description = json.loads((folder / name).read_text())
     change(description)
-    write_json(folder / name, description)
+    write_manifest(folder / name, description)
+    over = json.loads((folder / "model.json").read_text())
+    over["inputs"]["backbone"] = json.loads((folder / "backbone/model.json").read_text())["digest"]
+    write_manifest(folder / "model.json", over)
     held = manifest(folder)
-    held["files"][name] = sha256(folder / name)
-    write_json(folder / "export.json", held)
+    held["sha256"] |= {file: sha256(folder / file) for file in ("model.json", "backbone/model.json")}
+    write_manifest(folder / "export.json", held)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +216,6 @@ def forge(folder, name, change):
     [
         ("model.json", lambda d: d["refiner"].update(later=1)),
         ("model.json", lambda d: d["refiner"].update(core="Later")),
-        ("model.json", lambda d: d.pop("sha256")),
         ("backbone/model.json", lambda d: d["architecture"].update(heads=3)),
         ("backbone/model.json", lambda d: d["architecture"].update(dim=32)),
         ("backbone/model.json", lambda d: d["vocabulary"].update(later=1)),

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from components.backbones.tiny_lm import TinyLM
+from pipeline.corpora.prepared import Prepared, write
 from pipeline.errors import DataError
+from pipeline.files import read_json
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone, save_backbone
 
 
@@ -22,6 +25,17 @@ def model():
 def backbone(tmp_path, model, vocabulary):
     save_backbone(tmp_path / "backbone", model, vocabulary)
     return Backbone(tmp_path / "backbone")
+
+
+@pytest.fixture
+def prepared(tmp_path, rows):
+    """``prepared(vocabulary)``: a folder of examples with it, opened."""
+
+    def prepared(vocabulary):
+        write(tmp_path / "prepared", vocabulary, {"train": rows(5), "validation": rows(3)}, {})
+        return Prepared(tmp_path / "prepared")
+
+    return prepared
 
 
 def test_weights_and_sizes_come_back_exactly(backbone, model, vocabulary):
@@ -70,9 +84,9 @@ def test_a_missing_file_names_the_stage(backbone, file, message):
         Backbone(backbone.folder)
 
 
-def test_its_own_vocabulary_and_fingerprint_pass(backbone, vocabulary):
-    backbone.check(vocabulary, Path("data"))
-    backbone.check_fingerprint(backbone.fingerprint, Path("data/shards"), "extract")
+def test_its_own_vocabulary_and_digest_pass(backbone, vocabulary, prepared):
+    backbone.check(prepared(vocabulary))
+    backbone.check_over({"backbone": backbone.digest}, Path("data/shards"), "extract")
 
 
 @pytest.mark.parametrize(
@@ -83,12 +97,30 @@ def test_its_own_vocabulary_and_fingerprint_pass(backbone, vocabulary):
         ({"rendering": "sudoku"}, "rendering sudoku instead of text"),
     ],
 )
-def test_another_vocabulary_is_refused_with_both_values(backbone, vocabulary, changes, message):
-    with pytest.raises(DataError, match=rf"data/prepared was made with {message} than the backbone in .*; run dvc repro backbone"):
-        backbone.check(replace(vocabulary, **changes), Path("data/prepared"))
+def test_another_vocabulary_is_refused_with_both_values(backbone, vocabulary, prepared, changes, message):
+    with pytest.raises(DataError, match=rf"prepared was made with {message} than the backbone in .*; run dvc repro backbone"):
+        backbone.check(prepared(replace(vocabulary, **changes)))
 
 
-def test_another_backbone_is_refused_with_both_fingerprints(backbone):
-    message = rf"data/shards belongs to backbone aaaaaaaaaaaa, but .* holds {backbone.fingerprint[:12]}; run dvc repro extract"
+def test_another_backbone_is_refused_with_both_digests(backbone):
+    message = rf"data/shards belongs to backbone aaaaaaaaaaaa, but .* holds {backbone.digest[:12]}; run dvc repro extract"
     with pytest.raises(DataError, match=message):
-        backbone.check_fingerprint("a" * 64, Path("data/shards"), "extract")
+        backbone.check_over({"backbone": "a" * 64}, Path("data/shards"), "extract")
+
+
+def test_data_that_it_was_not_made_from_are_refused(backbone, vocabulary, prepared):
+    data, content = prepared(vocabulary), read_json(backbone.folder / "model.json", "backbone")
+    for digest in (data.digest, "a" * 64):
+        write_manifest(backbone.folder / "model.json", {**content, "inputs": {"prepare": digest}})
+        made = Backbone(backbone.folder)
+        if digest == data.digest:
+            made.check(data)
+            continue
+        with pytest.raises(DataError, match=rf"backbone belongs to prepare a{{12}}, but .*prepared holds {data.digest[:12]}; run"):
+            made.check(data)
+
+
+def test_a_model_of_another_kind_is_no_backbone(backbone):
+    write_manifest(backbone.folder / "model.json", {**read_json(backbone.folder / "model.json", "backbone"), "kind": "refined"})
+    with pytest.raises(DataError, match="holds a model of kind 'refined', not a backbone; run dvc repro backbone"):
+        Backbone(backbone.folder)

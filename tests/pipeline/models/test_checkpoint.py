@@ -15,8 +15,10 @@ from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
 from pipeline.errors import DataError
 from pipeline.files import sha256
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import load_model, load_refined, save_model
+from pipeline.models.model_folder import ModelFolder
 from tests.support.cores import RESIDUAL, made
 
 
@@ -126,10 +128,10 @@ def test_what_an_earlier_phase_trained_is_stored_again_though_this_one_froze_it(
     save_model(tmp_path / "joint", refined, backbone)
     model = load_refined(tmp_path / "joint", backbone, "joint", 0)
     assert not any(weight.requires_grad for weight in model.parameters())
-    save_model(tmp_path / "off", model, backbone, tmp_path / "joint")
+    save_model(tmp_path / "off", model, backbone, ModelFolder(tmp_path / "joint", "joint"))
     assert equal(*(load_file(tmp_path / name / "model.safetensors") for name in ("joint", "off")))
     freeze_except(model, ["backbone.blocks.0.out"])
-    save_model(tmp_path / "finetune", model, backbone, tmp_path / "joint")
+    save_model(tmp_path / "finetune", model, backbone, ModelFolder(tmp_path / "joint", "joint"))
     more = set(load_file(tmp_path / "finetune/model.safetensors")) - set(load_file(tmp_path / "joint/model.safetensors"))
     assert more and all(name.startswith("backbone.blocks.0.out.") for name in more)
     assert equal(load_model(tmp_path / "finetune", backbone, "finetune").state_dict(), model.state_dict())
@@ -149,7 +151,7 @@ def test_the_same_model_gives_the_same_bytes(refined, backbone, tmp_path):
 
 def test_a_model_over_another_backbone_is_refused(refined, backbone, other, tmp_path):
     save_model(tmp_path / "m", refined, backbone)
-    message = rf"m belongs to backbone {backbone.fingerprint[:12]}, but .*other holds {other.fingerprint[:12]}; run dvc repro joint"
+    message = rf"m belongs to backbone {backbone.digest[:12]}, but .*other holds {other.digest[:12]}; run dvc repro joint"
     with pytest.raises(DataError, match=message):
         load_model(tmp_path / "m", other, "joint")
 
@@ -168,7 +170,7 @@ def test_a_refiner_that_another_version_described_is_refused(refined, backbone, 
     save_model(tmp_path, refined, backbone)
     description = json.loads((tmp_path / "model.json").read_text())
     del description["refiner"]["update"]
-    (tmp_path / "model.json").write_text(json.dumps(description))
+    write_manifest(tmp_path / "model.json", description)
     with pytest.raises(
         DataError,
         match=r"describes no model that this version can build: .* lacks update; .*run dvc repro warmup$",
@@ -214,8 +216,8 @@ def put_right(folder, weights):
     """Write other weights, and their hash into the description: what no accident does."""
     save_file(weights, folder / "model.safetensors")
     description = json.loads((folder / "model.json").read_text())
-    description["sha256"] = sha256(folder / "model.safetensors")
-    (folder / "model.json").write_text(json.dumps(description))
+    description["sha256"]["model.safetensors"] = sha256(folder / "model.safetensors")
+    write_manifest(folder / "model.json", description)
 
 
 @pytest.mark.parametrize("count", [1, 3, None])

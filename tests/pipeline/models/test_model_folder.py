@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
+from pipeline.files import write_json
 from pipeline.inference.exported import load_inference_model
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
-from pipeline.models.model_folder import UNFINISHED, ModelFolder, check_weights
+from pipeline.models.model_folder import UNFINISHED, ModelFolder, check_weights, phase_at, phase_folder, seal
 from tests.support.trained import puzzles
 
 
@@ -40,18 +42,18 @@ def test_a_description_is_read_once(trained, monkeypatch, model, parsed):
     stages = []
     once = ModelFolder.__init__
 
-    def counted(self, path, stage):
+    def counted(self, path, stage, phase=None):
         stages.append(stage)
-        once(self, path, stage)
+        once(self, path, stage, phase)
 
     monkeypatch.setattr(ModelFolder, "__init__", counted)
     load_inference_model(trained / model, trained / "data/backbone", trained / "data/prepared")
     assert stages == parsed
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+@pytest.mark.parametrize("content", [{}, {"stage": "warmup"}, {"kinds": 3}])
 def test_what_describes_no_model_is_refused(tmp_path, content):
-    (tmp_path / "model.json").write_text(content)
+    write_manifest(tmp_path / "model.json", content)
     with pytest.raises(DataError, match=r"model.json does not describe a model; run dvc repro warmup"):
         ModelFolder(tmp_path, "warmup")
 
@@ -59,6 +61,29 @@ def test_what_describes_no_model_is_refused(tmp_path, content):
 def test_a_folder_without_a_model_names_the_stage_that_writes_it(tmp_path):
     with pytest.raises(DataError, match=r"model.json does not exist; it is written by stage joint: run dvc repro joint"):
         ModelFolder(tmp_path, "joint")
+
+
+PLACES = [
+    ("data/backbone", "backbone"), ("outputs/joint", "joint"), ("/any/outputs/controls/warmup", "controls/warmup"),
+    ("outputs/controls/backbone", "controls/backbone"), ("backbone", None), ("outputs/mine", None), ("runs/joint", None),
+    ("outputs/joint/backbone", None), ("", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "phase"), PLACES)
+def test_a_place_of_the_pipeline_says_whose_it_is(path, phase):
+    assert phase_at(Path(path)) == phase
+
+
+def test_a_model_of_another_phase_is_refused_where_a_phase_is_known(trained, tmp_path):
+    folder = shutil.copytree(trained / "outputs/joint", tmp_path / "outputs/joint")
+    write_json(folder / "metrics.json", {"steps": 1})
+    seal(folder, "controls/warmup", {"extract": "e" * 64})
+    for read in (lambda: phase_folder("joint", folder), lambda: load_inference_model(folder, Path(), Path())):
+        with pytest.raises(DataError, match="is what controls/warmup wrote, expected what joint writes; run dvc repro joint"):
+            read()
+    assert phase_folder("mine", folder).metrics() == phase_folder("control_warmup", folder).metrics() == {"steps": 1}
+    assert phase_folder("control_warmup", folder).manifest.inputs["extract"] == "e" * 64
 
 
 def test_the_folder_of_a_phase_that_did_not_finish_is_refused(trained, tmp_path):

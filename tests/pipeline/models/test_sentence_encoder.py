@@ -93,11 +93,11 @@ def test_it_is_saved_with_where_it_came_from_and_belongs_to_its_sentences(made, 
     assert torch.equal(opened.model().head.weight, made().head.weight)
     assert opened.description["origin"]["encoder"]["class"] == "M2M100Encoder"
     assert set(opened.description["origin"]["files"]) == {"config.json", "model.safetensors"}
-    opened.check(prepared.vocabulary, prepared.folder)
+    opened.check(prepared)
     file = prepared.folder / "sentences.jsonl"
     file.write_text(file.read_text().replace("A has 3.", "A has 4."))
     with pytest.raises(DataError, match=r"sentences.jsonl is damaged.*dvc repro backbone"):
-        opened.check(prepared.vocabulary, prepared.folder)
+        opened.check(prepared)
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(made, tmp_path, monkeypatch):

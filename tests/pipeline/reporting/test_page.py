@@ -1,6 +1,7 @@
 """The page: what it holds, and what is missing for it."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from pipeline.errors import DataError
 from pipeline.reporting.page import optional, report
 from tests.conftest import run_stages
 from tests.support.handmade import retained
+from tests.support.resealing import reseal
 
 
 def test_the_page_holds_its_tables_and_pictures(finished):
@@ -24,10 +26,20 @@ def test_a_refiner_without_slots_has_a_page_without_their_picture(copy_of):
         header, *rows = (line.split(",") for line in file.read_text().splitlines())
         columns = [i for i, name in enumerate(header) if not name.startswith(("slot/", "gate/"))]
         file.write_text("".join(",".join(row[i] for i in columns) + "\n" for row in (header, *rows)))
+    reseal(copy_of)
     shutil.rmtree(copy_of / "outputs/report")
     run_stages(copy_of, ("report",))
     assert "(steps.png)" in (page := (copy_of / "outputs/report/report.md").read_text())
     assert "slots.png" not in page and not (copy_of / "outputs/report/slots.png").exists()
+
+
+def test_an_evaluation_of_other_models_is_refused(copy_of, monkeypatch):
+    monkeypatch.chdir(copy_of)
+    run_stages(copy_of, ("warmup",), "warmup.run.seed=5")
+    with pytest.raises(
+        DataError, match=r"outputs/evaluate belongs to warmup .*, but outputs/warmup holds .*; run dvc repro evaluate"
+    ):
+        report(copy_of / "out", Path("outputs/evaluate"), {"backbone": "data/backbone", "warmup": "outputs/warmup"})
 
 
 def test_without_an_evaluation_the_stage_is_named(tmp_path):

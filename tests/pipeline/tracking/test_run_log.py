@@ -63,7 +63,7 @@ def test_a_record_holds_facts_and_copies_of_what_is_reported(here):
         write_json(out / "metrics.json", {"steps": 1})
         write_atomic(out / "puzzles.png", b"png")
         write_atomic(out / "model.safetensors", b"weights")
-        write_json(out / "model.json", {"sha256": "d" * 64})
+        write_json(out / "model.json", {"sha256": {"model.safetensors": "d" * 64}})
 
     run(facts(), write)
     record = only()

@@ -60,7 +60,7 @@ def finished(record, steps=5):
     write_json(out / "metrics.json", {"steps": 5, "validation": [{"step": 2, "loss": 0.5}], "models": models})
     write_atomic(out / "puzzles.png", png())
     write_atomic(out / "report.md", b"# Findings\n")
-    write_json(out / "model.json", {"sha256": "d" * 64})
+    write_json(out / "model.json", {"sha256": {"model.safetensors": "d" * 64}})
     write_atomic(out / "model.safetensors", b"weights")
     record.finish("completed")
 

@@ -13,7 +13,9 @@ from components.training.freezing import by_module, by_weight
 from pipeline.data import sources
 from pipeline.data.batches import LiveSource
 from pipeline.errors import ConfigError, DataError
-from pipeline.models.model_folder import UNFINISHED
+from pipeline.files import write_json
+from pipeline.manifests import write_manifest
+from pipeline.models.model_folder import UNFINISHED, ModelFolder, seal
 from pipeline.training import phase
 from pipeline.training.loop import fit
 from stages import warmup
@@ -33,10 +35,15 @@ def run(model, rows, vocabulary, runtime, tmp_path):
 
     def run(unfreeze=("",), batch_size=8, seed=0, **settings):
         saved = []
-        source = LiveSource(rows(20), vocabulary, exact_count, 0)
+        source = LiveSource(rows(20), vocabulary, exact_count, 0, fingerprint="d" * 64)
         training = partial(fit, steps=2, validate_every=1)
         settings = {"fit": training, "unfreeze": unfreeze, "batch_size": batch_size, "seed": seed, **settings}
-        phase.run_phase("warmup", model, lambda split: source, tmp_path / "warmup", lambda: saved.append(1), runtime, **settings)
+
+        def save():
+            saved.append(1)
+            write_manifest(tmp_path / "warmup/model.json", {"kind": "refined", "inputs": {"backbone": "b" * 64}})
+
+        phase.run_phase("warmup", model, lambda split: source, tmp_path / "warmup", save, runtime, **settings)
         return tmp_path / "warmup", saved
 
     return run
@@ -81,9 +88,40 @@ def test_metrics_hold_the_fit_and_the_parameters(run, model):
     assert len(saved) >= 1 and metrics["best_step"] in (1, 2)
 
 
-def test_a_budget_takes_the_place_of_steps(run):
-    one = phase.spent(run(budget=1)[0], "warmup")
-    assert phase.spent(run(budget=4 * one)[0], "warmup") == 4 * one
+def finished_phase(folder, name, flops):
+    """What a phase of so many operations leaves."""
+    write_manifest(folder / "model.json", {"kind": "refined"})
+    write_json(folder / "metrics.json", {"flops": flops})
+    seal(folder, name, {})
+    return folder
+
+
+def test_the_operations_of_matched_phases_take_the_place_of_steps(run, tmp_path):
+    def spent(**flops):
+        matched = [ModelFolder(finished_phase(tmp_path / name, name, count), name) for name, count in flops.items()]
+        return ModelFolder(run(matched=matched)[0], "warmup", "warmup").metrics()["flops"]
+
+    one = spent(backbone=1)
+    assert spent(backbone=one, joint=3 * one) == 4 * one
+    made = ModelFolder(tmp_path / "warmup", "warmup").manifest.inputs
+    expected = {name: ModelFolder(tmp_path / name, name).manifest.digest for name in ("backbone", "joint")}
+    assert made == {"prepare": "d" * 64, **expected, "backbone": "b" * 64}  # what the model itself names counts
+
+
+def test_operations_that_were_changed_are_refused_before_training(run, tmp_path):
+    joint = finished_phase(tmp_path / "joint", "joint", 7)
+    (joint / "metrics.json").write_text('{"flops": 70}')
+    with pytest.raises(DataError, match=r"joint/metrics.json is damaged: .* run dvc repro joint"):
+        run(matched=[ModelFolder(joint, "joint")], fit=lambda *_, **__: pytest.fail("trained"))
+
+
+def test_a_phase_is_sealed_with_all_that_it_wrote(run):
+    folder, _ = run()
+    manifest = ModelFolder(folder, "warmup", "warmup").manifest
+    assert set(manifest.hashes) == {"metrics.json", "curves.csv"} and manifest.writer == "warmup"
+    assert manifest.inputs == {"prepare": "d" * 64, "backbone": "b" * 64}
+    for name in manifest.hashes:
+        assert manifest.verify(name).is_file()
 
 
 def test_the_seed_orders_the_examples(run, model):
@@ -94,11 +132,6 @@ def test_the_seed_orders_the_examples(run, model):
         run(seed=seed)
         ended.append(model.head.weight.detach().clone())
     assert torch.equal(ended[0], ended[1]) and not torch.equal(ended[0], ended[2])
-
-
-def test_compute_of_a_phase_that_never_ran_names_the_stage(tmp_path):
-    with pytest.raises(DataError, match=r"metrics.json does not exist; it is written by stage joint: run dvc repro joint"):
-        phase.spent(tmp_path, "joint")
 
 
 def test_a_folder_is_marked_until_its_phase_has_ended(run, tmp_path):
@@ -113,22 +146,21 @@ def test_a_folder_is_marked_until_its_phase_has_ended(run, tmp_path):
     folder, _ = run()
     assert seen == [True] and not (folder / UNFINISHED).exists() and (folder / "metrics.json").exists()
     (folder / UNFINISHED).touch()
-    phase.skipped(folder, lambda: None)
+    phase.skipped("warmup", folder, lambda: None)
     assert not (folder / UNFINISHED).exists()
 
 
 def test_a_skipped_phase_took_no_step(tmp_path):
-    saved = []
-    phase.skipped(tmp_path / "finetune", lambda: saved.append(1))
-    assert saved == [1]
-    assert phase.spent(tmp_path / "finetune", "finetune") == 0
+    folder = tmp_path / "finetune"
+    phase.skipped("finetune", folder, lambda: write_manifest(folder / "model.json", {"kind": "refined"}))
+    assert ModelFolder(folder, "finetune", "finetune").metrics()["flops"] == 0
     assert json.loads((tmp_path / "finetune/metrics.json").read_text())["steps"] == 0
     assert (tmp_path / "finetune/curves.csv").read_text() == "step,loss\n"
 
 
 def test_of_several_processes_the_first_alone_writes_a_skipped_phase(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    phase.skipped(tmp_path / "finetune", lambda: pytest.fail("saved"))
+    phase.skipped("finetune", tmp_path / "finetune", lambda: pytest.fail("saved"))
     assert not (tmp_path / "finetune").exists()
 
 
