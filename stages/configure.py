@@ -32,8 +32,8 @@ def run(
         from pipeline.planning import plan as planning
         from pipeline.planning import plan_report  # these bring the training loop, which checks do without
 
-        costs = planning.plan(texts)
-        print(plan_report.summary(costs, *plan_report.speed(texts["warmup"], peak, mfu), Path()))
+        speed = plan_report.speed(texts["warmup"], peak, mfu)  # first: the plan takes seconds
+        print(plan_report.summary(planning.plan(texts), *speed, Path()))
         return
     models = rehearsal.rehearse(texts)
     for stage, text in texts.items() if out else ():

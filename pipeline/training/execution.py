@@ -40,6 +40,7 @@ def compiled(model: Model) -> Model:
     if not modules:
         return model
     _check_compiler(next(model.parameters()).device)
+    torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())  # which tells the compiler
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for module in modules:
         module.forward = _in_training(module, module.forward, torch.compile(module.forward, dynamic=False, fullgraph=True))

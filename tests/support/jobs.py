@@ -1,6 +1,7 @@
 """Stages as processes of their own, one or several, for the tests that watch and stop them."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ from tests.support.dvc import PATIENCE, content, marked
 
 MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
 PYTHON = (sys.executable, "-m", "stages")
+STREAMS = ("out", "error")
 TORCHRUN = (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node=2", "-m", "stages")
 
 
@@ -71,20 +73,49 @@ def nothing_left(folder: Path) -> Iterator[Path]:
 
 def together(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
     """Run a script in several processes that can find one another; returns how each ended and what it printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", script],
             cwd=folder,
-            env={**os.environ, **where, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for variables in _ranks(world)
     ]
     told = [process.communicate(timeout=PATIENCE) for process in started]
     return [subprocess.CompletedProcess(p.args, p.returncode, *pair) for p, pair in zip(started, told, strict=True)]
+
+
+def _ranks(world: int) -> list[dict[str, str]]:
+    """Variables of each of several processes that can find one another."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
+    return [{**where, "RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world)]
+
+
+def forked(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """As ``together``, without the seconds in which each process imports torch: they are forked from one that has, for tests of
+    what processes do and not of how they end.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pipeline.training.gradients", "tests.system.test_processes"])
+    started = [context.Process(target=_run, args=(script, str(folder), variables)) for variables in _ranks(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(PATIENCE)
+    told = [[(folder / f"{rank}.{stream}").read_text() for stream in STREAMS] for rank in range(world)]
+    return [subprocess.CompletedProcess(script, p.exitcode, *pair) for p, pair in zip(started, told, strict=True)]
+
+
+def _run(script: str, folder: str, variables: dict[str, str]) -> None:
+    """Run a script in this process, in a folder, into files of which each process has its own."""
+    os.environ.update(variables)
+    os.chdir(folder)
+    for number, stream in enumerate(STREAMS, 1):
+        os.dup2(os.open(f"{variables['RANK']}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+    exec(script, {"__name__": "__main__"})

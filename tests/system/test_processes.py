@@ -17,7 +17,7 @@ from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from tests.conftest import run_stages
 from tests.support.dvc import PATIENCE, content, snapshot, wait_until
-from tests.support.jobs import PYTHON, TORCHRUN, completed, member, nothing_left, running, start, together
+from tests.support.jobs import PYTHON, TORCHRUN, completed, forked, member, nothing_left, running, start
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
 STEPS = 30
@@ -241,7 +241,7 @@ def test_the_gradient_of_two_processes_is_that_of_one_graph_over_the_whole_step(
     expected = [p.grad for p in model.parameters() if p.requires_grad]
     assert len(states) == 3
 
-    done = together(GRADIENT, 2, tmp_path)
+    done = forked(GRADIENT, 2, tmp_path)
     assert [process.returncode for process in done] == [0, 0], done[0].stderr
     found = [torch.load(tmp_path / f"found-{rank}", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close(found[0]["loss"], loss.detach(), rtol=1e-6, atol=0)

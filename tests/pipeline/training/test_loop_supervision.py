@@ -47,6 +47,12 @@ def refined(core, seed=0):
     return RefinedLM(lm.requires_grad_(False), core)
 
 
+@pytest.fixture(autouse=True)
+def _the_rate_is_not_told(monkeypatch):
+    """Counting its operations is most of so short a run; test_loop.py and test_flops.py look at what is told."""
+    monkeypatch.setattr(flops.Meter, "summary", lambda *_: "")
+
+
 @pytest.fixture
 def model():
     return refined(MLPRefiner(16, steps=STEPS, chunk=3))
