@@ -1,6 +1,7 @@
 """Stages as processes of their own, one or several, for the tests that watch and stop them."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE, content, marked
@@ -110,6 +112,22 @@ def forked(script: str, world: int, folder: Path) -> list[subprocess.CompletedPr
         process.join(PATIENCE)
     told = [[(folder / f"{rank}.{stream}").read_text() for stream in STREAMS] for rank in range(world)]
     return [subprocess.CompletedProcess(script, p.exitcode, *pair) for p, pair in zip(started, told, strict=True)]
+
+
+class InThisProcess:
+    """What stands in for ``subprocess`` where stages are started one after the other: they run in this process."""
+
+    def run(self, command: list[str], cwd: Path, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m stages ...`` in a folder, with the variables that differ from this process's."""
+        from stages.__main__ import main
+
+        told, error = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told), contextlib.redirect_stderr(error):
+            for name in env:
+                patch.setenv(name, env[name])
+            patch.chdir(cwd)
+            status = main(command[3:])
+        return subprocess.CompletedProcess(command, status, told.getvalue(), error.getvalue())
 
 
 def _run(script: str, folder: str, variables: dict[str, str]) -> None:
