@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stages
 from tests.support.dvc import PATIENCE, content, marked
 
 MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
@@ -49,6 +49,14 @@ def completed(folder: Path, stage: str, *overrides: str, out: str = "", **how: s
     error = process.communicate()[1]
     assert process.returncode == 0, error
     return content(folder / (out or f"outputs/{stage}"))
+
+
+def alone(folder: Path, stage: str, *overrides: str, out: str = "") -> dict[str, bytes]:
+    """What a stage writes in this process, which saves the seconds in which another one starts."""
+    out = out or f"outputs/{stage}"
+    shutil.rmtree(folder / out, ignore_errors=True)
+    run_stages(folder, (stage,), *overrides)
+    return content(folder / out)
 
 
 def running(folder: Path) -> list[psutil.Process]:
