@@ -4,7 +4,9 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Else each of the hundreds of interpreters that tests and DVC start would compile the house anew.
 export PYTHONDONTWRITEBYTECODE :=
-PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n logical --maxprocesses 8
+# One more than there are processors: some tests wait for a process, a server or a fixture that another worker makes.
+WORKERS = $$(python -c "import os; print(min(8, 1 + (os.cpu_count() or 1)))")
+PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n $(WORKERS)
 UNCHECKED := --jaxtyping-packages=
 
 .PHONY: repro setup test test-slow check golden seeds data-gsm8k

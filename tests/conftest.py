@@ -27,11 +27,19 @@ SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i +
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 
 
-FIRST = ("tests/system/", "tests/stages/")  # what takes long is begun first, so that the workers end at about the same time
+FIRST = (  # what takes long is begun first, so that the workers end at about the same time
+    "tests/system/test_processes.py",
+    "tests/system/test_kill.py",
+    "tests/system/test_examples.py",
+    "tests/stages/test_pretrained.py",
+    "tests/pipeline/planning/test_plan.py",
+    "tests/system/",
+    "tests/stages/",
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+    items.sort(key=lambda item: [not item.nodeid.startswith(path) for path in FIRST])
 
 
 def pytest_collection_finish():

@@ -58,8 +58,8 @@ class Runtime:
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
         """Compute with these threads, deterministically and on this device; the process is as it was afterwards."""
-        threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        warn_only, workspace = torch.is_deterministic_algorithms_warn_only_enabled(), os.environ.get(WORKSPACE)
+        threads, deterministic = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+        workspace = os.environ.get(WORKSPACE)
         fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         current = torch.cuda.current_device() if self.device.type == "cuda" else None
         try:
@@ -69,7 +69,7 @@ class Runtime:
             if current is not None:
                 torch.cuda.set_device(current)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            torch.set_deterministic_debug_mode(deterministic)
             torch.set_num_threads(threads)
             if workspace is None:
                 os.environ.pop(WORKSPACE, None)
@@ -78,7 +78,7 @@ class Runtime:
         """Put these settings in force for good: for a stage, whose process is its own."""
         os.environ.setdefault(WORKSPACE, ":4096:8")
         torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms imports the compiler, which takes a second
         # Filling memory that nobody reads is a check for debugging, and costs 12 % of a small model's step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if self.device.type == "cuda":

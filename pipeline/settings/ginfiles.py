@@ -7,7 +7,7 @@ import importlib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -125,9 +125,10 @@ def namespace(scans: Iterable[Scan]) -> "Namespace":
 
 def _scan_text(text: str, file: Path, root: Path | None, outer: tuple[Path, ...]) -> Scan:
     """Read the text of ``file``, and what it includes from ``root``; None = it may include nothing."""
-    result, delegate = Scan({}, [], [], [], [], set(), [file]), _Names()
+    statements, references, macros = _statements(text, file)
+    result = Scan({}, [], [], [], [], {*macros}, [file])
     lines: dict[str, int] = {}
-    for statement in _statements(text, file, delegate):
+    for statement in statements:
         if isinstance(statement, config_parser.ImportStatement):
             if statement.module.split(".")[0] == "__gin__":
                 continue
@@ -156,15 +157,18 @@ def _scan_text(text: str, file: Path, root: Path | None, outer: tuple[Path, ...]
             if lines.setdefault(key, statement.location.line_num) != statement.location.line_num:
                 raise ConfigError(f"{origin}: '{key}' is bound twice; also in line {lines[key]}")
             result.bindings.append(Statement(origin, key))
-    result.references.extend((str(file), reference) for reference in delegate.references)
-    result.macros.update(delegate.macros)
+    result.references.extend((str(file), reference) for reference in references)
     return result
 
 
-def _statements(text: str, file: Path, delegate: _Names) -> list[Any]:
-    """Parse a text with gin's own parser, which looks nothing up."""
+@lru_cache(maxsize=256)
+def _statements(text: str, file: Path) -> tuple[list[Any], list[str], list[str]]:
+    """Parse a text with gin's own parser, which looks nothing up: statements, and the names of references and macros. Each stage
+    reads the same files of a preset.
+    """
+    delegate = _Names()
     try:
-        return list(config_parser.ConfigParser(text, delegate))
+        return list(config_parser.ConfigParser(text, delegate)), delegate.references, delegate.macros
     except SyntaxError as error:
         raise ConfigError(f"{file}:{error.lineno}: {' '.join(error.msg.split())}") from None
     except TokenError as error:

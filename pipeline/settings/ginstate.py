@@ -202,9 +202,9 @@ def check_values(users: Mapping[Key, Binding]) -> None:
     for (scope, selector), values in gin_config._CONFIG.items():
         if selector == MACRO:
             continue
+        called = name_of(selector)
         for parameter, value in values.items():
-            name = f"{name_of(selector)}.{parameter}"
-            first = (scope, selector, parameter)
+            name, first = f"{called}.{parameter}", (scope, selector, parameter)
             source, value = _through_macros(first, value, users[first].origin if first in users else name)
             origin = users[source].origin if source in users else f"gin files, {name}"
             if repr(value) == "%gin.REQUIRED":

@@ -4,6 +4,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 from beartype import BeartypeConf
@@ -18,7 +19,13 @@ _TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a float, as in the lang
 def annotation(function: Any, parameter: str, *, ranges: bool = False) -> Any:
     """The annotation of a parameter, with the range that it states or without; Any if it has none."""
     constructor = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    return typing.get_type_hints(constructor, include_extras=ranges).get(parameter, Any)
+    return _hints(constructor, ranges).get(parameter, Any)
+
+
+@cache
+def _hints(function: Any, ranges: bool) -> dict[str, Any]:
+    """Annotations of a function, evaluated once: every stage asks for the same."""
+    return typing.get_type_hints(function, include_extras=ranges)
 
 
 def broken_range(value: Any, function: Any, parameter: str) -> Range | None:
@@ -90,7 +97,7 @@ def takes_reference(expected: Any, made: Any, evaluated: bool) -> bool:
     parts = _alternatives(expected)
     if Any in parts:
         return True
-    result = made if isinstance(made, type) else typing.get_type_hints(made).get("return", Any)
+    result = made if isinstance(made, type) else _hints(made, False).get("return", Any)
     parts = [part for part in parts if not (evaluated and _is_call_protocol(part))]
     if not evaluated:
         parts = [part for expected in parts if _is_callable(expected) for part in _alternatives(_call(expected)[1])]

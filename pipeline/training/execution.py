@@ -40,6 +40,8 @@ def compiled(model: Model) -> Model:
     if not modules:
         return model
     _check_compiler(next(model.parameters()).device)
+    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)  # as it is, and the compiler is told
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for module in modules:
         module.forward = _in_training(module, module.forward, torch.compile(module.forward, dynamic=False, fullgraph=True))

@@ -85,12 +85,20 @@ def test_an_override_after_check_is_checked_too(here, capsys):
 
 
 def test_a_plan_is_told_and_nothing_runs(here, capsys):
-    assert main(["configure", "--plan", "--peak", "100", "DRAWS=3", "warmup.run.states=@sources.live"]) == 0
+    settings = ["DRAWS=3", "warmup.run.states=@sources.live", "RECURSION_STEPS=1"]  # every step is counted
+    assert main(["configure", "--plan", "--peak", "100", *settings]) == 0
     told = capsys.readouterr().out
     lines = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ")]
     assert lines == ["stage", "backbone", "extract", "warmup", "joint", "controls", "evaluate", "all"] and not left(here)
     assert "speed: 100 TFLOP/s (as given), 40% of them used (MFU, a guess: --mfu)" in told
     assert "cache: live is cheaper" in told and "M 3 draws" in told and "assumed: data/prepared is not there yet" in told
+
+
+@pytest.mark.parametrize("arguments", [["--peak", "0"], ["--mfu", "1.5"], ["--peak", "1", "--mfu", "nan"]])
+def test_no_plan_is_made_for_a_speed_that_is_none(here, monkeypatch, capsys, arguments):
+    monkeypatch.setattr("pipeline.planning.plan.plan", lambda texts: pytest.fail("planned"))
+    assert main(["configure", "--plan", *arguments]) == 2
+    assert "expected a number above 0" in capsys.readouterr().err
 
 
 def test_print_config_prints_the_overridden_text_and_runs_nothing(here, capsys):

@@ -1,6 +1,8 @@
 """Stages as processes of their own, one or several, for the tests that watch and stop them."""
 
 import contextlib
+import io
+import multiprocessing
 import os
 import shutil
 import socket
@@ -10,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_stages
 from tests.support.dvc import PATIENCE, content, marked
 
 MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
 PYTHON = (sys.executable, "-m", "stages")
+STREAMS = ("out", "error")
 TORCHRUN = (str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node=2", "-m", "stages")
 
 
@@ -47,6 +51,14 @@ def completed(folder: Path, stage: str, *overrides: str, out: str = "", **how: s
     return content(folder / (out or f"outputs/{stage}"))
 
 
+def alone(folder: Path, stage: str, *overrides: str, out: str = "") -> dict[str, bytes]:
+    """What a stage writes in this process, which saves the seconds in which another one starts."""
+    out = out or f"outputs/{stage}"
+    shutil.rmtree(folder / out, ignore_errors=True)
+    run_stages(folder, (stage,), *overrides)
+    return content(folder / out)
+
+
 def running(folder: Path) -> list[psutil.Process]:
     """Everything alive that was started for a workspace."""
     return marked(MARK, str(folder))
@@ -71,20 +83,65 @@ def nothing_left(folder: Path) -> Iterator[Path]:
 
 def together(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
     """Run a script in several processes that can find one another; returns how each ended and what it printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", script],
             cwd=folder,
-            env={**os.environ, **where, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for variables in _ranks(world)
     ]
     told = [process.communicate(timeout=PATIENCE) for process in started]
     return [subprocess.CompletedProcess(p.args, p.returncode, *pair) for p, pair in zip(started, told, strict=True)]
+
+
+def _ranks(world: int) -> list[dict[str, str]]:
+    """Variables of each of several processes that can find one another."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
+    return [{**where, "RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world)]
+
+
+def forked(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
+    """As ``together``, without the seconds in which each process imports torch: they are forked from one that has, for tests of
+    what processes do and not of how they end.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "pipeline.training.gradients", "tests.system.test_processes"])
+    started = [context.Process(target=_run, args=(script, str(folder), variables)) for variables in _ranks(world)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(PATIENCE)
+    told = [[(folder / f"{rank}.{stream}").read_text() for stream in STREAMS] for rank in range(world)]
+    return [subprocess.CompletedProcess(script, p.exitcode, *pair) for p, pair in zip(started, told, strict=True)]
+
+
+class InThisProcess:
+    """What stands in for ``subprocess`` where stages are started one after the other: they run in this process."""
+
+    def run(self, command: list[str], cwd: Path, env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m stages ...`` in a folder, with the variables that differ from this process's."""
+        from stages.__main__ import main
+
+        told, error = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(told), contextlib.redirect_stderr(error):
+            for name in env:
+                patch.setenv(name, env[name])
+            patch.chdir(cwd)
+            status = main(command[3:])
+        return subprocess.CompletedProcess(command, status, told.getvalue(), error.getvalue())
+
+
+def _run(script: str, folder: str, variables: dict[str, str]) -> None:
+    """Run a script in this process, in a folder, into files of which each process has its own."""
+    os.environ.update(variables)
+    os.chdir(folder)
+    for number, stream in enumerate(STREAMS, 1):
+        os.dup2(os.open(f"{variables['RANK']}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+    exec(script, {"__name__": "__main__"})

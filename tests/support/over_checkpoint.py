@@ -10,7 +10,7 @@ from tests.conftest import run_stages, workspace
 TEXTS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}") for i in range(24)]
 SETTINGS = {
     "DEVICE": "cpu", "PRECISION": "fp32", "STATE_DTYPE": "fp32", "HEADS": 2, "TAIL_LAYERS": 1, "EXTRACT_BATCH": 8,
-    "ACCUMULATION": 1, "WARMUP_STEPS": 4, "JOINT_STEPS": 3, "VALIDATE_EVERY": 2, "THREADS": 1,
+    "ACCUMULATION": 1, "RECURSION_STEPS": 2, "WARMUP_STEPS": 4, "JOINT_STEPS": 3, "VALIDATE_EVERY": 2, "THREADS": 1,
     "answers.Answers.reference": "flexible",  # sums end with their results
 }  # fmt: skip
 

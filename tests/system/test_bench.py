@@ -4,14 +4,18 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from bench import seeds
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.objective.deep_supervision import backward
+from pipeline import ablation
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE
+from tests.support.jobs import InThisProcess
 from tests.support.script import printed
 
 
@@ -21,6 +25,20 @@ def run(tmp_path, name, *options):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return rows_of(path), done.stdout
+
+
+@pytest.fixture
+def at_once(tmp_path, capsys, monkeypatch):
+    """``at_once(name)``: as ``run``, its stages in this process, one at a time, without the seconds in which each starts."""
+    monkeypatch.setattr(ablation, "subprocess", InThisProcess())
+    monkeypatch.setattr(ablation, "ThreadPoolExecutor", lambda processes: ThreadPoolExecutor(1))
+
+    def at_once(name, *options):
+        out = printed(capsys, str(ROOT / f"bench/{name}.py"), "--quick", "--json", str(tmp_path / "rows.json"), *options)
+        return rows_of(tmp_path / "rows.json"), out
+
+    yield at_once
+    torch.use_deterministic_algorithms(False)
 
 
 def rows_of(path):
@@ -80,8 +98,8 @@ def test_cache(tmp_path):
 
 
 @pytest.mark.slow
-def test_draws(tmp_path):
-    rows, out = run(tmp_path, "draws")
+def test_draws(at_once):
+    rows, out = at_once("draws")
     assert [row["masks"] for row in rows] == ["live, never repeated", "4 draws", "2 draws", "1 draw"]
     assert {(row["steps"], row["epochs"]) for row in rows} == {(20, 10.0)}
     measured = ("validation nll", "test nll", "exact")
@@ -108,8 +126,8 @@ def test_any_number_of_seeds_makes_a_table(n):
 
 
 @pytest.mark.slow
-def test_seeds(tmp_path):
-    rows, out = run(tmp_path, "seeds")
+def test_seeds(at_once):
+    rows, out = at_once("seeds", "--processes=1")
     assert {"frozen", "warmup", "joint", "joint - control_backbone"} <= {row["model"] for row in rows}
     assert all(row["n"] == 2 for row in rows) and "smoke" in out
 

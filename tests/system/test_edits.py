@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SUMS
-from tests.support.dvc import bind, clone_to, dvc, dvc_json, finished_clone, git, ran
+from tests.support.dvc import bind, clone_to, committed_clone, dvc, dvc_json, git, ran
+from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
 
@@ -14,10 +15,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A clone after one `dvc repro`, committed."""
-    folder = finished_clone(tmp_path_factory.getbasetemp(), tmp_path_factory.mktemp("clone") / "slotloop")
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "finished")
-    return folder
+    return committed_clone(shared_folder(tmp_path_factory), tmp_path_factory.mktemp("clone") / "slotloop")
 
 
 def append(file: Path, line: str) -> None:

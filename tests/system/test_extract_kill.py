@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.dvc import content
-from tests.system.test_kill import start
+from tests.support.jobs import alone, start
 
 pytestmark = pytest.mark.slow
 KILLS = 10
@@ -27,10 +27,7 @@ def started(folder: Path) -> subprocess.Popen[bytes]:
 
 def completed(folder: Path) -> dict[str, bytes]:
     """What extract writes if nothing stops it."""
-    process = started(folder)
-    error = process.communicate()[1]
-    assert process.returncode == 0, error.decode()
-    return content(folder / OUT)
+    return alone(folder, "extract", *OVERRIDES, out=OUT)
 
 
 def committed(folder: Path) -> dict[str, int]:

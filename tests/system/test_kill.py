@@ -34,7 +34,7 @@ from tests.support.dvc import (
     steps_of,
     wait_until,
 )
-from tests.support.jobs import completed, start
+from tests.support.jobs import alone, completed, start
 from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def uninterrupted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     """What warmup writes with ``OVERRIDES``."""
     folder = workspace(tmp_path_factory.mktemp("uninterrupted") / "run", "smoke")
     shutil.copytree(finished / "data", folder / "data")
-    return completed(folder, "warmup", *OVERRIDES)
+    return alone(folder, "warmup", *OVERRIDES)
 
 
 @pytest.mark.parametrize("stage", ["warmup", "joint"])
@@ -105,7 +105,7 @@ def test_a_killed_stage_continues_to_the_same_bytes(copy_of, stage):
             process.send_signal(signal.SIGKILL)
             interrupted += 1
         process.communicate()
-        assert completed(copy_of, stage, *OVERRIDES) == expected
+        assert alone(copy_of, stage, *OVERRIDES) == expected
 
 
 def reached(folder: Path, step: int) -> bool:
@@ -125,7 +125,7 @@ def test_a_stage_that_is_asked_to_end_continues_too(copy_of, uninterrupted):
 
     repeated(3, attempt)
     assert snapshot(copy_of, "warmup") > 0
-    assert completed(copy_of, "warmup", *OVERRIDES) == uninterrupted
+    assert alone(copy_of, "warmup", *OVERRIDES) == uninterrupted
 
 
 def test_a_stage_that_is_asked_to_end_loses_no_step(copy_of):
@@ -142,13 +142,13 @@ def test_a_stage_that_is_asked_to_end_loses_no_step(copy_of):
     rest, _ = process.communicate()
     assert process.returncode == 0 and steps_of(rest, "warmup") == list(range(len(told) + 1, STEPS + 1))
     continued = content(copy_of / "outputs/warmup")
-    assert completed(copy_of, "warmup", *seldom) == continued
+    assert alone(copy_of, "warmup", *seldom) == continued
 
 
 def test_a_training_run_resumed_ten_times_under_changing_reader_threads_gives_the_uninterrupted_runs_curves(copy_of):
     steps = 4 * STEPS  # ten kills, and room for the steps that pass before each of them arrives
     settings = (*OVERRIDES[1:], f"loop.fit.steps={steps}")
-    expected = completed(copy_of, "warmup", *settings)
+    expected = alone(copy_of, "warmup", *settings)
     for readers in itertools.islice(itertools.cycle("0124"), KILLS):
         before = snapshot(copy_of, "warmup")
         process = start(copy_of, "warmup", *settings, SLOTLOOP_READERS=readers)
@@ -165,7 +165,7 @@ def test_a_kill_while_a_snapshot_is_written(copy_of, uninterrupted):
         return stopped(start(copy_of, "warmup", *OVERRIDES), signal.SIGKILL, moment) and writing(copy_of)
 
     repeated(4, attempt)
-    assert completed(copy_of, "warmup", *OVERRIDES) == uninterrupted
+    assert alone(copy_of, "warmup", *OVERRIDES) == uninterrupted
     assert not (copy_of / ".scratch").exists()
 
 
@@ -175,12 +175,12 @@ def test_a_kill_between_the_last_snapshot_and_the_end(copy_of, uninterrupted):
         return killed and reached(copy_of, STEPS)
 
     repeated(1, attempt)
-    assert completed(copy_of, "warmup", *OVERRIDES) == uninterrupted
+    assert alone(copy_of, "warmup", *OVERRIDES) == uninterrupted
 
 
 def test_another_learning_rate_starts_fresh(copy_of, uninterrupted):
     other = (*OVERRIDES, "optim.adamw.lr=5e-4")
-    expected = completed(copy_of, "warmup", *other)
+    expected = alone(copy_of, "warmup", *other)
     assert expected["curves.csv"] != uninterrupted["curves.csv"]
     assert stopped(start(copy_of, "warmup", *OVERRIDES), signal.SIGKILL, partial(reached, copy_of, 10))
     kept = snapshot(copy_of, "warmup")

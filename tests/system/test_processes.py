@@ -15,9 +15,8 @@ from components.objective.losses import masked_cross_entropy
 from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
-from tests.conftest import run_stages
-from tests.support.dvc import PATIENCE, content, snapshot, wait_until
-from tests.support.jobs import PYTHON, TORCHRUN, completed, member, nothing_left, running, start, together
+from tests.support.dvc import PATIENCE, snapshot, wait_until
+from tests.support.jobs import PYTHON, TORCHRUN, alone, completed, forked, member, nothing_left, running, start
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
 STEPS = 30
@@ -37,13 +36,6 @@ def out_of(stage):
     return OUT.get(stage, f"outputs/{stage}")
 
 
-def alone(folder, stage, *overrides):
-    """What one process writes, this one."""
-    shutil.rmtree(folder / out_of(stage))
-    run_stages(folder, (stage,), *overrides)
-    return content(folder / out_of(stage))
-
-
 def test_two_processes_write_the_bytes_of_one(copy_of):
     short = (*MICRO, "loop.fit.steps=3")
     expected = alone(copy_of, "warmup", *short)
@@ -55,7 +47,7 @@ def test_two_processes_write_the_bytes_of_one(copy_of):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", OVERRIDES)
 def test_any_number_of_processes_writes_the_bytes_of_one(copy_of, stage):
-    expected = alone(copy_of, stage, *OVERRIDES[stage])
+    expected = alone(copy_of, stage, *OVERRIDES[stage], out=out_of(stage))
     assert {"config.gin", "config.yaml"} <= expected.keys()
     for command, processes in WAYS:
         how = {"command": command, "SLOTLOOP_PROCESSES": processes}
@@ -160,7 +152,7 @@ def test_a_job_that_is_asked_to_end_saves_its_last_step(job, uninterrupted, whom
         assert error == f"error: warmup: SIGTERM after step {step} of {STEPS}; run it again to continue from there\n"
     else:
         assert error == "interrupted\n"
-    assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+    assert alone(job, "warmup", *TRAINING) == uninterrupted
 
 
 @linux
@@ -171,7 +163,7 @@ def test_processes_whose_launcher_is_killed_save_and_end(job, uninterrupted):
     ended(process)
     nothing_runs(job)
     assert snapshot(job, "warmup") < STEPS, "the job went on to its end"
-    assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+    assert alone(job, "warmup", *TRAINING) == uninterrupted
 
 
 @pytest.mark.slow
@@ -241,7 +233,7 @@ def test_the_gradient_of_two_processes_is_that_of_one_graph_over_the_whole_step(
     expected = [p.grad for p in model.parameters() if p.requires_grad]
     assert len(states) == 3
 
-    done = together(GRADIENT, 2, tmp_path)
+    done = forked(GRADIENT, 2, tmp_path)
     assert [process.returncode for process in done] == [0, 0], done[0].stderr
     found = [torch.load(tmp_path / f"found-{rank}", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close(found[0]["loss"], loss.detach(), rtol=1e-6, atol=0)

@@ -8,7 +8,7 @@ import torch
 from components.training.summation import pairwise
 from pipeline.machine import distributed
 from pipeline.machine.process import INTERRUPTED, LOST, Lost
-from tests.support.jobs import together
+from tests.support.jobs import forked, together
 
 GROUP = """
 import time
@@ -43,7 +43,7 @@ with joined():
 def group(request, tmp_path_factory):
     """What each process of a group printed, and what it found."""
     folder = tmp_path_factory.mktemp(f"group{request.param}")
-    done = together(GROUP, request.param, folder)
+    done = forked(GROUP, request.param, folder)
     assert all(process.returncode == 0 for process in done), [process.stderr for process in done]
     return [process.stdout for process in done], [
         torch.load(folder / f"found-{rank}", weights_only=True) for rank in range(request.param)

@@ -49,7 +49,7 @@ def changed(plan_of, finished):
     """The same with other settings of each phase; a machine that is not here."""
     state, before = torch.get_rng_state(), sorted(map(str, finished.rglob("*")))
     found = plan_of(
-        folder=finished, common={"THREADS": 7, "DEVICE": "cuda"}, warmup={**LIVE, "ACCUMULATION": 4, "BATCH": 8},
+        folder=finished, common={"THREADS": 7, "DEVICE": "cuda"}, warmup={**LIVE, "ACCUMULATION": 2, "BATCH": 16},
         joint={"objective.Objective.activations": "@activations.checkpoint"}, finetune={"finetune.run.steps": 3},
     )  # fmt: skip
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() != 7
@@ -225,7 +225,8 @@ def pretrained(plan_of, tmp_path, monkeypatch):
     def pretrained(sizes, path=".", **common):
         (tmp_path / "config.json").write_text(json.dumps(sizes))
         text = {"tokenizer": ".", "special": {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}, "sequence": 32}
-        small = {"HEADS": 2, "TAIL_LAYERS": 1, "pretrained.model.path": path, "jsonl.QuestionAnswers": text}
+        small = {"HEADS": 2, "TAIL_LAYERS": 1, "RECURSION_STEPS": 2, "ACCUMULATION": 1}  # each step and microbatch is counted
+        small |= {"pretrained.model.path": path, "jsonl.QuestionAnswers": text}
         return plan_of("gsm8k_llada", tmp_path, common={**small, **common})
 
     return pretrained

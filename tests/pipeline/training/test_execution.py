@@ -63,6 +63,22 @@ def test_packed_tokens_are_an_error_that_names_the_setting():
         compiled(model_of("hybrid"))
 
 
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_the_compiler_is_told_what_is_in_force(monkeypatch, mode):
+    """Which is not done where it is put in force: to import the compiler takes a second."""
+    import torch._inductor.config as config
+
+    monkeypatch.setattr("pipeline.training.execution._check_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        with config.patch(deterministic=not mode):
+            compiled(model_of("slots"))
+            assert config.deterministic == bool(mode) and torch.get_deterministic_debug_mode() == mode
+    finally:
+        torch.set_deterministic_debug_mode(0)
+
+
 def test_what_is_repeated():
     assert [type(m).__name__ for m in model_of("cascade_recursive").compile_targets()] == ["SlotRefiner", "RecursiveCore"]
     assert [type(m).__name__ for m in model_of("recursive_updates").compile_targets()] == ["RecursiveNetwork"]

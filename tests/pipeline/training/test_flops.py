@@ -71,8 +71,10 @@ def counted(model, batch, **settings):
     return flops.count(lambda: Objective(model.n_steps, **settings).gradient(model, batch, sequences=len(batch)))
 
 
-@pytest.mark.parametrize("bptt", [full_gradient, one_step_gradient])
-@pytest.mark.parametrize("name", sorted(name for name in cores.CORES if not isinstance(cores.made(cores.CORES[name]), Hybrid)))
+FIXED = [name for name in cores.CORES if not isinstance(cores.made(cores.CORES[name]), Hybrid)]  # shapes tell what they compute
+
+
+@cores.every_core_with_one("bptt", {f.__name__: f for f in (full_gradient, one_step_gradient)}, cores=FIXED)
 def test_the_gradient_of_every_core_on_shapes_takes_what_it_takes(name, bptt):
     model, batch = cores.model_of(name, dtype=torch.float32), cores.batch()
     expected = counted(model, batch, bptt=bptt)
