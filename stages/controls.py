@@ -58,25 +58,23 @@ def run(
     runtime.enter_process()
     base = Backbone(backbone)
     phases = checkpoint.open_phases({"warmup": warmup, "joint": joint}, base)
-    both = [phases["warmup"], phases["joint"]]
     continued, tokens = base.model(), partial(examples, backbone=base)
     folder = Path(out) / "lora"  # the first, for it leaves the backbone's weights as they are
     lora_phase.run_lora(
         "controls/lora", lora, continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_lora, compared_with=phases["warmup"], batch_size=backbone_batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, matched=both,
+        fit=fit_lora, compared_with=phases["warmup"], matched=[*phases.values()],
+        batch_size=backbone_batch_size, validation_batch_size=validation_batch_size, seed=seed + 1,
     )  # fmt: skip
     folder = Path(out) / "backbone"
     phase.run_phase(
         "controls/backbone", continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_backbone, unfreeze=unfreeze_backbone, batch_size=backbone_batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, matched=both,
+        fit=fit_backbone, unfreeze=unfreeze_backbone, matched=[*phases.values()],
+        batch_size=backbone_batch_size, validation_batch_size=validation_batch_size, seed=seed + 1,
     )  # fmt: skip
     sources, folder = partial(states, backbone=base), Path(out) / "warmup"
     refined = checkpoint.load_refined(phases["warmup"], base, "warmup", sources("train").layer)
     phase.run_phase(
-        "controls/warmup", refined, sources, folder,
-        partial(checkpoint.save_model, folder, refined, base, phases["warmup"]), runtime,
-        fit=fit, unfreeze=unfreeze, batch_size=batch_size,
-        validation_batch_size=validation_batch_size, seed=seed + 1, matched=[phases["joint"]],
+        "controls/warmup", refined, sources, folder, partial(checkpoint.save_model, folder, refined, base, phases["warmup"]),
+        runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed + 1,
+        matched=[phases["joint"]],
     )  # fmt: skip
