@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.split import split_layer, tail_of
 from components.inference.answers import Answers
+from components.inference.halting import by_learning
 from components.inference.measures import check_measures, check_split
 from components.model import Model
 from components.refined_lm import RefinedLM
@@ -74,6 +75,7 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
         _check_lora(backbone, models["warmup"])
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
+        _check_halts(models["warmup"])
     for stage in (stage for stage in COMPUTING if stage in texts):
         with _stage(stage, texts):
             _check_device(stage)
@@ -121,6 +123,16 @@ def _check_evaluation(corpus: Corpus) -> None:
             check_split(name, (made := make()).split, splits)
             if name == "answers" and hasattr(corpus, "references"):
                 _check_references(made, corpus.references(made.split, made.items))
+
+
+def _check_halts(model: Model) -> None:
+    """Raise ConfigError if a rule asks the model when to halt, and no part of it learns that."""
+    rules = [name for name, rule in _argument("evaluate", "halts").items() if inspect.unwrap(rule) is inspect.unwrap(by_learning)]
+    if rules and not any(getattr(part, "architecture", {}).get("halting") for part in model.modules()):
+        raise ConfigError(
+            f"evaluate.run.halts: '{rules[0]}' is @halting.by_learning, and the refiner does not learn to halt; set REFINER: "
+            "'@recursive_core.RecursiveCore' and recursive_core.RecursiveCore.halting: true, or leave the rule out"
+        )
 
 
 def _check_references(answers: Answers, references: Sequence[str]) -> None:

@@ -137,7 +137,9 @@ def _references(stage: str) -> tuple[tuple[str, Any], ...]:
 
 
 def _options(stage: str, expected: Any, *, plausible: bool = True) -> list[str]:
-    """References that fit an annotation; plausible ones make what is wanted, and need nothing that nobody gives."""
+    """References that fit an annotation; plausible ones make what is wanted, and need nothing that nobody gives. What generate asks
+    of a model that it is handed shows when it is.
+    """
     if expected is Any or not any(_is_made(part) for part in _parts(expected)):
         return []
     callables = any(_is_callable(part) for part in _parts(expected))
@@ -145,7 +147,7 @@ def _options(stage: str, expected: Any, *, plausible: bool = True) -> list[str]:
     fitting = [form for form in forms if takes_reference(expected, form[1], form[2])]
     if plausible:
         fitting = [form for form in fitting if form[2] != callables and not (form[2] and _required(form[1]))]
-    return sorted(text for text, *_ in fitting)
+    return sorted(text for text, *_ in fitting if (stage, text) != ("generate", "@halting.by_learning"))
 
 
 def _required(function: Any) -> list[str]:

@@ -145,6 +145,8 @@ MISTAKES = {
     "states of tokens": bound("joint", "joint: {run: {states: '@sources.tokens'}}", "sources.tokens.", "is required; bind it"),
     "corpus for a source": bound("warmup", "warmup: {run: {states: '@sources.cached()'}}", "states expects Callable"),
     "weights for places": bound("warmup", "objective: {Objective: {bptt: '@supervision.constant'}}", "bptt expects Callable"),
+    "halting that is not learned": shaped("evaluate", "HALTS: {a: '@halting.by_learning'}", "evaluate.run.halts: 'a' is",
+        "the refiner does not learn to halt"),
     "device of no machine": shaped("warmup", "runtime: {Runtime: {device: tpu}}", "warmup: runtime.Runtime.device is 'tpu'",
         "use 'cpu' or 'cuda'"),
     "device that computes nothing": shaped("generate", "runtime: {Runtime: {device: meta}}", "generate: ", "computes nothing"),
