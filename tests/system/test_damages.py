@@ -325,7 +325,7 @@ STAGES = [*TRAINING[1:], *BESIDE]
 
 def test_a_sample_of_damages_is_refused_or_harmless(puzzles, tmp_path, monkeypatch, capfd):
     """A few of each kind, each before the first stage that reads it."""
-    damages = [*file_damages(puzzles, (*CHAIN, "exported"), 2, 1), *exchanges(puzzles)][::4]
+    damages = [*file_damages(puzzles, (*CHAIN, "exported"), 2, 1), *exchanges(puzzles)][::3]
     first = {id(damage): (readers_of(damage[1]) or ["none"])[-1] for damage in damages}
     amiss, results = [], {}
     for stage in ("joint", "controls", "report", "generate", "exported"):
@@ -334,7 +334,7 @@ def test_a_sample_of_damages_is_refused_or_harmless(puzzles, tmp_path, monkeypat
         amiss += wrong
         results |= {id(chosen[number]): ends for number, ends in some.items()}
     assert not amiss, "\n".join(amiss)
-    assert sum("refused" in ends for ends in results.values()) >= 30, results
+    assert sum("refused" in ends for ends in results.values()) >= 25, results
 
 
 @pytest.mark.slow
