@@ -36,6 +36,9 @@ BESIDE = {
 }
 RECORDS = ("config.gin", "config.yaml", "samples.jsonl", "report")  # of what was done: no stage reads them
 CHAIN = ("data/prepared", "data/backbone", "data/shards", *(f"outputs/{name}" for name in PHASES), "outputs/evaluate")
+UNREAD = {  # a card is its owner's to edit; a phase that is switched off is neither evaluated nor drawn
+    "data/shards/metrics.json", "exported/README.md", "outputs/finetune/model.safetensors", "outputs/finetune/curves.csv",
+}  # fmt: skip
 FIRST = (("backbone", "data/prepared"), ("extract", "data/backbone"))  # inputs that nothing else there was made from
 SIZE = {"limit": 2, "samples": 2, "decodes": {}, "halts": {}}  # of an evaluation
 
@@ -247,17 +250,18 @@ def exchanges(folder):
                 yield f"is {other}", one, partial(replaced, folder / other)
     for name in ("model.json", "model.safetensors", "metrics.json", "curves.csv"):
         for one, other in zip(models, (*models[1:], models[0]), strict=True):
-            yield f"is {other}'s", f"{one}/{name}", partial(replaced, folder / other / name)
+            if (folder / one / name).read_bytes() != (folder / other / name).read_bytes():
+                yield f"is {other}'s", f"{one}/{name}", partial(replaced, folder / other / name)
 
 
 def of_another_run(folder, other):
     """Each folder, and each file, of a run with another seed."""
     for part in CHAIN:
-        yield "another run's folder", part, partial(replaced, other / part)
-        for file in sorted(file for file in (folder / part).rglob("*") if file.is_file()):
-            name = str(file.relative_to(folder))
-            if (other / name).is_file() and (other / name).read_bytes() != file.read_bytes():
-                yield "another run's file", name, partial(replaced, other / name)
+        names = [str(file.relative_to(folder)) for file in sorted((folder / part).rglob("*")) if file.is_file()]
+        differing = [name for name in names if (other / name).read_bytes() != (folder / name).read_bytes()]
+        yield from (("another run's file", name, partial(replaced, other / name)) for name in differing)
+        if any(Path(name).name not in RECORDS for name in differing):
+            yield "another run's folder", part, partial(replaced, other / part)
 
 
 # Every damage before every stage that reads it
@@ -321,7 +325,7 @@ STAGES = [*TRAINING[1:], *BESIDE]
 
 def test_a_sample_of_damages_is_refused_or_harmless(puzzles, tmp_path, monkeypatch, capfd):
     """A few of each kind, each before the first stage that reads it."""
-    damages = [*file_damages(puzzles, (*CHAIN, "exported"), 2, 1), *exchanges(puzzles)][::4]
+    damages = [*file_damages(puzzles, (*CHAIN, "exported"), 2, 1), *exchanges(puzzles)][::3]
     first = {id(damage): (readers_of(damage[1]) or ["none"])[-1] for damage in damages}
     amiss, results = [], {}
     for stage in ("joint", "controls", "report", "generate", "exported"):
@@ -330,7 +334,7 @@ def test_a_sample_of_damages_is_refused_or_harmless(puzzles, tmp_path, monkeypat
         amiss += wrong
         results |= {id(chosen[number]): ends for number, ends in some.items()}
     assert not amiss, "\n".join(amiss)
-    assert sum("refused" in ends for ends in results.values()) >= 30, results
+    assert sum("refused" in ends for ends in results.values()) >= 25, results
 
 
 @pytest.mark.slow
@@ -342,8 +346,8 @@ def test_no_damage_changes_a_result_unseen(puzzles, tmp_path_factory, tmp_path, 
     counts = summary(damages, results)
     print(len(damages), *(f"{name} {end}: {count}" for (name, end), count in sorted(counts.items())), sep="\n")
     assert len(damages) >= 300 and sum(count for (_, end), count in counts.items() if end == "refused") >= 300
-    harmless = {name for name, end in counts if end == "harmless"}
-    assert harmless <= {*RECORDS, "metrics.json", "curves.csv", "README.md", "index.safetensors"}, harmless
+    harmless = {damages[number][1] for number in range(len(damages)) if "refused" not in results.get(number, ())}
+    assert {place for place in harmless if Path(place).name not in RECORDS} <= UNREAD
 
 
 def another_seed(folder):
