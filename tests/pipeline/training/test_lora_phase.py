@@ -13,11 +13,14 @@ from components.objective.masking import exact_count
 from components.training.optim import adamw
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.data.batches import LiveSource
+from pipeline.files import write_json
 from pipeline.machine import snapshots
 from pipeline.machine.process import Interrupted
+from pipeline.manifests import write_manifest
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.lora import Lora
+from pipeline.models.model_folder import ModelFolder, seal
 from pipeline.models.pretrained import Source, build
 from pipeline.training.loop import fit
 from pipeline.training.lora_phase import run_lora
@@ -53,9 +56,13 @@ def run(rows, runtime, tmp_path, backbone):
         settings = {"validate_every": 2, "save_every": 3, "log_every": 2, "accumulation": 2, "ema": 0.9}
         training = training and partial(training, optimizer=partial(adamw, lr=5e-4), **settings)
         source, out = LiveSource(rows(20), WORDS, exact_count, 0), tmp_path / name
+        write_manifest(tmp_path / "warmup/model.json", {"kind": "refined"})
+        write_json(tmp_path / "warmup/metrics.json", {"flops": budget, "parameters": {"trainable": parameters}})
+        seal(tmp_path / "warmup", "warmup", {})
+        compared = ModelFolder(tmp_path / "warmup", "warmup")
         run_lora(
             "controls/lora", Lora(), model, lambda split: source, out, partial(save_model, out, model, backbone), runtime,
-            fit=training, parameters=parameters, seed=0, batch_size=4, validation_batch_size=8, budget=budget,
+            fit=training, compared_with=compared, seed=0, batch_size=4, validation_batch_size=8, matched=[compared],
         )  # fmt: skip
         return out
 
