@@ -41,7 +41,7 @@ def commands():
 COMMANDS = commands()
 PLANS = [line for line in COMMANDS if line.startswith("python -m stages configure --plan")]  # one is made; the flags: test_launcher
 STAGES = [line for line in COMMANDS if line.startswith("python -m stages ") and line not in PLANS[:-1]]
-EXPERIMENTS = [line for line in COMMANDS if line.startswith("dvc exp run ")]
+EXPERIMENTS = [line for line in COMMANDS if re.match(r"dvc exp run .*(-S|--set-param)", line)]
 OTHERS = sorted({*COMMANDS} - {*STAGES, *EXPERIMENTS, *PLANS})
 
 

@@ -12,6 +12,8 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import forgetting
 from pipeline.evaluation.forgetting import measure_forgetting, with_prompts_hidden
 from pipeline.evaluation.limited import Limited
+from pipeline.files import read_json, sha256
+from pipeline.manifests import HASHES, write_manifest
 from pipeline.models.backbones import Backbone
 from pipeline.text import tokenizer as bpe
 
@@ -60,6 +62,10 @@ def test_the_tokenizer_says_what_begins_every_text(text, runtime, tmp_path, monk
     tokenizer = bpe.load(tmp_path / "prepared/tokenizer.json")
     tokenizer.post_processor = processors.TemplateProcessing("<end> <pad> $A", special_tokens=[("<end>", 1), ("<pad>", 0)])
     bpe.save(tokenizer, tmp_path / "prepared/tokenizer.json")
+    manifest = tmp_path / "prepared/manifest.json"
+    content = read_json(manifest, "prepare")
+    hashes = {**content[HASHES], "tokenizer.json": sha256(tmp_path / "prepared/tokenizer.json")}
+    write_manifest(manifest, {**content, HASHES: hashes})
     seen = []
     monkeypatch.setattr(forgetting.evaluator, "batches", lambda split, *_: seen.append(split) or 1 / 0)
     with pytest.raises(ZeroDivisionError):

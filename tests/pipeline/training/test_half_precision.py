@@ -27,6 +27,7 @@ from pipeline.machine.runtime import Runtime
 from pipeline.models import pretrained
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import load_model, load_refined, save_model
+from pipeline.models.model_folder import ModelFolder
 from pipeline.training.loop import fit
 from pipeline.training.train_state import TrainRun
 from tests.support import checkpoints
@@ -251,7 +252,7 @@ def test_a_later_phase_goes_on_from_float32_and_hands_it_on(backbone_of, runtime
     save_model(tmp_path / "joint", joint, backbone)
     finetuned = load_refined(tmp_path / "joint", backbone, "joint", 0)
     freeze_except(finetuned, ["refiner", "backbone.model.model.layers.1"])
-    save = partial(save_model, tmp_path / "finetune", finetuned, backbone, tmp_path / "joint")
+    save = partial(save_model, tmp_path / "finetune", finetuned, backbone, ModelFolder(tmp_path / "joint", "joint"))
     trained_on(finetuned, runtime, tmp_path, save, steps=3, ema=0.0)
     first, second = (load_file(tmp_path / f"{phase}/model.safetensors") for phase in ("joint", "finetune"))
     last = {name for name in first if ".layers.2." in name}

@@ -4,5 +4,6 @@ from itertools import count
 
 from pipeline import progress
 
-_looks = count()
-progress.clock = lambda: 100.0 * next(_looks)
+if __name__ == "sitecustomize":  # not where tests are collected
+    _looks = count()
+    progress.clock = lambda: 100.0 * next(_looks)
