@@ -47,9 +47,7 @@ def dequantised(model, kind):
     return {name: torch.from_numpy(gguf.dequantize(*quantised(name, value.detach(), kind))) for name, value in weights.items()}
 
 
-def written(
-    path, model, kind="F32", *, tokens=None, architecture="llama", pre="smollm", changed=None, left_out=(), extra=None, head=16
-):
+def written(path, model, kind="F32", *, tokens=None, architecture="llama", pre="smollm", changed=None, left_out=(), extra=None):
     """A GGUF file at ``path``.
 
     Args:
@@ -61,7 +59,6 @@ def written(
         changed: entries of the metadata, by name: strings.
         left_out: names of tensors that are not written.
         extra: tensors beside the model's.
-        head: width of a head, as the metadata has it.
     """
     import gguf
 
@@ -71,7 +68,7 @@ def written(
     for add, value in (
         (writer.add_block_count, LAYERS), (writer.add_context_length, config.max_position_embeddings),
         (writer.add_embedding_length, WIDTH), (writer.add_feed_forward_length, MLP), (writer.add_head_count, HEADS),
-        (writer.add_head_count_kv, KV_HEADS), (writer.add_key_length, head), (writer.add_layer_norm_rms_eps, config.rms_norm_eps),
+        (writer.add_head_count_kv, KV_HEADS), (writer.add_layer_norm_rms_eps, config.rms_norm_eps),
         (writer.add_rope_freq_base, config.rope_parameters["rope_theta"]), (writer.add_vocab_size, config.vocab_size),
     ):  # fmt: skip
         add(value)

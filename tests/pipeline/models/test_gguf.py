@@ -72,10 +72,10 @@ def test_logits_are_those_of_transformers_own_load(tmp_path, kind):
         assert torch.equal(model.model(input_ids=tokens).logits, own(input_ids=tokens).logits)
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [("Qwen2", "qwen2"), ("Qwen3", "qwen3")])
-def test_other_architectures_find_their_places(tmp_path, kind, architecture):
-    made = gguf_files.llama(VOCAB, kind=kind, **({"head_dim": 16} if kind == "Qwen3" else {}))
-    path = gguf_files.written(tmp_path / "tiny.gguf", made, "Q8_0", architecture=architecture)
+@pytest.mark.parametrize(("kind", "sizes"), [("Qwen2", {}), ("Qwen3", {"head_dim": 128})])
+def test_other_architectures_find_their_places(tmp_path, kind, sizes):
+    made = gguf_files.llama(VOCAB, kind=kind, **sizes)
+    path = gguf_files.written(tmp_path / "tiny.gguf", made, "Q8_0", architecture=kind.lower())
     weights, expected = dict(build(source(path)).model.named_parameters()), gguf_files.dequantised(made, "Q8_0")
     assert set(weights) == set(expected) and all(torch.equal(weights[name], expected[name]) for name in expected)
 
@@ -222,7 +222,11 @@ CONTENTS = {
         r"'zzz' from GGUF .*give the model's folder",
     ),
     "no weight": ({"left_out": ["blk.1.attn_q.weight"]}, DataError, r"weights are missing, 'model\.layers\.1\.self_attn\.q_proj"),
-    "other heads": ({"head": 8}, DataError, r"weights are mismatched, "),
+    "another size": (
+        {"left_out": ["token_embd.weight"], "extra": {"token_embd.weight": torch.ones(VOCAB + 1, gguf_files.WIDTH).numpy()}},
+        DataError,
+        r"1 weights are mismatched, .*embed_tokens",
+    ),
     "scaled": ({"extra": {"rope_freqs.weight": torch.ones(8).numpy()}}, DataError, r"has a place for [\d,]+ .*rope_freqs scales"),
     "another": ({"extra": {"blk.0.own.weight": torch.ones(8).numpy()}}, DataError, r"numbers and transformers has a place for"),
     "yarn": ({"changed": {"llama.rope.scaling.type": "yarn"}}, DataError, r"scales its rotary positions \('yarn'\)"),
