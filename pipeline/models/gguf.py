@@ -1,8 +1,8 @@
 """GGUF files, as llama.cpp reads them, turned once into a checkpoint folder as any other; only door to ``gguf``.
 
-transformers reads configuration, tokenizer and weights; what it leaves out without a word (tensors that it has no place for, scaled
-rotary positions, how a vocabulary splits digits) is refused or put right here. It also refuses to save what it read, so that the
-weights are written here: plain numbers in the dtype asked for, tied tensors once.
+transformers reads configuration, tokenizer and weights; what it gets wrong without a word (tensors that it has no place for and
+scaled rotary positions are left out, tokens are added, digits split otherwise) is refused or put right here. It refuses to save
+what it read, so that the weights are written here: plain numbers in the dtype asked for, tied tensors once.
 
 A folder's name is the file's hash, the dtype and the version of transformers. It appears whole or not at all.
 """
@@ -111,9 +111,9 @@ def _describe(file: Path, part: Path) -> None:
         config = library.AutoConfig.from_pretrained(**where)
         _check_positions(file, reader, config)
         config.save_pretrained(part)
-        if _field(reader, "tokenizer.ggml.tokens") is not None:
+        if (tokens := reader.fields.get("tokenizer.ggml.tokens")) is not None:
             library.AutoTokenizer.from_pretrained(**where).save_pretrained(part)
-            _split_digits(part / TOKENIZER, _field(reader, "tokenizer.ggml.pre"))
+            _correct_tokenizer(part / TOKENIZER, len(tokens.data), _field(reader, "tokenizer.ggml.pre"))
     licence = _field(reader, "general.license")
     if isinstance(licence, str) and re.fullmatch(r"[\w.+-]+", licence):
         (part / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
@@ -190,8 +190,13 @@ def _check_positions(file: Path, reader: Any, config: Any) -> None:
         )
 
 
-def _split_digits(path: Path, kind: Any) -> None:
-    """Split numbers into digits before merging, as the vocabulary was learned: "  42" is two spaces, 4 and 2."""
+def _correct_tokenizer(path: Path, size: int, kind: Any) -> None:
+    """Leave out tokens that the library adds to those of the file, and split numbers into digits as the vocabulary was learned.
+
+    Else data would speak of ids that the model has not, and "  42" would be space, space, 4, 2 and not two spaces at once, 4, 2.
+    """
+    tokenizer = json.loads(path.read_bytes())
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < size]
     if kind in DIGITS:
-        tokenizer = json.loads(path.read_bytes())
-        path.write_text(json.dumps({**tokenizer, "pre_tokenizer": BY_DIGITS}, ensure_ascii=False, indent=2), encoding="utf-8")
+        tokenizer["pre_tokenizer"] = BY_DIGITS
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -130,6 +130,7 @@ def test_shapes_and_tokenizer_need_no_weights(tmp_path, cache):
     read = pretrained_text.tokenizer(str(path), None)
     texts = ["What is 12 + 345?", "  42 and  a  7", "<end>", "naïve\n\n 1  2", "".join(map(chr, range(32, 127)))]
     assert [read.encode(text).ids for text in texts] == [tokens.encode(text).ids for text in texts]
+    assert read.get_vocab(with_added_tokens=True) == tokens.get_vocab(with_added_tokens=True)
     assert pretrained_text.chat(str(path), None)("Hi?") == "<end>Hi?"
     assert hub.licence(str(path), None) == "mit"
     assert [folder.name.split("-")[1] for folder in cache.iterdir() if folder.is_dir()] == ["described"]
