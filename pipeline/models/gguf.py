@@ -7,6 +7,7 @@ what it read, so that the weights are written here: plain numbers in the dtype a
 A folder's name is the file's hash, the dtype and the version of transformers. It appears whole or not at all.
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import importlib.util
@@ -136,6 +137,8 @@ def _convert(file: Path, description: Path, dtype: str, part: Path) -> None:
     for path in description.iterdir():
         if path.name != MANIFEST:
             shutil.copyfile(path, part / path.name)
+    if sum(value.nbytes for value in weights.values()) > shutil.disk_usage(part).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # safetensors' own error is none that ``storing`` could tell
     save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
     (part / WEIGHTS).chmod((part / "config.json").stat().st_mode)  # others may read it too
 
@@ -176,7 +179,7 @@ def _read_by_transformers(file: Path, reader: Any) -> Iterator[tuple[Any, dict[s
             what = (str(error).splitlines() or [""])[0]
             raise ConfigError(
                 f"{file}: transformers {library.__version__} does not read the architecture "
-                f"'{_field(reader, 'general.architecture')}' from GGUF ({what}); give the model's folder or its name on the hub"
+                f"{_field(reader, 'general.architecture')!r} from GGUF ({what}); give the model's folder or its name on the hub"
             ) from None
 
 
@@ -185,7 +188,7 @@ def _check_positions(file: Path, reader: Any, config: Any) -> None:
     read = (getattr(config.get_text_config(), "rope_parameters", None) or {}).get("rope_type", "default")
     if kind not in (None, "none", read):
         raise DataError(
-            f"{file} scales its rotary positions ('{kind}'), which transformers does not read from GGUF; "
+            f"{file} scales its rotary positions ({kind!r}), which transformers does not read from GGUF; "
             "give the model's folder or its name on the hub"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.files import absence, sha256
+from pipeline.machine.file_hashes import content_hash
 from pipeline.models import gguf
 
 NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -115,15 +116,18 @@ def _deciding(path: str, revision: str | None) -> tuple[Path, list[str]]:
 
 
 def unchanged(path: str, revision: str | None, files: dict[str, dict[str, Any]]) -> None:
-    """Raise DataError unless the files are there with the sizes they had (hashing them anew would take minutes)."""
+    """Raise DataError unless the files are there with the sizes they had (hashing them anew would take minutes).
+
+    A GGUF file must have its content too: its hash is remembered, for what it is turned into is named by it.
+    """
     where, _ = _deciding(path, revision)
     for name, known in files.items():
         size = (where / name).stat().st_size if (where / name).is_file() else None
-        if size != known["bytes"]:
-            state = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
-            raise DataError(
-                f"{where / name} {state}: it is not what the backbone was described from; run dvc repro --force backbone"
-            )
+        if size == known["bytes"] and not (name.endswith(gguf.SUFFIX) and content_hash(where / name) != known["sha256"]):
+            continue
+        state = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
+        state = "has other content" if size == known["bytes"] else state
+        raise DataError(f"{where / name} {state}: it is not what the backbone was described from; run dvc repro --force backbone")
 
 
 def licence(path: str, revision: str | None) -> str | None:

