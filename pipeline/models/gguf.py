@@ -68,7 +68,7 @@ def _folder(cache: Path, file: Path, kind: str, write: Callable[[Path], None]) -
     if _whole(folder):
         return folder
     part = folder.with_name(folder.name + ".part")
-    with storing(folder, part), _alone(folder):
+    with storing(folder), _alone(folder):
         if not _whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(part, ignore_errors=True)
@@ -156,7 +156,7 @@ def _reader(file: Path) -> Any:
     try:
         reader = gguf.GGUFReader(file)
     except Exception as error:  # of whatever the damage makes of a length or an offset
-        raise DataError(f"{file} is cut short or damaged ({type(error).__name__}: {error}); download it again") from None
+        raise DataError(f"{file} is cut short or damaged ({type(error).__name__}: {_first_line(error)}); download it again") from None
     if not isinstance(_field(reader, "general.architecture"), str):
         raise DataError(f"{file} does not name the architecture of its model (general.architecture); another conversion is needed")
     return reader
@@ -165,6 +165,10 @@ def _reader(file: Path) -> Any:
 def _field(reader: Any, name: str) -> Any:
     """A value of the metadata; None if it is not there."""
     return reader.fields[name].contents() if name in reader.fields else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 @contextmanager
@@ -176,10 +180,9 @@ def _read_by_transformers(file: Path, reader: Any) -> Iterator[tuple[Any, dict[s
         try:
             yield library, {"pretrained_model_name_or_path": folder, "gguf_file": file.name}
         except (ValueError, KeyError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
-            what = (str(error).splitlines() or [""])[0]
             raise ConfigError(
                 f"{file}: transformers {library.__version__} does not read the architecture "
-                f"{_field(reader, 'general.architecture')!r} from GGUF ({what}); give the model's folder or its name on the hub"
+                f"{_field(reader, 'general.architecture')!r} from GGUF ({_first_line(error)}); give the model's folder or its name on the hub"
             ) from None
 
 
