@@ -156,7 +156,7 @@ def _reader(file: Path) -> Any:
     try:
         reader = gguf.GGUFReader(file)
     except Exception as error:  # of whatever the damage makes of a length or an offset
-        raise DataError(f"{file} is cut short or damaged ({type(error).__name__}: {_first_line(error)}); download it again") from None
+        raise DataError(f"{file} is cut short or damaged ({_first_line(error)}); download it again") from None
     if not isinstance(_field(reader, "general.architecture"), str):
         raise DataError(f"{file} does not name the architecture of its model (general.architecture); another conversion is needed")
     return reader
@@ -182,7 +182,8 @@ def _read_by_transformers(file: Path, reader: Any) -> Iterator[tuple[Any, dict[s
         except (ValueError, KeyError, NotImplementedError, TypeError, AttributeError, ImportError) as error:
             raise ConfigError(
                 f"{file}: transformers {library.__version__} does not read the architecture "
-                f"{_field(reader, 'general.architecture')!r} from GGUF ({_first_line(error)}); give the model's folder or its name on the hub"
+                f"{_field(reader, 'general.architecture')!r} from GGUF "
+                f"({_first_line(error)}); give the model's folder or its name on the hub"
             ) from None
 
 
