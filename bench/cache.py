@@ -27,6 +27,7 @@ from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
 from pipeline.models import pretrained
 from pipeline.models.pretrained import Source
+from pipeline.models.transformers import transformers
 from pipeline.reporting.markdown import markdown
 
 SEQUENCES, LENGTH, DIM, LAYERS, LIVE, VOCAB = 8, 128, 512, 24, 4, 4096
@@ -52,7 +53,7 @@ def main(pairs: int = 5, quick: bool = False, threads: int = 1, json: str = "") 
 
 def written(folder: Path, dim: int, length: int) -> Source:
     """A random checkpoint."""
-    library = pretrained.transformers()
+    library = transformers()
     torch.manual_seed(0)
     config = library.LlamaConfig(
         hidden_size=dim, num_hidden_layers=LAYERS, num_attention_heads=dim // 32, intermediate_size=3 * dim, vocab_size=VOCAB,

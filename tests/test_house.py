@@ -41,7 +41,8 @@ DOORS = {  # outside library -> the only files that may import it
     "bitsandbytes": {"pipeline/models/quantised.py"},
     "peft": {"pipeline/models/lora.py"},
     "lm_eval": {"pipeline/evaluation/harness.py"},
-    "transformers": {"pipeline/models/pretrained.py"},
+    "transformers": {"pipeline/models/transformers.py"},
+    "gguf": {"pipeline/models/gguf.py"},
     "huggingface_hub": {"pipeline/models/hub.py"},
     "webdataset": {"pipeline/data/shard_writer.py", "pipeline/data/streaming.py"},
     "torchdata": {"pipeline/data/loading.py"},
@@ -53,6 +54,7 @@ DOORS = {  # outside library -> the only files that may import it
     "safetensors": {
         "pipeline/models/backbones.py",
         "pipeline/models/checkpoint.py",
+        "pipeline/models/gguf.py",
         "pipeline/machine/cached_results.py",
         "pipeline/corpora/prepared.py",
         "pipeline/machine/snapshots.py",

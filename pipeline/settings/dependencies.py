@@ -2,7 +2,8 @@
 
 A line is ``name hash``. Of this project: every file that the resolved settings, the stage and the launcher reach, hashed without
 comments and blank lines. From outside: the raw files that the corpus names (``raw/...``), the files of a pretrained model that lies
-in a folder (``checkpoint/...``), and modules that the environment allows (by their dotted name). No line holds an absolute path.
+in a folder, or its GGUF file (``checkpoint/...``), and modules that the environment allows (by their dotted name). No line holds an
+absolute path.
 """
 
 import importlib.util
@@ -141,13 +142,15 @@ def _raw_files(text: str) -> list[OutsideFile]:
 
 
 def _checkpoint_files(text: str) -> Iterator[OutsideFile]:
-    """Files of the folders of pretrained models (they hold a config.json) that a text names."""
+    """GGUF files, and files of the folders of pretrained models (they hold a config.json), that a text names."""
     for name in snapshots.words_in(text):
         try:
             folder = hub.local(name)
         except (ConfigError, OSError, ValueError):  # no path at all, or of a package that is not installed: the stage says so
             continue
-        if folder is not None and (folder / "config.json").is_file():
+        if folder is not None and folder.is_file():
+            yield OutsideFile(f"checkpoint/{folder.name}", folder)
+        elif folder is not None and (folder / "config.json").is_file():
             inside = (*folder.iterdir(), *folder.glob("*/config.json"))  # a sentence encoder's pooling has a folder of its own
             names = sorted(str(path.relative_to(folder)) for path in inside if path.is_file())
             shown = [name for name in names if not name.startswith(".")]

@@ -10,7 +10,7 @@ from pipeline.errors import DataError
 from pipeline.files import read_json
 from pipeline.models import hub
 from pipeline.models.families import FAMILIES, family
-from pipeline.models.pretrained import transformers
+from pipeline.models.transformers import transformers
 from pipeline.text import tokenizer as bpe
 
 FILE, OWN_FILES = "tokenizer.json", ("vocab.json", "merges.txt")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from pipeline import progress
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import pretrained
 from pipeline.models.pretrained import Source, build
+from pipeline.models.transformers import transformers as library
 from tests.support.checkpoints import LAYERS, LAYOUTS, LLADA, VOCAB, llada_weights, written
 from tests.support.optional import needs
 
@@ -127,7 +127,7 @@ def test_other_objectives_are_refused(checkpoint):
 
 def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path):
     """A class of its own beside the weights, which leaves a file behind when it is imported."""
-    transformers = pretrained.transformers()
+    transformers = library()
     config = transformers.LlamaConfig(
         hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=VOCAB, max_position_embeddings=32
     )
@@ -147,21 +147,6 @@ def test_shapes_alone_take_no_memory(checkpoint):
     model = build(source(checkpoint), 1, load=False)
     assert all(p.is_meta for p in model.parameters()) and model.first_layer == 1
     assert model.cut(2).first_layer == 2
-
-
-def test_an_old_library_is_refused(monkeypatch):
-    class Old:
-        __version__ = "5.1.0"
-
-    monkeypatch.setitem(sys.modules, "transformers", Old)
-    with pytest.raises(ConfigError, match=r"transformers 5\.1\.0 would run a bidirectional model causally"):
-        pretrained.transformers()
-
-
-def test_a_library_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"pip install 'slotloop\[hf\]'"):
-        pretrained.transformers()
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -126,6 +126,20 @@ def test_files_of_a_checkpoint_in_a_folder_are_listed(tmp_path):
     assert "checkpoint/" not in dependencies.listing("backbone", text)
 
 
+def test_a_gguf_file_is_listed(tmp_path):
+    file = tmp_path / "models/tiny.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF")
+    text = text_of(tmp_path, "backbone", "gsm8k_qwen3", f"{{pretrained: {{model: {{path: '{file}'}}}}}}")
+    before = dependencies.listing("backbone", text)
+    assert [name for name in names(before) if name.startswith("checkpoint/")] == ["checkpoint/tiny.gguf"]
+    assert str(tmp_path) not in before
+    file.write_bytes(b"GGUG")
+    assert dependencies.listing("backbone", text) != before
+    file.unlink()  # the stage says so
+    assert "checkpoint/" not in dependencies.listing("backbone", text)
+
+
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """A package of a user, with a corpus that imports another module of it and one of this project."""
