@@ -5,6 +5,8 @@ import multiprocessing
 import shutil
 import struct
 import sys
+from datetime import date
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from tests.support.optional import needs
 
 needs("transformers", "gguf")
 VOCAB = 40
+DAY = date(2024, 7, 26)
 KINDS = ["F32", "F16", "Q8_0", "Q4_1"]
 
 
@@ -139,7 +142,7 @@ def test_shapes_and_tokenizer_need_no_weights(tmp_path, cache):
     texts = ["What is 12 + 345?", "  42 and  a  7", "<end>", "naïve\n\n 1  2", "".join(map(chr, range(32, 127)))]
     assert [read.encode(text).ids for text in texts] == [tokens.encode(text).ids for text in texts]
     assert read.get_vocab(with_added_tokens=True) == tokens.get_vocab(with_added_tokens=True)
-    assert pretrained_text.chat(str(path), None)("Hi?") == "<end>Hi?"
+    assert pretrained_text.chat(str(path), None, DAY)("Hi?") == "<end>Hi?"
     assert hub.licence(str(path), None) == "mit"
     assert [folder.name.split("-")[1] for folder in cache.iterdir() if folder.is_dir()] == ["described"]
 
@@ -267,7 +270,7 @@ def test_what_is_not_read_is_refused(tmp_path, case):
 
 
 def test_without_a_tokenizer_another_is_asked_for(file):
-    for ask in (pretrained_text.tokenizer, pretrained_text.chat):
+    for ask in (pretrained_text.tokenizer, partial(pretrained_text.chat, today=DAY)):
         with pytest.raises(DataError, match=r"without what makes a tokenizer.*jsonl\.QuestionAnswers\.tokenizer = a folder"):
             ask(str(file), None)
 
