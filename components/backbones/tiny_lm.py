@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.batch import Batch
 from components.nn.attention import Block, RMSNorm
-from components.ranges import NonNegativeInt, PositiveInt
+from components.ranges import Layers, PositiveInt
 from components.refiners.core import Layout
 
 
@@ -40,7 +40,7 @@ class TinyLM(BackboneModel):
         vocab: int,
         seq: int,
         dim: PositiveInt,
-        layers: NonNegativeInt,
+        layers: Layers,
         heads: PositiveInt,
         rotary: bool = False,
         first_layer: int = 0,

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from components.ranges import PositiveInt
+from components.ranges import Depth, PositiveInt
 from components.refiners.core import Layout
 from components.refiners.residual import Residual
 
@@ -24,7 +24,7 @@ class MLPRefiner(Residual):
         ValueError: no step, or chunks of no token.
     """
 
-    def __init__(self, dim: int, steps: PositiveInt = 4, chunk: PositiveInt = 16, ratio: PositiveInt = 4) -> None:
+    def __init__(self, dim: int, steps: Depth = 4, chunk: PositiveInt = 16, ratio: PositiveInt = 4) -> None:
         super().__init__(dim, steps)
         if steps < 1 or chunk < 1:
             raise ValueError(f"the MLP refiner needs at least 1 step and chunks of 1 token, got steps {steps}, chunk {chunk}")

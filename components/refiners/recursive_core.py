@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from components.ranges import PositiveFloat, PositiveInt
+from components.ranges import Depth, PositiveFloat, PositiveInt
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.refiners.recursive_network import RecursiveNetwork
@@ -54,11 +54,11 @@ class RecursiveCore(Core):
         self,
         dim: int,
         heads: PositiveInt = 4,
-        steps: PositiveInt = 4,
-        blocks: PositiveInt = 2,
+        steps: Depth = 4,
+        blocks: Depth = 2,
         expansion: PositiveFloat = 4.0,
-        h_cycles: PositiveInt = 1,
-        l_cycles: PositiveInt = 2,
+        h_cycles: Depth = 1,
+        l_cycles: Depth = 2,
         gradient_cycles: PositiveInt | None = None,
         supervise: Literal["steps", "updates"] = "steps",
         standalone: bool = False,

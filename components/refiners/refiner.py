@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from components.nn.attention import Attention, Block
-from components.ranges import NonNegativeFloat, PositiveInt
+from components.ranges import Depth, NonNegativeFloat, PositiveInt
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.refiners.delta import Clamped, RmsScaled, Update
@@ -62,8 +62,8 @@ class SlotRefiner(Core):
         self,
         dim: int,
         heads: PositiveInt | None = 4,
-        steps: PositiveInt = 4,
-        blocks: PositiveInt = 1,
+        steps: Depth = 4,
+        blocks: Depth = 1,
         mlp_ratio: PositiveInt = 4,
         delta_ratio: PositiveInt = 4,
         slots: Sequence[tuple[str, str, int]] | None = None,

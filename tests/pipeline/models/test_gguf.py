@@ -1,7 +1,9 @@
 """GGUF files are read as what they hold, by the gguf package's own account, made into a folder once, and refused where they lie."""
 
+import errno
 import json
 import multiprocessing
+import os
 import shutil
 import struct
 import sys
@@ -319,3 +321,12 @@ def test_smollm2_is_what_it_says(monkeypatch):
     with torch.no_grad():
         logits = model.model(input_ids=tokens).logits[0, -1]
     assert read.decode([int(logits.argmax())]) == " Paris"
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_enough(file, cache, monkeypatch, error):
+    def flock(*_):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(gguf.fcntl, "flock", flock)
+    assert (gguf.checkpoint(file, cache, "fp32") / gguf.WEIGHTS).is_file()
