@@ -7,13 +7,14 @@ about a row depends on the other rows.
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components import noise
-from components.ranges import NonNegativeFloat, PositiveInt, Seed, Share
+from components.ranges import NonNegativeFloat, PositiveInt, Range, Seed, Share
 
 Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
@@ -65,8 +66,8 @@ class Sampler:
         steps: passes at most, of all blocks together; None = one for each token.
         blocks: cut left to right; 1 = pure diffusion.
         temperature: 0 = the most likely token; above, drawn at that temperature (Gumbel-max).
-        guidance: scale of classifier-free guidance: logits u + (scale + 1)(c - u), where u does not see the prompt; 0 = none, else
-            a pass runs the model twice.
+        guidance: scale of classifier-free guidance: logits u + (scale + 1)(c - u), where u does not see the prompt; 0 = none, up
+            to 1000: a pass runs the model twice.
         threshold: probability from which on tokens are committed beyond a pass's share, and at least one is; None = none.
         end_confidence: factor on an end's probability where tokens are ranked; 0 = ends come after everything else, so that a flood
             of early ones cannot cut an answer short.
@@ -76,7 +77,7 @@ class Sampler:
     steps: PositiveInt | None = None
     blocks: PositiveInt = 1
     temperature: NonNegativeFloat = 0.0
-    guidance: NonNegativeFloat = 0.0
+    guidance: Annotated[float, Range(ge=0, le=1000)] = 0.0
     threshold: Share | None = None
     end_confidence: Share = 1.0
     seed: Seed = 0

@@ -41,7 +41,7 @@ OUTSIDE = [
     ("warmup", "warmup.run.batch_size", 0), ("warmup", "warmup.run.seed", -1), ("warmup", "warmup.run.validation_batch_size", 0),
     ("warmup", "runtime.Runtime.threads", 0), ("warmup", "refiner.SlotRefiner.steps", 0), ("finetune", "finetune.run.steps", -1),
     ("warmup", "refiner.SlotRefiner.blocks", 10_001), ("warmup", "refiner.SlotRefiner.steps", 2**63 - 1),
-    ("backbone", "tiny_lm.TinyLM.layers", 10**9), ("warmup", "RECURSION_STEPS", 10**6),
+    ("backbone", "tiny_lm.TinyLM.layers", 10**9), ("generate", "sampling.Sampler.guidance", 10**30), ("warmup", "RECURSION_STEPS", 10**6),
     ("controls", "lora.Lora.rank", 0), ("controls", "lora.Lora.alpha", 0.0), ("controls", "lora.Lora.alpha", -32.0),
     ("warmup", "BATCH", 0), ("joint", "EMA", 1), ("extract", "DRAWS", 0), ("extract", "extract.run.shard_bytes", 0),
     ("prepare", "sudoku.Sudoku.train", 0), ("prepare", "sudoku.Sudoku.clues", "[0, 6]"), ("prepare", "sudoku.Sudoku.held_out", 1.0),
