@@ -117,8 +117,8 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
     Raises:
         ConfigError: it needs more than it will be given, or takes less.
     """
-    parts = [_call(part)[0] for part in _alternatives(expected) if _is_callable(part)]
-    for positional, named in filter(None, parts):
+    called = [(call, part) for part in _alternatives(expected) if _is_callable(part) and (call := _call(part)[0]) is not None]
+    for (positional, named), part in called:
         parameters = [p for p in inspect.signature(made).parameters.values() if p.name not in named]
         kinds = {p.kind for p in parameters}
         places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -129,6 +129,17 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
         if unknown or (len(positional) > len(places) and inspect.Parameter.VAR_POSITIONAL not in kinds):
             takes = ", ".join(inspect.signature(made).parameters)
             raise ConfigError(f"{origin}: @{name} takes ({takes}), and is called with ({', '.join((*positional, *named))})")
+        hints, kinds_given = _hints(made, False), (typing.get_args(part) or ([],))[0]
+        for place, given in zip(places, kinds_given, strict=False):
+            if _apart(given, hints.get(place, Any)):
+                wants = describe(hints[place])
+                raise ConfigError(f"{origin}: @{name} takes a {wants} as {place}, and is called with a {describe(given)}")
+
+
+def _apart(given: Any, expected: Any) -> bool:
+    """Whether two plain classes, numbers aside, have nothing to do with each other."""
+    plain = all(type(kind) is type and kind not in (int, float) for kind in (given, expected))
+    return plain and not issubclass(given, expected) and not issubclass(expected, given)
 
 
 def items_with_annotations(value: list[Any] | tuple[Any, ...] | dict[Any, Any], expected: Any) -> list[list[tuple[Any, Any]]]:

@@ -141,6 +141,8 @@ MISTAKES = {
     "nothing to train": shaped("warmup", "warmup: {run: {unfreeze: []}}", "warmup.run.unfreeze names nothing to train"),
     "loss that is none": bound("warmup", "objective: {Objective: {loss: '@masking.chunks'}}",
         "@masking.chunks takes (response, noise, size), and is called with (model, hidden, batch, compute)"),
+    "model for an execution": bound("backbone", "loop: {fit: {execution: '@pretrained.build'}}",
+        "@pretrained.build takes a Source as source, and is called with a Model"),
     "masking without its ratio": bound("extract", "MASKING: '@masking.fixed_ratio'", "masking.fixed_ratio.ratio is required"),
     "states of tokens": bound("joint", "joint: {run: {states: '@sources.tokens'}}", "sources.tokens.", "is required; bind it"),
     "corpus for a source": bound("warmup", "warmup: {run: {states: '@sources.cached()'}}", "states expects Callable"),

@@ -119,7 +119,7 @@ def test_after_a_mistake_too(rehearse):
         ("extract: {bindings: {TAIL_LAYERS: -1}}", "extract.run.tail_layers must be at least 0, got -1"),
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
-        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "refiner.SlotRefiner.steps must be at least 1, got 0"),
+        ("warmup: {bindings: {RECURSION_STEPS: 0}}", "refiner.SlotRefiner.steps must be at least 1, at most 10000, got 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[mood, state, 3]]}}", "^warmup: a slot refiner needs at least 2 slots"),
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[a, state, 3], [a, state, 3]]}}", "names of their own, got 'a' twice"),
         (
