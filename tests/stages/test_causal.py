@@ -18,7 +18,7 @@ from pipeline.text import tokenizer as bpe
 from stages.__main__ import main
 from tests.conftest import TRAINING
 from tests.support.optional import needs
-from tests.support.over_checkpoint import run_over
+from tests.support.over_checkpoint import answer_nll, run_over
 
 transformers = pytest.importorskip("transformers")
 needs("peft")
@@ -65,14 +65,9 @@ def test_one_draw_holds_every_token_of_an_answer(inside):
 
 def test_the_frozen_loss_is_what_the_library_computes(inside):
     """Mean over answers of the mean over their tokens of -log p(next token), from its own labels."""
-    split = Prepared("data/prepared").split("test")
     model = transformers.Qwen3ForCausalLM.from_pretrained("checkpoint").eval()
-    labels = torch.where(split.response, split.tokens.long(), -100)
-    with torch.no_grad():
-        logits = model(input_ids=split.tokens.long(), attention_mask=split.valid.long()).logits
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
-    assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(nll.item(), rel=1e-5)
+    assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(answer_nll(model), rel=1e-5)
 
 
 def test_answers_are_written_on_as_the_model_itself_would(inside):

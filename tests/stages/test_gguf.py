@@ -20,7 +20,7 @@ from stages.__main__ import main
 from tests.conftest import TRAINING
 from tests.support import gguf_files
 from tests.support.optional import needs
-from tests.support.over_checkpoint import run_over
+from tests.support.over_checkpoint import answer_nll, run_over
 
 needs("transformers", "gguf")
 PATH = "checkpoint/tiny.gguf"
@@ -83,14 +83,9 @@ def test_the_frozen_loss_is_what_the_library_computes(inside):
     """Mean over the tokens of answers of -log p(next token), from the library's own load of the file."""
     import transformers
 
-    split = Prepared("data/prepared").split("test")
     model = transformers.AutoModelForCausalLM.from_pretrained("checkpoint", gguf_file="tiny.gguf", dtype=torch.float32).eval()
-    labels = torch.where(split.response, split.tokens.long(), -100)
-    with torch.no_grad():
-        logits = model(input_ids=split.tokens.long(), attention_mask=split.valid.long()).logits
-    nll = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
     evaluated = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
-    assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(nll.item(), rel=1e-5)
+    assert evaluated["frozen"]["nll"]["mean"] == pytest.approx(answer_nll(model), rel=1e-5)
 
 
 def test_prompts_are_in_the_chat_of_the_file(inside):

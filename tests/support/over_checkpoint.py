@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
+from torch.nn import functional as F
 
+from pipeline.corpora.prepared import Prepared
 from pipeline.text import tokenizer as bpe
 from tests.conftest import run_stages, workspace
 
@@ -37,3 +40,12 @@ def run_over(folder, preset, checkpoint, stages, bindings):
         patch.setenv("SLOTLOOP_RAW", str(folder / "raw"))
         run_stages(folder, stages)
     return folder
+
+
+def answer_nll(model):
+    """Mean over the tokens of the test split's answers of -log p(next token), by a causal model of transformers."""
+    split = Prepared("data/prepared").split("test")
+    labels = torch.where(split.response, split.tokens.long(), -100)
+    with torch.no_grad():
+        logits = model(input_ids=split.tokens.long(), attention_mask=split.valid.long()).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100).item()

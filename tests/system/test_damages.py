@@ -25,6 +25,7 @@ from pipeline.settings import config, params
 from pipeline.training.train_state import TrainState
 from stages import extract
 from tests.conftest import ROOT, TRAINING, run_stages, workspace
+from tests.support.json_fields import leaves, set_field
 from tests.support.once import made_once, shared_folder
 from tests.support.resealing import PHASES
 
@@ -175,15 +176,6 @@ def of_bytes(content, rng):
     yield "filled with zeros", bytes(len(content))
 
 
-def leaves(value, path=()):
-    """Paths to every value of nested dicts and lists, their containers too."""
-    if path:
-        yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from leaves(inner, (*path, key))
-
-
 def edited(value):
     """Other values in a field's place: the obvious one, another type, nothing."""
     if isinstance(value, bool):
@@ -203,21 +195,15 @@ def of_json(content, rng, most):
     """Edits of one field each, written as its stage would write them."""
     whole = json.loads(content)
     edits = []
-    for path in leaves(whole):
-        place = whole
+    for path in filter(None, leaves(whole)):
+        holder = whole
         for key in path[:-1]:
-            place = place[key]
-        edits += [(kind, path, new) for kind, new in edited(place[path[-1]]) if new != place[path[-1]]]
-        edits += [("key removed", path, leaves)] if isinstance(place, dict) else []
+            holder = holder[key]
+        edits += [(kind, path, new) for kind, new in edited(holder[path[-1]]) if new != holder[path[-1]]]
+        edits += [("key removed", path, leaves)] if isinstance(holder, dict) else []
     for kind, path, new in rng.sample(edits, min(most, len(edits))):
         changed = copy.deepcopy(whole)
-        place = changed
-        for key in path[:-1]:
-            place = place[key]
-        if new is leaves:
-            del place[path[-1]]
-        else:
-            place[path[-1]] = new
+        set_field(changed, path, new)
         yield f"{kind} ({'.'.join(map(str, path))})", (json.dumps(changed, indent=1, sort_keys=True) + "\n").encode()
 
 

@@ -27,6 +27,7 @@ from pipeline.files import read_json
 from tests.conftest import ROOT
 from tests.pipeline.conftest import forge, forge_block, put, write_shards
 from tests.support.dvc import content
+from tests.support.json_fields import leaves, set_field
 
 UNIT = 512
 
@@ -185,24 +186,6 @@ def forged(folder):
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def leaves(value, path=()):
-    """Paths to every value of nested dicts and lists, their containers too."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from leaves(inner, (*path, key))
-
-
-def place(value, path, new):
-    """Replace what is there; ``leaves`` itself = take it away."""
-    for key in path[:-1]:
-        value = value[key]
-    if new is leaves:
-        del value[path[-1]]
-    else:
-        value[path[-1]] = new
-
-
 def told(outcomes):
     """What is neither refused nor read, and how many were."""
     return [(what, found) for what, found in outcomes if found not in ("accepted", "refused")], Counter(f for _, f in outcomes)
@@ -211,7 +194,7 @@ def told(outcomes):
 def test_no_forged_index_does_more_than_be_refused(forged, folder):
     paths = [path for path in leaves(read_json(folder / "index.json", "extract")) if path not in ((), ("fingerprint",))]
     outcomes = [
-        ((path, new), forged(lambda at, path=path, new=new: forge(at, lambda index: place(index, path, new))))
+        ((path, new), forged(lambda at, path=path, new=new: forge(at, lambda index: set_field(index, path, new))))
         for path in paths
         for new in (*ODD, leaves)
     ]
@@ -262,7 +245,7 @@ def test_no_forged_header_does_more_than_be_refused(forged, whole):
     for path in leaves(header):
         for new in (*ODD[len(texts) % 3 :: 3], leaves) if path else ():
             changed = copy.deepcopy(header)
-            place(changed, path, new)
+            set_field(changed, path, new)
             texts.append(json.dumps(changed, separators=(",", ":")))
     outcomes = [(text, forged(with_header(text))) for text in texts if text != json.dumps(header, separators=(",", ":"))]
     lengths = (0, 1, 7, size - 8, size - 1, size + 1, size + 8, len(member), 2**31, 2**63 - 1, 2**63, 2**64 - 1)
