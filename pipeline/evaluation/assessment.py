@@ -125,7 +125,7 @@ def assess(
     common["differences"] = _differences(prepared, measures, counted)
     common |= {"lost_references": lost} if lost else {}
     _write_samples(prepared, loaded, split_name, config.samples, written, out, runtime)
-    hand_over(out, {**common, "models": metrics}, prepared, backbone, {name: phases[name] for name in phases if name in loaded})
+    hand_over(out, {**common, "models": metrics}, prepared, backbone, phases)
 
 
 def _differences(
@@ -207,12 +207,13 @@ def hand_over(
 
     Args:
         out: folder, with samples and trace.
-        content: the numbers.
+        content: the numbers; those of each model under "models".
         prepared: the examples.
         backbone: the frozen model.
-        phases: folder of every trained model that was looked at.
+        phases: folders of trained models; those that were switched off have no numbers.
     """
-    evaluated = {"frozen": backbone.digest, **{name: folder.manifest.digest for name, folder in phases.items()}}
+    trained = {name: folder.manifest.digest for name, folder in phases.items() if name in content["models"]}
+    evaluated = {"frozen": backbone.digest, **trained}
     lineage = {STAGE: "evaluate", "evaluated": evaluated, INPUTS: {"prepare": prepared.digest, "backbone": backbone.digest}}
     hashes = {name: sha256(out / name) for name in (SAMPLES, TRACE)}
     write_manifest(out / METRICS, {**content, **prepared.provenance, **lineage, HASHES: hashes})

@@ -91,7 +91,7 @@ def assess(
     common = {"headline": config.headline, "measures": list(measures), "differences": differences, "candidates": candidates}
     write_json(out / TRACE, {"rendering": prepared.vocabulary.rendering})
     _write_samples(prepared, loaded, table, measures[config.headline][0], config.samples, out, runtime, seed)
-    hand_over(out, {**common, "models": metrics}, prepared, backbone, {name: phases[name] for name in phases if name in loaded})
+    hand_over(out, {**common, "models": metrics}, prepared, backbone, phases)
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:

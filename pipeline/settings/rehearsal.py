@@ -84,7 +84,7 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
 
 def _check_device(stage: str) -> None:
     """Raise ConfigError if no machine has the stage's device; whether this one has it shows where the stage runs."""
-    for bound in filter(None, [ginstate.arguments(f"stages.{stage}.run", RUNTIME, ["device"])]):
+    if bound := ginstate.arguments(f"stages.{stage}.run", RUNTIME, ["device"]):
         try:
             device_of(bound["device"])
         except ConfigError as error:

@@ -95,6 +95,8 @@ def takes_reference(expected: Any, made: Any, evaluated: bool) -> bool:
         evaluated: written with parentheses.
     """
     parts = _alternatives(expected)
+    if getattr(made, "_is_protocol", False):  # it says how something is called, and is nothing that could be
+        return False
     if Any in parts:
         return True
     result = made if isinstance(made, type) else _hints(made, False).get("return", Any)
@@ -115,10 +117,10 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
         origin: who refers to it, for errors.
 
     Raises:
-        ConfigError: it needs more than it will be given, or takes less.
+        ConfigError: it needs more than it will be given, takes less, or something of another kind.
     """
-    called = [(call, part) for part in _alternatives(expected) if _is_callable(part) and (call := _call(part)[0]) is not None]
-    for (positional, named), part in called:
+    parts = [_call(part)[0] for part in _alternatives(expected) if _is_callable(part)]
+    for positional, named in filter(None, parts):
         parameters = [p for p in inspect.signature(made).parameters.values() if p.name not in named]
         kinds = {p.kind for p in parameters}
         places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -128,12 +130,11 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
         unknown = inspect.Parameter.VAR_KEYWORD not in kinds and set(named) - set(inspect.signature(made).parameters)
         if unknown or (len(positional) > len(places) and inspect.Parameter.VAR_POSITIONAL not in kinds):
             takes = ", ".join(inspect.signature(made).parameters)
-            raise ConfigError(f"{origin}: @{name} takes ({takes}), and is called with ({', '.join((*positional, *named))})")
-        hints, kinds_given = _hints(made, False), (typing.get_args(part) or ([],))[0]
-        for place, given in zip(places, kinds_given, strict=False):
-            if _apart(given, hints.get(place, Any)):
-                wants = describe(hints[place])
-                raise ConfigError(f"{origin}: @{name} takes a {wants} as {place}, and is called with a {describe(given)}")
+            given = ", ".join((*(shown for shown, _ in positional), *named))
+            raise ConfigError(f"{origin}: @{name} takes ({takes}), and is called with ({given})")
+        for place, (_, kind) in zip(places, positional, strict=False):
+            if _apart(kind, wants := annotation(made, place)):
+                raise ConfigError(f"{origin}: @{name} takes a {describe(wants)} as {place}, and is called with a {describe(kind)}")
 
 
 def _apart(given: Any, expected: Any) -> bool:
@@ -194,14 +195,14 @@ def _is_call_protocol(part: Any) -> bool:
     return getattr(part, "_is_protocol", False) and "__call__" in vars(part)
 
 
-def _call(part: Any) -> tuple[tuple[list[str], list[str]] | None, Any]:
-    """What something callable is given, by place and by name (None = not said), and what it returns."""
+def _call(part: Any) -> tuple[tuple[list[tuple[str, Any]], list[str]] | None, Any]:
+    """What something callable is given, by place (words and type of each) and by name, and what it returns; None = not said."""
     if _is_call_protocol(part):
-        given = list(inspect.signature(part.__call__).parameters.values())[1:]
+        hints, given = _hints(part.__call__, False), list(inspect.signature(part.__call__).parameters.values())[1:]
         named = [parameter.name for parameter in given if parameter.kind is parameter.KEYWORD_ONLY]
-        return ([p.name for p in given if p.name not in named], named), typing.get_type_hints(part.__call__)["return"]
+        return ([(p.name, hints[p.name]) for p in given if p.name not in named], named), hints["return"]
     given, result = typing.get_args(part) or (..., Any)
-    return None if given is ... else ([describe(kind) for kind in given], []), result
+    return None if given is ... else ([(describe(kind), kind) for kind in given], []), result
 
 
 def _provides(result: Any, part: Any) -> bool:

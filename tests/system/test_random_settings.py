@@ -10,7 +10,7 @@ from components.ranges import PositiveInt, Range, Share
 from tests.support import random_settings
 from tests.support.random_settings import Case, Draw, outcome, uncounted
 
-WELL = {"refused", "ran", "diverged", "slow"}  # ten thousand blocks are allowed, and take what they take
+WELL = {"refused", "ran", "diverged"}
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,8 @@ def test_random_settings_are_resolved_or_refused_in_a_line(finished, tmp_path):
 @pytest.mark.slow
 def test_random_settings_that_configure_takes_run(finished, tmp_path):
     with uncounted():
-        kinds, amiss = ends(finished, tmp_path, range(1000, 1040))
-    assert not amiss and kinds.count("ran") >= 12
+        kinds, amiss = ends(finished, tmp_path, range(1000, 1200))
+    assert not amiss and kinds.count("ran") >= 60
 
 
 @pytest.mark.slow

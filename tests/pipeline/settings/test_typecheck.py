@@ -201,6 +201,10 @@ def test_a_reference_is_compared_with_how_it_will_be_called(expected, made, boun
         check_call(expected, made, "m.f", bound, "here")
 
 
+def test_a_protocol_is_nothing_that_could_be_called():
+    assert not any(takes_reference(wanted, Keyed, evaluated) for wanted in (Any, Callable, Keyed) for evaluated in (False, True))
+
+
 def test_what_is_called_with_names_is_a_function_and_not_its_result():
     assert takes_reference(Keyed, keyed, evaluated=False) and not takes_reference(Keyed, keyed, evaluated=True)
     assert not takes_reference(Keyed, weights, evaluated=False) and describe(Keyed).startswith("Callable")
