@@ -60,6 +60,7 @@ SPLITS = ("test_5", "test_7", "validation", "train", "test")
 LARGEST = {"threads": 3, "train": 400, "test": 60, "validation": 60, "size": 6, "processes": 2, "dim": 48, "grids": 288}
 WRONG = ("word", True, None, [1], [], {}, {"a": 1}, 1.5, "3", "@loop.fit", "%SEED", "%NOTHING", "@nothing.here", "@optim.adamw()",
     [["a", 1]], float("nan"), float("inf"), -1, 0, 10**30)  # fmt: skip
+ROOM = 4096  # bounds above are allowed to a setting, and more than a test may take: ten thousand steps fill any memory
 SECONDS = 30  # of processor time, of one stage, and a tenth of the time on the clock: more is told as "slow"
 MEMORY = 8 << 30
 ANSWERED = ("--model=outputs/joint", "--prompt=12../..../..4./..2.")
@@ -229,7 +230,8 @@ class Draw:
         low = limit.ge if limit.ge is not None else limit.gt if limit.gt is not None else -3
         high = next((bound for bound in (limit.le, limit.lt) if bound is not None), None)
         if kind is int:
-            drawn = rng.choice((low, low + 1, low + 2, low + 3, low + rng.randrange(9), 8, 16, 37, high or 64))
+            most = high if high is not None and high <= ROOM else 64
+            drawn = rng.choice((low, low + 1, low + 2, low + 3, low + rng.randrange(9), 8, 16, 37, most))
             if rng.random() < 0.04 and name not in LARGEST:
                 drawn = rng.choice((2**31, 2**62, 2**63, 10**30))
             drawn = min(drawn, LARGEST.get(name, drawn))
