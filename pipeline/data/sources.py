@@ -1,12 +1,12 @@
 """Where hidden states come from: shards, or the frozen trunk run live. Both give the same Batch: training knows no difference."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from components.backbones.split import split_layer
-from components.ranges import NonNegativeInt, PositiveInt, Seed
+from components.ranges import NonNegativeInt, PositiveInt, Range, Seed
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Masking
 from pipeline.data.reader import ShardReader
@@ -19,7 +19,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def cached(
-    split: str, *, backbone: Backbone, shards: str, buckets: Sequence[PositiveInt] = (), near: NonNegativeInt = 0
+    split: str,
+    *,
+    backbone: Backbone,
+    shards: str,
+    buckets: Sequence[PositiveInt] = (),
+    near: Annotated[int, Range(ge=0, lt=2**31)] = 0,
 ) -> CachedSource:
     """Read the states that extract has stored.
 
@@ -38,7 +43,9 @@ def cached(
     return CachedSource(reader, split, buckets, near)
 
 
-def streamed(split: str, *, backbone: Backbone, shards: str, near: PositiveInt = 16, urls: Sequence[str] = ()) -> StreamedSource:
+def streamed(
+    split: str, *, backbone: Backbone, shards: str, near: Annotated[int, Range(ge=1, lt=2**31)] = 16, urls: Sequence[str] = ()
+) -> StreamedSource:
     """States that extract stored, read as a stream: for disks and networks that are slow to seek.
 
     Args:

@@ -185,11 +185,12 @@ def test_lines_that_nobody_can_read_end_no_work(error, monkeypatch):
 
 def test_work_that_its_own_thread_ends_ends(monkeypatch):
     """As when that thread's garbage collection closes an abandoned iterator."""
-    ended = threading.Event()
+    abandoned, ended = threading.Event(), threading.Event()
     monkeypatch.setattr(progress, "PULSE", 0.001)
     work = watched([1, 2], "validation", 2, "batch")
-    monkeypatch.setattr(progress, "tick", lambda: (work.close(), ended.set()))
+    monkeypatch.setattr(progress, "tick", lambda: abandoned.wait(60) and (work.close(), ended.set()))
     next(work)
+    abandoned.set()  # a generator that still runs can be closed by nobody
     assert ended.wait(60) and not Progress._open
 
 

@@ -45,6 +45,7 @@ OUTSIDE = [
     ("generate", "sampling.Sampler.guidance", 10**30),
     ("controls", "lora.Lora.rank", 0), ("controls", "lora.Lora.alpha", 0.0), ("controls", "lora.Lora.alpha", -32.0),
     ("warmup", "BATCH", 0), ("joint", "EMA", 1), ("extract", "DRAWS", 0), ("extract", "extract.run.shard_bytes", 0),
+    ("joint", "sources.cached.near", 10**30), ("joint", "sources.cached.near", -1),
     ("prepare", "sudoku.Sudoku.train", 0), ("prepare", "sudoku.Sudoku.clues", "[0, 6]"), ("prepare", "sudoku.Sudoku.held_out", 1.0),
     ("prepare", "sudoku.Sudoku.test_clues", "[-7]"), ("prepare", "sudoku.Sudoku.grids", 0),
     ("evaluate", "evaluate.run.measures", "{a: [test_5, 1.5]}"), ("evaluate", "evaluate.run.samples", 0),
