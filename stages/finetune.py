@@ -1,6 +1,6 @@
 """finetune, phase 3: the whole model, tiny learning rate, short. Off by default: ``steps = 0`` hands joint's model on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
 from pipeline.models.model_folder import ModelFolder
 from pipeline.training import phase
-from pipeline.training.train_state import TrainState
+from pipeline.training.train_state import FitOfSteps
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     backbone: str,
     joint: str,
     examples: Sources,
-    fit: Callable[..., TrainState],
+    fit: FitOfSteps,
     unfreeze: Sequence[str],
     table: Table,
     batch_size: PositiveInt,

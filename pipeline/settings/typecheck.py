@@ -138,9 +138,20 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
 
 
 def _apart(given: Any, expected: Any) -> bool:
-    """Whether two plain classes, numbers aside, have nothing to do with each other."""
-    plain = all(type(kind) is type and kind not in (int, float) for kind in (given, expected))
-    return plain and not issubclass(given, expected) and not issubclass(expected, given)
+    """Whether two classes, protocols and numbers aside, have nothing to do with each other: a function is no tensor."""
+    classes = [_class(kind) for kind in (given, expected)]
+    plain = all(isinstance(kind, type) and kind not in (int, float, object) for kind in classes)
+    return (
+        plain
+        and not any(getattr(kind, "_is_protocol", False) for kind in classes)
+        and not (issubclass(classes[0], classes[1]) or issubclass(classes[1], classes[0]))
+    )
+
+
+def _class(kind: Any) -> Any:
+    """The class behind an annotation: of a tensor with a shape, and of a generic, without what is in brackets."""
+    kind = getattr(kind, "array_type", kind)
+    return typing.get_origin(kind) or kind
 
 
 def items_with_annotations(value: list[Any] | tuple[Any, ...] | dict[Any, Any], expected: Any) -> list[list[tuple[Any, Any]]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,12 @@ class TrainState:
     def worse(self) -> int:
         """Validations since the best one."""
         return sum(1 for entry in self.validation if entry["step"] > self.best_step)
+
+
+class FitOfSteps(Protocol):
+    """Interface of a training loop that is told how many steps to take."""
+
+    def __call__(self, run: TrainRun, *, steps: int) -> TrainState: ...
 
 
 def tensors_of(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, average: EMA) -> dict[str, Tensor]:
