@@ -1,4 +1,5 @@
-"""RecursiveCore beside the Tiny Recursive Model's own code: `python -m bench.cores [--reference PATH] [--quick] [--json PATH]`.
+"""RecursiveCore beside the Tiny Recursive Model's own code:
+`python -m bench.cores [--reference PATH] [--compiled] [--quick] [--json PATH]`.
 
 One supervised step of the published Sudoku configuration (81 tokens after 16 positions of a puzzle, 2 blocks, 3 cycles of 6 + 1
 updates, the last cycle with gradient): embedding, recursion, head, cross-entropy, backward; no optimizer, which is the same for
@@ -9,7 +10,8 @@ states in bfloat16.
 
 Rounds are interleaved; time is each side's fastest, processor time on CPU. Memory is the allocator's exact peak over what was there
 before, with gradients; ``activations`` without. ``floor`` is the step's bare products, each by the fastest way known here (torch's
-or oneDNN's), with nothing between. Without a reference: our ways to keep memory beside each other.
+or oneDNN's), with nothing between. Without a reference: our ways to keep memory beside each other. ``compiled`` is the core's step
+compiled, as ``execution.compiled`` does it: the plain formulas that ``components.nn.fused`` writes out by hand for eager mode.
 """
 
 import importlib
@@ -32,12 +34,14 @@ from components.nn.fused import Linear
 from components.refiners.core import Inputs, Layout
 from components.refiners.recursive_core import RecursiveCore
 from pipeline.reporting.markdown import markdown
+from pipeline.training import execution
 
 TOKENS, PREFIX, VOCAB = 81, 16, 11
 BLOCKS, H_CYCLES, L_CYCLES, HEAD, EXPANSION = 2, 3, 6, 64, 4.0
 BASE = 1000.0  # of rotary positions: ours; published: 10000, which changes no cost
 CONFIGS = ((512, "float32"), (128, "float32"), (512, "bfloat16"))
 KEEP = {"keep": "graph", "checkpoint": "states"}
+COMPILED = "compiled"
 AGREES = 1e-4  # in float32
 
 Sides = dict[str, nn.Module]
@@ -126,12 +130,15 @@ def loaded(path: str) -> types.ModuleType:
         sys.path.remove(path)
 
 
-def sides_of(code: types.ModuleType | None, hidden: int, precision: str, batch: int) -> Sides:
+def sides_of(code: types.ModuleType | None, hidden: int, precision: str, batch: int, compiled: bool = False) -> Sides:
     """What is compared, the first with all others; all have the same weights."""
     torch.manual_seed(0)
     with torch.device(device()):
         theirs = None if code is None else Theirs(code, hidden, precision, batch)
-    sides: Sides = {mode: Ours(hidden, precision, keep).to(device()) for mode, keep in KEEP.items()}
+    modes = {**KEEP, COMPILED: "graph"} if compiled else KEEP
+    sides: Sides = {mode: Ours(hidden, precision, keep).to(device()) for mode, keep in modes.items()}
+    if compiled:
+        execution.compiled(sides[COMPILED].core)
     weights = theirs.weights() if theirs is not None else sides["keep"].state_dict()
     for model in sides.values():
         model.load_state_dict(weights)
@@ -164,7 +171,8 @@ def measured(sides: Sides, hidden: int, precision: str, batch: int, rounds: int)
     least = floor(hidden, precision, batch, rounds)
     return [
         {
-            "what": "RecursiveCore" if mode in KEEP else "Tiny Recursive Model", "hidden": hidden, "precision": precision,
+            "what": "RecursiveCore" if isinstance(sides[mode], Ours) else "Tiny Recursive Model",
+            "hidden": hidden, "precision": precision,
             "mode": mode, "batch": batch, "seconds": taken[mode], "memory_mb": memory[mode] / MB,
             f"time_vs_{first}": taken[mode] / taken[first], f"memory_vs_{first}": memory[mode] / memory[first],
             f"activations_vs_{first}": (memory[mode] - gradients[mode]) / (memory[first] - gradients[first]),
@@ -215,13 +223,13 @@ def fastest(ways: list[Callable[[], Tensor]], rounds: int) -> float:
     return min(seconds(nothing, way)[0] for way in ways for _ in range(3 * rounds))
 
 
-def rows_of(reference: str, quick: bool, batch: int | None, rounds: int) -> list[Row]:
+def rows_of(reference: str, quick: bool, batch: int | None, rounds: int, compiled: bool = False) -> list[Row]:
     """All configurations' rows."""
     code = loaded(reference) if reference else None
     size = batch or (1 if quick else 128 if torch.cuda.is_available() else 8)
     rows: list[Row] = []
     for hidden, precision in CONFIGS:
-        rows += measured(sides_of(code, hidden, precision, size), hidden, precision, size, 2 if quick else rounds)
+        rows += measured(sides_of(code, hidden, precision, size, compiled), hidden, precision, size, 2 if quick else rounds)
         print(f"hidden {hidden}, {precision}: done", flush=True)
     return rows
 
@@ -232,8 +240,9 @@ def reference_rows(path: str) -> list[Row]:
 
 
 def main(
-    reference: str = "", quick: bool = False, json: str = "", batch: int | None = None, rounds: int = 5, threads: int = 1
-) -> None:
+    reference: str = "", quick: bool = False, json: str = "", batch: int | None = None, rounds: int = 5, threads: int = 1,
+    compiled: bool = False,
+) -> None:  # fmt: skip
     """Print a table.
 
     Args:
@@ -243,9 +252,10 @@ def main(
         batch: sequences; None = 8, on a GPU 128.
         rounds: of timing.
         threads: of the processor.
+        compiled: the core's step compiled too; takes a compiler.
     """
     torch.set_num_threads(threads)
-    rows = rows_of(reference, quick, batch, rounds)
+    rows = rows_of(reference, quick, batch, rounds, compiled)
     print(markdown([list(rows[0]), *([shown(value) for value in row.values()] for row in rows)]))
     if json:
         Path(json).write_text(js.dumps(rows, indent=1) + "\n")

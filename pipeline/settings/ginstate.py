@@ -227,8 +227,8 @@ def _accepts(expected: Any, value: Any, origin: str) -> bool:
     if isinstance(value, gin_config.ConfigurableReference):
         made, selector = value.configurable.wrapped, value.configurable.selector
         bound = [parameter for key, values in gin_config._CONFIG.items() if key[1] == selector for parameter in values]
-        if (fitting := typecheck.takes_reference(expected, made, value.evaluate)) and not value.evaluate:
-            typecheck.check_call(expected, made, name_of(selector), bound, origin)
+        if fitting := typecheck.takes_reference(expected, made, value.evaluate):
+            typecheck.check_call(expected, made, name_of(selector), bound, origin, evaluated=value.evaluate)
         return fitting
     if not isinstance(value, list | tuple | dict):
         return fits(value, expected)

@@ -4,7 +4,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 from beartype import BeartypeConf
@@ -106,7 +106,7 @@ def takes_reference(expected: Any, made: Any, evaluated: bool) -> bool:
     return result is not Any and any(_provides(result, part) for part in parts)
 
 
-def check_call(expected: Any, made: Any, name: str, bound: Collection[str], origin: str) -> None:
+def check_call(expected: Any, made: Any, name: str, bound: Collection[str], origin: str, *, evaluated: bool = False) -> None:
     """Compare a reference with how its parameter's annotation says that it will be called, if it says so.
 
     Args:
@@ -115,25 +115,32 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
         name: of it, as settings write it.
         bound: its parameters that settings give.
         origin: who refers to it, for errors.
+        evaluated: written with parentheses: what it returns will be called, if that is an object of ours that can be.
 
     Raises:
         ConfigError: it needs more than it will be given, takes less, or something of another kind.
     """
-    parts = [_call(part)[0] for part in _alternatives(expected) if _is_callable(part)]
-    for positional, named in filter(None, parts):
-        parameters = [p for p in inspect.signature(made).parameters.values() if p.name not in named]
+    calls = [_call(part)[0] for part in _alternatives(expected) if _is_callable(part)]
+    if evaluated:
+        result = made if isinstance(made, type) else _hints(made, False).get("return", Any)
+        if not (isinstance(result, type) and issubclass(result, Callable)):  # type: ignore[arg-type]
+            return
+        made, name, bound = partial(result.__call__, None), f"{name}()", ()  # with itself given
+    for positional, named in filter(None, calls):
+        signature = inspect.signature(made).parameters
+        parameters = [p for p in signature.values() if p.name not in named]
         kinds = {p.kind for p in parameters}
         places = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        if missing := sorted(required - {*places[: len(positional)], *bound}):
+        missing = sorted(required - {*places[: len(positional)], *bound})
+        if missing and not evaluated:
             raise ConfigError(f"{origin}: {name}.{missing[0]} is required; bind it in params.yaml or on the command line")
-        unknown = inspect.Parameter.VAR_KEYWORD not in kinds and set(named) - set(inspect.signature(made).parameters)
-        if unknown or (len(positional) > len(places) and inspect.Parameter.VAR_POSITIONAL not in kinds):
-            takes = ", ".join(inspect.signature(made).parameters)
+        unknown = inspect.Parameter.VAR_KEYWORD not in kinds and set(named) - set(signature)
+        if missing or unknown or (len(positional) > len(places) and inspect.Parameter.VAR_POSITIONAL not in kinds):
             given = ", ".join((*(shown for shown, _ in positional), *named))
-            raise ConfigError(f"{origin}: @{name} takes ({takes}), and is called with ({given})")
+            raise ConfigError(f"{origin}: @{name} takes ({', '.join(signature)}), and is called with ({given})")
         for place, (_, kind) in zip(places, positional, strict=False):
-            if _apart(kind, wants := annotation(made, place)):
+            if _apart(kind, wants := annotation(getattr(made, "func", made), place)):
                 raise ConfigError(f"{origin}: @{name} takes a {describe(wants)} as {place}, and is called with a {describe(kind)}")
 
 

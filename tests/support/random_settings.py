@@ -49,7 +49,8 @@ FEW = {
 }
 DRAWN = ("prepare", "backbone", "extract", *("warmup",) * 4, *("joint",) * 2, "finetune", *("controls",) * 2, *("evaluate",) * 2,
     "generate")  # fmt: skip
-PLACES = {"out", "prepared", "backbone", "warmup", "joint", "shards", "models", "urls", "model", "prompt", "prompts", "confidence"}
+PLACES = {"out", "prepared", "backbone", "warmup", "joint", "shards", "models", "urls", "model", "prompt", "prompts", "confidence",
+    "length"}  # the last: what a model answers at most is known where it is opened  # fmt: skip
 WORDS = {
     "headline": ("test_5", "test_7", "mean"), "device": ("cpu", "tpu", ""), "split": ("test_5", "validation", "x"),
     "unfreeze": ("refiner", "backbone", "backbone.blocks.*", "backbone.norm", "", "refiner.*", "nothing", "blocks.*"),
