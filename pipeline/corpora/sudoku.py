@@ -52,6 +52,7 @@ class Sudoku:
     test_clues: tuple[PositiveInt, ...] = (7, 5)
     held_out: InnerShare = 1 / 6
     causal: ClassVar[bool] = False
+    is_text: ClassVar[bool] = False
 
     def shape(self) -> tuple[int, int]:
         """Token ids (digits and the mask), and cells of a puzzle.

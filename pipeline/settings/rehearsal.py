@@ -120,6 +120,8 @@ def _check_evaluation(corpus: Corpus) -> None:
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     for name in ("answers", "likelihood"):
         if (make := _argument("evaluate", name)) is not None:
+            if name == "answers" and not getattr(corpus, "is_text", True):
+                raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
             check_split(name, (made := make()).split, splits)
             if name == "answers" and hasattr(corpus, "references"):
                 _check_references(made, corpus.references(made.split, made.items))

@@ -40,6 +40,7 @@ class PuzzleFiles:
     """
 
     causal: ClassVar[bool] = False
+    is_text: ClassVar[bool] = False
 
     train: str
     test: str

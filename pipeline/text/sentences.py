@@ -49,6 +49,7 @@ class Documents:
     """
 
     causal = True  # a setting of other corpora
+    is_text = False  # what is predicted is an embedding
 
     train: str
     test: str
