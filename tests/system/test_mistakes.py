@@ -155,7 +155,7 @@ MISTAKES = {
     "states of tokens": bound("joint", "joint: {run: {states: '@sources.tokens'}}", "sources.tokens.", "is required; bind it"),
     "corpus for a source": bound("warmup", "warmup: {run: {states: '@sources.cached()'}}", "states expects Callable"),
     "weights for places": bound("warmup", "objective: {Objective: {bptt: '@supervision.constant'}}", "bptt expects Callable"),
-    "answers of puzzles": shaped("evaluate", "ANSWERS: '@answers.Answers'", "evaluate: evaluate.run.answers is for text corpora",
+    "answers of puzzles": shaped("evaluate", "ANSWERS: '@answers.Answers'", "evaluate.run.answers is for text corpora",
         "set ANSWERS: null"),
     "halting that is not learned": shaped("evaluate", "HALTS: {a: '@halting.by_learning'}", "evaluate.run.halts: 'a' is",
         "the refiner does not learn to halt"),
