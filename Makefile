@@ -4,7 +4,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Else each of the hundreds of interpreters that tests and DVC start would compile the house anew.
 export PYTHONDONTWRITEBYTECODE :=
-# One more than there are processors: some tests wait for a process, a server or a fixture that another worker makes.
+PROCESSORS = $$(python -c "import os; print(min(7, os.cpu_count() or 1))")
+# One more, but for tests that wait for nothing: others wait for a process, a server or a fixture that another worker makes.
 WORKERS = $$(python -c "import os; print(min(8, 1 + (os.cpu_count() or 1)))")
 PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n $(WORKERS)
 UNCHECKED := --jaxtyping-packages=
@@ -28,7 +29,7 @@ setup: .venv/.ready
 
 # Shapes are checked at every call in the tests of components/; plain `pytest` checks them everywhere, in nearly twice the time.
 test: setup check
-	$(PYTEST) components tests/components
+	$(PYTEST) -n $(PROCESSORS) components tests/components
 	$(PYTEST) $(UNCHECKED) pipeline tests --ignore=tests/components
 
 test-slow: setup

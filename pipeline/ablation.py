@@ -13,20 +13,23 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from components.inference.metrics import over_seeds
+from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.machine import snapshots
 from pipeline.progress import Progress
 from pipeline.reporting.intervals import compares_exact, is_clear
 from pipeline.reporting.markdown import cell, markdown
-from pipeline.settings import dependencies, params
+from pipeline.settings import config, dependencies, params
 from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
 
 BASE = "default"
 ROOT = Path(__file__).resolve().parent.parent
+RESOLVING = Lock()  # gin's configuration is the process's
 
 
 def ablate(
@@ -94,17 +97,26 @@ def run_stage(place: Path, stage: str, *arguments: str) -> None:
     """Run a stage in a workspace, unless it was run with the very same settings, inputs and code, and its result is there."""
     command = [sys.executable, "-m", "stages", stage, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_PROCESSES": "1", RAW_VARIABLE: str(raw_folder().resolve())}
-    settings = subprocess.run([*command, "--print-config"], cwd=place, env=environment, capture_output=True, text=True)
-    folder = place / arguments[-1].removeprefix("--out=")
+    *bindings, out = arguments
+    text, folder = settings(place, stage, bindings), place / out.removeprefix("--out=")
     done = folder / "done"
-    if settings.returncode == 0 and done.is_file() and done.read_text() == _identity(stage, settings.stdout, place, folder):
+    if text and done.is_file() and done.read_text() == _identity(stage, text, place, folder):
         return
     done.unlink(missing_ok=True)
     completed = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     if completed.returncode:
         lines = completed.stderr.strip().splitlines() or [f"status {completed.returncode}"]
         raise UserError(f"ablate: {stage} in {place} failed: {lines[-1].removeprefix('error: ')}")
-    write_atomic(done, _identity(stage, settings.stdout, place, folder).encode())
+    write_atomic(done, _identity(stage, text, place, folder).encode())
+
+
+def settings(place: Path, stage: str, bindings: Sequence[str]) -> str:
+    """Resolve the settings of a stage in a workspace; "" if they are refused, which the stage itself will say."""
+    with RESOLVING:
+        try:
+            return config.resolve(stage, params.read(place / "params.yaml", SECTIONS), bindings, place).text
+        except ConfigError:
+            return ""
 
 
 def _identity(stage: str, text: str, place: Path, folder: Path) -> str:

@@ -63,17 +63,6 @@ def size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class AnyPrecision(TorchDispatchMode):
-    """While it is entered, products of experts have shapes in every precision; torch knows them in bfloat16 alone."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() != "aten::_grouped_mm" or args[0].dtype == torch.bfloat16:
-            return func(*args, **(kwargs or {}))
-        a, b, *ends = args
-        experts = (a if a.dim() == 3 else ends[0]).shape[:1] if a.dim() == b.dim() else ()
-        return a.new_empty(*experts, a.shape[-2], b.shape[-1])
-
-
 class _Watch(TorchDispatchMode):
     """Adds a storage's bytes when an operation makes it and takes them off when nothing holds it any more."""
 

@@ -8,12 +8,12 @@ from components.backbones.backbone import BackboneModel
 from components.caching import gain
 from components.refined_lm import RefinedLM
 from pipeline.corpora.prepared import Prepared, Vocabulary
-from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus
 from pipeline.planning.cost import Cost
 from pipeline.planning.cost_model import CostModel
 from pipeline.planning.dataset_size import expected
 from pipeline.settings import config, effective, rehearsal
+from pipeline.training.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def plan(texts: Mapping[str, str]) -> Plan:
     backbone, refined = models["backbone"], models["finetune"]
     assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM)
     cost_model = CostModel(texts, corpus, backbone, refined)
-    with memory.AnyPrecision():
+    with Shapes():
         costs = {stage: cost_model.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
         warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
         costs["extract"] = cost_model.extraction()

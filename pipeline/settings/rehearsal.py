@@ -186,8 +186,21 @@ def _check_lora(backbone: Model, warmup: Model) -> None:
 def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:
     """The peak learning rate of every weight that is trained, by name."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    rates = {id(p): group.get("peak", group["lr"]) for group in optimizer(named.items()).param_groups for p in group["params"]}
+    with _without_compiler():
+        groups = optimizer(named.items()).param_groups
+    rates = {id(parameter): group.get("peak", group["lr"]) for group in groups for parameter in group["params"]}
     return {name: rates[id(parameter)] for name, parameter in named.items()}
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Make optimizers without importing torch's compiler, which torch does to tell it to leave them alone: a third of configure."""
+    whole = torch.optim.Optimizer.add_param_group
+    torch.optim.Optimizer.add_param_group = getattr(whole, "__wrapped__", whole)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.optim.Optimizer.add_param_group = whole  # type: ignore[method-assign]
 
 
 def _is_pretrained(model: Model, name: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.batch import Batch
@@ -18,11 +19,12 @@ from components.model import Model
 from components.objective.activations import keep
 from components.objective.objective import Objective
 from pipeline.machine.runtime import Runtime
+from pipeline.training.shapes import Shapes
 
 ONEDNN = "_linear_pointwise"  # what components.nn.fused calls; absent where torch is built without oneDNN
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the product that measures what a device can do
-PATIENCE = 5.0  # seconds of training after which a tenth of one is spent on that
+PATIENCE = 5.0  # seconds of training after which a fraction of one is spent on the rate, and a tenth on that
 
 
 def count(work: Callable[[], object]) -> int:
@@ -30,9 +32,33 @@ def count(work: Callable[[], object]) -> int:
 
     Attention runs as plain products while counting: fused CPU kernels are invisible to the counter.
     """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_known()) as counter:
+    with sdpa_kernel(SDPBackend.MATH), _Count() as counter:
         work()
-    return int(counter.get_total_flops())
+    return counter.total
+
+
+class _Count(TorchDispatchMode):
+    """Adds up torch's formulas over the operators that run. ``FlopCounterMode`` itself also follows the modules through hooks and
+    asks of every call whether its operator is made of others, which takes twice as long.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.formulas = FlopCounterMode(display=False, custom_mapping=_known()).flop_registry
+        self.total = 0
+        self._primitive: set[Any] = set()  # operators that are made of no others
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, formula = kwargs or {}, self.formulas.get(func.overloadpacket)
+        if formula is None and func not in self._primitive:
+            with self:  # in inference mode composite operators arrive whole
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+            self._primitive.add(func)
+        made = func(*args, **kwargs)
+        self.total += int(formula(*args, **kwargs, out_val=made)) if formula else 0
+        return made
 
 
 def _known() -> dict[Any, Any]:
@@ -63,7 +89,8 @@ def of_gradient(model: Model, objective: Objective, batch: Batch, progress: floa
     for module in model.modules():
         module.__dict__.pop("forward", None)  # a compiled one, which would call the original
     moved = batch.to(torch.device("meta"))
-    return count(lambda: objective.gradient(model, moved, sequences=len(batch), progress=progress))
+    with Shapes():
+        return count(lambda: objective.gradient(model, moved, sequences=len(batch), progress=progress))
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -84,9 +111,11 @@ class Meter:
         self._flops: dict[int, int] = {}  # by the number of steps that are supervised
 
     def summary(self, micro: Sequence[Batch], progress: float, speed: float) -> str:
-        """Tell the rate in words, for the microbatches of a step at a share of the run and ``speed`` steps a second; "" for a model
-        without fixed shapes, since there the work depends on what is in the tokens.
+        """Tell the rate in words, for the microbatches of a step at a share of the run and ``speed`` steps a second; "" in a run's
+        first seconds, and for a model without fixed shapes, since there the work depends on what is in the tokens.
         """
+        if time.monotonic() - self._began < PATIENCE:
+            return ""
         try:
             self.model.compile_targets()
         except ValueError:
@@ -94,10 +123,9 @@ class Meter:
         depth = self.objective.depth(progress)
         if depth not in self._flops:
             self._flops[depth] = sum(of_gradient(self.model, self.objective, batch, progress) for batch in micro)
-        if not self._ceiling and time.monotonic() - self._began > PATIENCE:
-            self._ceiling = ceiling(self.runtime)
+        self._ceiling = self._ceiling or ceiling(self.runtime)
         rate = self._flops[depth] * speed
-        return f"{rate / 1e12:.3g} TF/s" + (f", MFU {rate / self._ceiling:.1%}" if self._ceiling else "")
+        return f"{rate / 1e12:.3g} TF/s, MFU {rate / self._ceiling:.1%}"
 
 
 def ceiling(runtime: Runtime, seconds: float = 0.1) -> float:

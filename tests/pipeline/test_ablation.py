@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from pipeline import ablation
 from pipeline.errors import ConfigError, UserError
 from pipeline.reporting import figures
+from stages.__main__ import main
 from tests.conftest import workspace
 
 DRAWN = figures.ablations
@@ -35,10 +36,6 @@ class Jobs:
     def run(self, command, cwd, env, capture_output, text):
         assert command[1:3] == ["-m", "stages"] and capture_output and text and env["SLOTLOOP_PROCESSES"] == "1"
         stage, *arguments = command[3:]
-        if arguments[-1] == "--print-config":
-            read = {"prepare": "raw/train.txt", "backbone": "data/prepared", "extract": "data/backbone"}.get(stage, "data/shards")
-            settings = "\n".join(arguments[:-1])
-            return SimpleNamespace(returncode=0, stdout=f"from stages import {stage}\n{settings}\nx.read = '{read}'\n", stderr="")
         seed, folder = int(cwd.name.removeprefix("seed-")), cwd / arguments[-1].removeprefix("--out=")
         self.ran.append((seed, stage, folder.relative_to(cwd).as_posix(), arguments[:-1]))
         if self.failing == (stage, folder.name):
@@ -46,6 +43,10 @@ class Jobs:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps({**self.numbers(stage, folder.name, seed), "of": arguments}))
         return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    def settings(self, place, stage, bindings):
+        read = {"prepare": "raw/train.txt", "backbone": "data/prepared", "extract": "data/backbone"}.get(stage, "data/shards")
+        return "\n".join([f"from stages import {stage}", *bindings, f"x.read = '{read}'\n"])
 
     def numbers(self, stage, folder, seed):
         if stage in ("prepare", "extract"):
@@ -71,6 +72,7 @@ def jobs(tmp_path, monkeypatch):
     made = Jobs()
     monkeypatch.chdir(workspace(tmp_path / "work", "smoke"))
     monkeypatch.setattr(subprocess, "run", made.run)
+    monkeypatch.setattr(ablation, "settings", made.settings)
     monkeypatch.setattr(figures, "ablations", lambda rows, path: path.touch())
     monkeypatch.setattr(ablation, "ROOT", tmp_path / "code")
     monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
@@ -185,11 +187,19 @@ def test_a_failed_job_says_why_and_is_run_again_with_what_had_to_wait(jobs):
 
 
 def test_a_job_that_fails_without_a_word_tells_its_status(jobs, monkeypatch):
-    real = jobs.run
-    mute = SimpleNamespace(returncode=9, stdout="", stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda command, **k: real(command, **k) if command[-1] == "--print-config" else mute)
+    monkeypatch.setattr(subprocess, "run", lambda command, **k: SimpleNamespace(returncode=9, stdout="", stderr=""))
     with pytest.raises(UserError, match=r"ablate: prepare in out/seed-0 failed: status 9$"):
         ablate()
+
+
+def test_settings_are_those_that_the_stage_resolves_and_nothing_where_it_refuses_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(workspace(tmp_path / "work", "smoke"))
+    place = ablation.workspace(Path("out"), 7)
+    found = ablation.settings(place, "warmup", ["RECURSION_STEPS=1", "loop.fit.budget=300"])
+    monkeypatch.chdir(place)
+    assert main(["warmup", "RECURSION_STEPS=1", "loop.fit.budget=300", "--out=x", "--print-config"]) == 0
+    assert capsys.readouterr().out == found and "SEED = 7" in found
+    assert ablation.settings(Path(), "warmup", ["loop.fit.bugdet=300"]) == ""
 
 
 # Numbers

@@ -234,6 +234,27 @@ def test_a_user_error_names_the_stage_to_run_without_a_traceback(here):
     assert "Traceback" not in done.stderr and not left(here)
 
 
+IMPORTS = """
+import sys
+import stages.controls, stages.evaluate
+from pipeline.tracking import clearml, tensorboard, wandb
+from stages.__main__ import main
+
+assert main(["configure", "--check"]) == 0
+late = {"clearml", "tensorboard", "wandb", "requests", "peft", "transformers", "matplotlib", "torch._dynamo"}
+assert not late & set(sys.modules), f"imported too early: {late & set(sys.modules)}"
+assert all(module.__name__.startswith("pipeline.tracking.") for module in (clearml, tensorboard, wandb))
+import clearml, tensorboard, wandb
+assert all("site-packages" in module.__file__ for module in (clearml, tensorboard, wandb))
+"""
+
+
+def test_packages_are_imported_by_what_needs_them_alone_and_trackers_do_not_shadow_theirs(here):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", IMPORTS], cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_user_error_is_one_line(here, capsys):
     assert main(["warmup"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -146,7 +146,12 @@ def test_an_example_needs_nothing_but_the_package(tmp_path, monkeypatch, capsys)
     assert run(path, tmp_path) == printed(capsys, str(path))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+LONG = ("deep_supervision",)  # as long as all others
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in LONG)) for path in EXAMPLES]
+)
 def test_what_an_example_prints_is_true_and_shown(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out = printed(capsys, str(path))

@@ -15,7 +15,7 @@ from components.objective.losses import masked_cross_entropy
 from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
-from tests.support.dvc import PATIENCE, snapshot, wait_until
+from tests.support.dvc import PATIENCE, content, snapshot, wait_until
 from tests.support.jobs import PYTHON, TORCHRUN, alone, completed, forked, member, nothing_left, running, start
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
@@ -32,6 +32,15 @@ OUT = {"extract": "data/shards"}
 WAYS = ((TORCHRUN, "1"), (PYTHON, "2"), (PYTHON, "4"))  # command, SLOTLOOP_PROCESSES
 
 
+STAGE = """
+import os
+from stages.__main__ import main
+
+os.environ["DVC_STAGE"] = "test"
+raise SystemExit(main({}))
+"""
+
+
 def out_of(stage):
     return OUT.get(stage, f"outputs/{stage}")
 
@@ -40,7 +49,11 @@ def test_two_processes_write_the_bytes_of_one(copy_of):
     short = (*MICRO, "loop.fit.steps=3")
     expected = alone(copy_of, "warmup", *short)
     assert "curves.csv" in expected and "model.safetensors" in expected
-    assert completed(copy_of, "warmup", *short, SLOTLOOP_PROCESSES="2") == expected
+    shutil.rmtree(copy_of / "outputs/warmup")
+    assert [(process.returncode, process.stderr) for process in forked(STAGE.format(["warmup", *short]), 2, copy_of)] == [
+        (0, "")
+    ] * 2
+    assert content(copy_of / "outputs/warmup") == expected
     assert not (copy_of / ".scratch").exists()
 
 

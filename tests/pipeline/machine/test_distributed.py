@@ -109,7 +109,7 @@ with distributed.joined():
 def bucketed(request, tmp_path_factory):
     """What each process of a group found that sums in buckets of several sizes."""
     folder = tmp_path_factory.mktemp(f"buckets{request.param}")
-    done = together(BUCKETS, request.param, folder)
+    done = forked(BUCKETS, request.param, folder)
     assert all(process.returncode == 0 for process in done), [process.stderr for process in done]
     return [torch.load(folder / f"found-{rank}", weights_only=True) for rank in range(request.param)]
 

@@ -1,6 +1,5 @@
 """Adapters in a frozen backbone: they begin as nothing, are merged to what the formula says, and are gone when they are removed."""
 
-import subprocess
 import sys
 
 import pytest
@@ -17,7 +16,6 @@ from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.lora import TRAINED, Lora
 from pipeline.models.pretrained import Source, build
-from tests.conftest import ROOT
 from tests.pipeline.models.test_architectures_of_transformers import KINDS
 from tests.pipeline.models.test_architectures_of_transformers import backbone as of_kind
 from tests.support.checkpoints import DIM, LAYERS, LAYOUTS, MLP, SEQ, VOCAB, tied, wide, written
@@ -238,8 +236,3 @@ def test_without_peft_it_says_which_extra(model_of, monkeypatch):
     monkeypatch.setattr(lora, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs peft: pip install 'slotloop\[lora\]'"):
         Lora().check(model_of(), 9)
-
-
-def test_peft_is_imported_where_adapters_are_made_and_nowhere_else():
-    code = "import sys; import stages.controls, stages.evaluate, stages.configure; sys.exit('peft' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -22,23 +22,6 @@ from tests.support import cores
 META = torch.device("meta")
 
 
-def _grouped(dtype, device="meta"):
-    """A product of experts, and its gradients."""
-    x = torch.zeros(12, 16, dtype=dtype, device=device, requires_grad=True)
-    weight = torch.zeros(4, 24, 16, dtype=dtype, device=device, requires_grad=True)
-    y = torch._grouped_mm(x, weight.transpose(1, 2), offs=torch.zeros(4, dtype=torch.int32, device=device))
-    (y * y).sum().backward()
-    return [(tensor.shape, tensor.dtype) for tensor in (y, x.grad, weight.grad)]
-
-
-@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="this torch has no grouped products")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_products_of_experts_have_shapes_in_any_precision(dtype):
-    with memory.AnyPrecision():
-        found = _grouped(dtype)
-    assert found == [((12, 24), dtype), ((12, 16), dtype), ((4, 24, 16), dtype)] == _grouped(dtype, "cpu")
-
-
 def test_weights_are_counted_once_and_by_their_type():
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3).bfloat16(), torch.nn.BatchNorm1d(3, affine=False))
     model.append(model[0])

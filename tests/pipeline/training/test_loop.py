@@ -23,6 +23,7 @@ from pipeline.errors import DataError, TrainingError
 from pipeline.machine import snapshots
 from pipeline.machine.process import Interrupted
 from pipeline.models.backbones import Backbone, save_backbone
+from pipeline.training import flops
 from pipeline.training.curves import read
 from pipeline.training.loop import as_it_is, fit, validation_losses
 from pipeline.training.step_guard import StepGuard
@@ -151,10 +152,11 @@ def test_ten_steps_lower_the_training_loss(train, tmp_path):
     assert len(losses) == 10 and losses[-1] < 0.7 * losses[0]
 
 
-def test_a_line_tells_the_rate_and_no_file_does(train, tmp_path, capsys):
+def test_a_line_tells_the_rate_and_no_file_does(train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(flops, "PATIENCE", 0.0)
     train(batch(), steps=4, log_every=2)
     lines = [line for line in capsys.readouterr().out.splitlines() if " loss " in line and "validation" not in line]
-    assert len(lines) == 2 and all(re.search(r"steps/s, .* left \| [\d.e-]+ TF/s$", line) for line in lines)
+    assert len(lines) == 2 and all(re.search(r"steps/s, .* left \| [\d.e-]+ TF/s, MFU [\d.]+%$", line) for line in lines)
     assert "TF" not in (tmp_path / "curves.csv").read_text()
 
 

@@ -96,20 +96,23 @@ def test_it_spends_its_budget_on_adapters_alone(run, backbone, budget, capsys):
     assert "lora" not in "".join(load_model(folder, backbone, "controls").state_dict())
 
 
-@pytest.mark.parametrize("last", [0, 2, 5])
-def test_after_sigterm_the_next_run_ends_with_the_same_bytes(run, backbone, budget, work, last):
-    def ended_at(now, steps):
-        if now == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return 1.0
-
+def test_after_sigterm_the_next_run_ends_with_the_same_bytes(run, backbone, budget, work):
     expected = content(run("whole", backbone.model(), budget, partial(fit, schedule=lambda step, steps: 1.0)))
-    with pytest.raises(Interrupted, match=rf"controls/lora: SIGTERM after step {last + 1} of {STEPS}; run it again"), work():
-        run("parts", backbone.model(), budget, partial(fit, schedule=ended_at))
-    seen = []
-    with work():
-        folder = run("parts", backbone.model(), budget, partial(fit, schedule=lambda step, steps: seen.append(step) or 1.0))
-    assert seen == list(range(last + 1, STEPS)) and content(folder) == expected
+    for last in (0, 2, 5):
+
+        def ended_at(now, steps, last=last):
+            if now == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return 1.0
+
+        name, seen = f"parts-{last}", []
+        with pytest.raises(Interrupted, match=rf"controls/lora: SIGTERM after step {last + 1} of {STEPS}; run it again"), work():
+            run(name, backbone.model(), budget, partial(fit, schedule=ended_at))
+        with work():
+            folder = run(
+                name, backbone.model(), budget, partial(fit, schedule=lambda step, steps, seen=seen: seen.append(step) or 1.0)
+            )
+        assert seen == list(range(last + 1, STEPS)) and content(folder) == expected
 
 
 def test_switched_off_it_leaves_the_backbone_as_a_model_of_no_steps(run, backbone):
