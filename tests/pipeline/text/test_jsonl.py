@@ -103,7 +103,8 @@ def test_the_first_examples_of_each_file_are_taken_if_they_are_limited(raw, limi
 
 @pytest.mark.parametrize("name", ["validation", "Train", "test.jsonl", "", "trian"])
 def test_a_limit_of_something_else_than_a_file_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"^QuestionAnswers.limits counts examples of the files 'train' and 'test', got '{name}'$"):
+    told = rf"^QuestionAnswers.limits counts examples of the files 'train' and 'test', got '{name}'$"
+    with pytest.raises(ConfigError, match=told):
         corpus(limits={"train": 9, name: 3}).shape()
 
 
