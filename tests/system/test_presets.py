@@ -70,6 +70,13 @@ def test_a_preset_resolves_for_every_stage(resolved, preset):
     assert not any("REQUIRED" in text for text in texts.values())
 
 
+@pytest.mark.parametrize("preset", sorted({*PRESETS, *PRETRAINED}))
+def test_a_header_tells_what_came_out_or_that_nothing_is_known(preset):
+    header = re.match(r"(#.*\n)+", (FOLDER / f"{preset}.gin").read_text())[0].replace("\n# ", " ")
+    told = [re.search(p, header) for p in (r"Result.*: .*\d", "Never run with real weights", "Its numbers mean nothing")]
+    assert sum(map(bool, told)) == 1
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_a_stage_reads_another_writes(resolved, preset):
     texts = resolved(preset)
