@@ -136,9 +136,9 @@ def inside(smollm2, monkeypatch):
 def test_a_real_model_runs_end_to_end(inside):
     models = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
     asked = Prepared("data/prepared").split("test")
-    assert set(models) == {"frozen", "warmup", "joint", "finetune", "control_backbone", "control_lora", "control_warmup"}
+    assert set(models) == {"frozen", "warmup", "joint", "control_backbone", "control_lora", "control_warmup"}
     assert {model["nll"]["n"] for model in models.values()} == {len(asked)} and 0 < len(asked) <= 6
-    assert len({model["nll"]["mean"] for model in models.values()}) == 6  # finetune is joint
+    assert len({model["nll"]["mean"] for model in models.values()}) == 6
     sample = json.loads((inside / "outputs/evaluate/samples.jsonl").read_text().splitlines()[0])
     assert "line of #### and the result." in sample["prompt"] and "####" in sample["answer"]
 
@@ -155,7 +155,7 @@ def test_its_tied_tensors_are_one_in_count_and_in_files(inside):
     control = load_file(inside / "outputs/controls/backbone/model.safetensors")
     assert sum(value.numel() for value in control.values()) == 134_515_008
     tail = load_file(inside / "outputs/joint/model.safetensors")
-    assert not any("embed" in name or "lm_head" in name for name in tail)
+    assert not any("embed_tokens" in name or "lm_head" in name for name in tail)
     assert sum(value.numel() for name, value in tail.items() if ".layers.29." in name) == 3_540_096
     assert not (inside / "data/backbone/model.safetensors").exists()
 
