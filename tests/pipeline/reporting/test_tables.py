@@ -31,6 +31,12 @@ def test_decoded_answers_have_a_table_of_their_own(models):
     assert table[2] == ["frozen", ".350 [.340, .360]", ".500 [.490, .510]"] and table[3][1] == ".800 [.790, .810]"
 
 
+def test_a_table_of_decoded_answers_has_rows_or_is_words(models):
+    for name in ("frozen", "warmup"):
+        models[name]["test"] = {k: v for k, v in models[name]["test"].items() if not k.startswith("decode_")}
+    assert tables.decodes(models) == "None was asked for.\n"
+
+
 def test_training_compute_adds_up_along_the_chain(models):
     models |= {"joint": models["warmup"], "control_warmup": models["warmup"]}
     table = cells(tables.results(models, ["test"], TRAINED))

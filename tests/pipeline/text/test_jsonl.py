@@ -92,6 +92,22 @@ def test_a_whole_pair_written_as_escapes_is_text(raw):
     assert questions(raw, prepare(raw)[1]["test"]) == {"q \U0001f600"}
 
 
+@pytest.mark.parametrize("limits", [{"train": 40, "test": 2}, {"train": 40}, {"test": 1}, {"train": 1000, "test": 1000}, {}, None])
+def test_the_first_examples_of_each_file_are_taken_if_they_are_limited(raw, limits):
+    made, counted = prepare(raw, limits=limits)[1], limits or {}
+    train, test = TRAIN[: counted.get("train")], TEST[: counted.get("test")]
+    assert questions(raw, made["train"]) | questions(raw, made["validation"]) == {row["question"] for row in train}
+    assert len(made["train"]) + len(made["validation"]) == len(train)
+    assert questions(raw, made["test"]) == {row["question"] for row in test} and len(made["test"]) == len(test)
+
+
+@pytest.mark.parametrize("name", ["validation", "Train", "test.jsonl", "", "trian"])
+def test_a_limit_of_something_else_than_a_file_is_refused(name):
+    told = rf"^QuestionAnswers.limits counts examples of the files 'train' and 'test', got '{name}'$"
+    with pytest.raises(ConfigError, match=told):
+        corpus(limits={"train": 9, name: 3}).shape()
+
+
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])
 def test_an_empty_file_is_refused(raw, content):
     (raw / "test.jsonl").write_text(content)
