@@ -138,8 +138,8 @@ class CostModel:
         return memory.training(model, most, self._validation_peak("controls", model, masks, None, Objective))
 
     def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
-        """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained, and in looks at
-        the same masked examples what runs below the split. What halting rules cost is left out.
+        """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained, and in looks
+        at the same masked examples what runs below the split. What halting rules cost is left out.
 
         Args:
             trained: model of each phase, what it does not train frozen.
