@@ -29,7 +29,7 @@ def package(path: Path) -> str:
 
 PURE = {
     "torch", "einops", "jaxtyping", "math", "dataclasses", "collections", "typing", "fnmatch", "difflib", "contextlib",
-    "functools", "itertools", "statistics", "decimal", "re", "inspect", "types",
+    "functools", "itertools", "statistics", "decimal", "re", "inspect", "types", "bisect", "copy",
 }  # fmt: skip
 DOORS = {  # outside library -> the only files that may import it
     "gin": {"pipeline/settings/config.py", "pipeline/settings/ginfiles.py", "pipeline/settings/ginstate.py"},

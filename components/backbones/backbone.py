@@ -9,6 +9,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.model import Model
+from components.nn.sharing import share
 from components.recursion import State, Tree
 from components.refiners.core import Layout
 
@@ -41,6 +42,10 @@ class BackboneModel(Model):
     def cut(self, first_layer: int) -> "BackboneModel":
         """A model of the same architecture that holds the layers from ``first_layer`` on; its weights are not set."""
         return self.described(self.architecture, first_layer)
+
+    def above(self, split: int) -> "BackboneModel":
+        """This very model from layer ``split`` on, for batches with the states that enter it; it takes no memory of its own."""
+        return share(self.cut(split), self)
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position: a table look-up, no layer runs."""

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
-from components.backbones.layers import Layers, Parts
+from components.backbones.layers import Layers, Parts, emptied
 from components.batch import Batch
 from components.nn.masters import read_dtype
+from components.nn.sharing import twin
 
 ATTENTION = ("attn", "attention")
 HEADS_INTO = ("o_proj", "out_proj", "output.dense", "dense", "Wo", "c_proj", "out_lin", "attn.o")
@@ -78,6 +79,13 @@ class PretrainedLM(BackboneModel):
         """The same model from ``first_layer`` on; its weights are not set."""
         assert self.build is not None
         return self.build(first_layer)
+
+    def above(self, split: int) -> "PretrainedLM":
+        """This very model from layer ``split`` on: its own modules, whose lower layers are empty, and its own tensors."""
+        tail = twin(self)
+        emptied(tail.model, tail.layers.parts.layers, split)
+        tail.first_layer = split
+        return tail
 
     def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
         """Token embedding alone: where the model adds positions to it, they are left out."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from components.batch import Batch
 from components.model import Model
 from components.ranges import NonNegativeFloat, Share
-from components.recursion import State, mapped
-from components.refiners.core import at_least_one_step
+from components.recursion import State, Tree, mapped
+from components.refiners.core import Layout, at_least_one_step
 
 Done = Bool[Tensor, "batch"]
 Rule = Callable[[Model, Batch, State, State | None], Done]  # model, sequences, this step's state, the last's
@@ -46,6 +46,60 @@ def by_learning(model: Model, batch: Batch, state: State, last: State | None, th
     return torch.sigmoid(state.halt.float()) > threshold
 
 
+class Leaving:
+    """Sequences that leave a recursion by one rule; those that are left go on without them.
+
+    Args:
+        model: any.
+        batch: on its device.
+        rule: which of the sequences are done.
+        condition, carry, layout: what ``model.begin`` made of the batch.
+
+    Attributes:
+        rows: sequences that are left.
+        hidden: each sequence's states where it left, or stands.
+        taken: after how many steps that was.
+    """
+
+    def __init__(self, model: Model, batch: Batch, rule: Rule, condition: Tree, carry: Tree, layout: Layout) -> None:
+        self.model, self.batch, self.rule = model, replace(batch, hidden=None), rule
+        self.condition, self.carry, self.layout = condition, carry, layout
+        self.rows = torch.arange(len(batch), device=batch.tokens.device)
+        self.taken = torch.zeros_like(self.rows)
+        self.hidden: Tensor = torch.empty(0)
+        self.last: State | None = None
+
+    def step(self, number: int, state: State | None = None) -> None:
+        """Take step ``number`` (from 0) with those who are left, and let go who is done.
+
+        Args:
+            number: of the step.
+            state: that all sequences have after it, if it is known: nothing is computed as long as all are there.
+        """
+        if not len(self.rows):
+            return
+        everyone = len(self.rows) == len(self.taken)
+        if state is None or not everyone:
+            state = self.model.step(number, self.carry, self.condition, self.layout)
+        self.hidden = state.hidden if everyone else self.hidden.index_copy(0, self.rows, state.hidden)
+        self.taken[self.rows] = number + 1
+        going = (~self.rule(self.model, self.batch, state, self.last)).nonzero()[:, 0]
+        self.last, self.carry = state, state.carry
+        if len(going) < len(self.rows):
+            self._keep(going, state)
+
+    def _keep(self, going: Int[Tensor, "some"], state: State) -> None:
+        """Go on with some of those who are left."""
+
+        def of_those(tensor: Tensor) -> Tensor:
+            return tensor[going]
+
+        self.rows, self.batch, self.layout = self.rows[going], self.batch.take(going), self.layout.take(going)
+        self.condition, self.carry = mapped(of_those, self.condition), mapped(of_those, state.carry)
+        halt = None if state.halt is None else state.halt[going]
+        self.last = replace(state, hidden=state.hidden[going], carry=self.carry, halt=halt)
+
+
 @torch.no_grad()
 def halted(
     model: Model, batch: Batch, rule: Rule, steps: int | None = None
@@ -63,22 +117,7 @@ def halted(
     """
     n_steps = at_least_one_step(model.n_steps if steps is None else steps)
     condition, carry, layout = model.begin(batch)
-    rows = torch.arange(len(batch), device=batch.tokens.device)
-    taken = torch.zeros_like(rows)
-    result, last = torch.empty(0), None
+    leaving = Leaving(model, batch, rule, condition, carry, layout)
     for number in range(n_steps):
-        state = model.step(number, carry, condition, layout)
-        result = state.hidden.clone() if number == 0 else result.index_copy(0, rows, state.hidden)
-        taken[rows] = number + 1
-        going = (~rule(model, batch, state, last)).nonzero()[:, 0]
-        if not len(going):
-            break
-
-        def of_those(tensor: Tensor, going: Tensor = going) -> Tensor:
-            return tensor[going]
-
-        rows, batch, layout = rows[going], batch.take(going), layout.take(going)
-        condition, carry = mapped(of_those, condition), mapped(of_those, state.carry)
-        halt = None if state.halt is None else state.halt[going]
-        last = replace(state, hidden=state.hidden[going], carry=carry, halt=halt)
-    return result, taken
+        leaving.step(number)
+    return leaving.hidden, leaving.taken

@@ -4,7 +4,7 @@ All models see the same masks, so that their differences are paired; finished ba
 (``pipeline.machine.cached_results``). A causal model tells its nll exactly, in one pass.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -12,91 +12,80 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.batch import Batch
 from components.inference.likelihood import Likelihood, masks, standard_error, total
 from components.inference.metrics import intervals
 from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.data.batches import assemble
 from pipeline.evaluation import evaluator
-from pipeline.machine.cached_results import cached_result
+from pipeline.evaluation.compared import Compared, interleaved
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress, watched
 
 
-def estimated(
-    prepared: Prepared, models: Mapping[str, Model], likelihood: Likelihood, size: int, seed: int, runtime: Runtime
-) -> dict[str, Any]:
+def estimated(prepared: Prepared, models: Compared, likelihood: Likelihood, size: int, seed: int) -> dict[str, Any]:
     """Estimate every model's likelihood of the same answers.
 
     Args:
         prepared: the corpus.
-        models: by name; one of them is ``frozen``, which the others are compared with.
+        models: one of them is ``frozen``, which the others are compared with.
         likelihood: how.
         size: examples that run together.
         seed: of the masks.
-        runtime: where it computes.
     """
     split = evaluator.by_length(prepared.split(likelihood.split).take(slice(0, likelihood.items)))
-    nll: dict[str, Tensor] = {}
-    with Progress("likelihood", len(models) * len(split), "answer") as bar:
-        for name, model in models.items():
-            nll[name] = sampled(model, split, prepared.vocabulary, likelihood.samples, size, seed, runtime, name, bar)
-            last = nll[name][..., -1]
-            bar.line(f"{name}: {float(last.mean()):.2f} ± {standard_error(last):.2f} nats an answer | {bar.rate()}")
+    with Progress("likelihood", len(split), "answer") as bar:
+        nll = sampled(models, split, prepared.vocabulary, likelihood.samples, size, seed, bar)
+        for name, values in nll.items():
+            last = values[..., -1]
+            bar.line(f"{name}: {float(last.mean()):.2f} ± {standard_error(last):.2f} nats an answer")
     length = split.response.sum(1).double()
     return {name: _metrics(values, nll["frozen"], length, split.group) for name, values in nll.items()}
 
 
-@torch.no_grad()
 def sampled(
-    model: Model,
-    split: Split,
-    vocabulary: Vocabulary,
-    samples: int,
-    size: int,
-    seed: int,
-    runtime: Runtime,
-    name: str = "",
-    bar: Progress | None = None,
-) -> Tensor:
+    models: Compared, split: Split, vocabulary: Vocabulary, samples: int, size: int, seed: int, bar: Progress
+) -> dict[str, Tensor]:
     """Every sample's estimate of every answer's nll after each recursion step: float64 (examples, samples, steps), in nats.
 
     Args:
-        model: whose likelihood.
+        models: whose likelihood.
         split: the examples.
         vocabulary: their token ids.
         samples: masks of each example.
         size: examples that run together.
         seed: of the masks.
-        runtime: where it computes.
-        name: of the model, under which finished batches are kept.
         bar: told of finished examples.
     """
-    mine = []
+    mine: dict[str, list[Tensor]] = {name: [] for name in models.models}
+    work = partial(_of_batch, runtime=models.runtime)
     for number in range(rank(), -(-len(split) // size), world()):
         rows = split.take(slice(number * size, (number + 1) * size))
-        mine.append(
-            cached_result(f"likelihood/{name}/{number}", partial(_of_batch, model, rows, vocabulary, samples, seed, runtime))
-        )
-        if bar is not None:
-            bar.advance(len(rows))
-    return torch.cat([batch["nll"] for batch in evaluator.interleaved(gathered(mine))])
+        by_sample = [models.on_one(batch, f"likelihood/{number}/{sample}", work)
+                     for sample, batch in enumerate(_masked(rows, vocabulary, samples, seed))]  # fmt: skip
+        for name, nll in mine.items():
+            nll.append(torch.stack([of_models[name]["nll"] for of_models in by_sample], 1))
+        bar.advance(len(rows))
+    return {name: torch.cat(interleaved(gathered(nll))) for name, nll in mine.items()}
 
 
-def _of_batch(model: Model, rows: Split, vocabulary: Vocabulary, samples: int, seed: int, runtime: Runtime) -> dict[str, Tensor]:
+def _masked(rows: Split, vocabulary: Vocabulary, samples: int, seed: int) -> Iterator[Batch]:
+    """A batch for each sample; of a causal model, which needs no masks, the whole answers once."""
     assert rows.uid is not None
-    whole = [(rows.response, rows.response.float())]  # of a causal model, which needs no masks
-    samples_nll = []
+    whole = [(rows.response, rows.response.float())]
     drawn = whole if vocabulary.causal else masks(rows.response, rows.uid, seed, samples)
     for masked, weights in watched(drawn, "masks", 1 if vocabulary.causal else samples, "mask"):
-        batch = evaluator.trimmed(assemble(rows.tokens, masked, weights, rows.valid, vocabulary)).to(runtime.device)
-        expected = batch.targets[batch.masked]
-        with runtime.autocast():
-            by_step = [model.readout(state.hidden[batch.masked]) for state in model.steps(batch)]
-        losses = [F.cross_entropy(logits.float(), expected, reduction="none") for logits in by_step]
-        samples_nll.append(torch.stack([total(loss, batch.masked, batch.weights) for loss in losses], -1).cpu())
-    return {"nll": torch.stack(samples_nll, 1)}
+        yield evaluator.trimmed(assemble(rows.tokens, masked, weights, rows.valid, vocabulary))
+
+
+def _of_batch(model: Model, batch: Batch, *, runtime: Runtime) -> dict[str, Tensor]:
+    expected = batch.targets[batch.masked]
+    with runtime.autocast():
+        by_step = [model.readout(state.hidden[batch.masked]) for state in model.steps(batch)]
+    losses = [F.cross_entropy(logits.float(), expected, reduction="none") for logits in by_step]
+    return {"nll": torch.stack([total(loss, batch.masked, batch.weights) for loss in losses], -1)}
 
 
 def _metrics(values: Tensor, frozen: Tensor, length: Tensor, group: Tensor) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
+from pipeline.evaluation.compared import interleaved
 from pipeline.inference.predictor import predictor
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
@@ -133,7 +134,7 @@ def generated(
         decoded_batch = partial(_decoded, model, batch, vocabulary, answers, runtime, known)
         mine.append(cached_result(f"answers/{name}/{number}", decoded_batch))
         bar.advance(len(batch))
-    decoded = evaluator.interleaved(gathered(mine))
+    decoded = interleaved(gathered(mine))
     return torch.cat([batch["tokens"] for batch in decoded]), torch.cat([batch["evaluations"] for batch in decoded])
 
 

@@ -1,15 +1,12 @@
 """The evaluation as a whole: which models, on which measures, compared with which; written as metrics, samples and a trace."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
-
-from components.batch import Batch
 from components.inference.answers import Answers
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
@@ -18,9 +15,10 @@ from components.inference.metrics import Counts
 from components.model import Model
 from pipeline.corpora.prepared import Prepared
 from pipeline.errors import ConfigError
-from pipeline.evaluation import evaluator
+from pipeline.evaluation import evaluator, measuring
 from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
+from pipeline.evaluation.compared import Compared
 from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
 from pipeline.files import sha256, write_atomic, write_json
@@ -32,7 +30,7 @@ from pipeline.models.checkpoint import load_model, open_phases
 from pipeline.models.model_folder import METRICS, ModelFolder
 from pipeline.progress import Progress
 from pipeline.text.detokenise import Render
-from pipeline.text.rendering import Right, known_ids, rendering_of
+from pipeline.text.rendering import known_ids, rendering_of
 
 T = TypeVar("T")
 SAMPLES, TRACE = "samples.jsonl", "trace.json"
@@ -85,46 +83,42 @@ def assess(
     backbone.check(prepared)
     phases = open_phases(models, backbone)
     loaded = load_models(backbone, phases, runtime, config.recursion_steps)
+    compared = Compared(loaded, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
     counted: dict[str, dict[str, Counts]] = {}
-    with Progress("evaluate", len(loaded) * (len(measures) + len(config.decodes)), "measure") as bar:
+    with Progress("evaluate", len(measures) + len(config.decodes), "measure") as bar:
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
-            for name, model in loaded.items():
-                masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, f"{measure} {name}")
-                headline = measure == config.headline
-                steps, statistics = evaluator.measure_by_step(
-                    model, masked, runtime, f"measures/{measure}/{name}", statistics=headline, right=right
-                )
-                metrics[name] |= {"statistics_by_step": statistics} if statistics else {}
-                metrics[name][measure] = evaluator.summary(steps, split.group)
-                counted.setdefault(measure, {})[name] = steps[-1]
-                bar.advance()
+            masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, measure)
+            headline = measure == config.headline
+            rules = config.halts if headline else {}
+            piece = f"measures/{measure}"
+            of_models = measuring.measure(compared, masked, piece, rules=rules, statistics=headline, right=right)
+            for name, measured in of_models.items():
+                metrics[name] |= measuring.of_refiner(measured, split.group) if headline else {}
+                metrics[name][measure] = evaluator.summary(measured.steps, split.group)
+                counted.setdefault(measure, {})[name] = measured.steps[-1]
+            bar.advance()
             bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
-        decode = partial(evaluator.decode, vocabulary=prepared.vocabulary, runtime=runtime, size=size, known=known_ids(prepared))
+        decode = partial(evaluator.decode, compared, vocabulary=prepared.vocabulary, size=size, known=known_ids(prepared))
         for measure, (split_name, passes, blocks, examples) in config.decodes.items():
             split = prepared.split(split_name).take(slice(0, examples))
-            for name, model in loaded.items():
-                _, decoded = decode(model, split, steps=passes, blocks=blocks)
+            for name, (_, decoded) in decode(split, piece=f"decodes/{measure}", steps=passes, blocks=blocks).items():
                 metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
-                bar.advance()
+            bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")
-    split_name, ratio = measures[config.headline]
-    split = evaluator.by_length(prepared.split(split_name))
-    again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size, "evaluate halting")
-    for name, model in loaded.items():
+    for name in loaded:
         metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
-        metrics[name] |= _halting(model, again, config.halts, split.group, runtime, right)
-    written, lost = _whole_answers(prepared, loaded, metrics, *whole, size, seed, runtime)
+    written, lost = _whole_answers(prepared, compared, metrics, *whole, size, seed)
     if config.forgetting is not None:
-        for name, values in measure_forgetting(prepared, loaded, config.forgetting, size, seed, runtime).items():
+        for name, values in measure_forgetting(prepared, compared, config.forgetting, size, seed).items():
             metrics[name]["forgetting"] = values
     if rank():
         return
     common: dict[str, Any] = {"headline": config.headline, "measures": list(measures)}
     common["differences"] = _differences(prepared, measures, counted)
     common |= {"lost_references": lost} if lost else {}
-    _write_samples(prepared, loaded, split_name, config.samples, written, out, runtime)
+    _write_samples(prepared, compared, measures[config.headline][0], config.samples, written, out)
     hand_over(out, {**common, "models": metrics}, prepared, backbone, phases)
 
 
@@ -141,16 +135,6 @@ def _differences(
     }
 
 
-def _halting(
-    model: Model, masked: Callable[[], Iterator[Batch]], halts: Mapping[str, Rule], group: Tensor, runtime: Runtime, right: Right
-) -> dict[str, Any]:
-    """Measure on the headline what a model of several steps says when examples leave the recursion by each rule."""
-    if model.n_steps == 1:
-        return {}
-    readings = {name: evaluator.halted(model, masked(), rule, runtime, right) for name, rule in halts.items()}
-    return {"halting": {name: evaluator.halting_summary(*reading, group) for name, reading in readings.items()}}
-
-
 def _made(name: str, make: Callable[[], T] | None) -> T | None:
     try:
         return None if make is None else make()
@@ -160,13 +144,12 @@ def _made(name: str, make: Callable[[], T] | None) -> T | None:
 
 def _whole_answers(
     prepared: Prepared,
-    models: Mapping[str, Model],
+    models: Compared,
     metrics: dict[str, Any],
     answers: Answers | None,
     likelihood: Likelihood | None,
     size: int,
     seed: int,
-    runtime: Runtime,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Add what is asked for of whole answers to the models' metrics; returns the lines of generated ones, and by split how many
     references have lost their result.
@@ -174,11 +157,11 @@ def _whole_answers(
     lines: list[dict[str, Any]] = []
     lost: dict[str, Any] = {}
     if answers is not None:
-        by_model, lines, lost = answered(prepared, models, answers, size, runtime)
+        by_model, lines, lost = answered(prepared, models.models, answers, size, models.runtime)
         for name, values in by_model.items():
             metrics[name]["answers"] = values
     if likelihood is not None:
-        for name, values in estimated(prepared, models, likelihood, size, seed, runtime).items():
+        for name, values in estimated(prepared, models, likelihood, size, seed).items():
             metrics[name]["likelihood"] = values
     return lines, lost
 
@@ -221,12 +204,11 @@ def hand_over(
 
 def _write_samples(
     prepared: Prepared,
-    models: Mapping[str, Model],
+    models: Compared,
     split_name: str,
     samples: int,
     written: list[dict[str, Any]],
     out: Path,
-    runtime: Runtime,
 ) -> None:
     """samples.jsonl: prompt, answer and every model's answer step by step, then the answers that were generated; trace.json: the
     former as ids, for pictures.
@@ -234,7 +216,7 @@ def _write_samples(
     split = prepared.split(split_name)
     split = split.take(slice(0, min(samples, len(split))))
     render = rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder)
-    traces = {name: evaluator.trace(model, split, prepared.vocabulary, runtime) for name, model in models.items()}
+    traces = evaluator.trace(models, split, prepared.vocabulary)
     lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
     write_atomic(out / SAMPLES, "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())
     trace = {

@@ -4,17 +4,16 @@ Phases learn answers alone, and those that train layers of the backbone may cost
 Source: McCloskey and Cohen 1989). The frozen backbone under the same masks is what is kept or lost.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.machine.runtime import Runtime
+from pipeline.evaluation.compared import Compared
+from pipeline.evaluation.measuring import measure
 from pipeline.text.rendering import rendering_of
 
 
@@ -36,27 +35,22 @@ def with_prompts_hidden(split: Split, causal: bool, start: int = 0) -> Split:
     return replace(split, response=prompt)
 
 
-def measure_forgetting(
-    prepared: Prepared, models: Mapping[str, Model], measure: tuple[str, float], size: int, seed: int, runtime: Runtime
-) -> dict[str, Any]:
+def measure_forgetting(prepared: Prepared, models: Compared, forgetting: tuple[str, float], size: int, seed: int) -> dict[str, Any]:
     """Every model's nll and accuracy at hidden tokens of prompts, and the paired difference from the frozen backbone.
 
     Args:
         prepared: the corpus.
-        models: by name, "frozen" among them.
-        measure: split, and the fraction of a prompt that is masked.
+        models: "frozen" among them.
+        forgetting: split, and the fraction of a prompt that is masked.
         size: sequences that run together.
         seed: of the masks.
-        runtime: where it computes.
     """
-    split_name, ratio = measure
+    split_name, ratio = forgetting
     encoding = rendering_of(prepared.vocabulary.rendering).encoding(prepared.folder)
     start = 0 if encoding is None else len(encoding.start)
     split = evaluator.by_length(with_prompts_hidden(prepared.split(split_name), prepared.vocabulary.causal, start))
-    last = {}
-    for name, model in models.items():
-        masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, f"evaluate forgetting {name}")
-        last[name] = evaluator.counts_by_step(model, masked, runtime, f"forgetting/{name}")[-1]
+    masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, "evaluate forgetting")
+    last = {name: measured.steps[-1] for name, measured in measure(models, masked, "forgetting").items()}
     metrics: dict[str, Any] = {}
     for name, counts in last.items():
         whole, other = evaluator.summary([counts], split.group), evaluator.compare(counts, last["frozen"], split.group)

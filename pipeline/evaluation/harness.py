@@ -22,6 +22,7 @@ from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError, DataError, UserError
 from pipeline.evaluation import answer_likelihood, answering
+from pipeline.evaluation.compared import Compared
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
@@ -95,10 +96,9 @@ class Requests:
         split = self._split([(context, self._ids(text)) for context, text in (request.args for request in requests)])
         order, back = _by_length(split)
         with self.runtime.in_force(), Progress("slotloop", len(split), "answer") as bar:
-            nll = answer_likelihood.sampled(
-                self.model, split.take(order), self.vocabulary, self.samples, self.size, self.seed, self.runtime, "", bar
-            )
-        bounds = -nll[..., -1].mean(1)[back]
+            alone = Compared({"": self.model}, self.runtime)
+            nll = answer_likelihood.sampled(alone, split.take(order), self.vocabulary, self.samples, self.size, self.seed, bar)
+        bounds = -nll[""][..., -1].mean(1)[back]
         greedy = ((self._decoded(split) == split.tokens) | ~split.response).all(1)
         return list(zip(bounds.tolist(), greedy.tolist(), strict=True))
 

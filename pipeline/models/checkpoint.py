@@ -4,10 +4,9 @@ A trained model holds the refiner and the layers that were trained, and names th
 backbone in ``data/backbone``. So frozen weights are stored once.
 """
 
-import copy
 from collections.abc import Mapping
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.model import Model
 from components.nn.masters import widen
+from components.nn.sharing import twin
 from components.refined_lm import RefinedLM
 from components.refiners.architectures import build_core
 from pipeline.errors import DataError
@@ -78,7 +78,7 @@ def load_model(
         raise DataError(f"{model_folder.path} holds a backbone, expected the model of stage {stage}; run dvc repro {stage}")
     model_folder.manifest.verify(WEIGHTS)
     backbone.check_over(model_folder.manifest.inputs, model_folder.path, stage)
-    under, weights = backbone.model(first_layer) if base is None else _twin(base), load_file(model_folder.weights)
+    under, weights = backbone.model(first_layer) if base is None else twin(base), load_file(model_folder.weights)
     model: Model = under
     if "refiner" in description:
         try:
@@ -153,9 +153,3 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 def _placed(value: Tensor, like: Tensor) -> Tensor:
     """A weight as the model holds it; one object, which places that share it take as it is."""
     return nn.Parameter(value.to(like), requires_grad=like.requires_grad) if like.is_floating_point() else value.to(like)
-
-
-def _twin(model: BackboneModel) -> BackboneModel:
-    """A model of its own whose weights are the given one's very tensors, until it is assigned others."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)

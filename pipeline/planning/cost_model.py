@@ -138,40 +138,45 @@ class CostModel:
         return memory.training(model, most, self._validation_peak("controls", model, masks, None, Objective))
 
     def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
-        """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained.
+        """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained, and in looks
+        at the same masked examples what runs below the split. What halting rules cost is left out.
 
         Args:
             trained: model of each phase, what it does not train frozen.
             with_finetune: it takes steps.
         """
         merged = self._merged()  # before evaluate's own settings are in force
-        names = ("models", "measures", "decodes", "halts", "headline", "answers", "likelihood", "forgetting", "seed")
-        models, measures, decodes, halts, headline, answers, likelihood, forgetting, seed = self._arguments("evaluate", *names)
+        names = ("models", "measures", "decodes", "answers", "likelihood", "forgetting", "batch_size", "seed")
+        models, measures, decodes, answers, likelihood, forgetting, size, seed = self._arguments("evaluate", *names)
         self.refined.set_steps(*self._arguments("evaluate", "recursion_steps"))  # what training takes was reckoned before
         compared = [name for name in models if {"finetune": with_finetune, "control_lora": merged}.get(name, True)]
         plain = 1 + sum(name in ("control_backbone", "control_lora") for name in compared)
         refined = 1 + len(compared) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
-        looks = [(split, ratio, len(self.corpus.splits[split]), 1 + (len(halts) if name == headline else 0))
-                 for name, (split, ratio) in measures.items()]  # fmt: skip
+        cut = bool(self.layer) and self.backbone.n_steps == 1
+        shared = max(0, refined - ("finetune" in compared)) if cut else 0  # models beside the frozen one that run its trunk
+        looks = [(split, ratio, len(self.corpus.splits[split])) for split, ratio in measures.values()]
         written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
         if answers is not None:
             written.append(((generated := answers()).split, generated.passes, generated.items))
         if likelihood is not None:  # half of an answer is masked on average
             bound, causal = likelihood(), self.corpus.vocabulary.causal
-            looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples), 1))
+            looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples)))
         if forgetting is not None:  # a look at as many tokens, in other places
-            looks.append((*forgetting, len(self.corpus.splits[forgetting[0]]), 1))
-        work = 0
-        for split, ratio, examples, times in looks:
+            looks.append((*forgetting, len(self.corpus.splits[forgetting[0]])))
+        work, sequence = 0, self.corpus.vocabulary.sequence
+        spared = shared * flops.count(partial(self._trunk, 1, sequence)) if shared else 0
+        for split, ratio, examples in looks:
             batch = self._looked_at(split, ratio, seed)
-            work += examples * (self._forward(self.refined, batch, times * refined) + self._forward(self.backbone, batch, plain))
+            whole = self._forward(self.refined, batch, refined) + self._forward(self.backbone, batch, plain)
+            work += examples * (whole - spared)
         for split, passes, examples in written:
             batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
             work += passes * rows * (self._decoding(self.refined, batch, refined) + self._decoding(self.backbone, batch, plain))
         of = {"control_backbone": self.backbone, "control_warmup": trained["controls"], **trained}
         own = [tensor for name in compared for tensor in (merged if name == "control_lora" else memory.own(of[name]))]
+        states = [self._trunk(size, sequence)] if shared else []
         loaded = _size(self.backbone) + sum(tensor.numel() for tensor in own)
-        return Cost("evaluate", loaded, 0, loaded, memory.weights(self.backbone) + memory.size(own), beside=work)
+        return Cost("evaluate", loaded, 0, loaded, memory.weights(self.backbone) + memory.size([*own, *states]), beside=work)
 
     def _merged(self) -> list[Tensor]:
         """The weights that the adapters' control does not share with the backbone; none if it is off."""

@@ -17,12 +17,12 @@ PUZZLES = {
     "warmup": [("warmup", "step"), ("validation", "batch")],
     "joint": [("joint", "step")],
     "controls": [("controls/backbone", "step"), ("controls/warmup", "step")],
-    "evaluate": [("test_5 joint", "batch"), ("evaluate halting", "batch"), ("evaluate decodes", "batch"), ("passes", "pass")],
+    "evaluate": [("test_5", "batch"), ("models", "model"), ("evaluate decodes", "batch"), ("passes", "pass")],
 }
 TEXT = {
     "prepare": [("prepare train", "example"), ("prepare test", "example")],
     "evaluate": [
-        ("mask_30 warmup", "batch"),
+        ("mask_30", "batch"),
         ("answers", "answer"),
         ("passes", "pass"),
         ("likelihood", "answer"),

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from components.inference.halting import by_change, by_learning, by_probability, halted
+from components.inference.halting import Leaving, by_change, by_learning, by_probability, halted
 from components.recursion import State
 from tests.support.cores import ATTENTION, DIM, SEQ, batch, every_core_with_one, model_of
 
@@ -75,6 +75,31 @@ def test_who_has_left_costs_nothing():
     halted(model, whole, dictated([3, 1, 2, 2, 1, 1]))
     halted(model, whole, dictated([1] * 6))
     assert sizes == [6, 3, 1, 6]
+
+
+@every_core_with_one("leaving", LEAVING, whole=("slots", "recursive_cycles", "cascade"))
+def test_beside_the_whole_recursion_each_sequence_leaves_as_it_does_alone(name, leaving):
+    model, whole = model_of(name), numbered()
+    hidden, steps = halted(model, whole, dictated(leaving))
+    with torch.no_grad():
+        condition, carry, layout = model.begin(whole)
+        beside = Leaving(model, whole, dictated(leaving), condition, carry, layout)
+        for number, state in enumerate(model.steps(whole)):
+            beside.step(number, state)
+    assert torch.equal(beside.hidden, hidden) and torch.equal(beside.taken, steps)
+
+
+def test_nothing_is_computed_beside_the_whole_recursion_as_long_as_all_are_there():
+    model, whole, sizes = model_of("slots"), numbered(), []
+    with torch.no_grad():
+        states = list(model.steps(whole))
+        begun = model.begin(whole)
+        model.refiner.delta_in.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+        for leaving in ([9] * 6, [2] * 6, [3, 2, 2, 2, 2, 3]):
+            beside = Leaving(model, whole, dictated(leaving), *begun)
+            for number, state in enumerate(states):
+                beside.step(number, state)
+    assert sizes == [2]  # the two that stay for a third step
 
 
 @pytest.mark.parametrize("asked", [1, 2, 5])

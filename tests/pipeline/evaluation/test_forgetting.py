@@ -10,6 +10,7 @@ from tokenizers import processors
 from pipeline.corpora.prepared import Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import forgetting
+from pipeline.evaluation.compared import Compared
 from pipeline.evaluation.forgetting import measure_forgetting, with_prompts_hidden
 from pipeline.evaluation.limited import Limited
 from pipeline.files import read_json, sha256
@@ -69,7 +70,7 @@ def test_the_tokenizer_says_what_begins_every_text(text, runtime, tmp_path, monk
     seen = []
     monkeypatch.setattr(forgetting.evaluator, "batches", lambda split, *_: seen.append(split) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        measure_forgetting(Limited(tmp_path / "prepared"), {"frozen": None}, ("test", 0.5), 20, 0, runtime)
+        measure_forgetting(Limited(tmp_path / "prepared"), Compared({"frozen": None}, runtime), ("test", 0.5), 20, 0)
     assert seen[0].response[:, :3].sum(0).tolist() == [0, 0, len(seen[0])]
 
 
@@ -82,7 +83,7 @@ def test_examples_without_prompts_are_refused():
 def looked(finished, runtime):
     def looked(**models):
         data = Limited(finished / "data/prepared")
-        return measure_forgetting(data, models, ("test_7", 0.5), 20, 0, runtime)
+        return measure_forgetting(data, Compared(models, runtime), ("test_7", 0.5), 20, 0)
 
     return looked
 

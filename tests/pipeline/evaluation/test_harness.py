@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation import answering, harness
 from pipeline.evaluation.answer_likelihood import sampled
+from pipeline.evaluation.compared import Compared
+from pipeline.progress import Progress
 from pipeline.text import prompt_template
 from pipeline.text.tokenizer import Encoding
 
@@ -76,7 +78,8 @@ def test_a_likelihood_is_the_estimate_of_its_example(model):
     split = model._split([(PAIRS[0][0], model._ids(PAIRS[0][1]))])
     assert model.tokenizer.decode(split.tokens[0][split.response[0]].tolist()) == PAIRS[0][1]
     assert model.tokenizer.decode(split.tokens[0][split.valid[0]].tolist()) == "".join(PAIRS[0])
-    nll = sampled(model.model, split, model.vocabulary, 4, 1, 0, model.runtime)
+    alone = Compared({"": model.model}, model.runtime)
+    nll = sampled(alone, split, model.vocabulary, 4, 1, 0, Progress("likelihood"))[""]
     assert found < 0 and found == pytest.approx(-float(nll[..., -1].mean()))
 
 

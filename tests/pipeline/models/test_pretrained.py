@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from components.backbones.selfcheck import selfcheck
+from components.backbones.shared_trunk import SharedTrunk
 from components.batch import Batch
+from components.nn.masters import widen
+from components.nn.sharing import twin
 from pipeline import progress
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import pretrained
@@ -147,6 +151,39 @@ def test_shapes_alone_take_no_memory(checkpoint):
     model = build(source(checkpoint), 1, load=False)
     assert all(p.is_meta for p in model.parameters()) and model.first_layer == 1
     assert model.cut(2).first_layer == 2
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_models_that_share_a_trunk_compute_what_they_compute_whole(checkpoint, dtype):
+    """Bit for bit from every split on, padded, with a layer of its own in float32 masters; and by the very tensors."""
+    frozen = build(source(checkpoint, dtype=dtype)).requires_grad_(False)
+    other = twin(frozen)
+    last = {name: weight + 0.01 for name, weight in other.named_parameters() if f"layers.{LAYERS - 1}." in name}
+    other.load_state_dict(last, strict=False, assign=True)
+    widen(other, [weight for name, weight in other.named_parameters() if name in last])
+    tokens = torch.randint(VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
+    attention = torch.arange(8) < torch.tensor([[8], [5]])
+    batch = Batch(tokens, tokens, tokens < 9, (tokens < 9).float(), attention)
+    trunk = SharedTrunk(frozen, {"frozen": frozen, "other": twin(frozen)})
+    assert trunk.split == LAYERS and set(trunk.above) == {"frozen", "other"}
+    with torch.no_grad():
+        for model in (frozen, other):
+            whole = model.states(batch)
+            for split in range(1, LAYERS if model is other else LAYERS + 1):
+                above = model.above(split)
+                states = above.states(replace(batch, hidden=frozen.trunk(tokens, attention, split)))
+                assert torch.equal(states, whole) and torch.equal(above.readout(states), model.readout(whole))
+                assert {id(tensor) for tensor in above.parameters()} < {id(tensor) for tensor in model.parameters()}
+        assert not torch.equal(other.states(batch), frozen.states(batch))
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_trunk_is_shared_below_the_first_layer_that_was_trained(checkpoint, layer):
+    frozen, joint = build(source(checkpoint)), build(source(checkpoint))
+    tensors = frozen.state_dict(keep_vars=True)
+    joint.load_state_dict({n: t for n, t in tensors.items() if f"layers.{layer}." not in n}, strict=False, assign=True)
+    trunk = SharedTrunk(frozen, {"frozen": frozen, "joint": joint})
+    assert (trunk.split, set(trunk.above)) == (layer, {"frozen", "joint"} if layer else set())
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -120,7 +120,21 @@ def test_memory_holds_weights_and_what_training_adds(plan):
     assert joint.memory > warmup.memory > 4 * (warmup.loaded + 4 * warmup.trained)  # joint trains more
     own = 2 * warmup.trained + joint.trained + of(plan, "backbone").loaded  # the controls': warmup again, and a whole backbone
     assert evaluate.loaded == of(plan, "backbone").loaded + own  # finetune is off
-    assert evaluate.memory == pytest.approx(4 * evaluate.loaded, rel=0.01)
+    states = 30 * 16 * 16  # entering the split, of a batch
+    assert evaluate.memory == pytest.approx(4 * (evaluate.loaded + states), rel=0.01)
+
+
+def test_evaluation_runs_the_trunk_once_for_all_whose_trunk_it_is(plan_of, finished):
+    """At 2 measures of 30 examples each: every model above the split, a finetuned one whole."""
+
+    def work(*names, steps=0):
+        models = {"evaluate.run.models": {name: f"outputs/{name}" for name in names}, "DECODES": {}}
+        return of(plan_of(folder=finished, evaluate=models, finetune={"finetune.run.steps": steps}), "evaluate").beside
+
+    alone, two, three = work(), work("warmup"), work("warmup", "joint")
+    assert three - two == two - alone > 0
+    trunk = plan_of(folder=finished).trunk
+    assert work("finetune", steps=3) == two + 60 * trunk and work("joint", "finetune", steps=3) == three + 60 * trunk
 
 
 def test_microbatches_make_up_the_same_step_in_less_memory(plan, changed):
@@ -241,7 +255,8 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     assert extract.memory > 2 * extract.loaded  # two bytes a weight
     assert warmup.memory > 2 * (layer + ends) + 4 * 6 * warmup.trained
     assert joint.memory > 2 * ends + 4 * 6 * joint.trained  # its layer is float32 while it is trained, as its moments and average
-    assert evaluate.memory == pytest.approx(2 * extract.loaded + 4 * (evaluate.loaded - extract.loaded), rel=0.01)
+    states = 2 * 8 * 32 * 16  # entering the split, of a batch, in two bytes
+    assert evaluate.memory == pytest.approx(2 * extract.loaded + 4 * (evaluate.loaded - extract.loaded) + states, rel=0.01)
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
     assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
