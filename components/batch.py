@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from components.nn.key_value_cache import KeyValueCache
 from components.quantisation import expanded
 
 
@@ -31,6 +32,7 @@ class Batch:
         hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
         rows: indices of the masked positions, sequence after sequence; ``to`` finds them on the host, so that no device waits.
         scale, channel: of hidden states in eight bits, which ``to`` expands on the device (``components.quantisation``); else None.
+        cache: what a causal model has kept of the tokens before these (``KeyValueCache``); None = these are all.
     """
 
     tokens: Int[Tensor, "batch seq"]
@@ -42,6 +44,7 @@ class Batch:
     rows: Int[Tensor, "rows"] | None = None
     scale: Float[Tensor, "batch seq"] | None = None
     channel: Float[Tensor, "dim"] | None = None
+    cache: KeyValueCache | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, its states expanded if they are stored in eight bits."""
@@ -72,7 +75,7 @@ class Batch:
         return self._each(lambda value: value.pin_memory() if value.device.type == "cpu" else value)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        present = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
         return replace(self, **{name: change(value) for name, value in present.items()})
 
     def __len__(self) -> int:

@@ -133,7 +133,7 @@ class Sampler:
                 if (self.threshold is not None or end_id is not None) and not left.any():
                     break
                 logits = self._guided(_in_turn(predict, finish, left, reserve), tokens, answer, mask_id)
-                certain, best = self._chosen(_without(logits, mask_id, known), candidates, left, uid)
+                certain, best = self._chosen(without(logits, mask_id, known), candidates, left, uid)
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
                 committed = candidates & self._ranked(score, candidates, left, left - schedule.left_after(number), reserve)
                 tokens, probability = torch.where(committed, best, tokens), torch.where(committed, certain, probability)
@@ -181,15 +181,22 @@ class Sampler:
         What is drawn depends on the row, how many of its tokens are undecided, and the position: on nothing that a batch decides.
         """
         if not self.temperature:
-            return _best(logits)
+            return most_likely(logits)
+        rows, columns = candidates.nonzero(as_tuple=True)
+        best = logits.argmax(-1)
+        best[rows, columns] = self.drawn(
+            logits[rows, columns], left[rows, 0] * LONGEST + columns, None if uid is None else uid[rows]
+        )
+        return logits.softmax(-1).gather(-1, best[..., None])[..., 0], best
+
+    def drawn(
+        self, logits: Float[Tensor, "rows vocab"], number: Int[Tensor, "rows"], uid: Int[Tensor, "rows"] | None
+    ) -> Int[Tensor, "rows"]:
+        """Draw a token for each row at the temperature, with the noise of this ``number`` and ``uid``."""
         if uid is None:
             raise ValueError("to draw tokens, every row needs a uid")
-        rows, columns = candidates.nonzero(as_tuple=True)
-        numbers = noise.uniform(self.seed, left[rows, 0] * LONGEST + columns, uid[rows], logits.shape[-1])
-        gumbel = -(-numbers.log()).log()
-        best = logits.argmax(-1)
-        best[rows, columns] = (logits[rows, columns].double() + self.temperature * gumbel).argmax(-1)
-        return logits.softmax(-1).gather(-1, best[..., None])[..., 0], best
+        gumbel = -(-noise.uniform(self.seed, number, uid, logits.shape[-1]).log()).log()
+        return (logits.double() + self.temperature * gumbel).argmax(-1)
 
 
 class _Schedule:
@@ -228,10 +235,8 @@ def _ended(
     return (answer & (tokens == end_id) & (undecided == 0)).any(1, keepdim=True)
 
 
-def _without(
-    logits: Float[Tensor, "batch seq vocab"], mask_id: int, known: Bool[Tensor, "ids"] | None
-) -> Float[Tensor, "batch seq vocab"]:
-    """Logits in which neither the mask id has a chance nor one that no token has."""
+def without(logits: Float[Tensor, "*rows vocab"], mask_id: int, known: Bool[Tensor, "ids"] | None) -> Float[Tensor, "*rows vocab"]:
+    """Copy the logits, so that neither the mask id has a chance nor one that no token has."""
     logits = logits.float().clone()
     logits[..., mask_id : mask_id + 1] = -torch.inf  # a causal model's is no id of its
     if known is not None:
@@ -240,7 +245,7 @@ def _without(
     return logits
 
 
-def _best(logits: Float[Tensor, "batch seq vocab"]) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Probability and id of the most likely token."""
+def most_likely(logits: Float[Tensor, "*rows vocab"]) -> tuple[Float[Tensor, "*rows"], Int[Tensor, "*rows"]]:
+    """Find the most likely token; returns its probability and its id."""
     probability, best = logits.softmax(-1).max(-1)
     return probability, best

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.inference.halting import Rule
+from components.inference.left_to_right import left_to_right
 from components.inference.sampling import Pass, Sampler
 from components.model import Model
 from components.ranges import NonNegativeInt, PositiveInt
@@ -24,7 +25,7 @@ from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
 from pipeline.inference.exported import load_inference_model
-from pipeline.inference.predictor import predictor
+from pipeline.inference.predictor import predictor, reader
 from pipeline.machine.runtime import Runtime
 from pipeline.text.prompts import Prompt
 
@@ -140,17 +141,19 @@ class Generator:
         """What the sampler leaves before the first pass and after each."""
         batch = self._batch(canvases).to(self.runtime.device)
         yield Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
+        uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
+        given = {"end_id": self.prompts.end_id, "uid": uid, "known": self.prompts.known}
         model, finish = self._models()
+        if self.vocabulary.causal:  # each token is a pass of its own, and the last of its block
+            read = reader(model if finish is None else finish, batch, self.vocabulary, self.runtime)
+            yield from left_to_right(read, batch.tokens, self.vocabulary.mask_id, self.sampler, **given)
+            return
         halt, refined = (self.halt, finish or model) if self.halt else (None, None)
         predict = predictor(model, batch, self.vocabulary, self.runtime, halt if model is refined else None)
         last = None if finish is None else predictor(finish, batch, self.vocabulary, self.runtime, halt)
-        uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
-        n = int(batch.masked.sum(1).max())
-        sampler = replace(self.sampler, steps=n, blocks=n) if self.vocabulary.causal and n else self.sampler
-        yield from sampler.passes(
-            predict, batch.tokens, self.vocabulary.mask_id, end_id=self.prompts.end_id, uid=uid, finish=last,
-            finishing=self.refined_passes or 1, known=self.prompts.known,
-        )  # fmt: skip
+        yield from self.sampler.passes(
+            predict, batch.tokens, self.vocabulary.mask_id, finish=last, finishing=self.refined_passes or 1, **given
+        )
 
     def _models(self) -> tuple[Model, Model | None]:
         """What predicts in every pass, or until the last ones, and what predicts in those."""

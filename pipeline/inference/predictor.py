@@ -1,14 +1,15 @@
-"""What a sampler asks a model: token ids of a batch -> logits of every position, through the last recursion step."""
+"""What a sampler asks a model, through the last recursion step: token ids of a batch -> logits of every position, or of a causal
+model, of each row's next token."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from components.batch import Batch
 from components.inference import halting
 from components.inference.halting import Rule
+from components.inference.left_to_right import Read, continued, reread
 from components.inference.sampling import Predict
 from components.model import Model
 from pipeline.corpora.prepared import Vocabulary
@@ -17,7 +18,7 @@ from pipeline.machine.runtime import Runtime
 
 
 def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime, halt: Rule | None = None) -> Predict:
-    """Predicts what is still masked of ``batch``; if causal, what follows the tokens before the first mask.
+    """Predicts what is still masked of ``batch``.
 
     Args:
         model: any.
@@ -31,19 +32,32 @@ def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runti
     def predict(tokens: Tensor) -> Tensor:
         now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == vocabulary.mask_id), rows=None)
         with runtime.autocast():
-            if vocabulary.causal:
-                return _following(model, now, vocabulary.pad_id)
             return model.readout(model.states(now) if halt is None else _halted(model, now, halt))
 
     return predict
 
 
-def _following(model: Model, batch: Batch, pad_id: int) -> Tensor:
-    """Logits at the place of the token that they are of. What stands behind every row's first mask decides nothing, and is cut."""
-    written = int((~batch.masked).cumprod(1).sum(1).max())
-    length = min(written, batch.tokens.shape[1] - 1)
-    seen = replace(batch, tokens=batch.tokens.masked_fill(batch.masked, pad_id)).cut(length)
-    return F.pad(model.readout(model.states(seen)), (0, 0, 1, batch.tokens.shape[1] - length - 1))
+def reader(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime) -> Read:
+    """Reads what is written of ``batch`` with a causal model: on from where it stopped, or anew each time if the model cannot.
+
+    Args:
+        model: causal.
+        batch: on the runtime's device.
+        vocabulary: its token ids.
+        runtime: where it computes.
+    """
+    cache = model.key_value_cache()
+    if cache is None:
+        plain = reread(model, batch.attention, vocabulary.pad_id)
+    else:
+        plain = continued(model, cache, batch.attention, vocabulary.pad_id)
+
+    @torch.no_grad()
+    def read(tokens: Tensor, written: Tensor, rows: Tensor) -> Tensor:
+        with runtime.autocast():
+            return plain(tokens, written, rows)
+
+    return read
 
 
 def _halted(model: Model, batch: Batch, rule: Rule) -> Tensor:
