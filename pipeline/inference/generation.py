@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from pipeline.inference.predictor import predictor, reader
 from pipeline.machine.runtime import Runtime
 from pipeline.text.prompts import Prompt
 
+_ALONE = threading.RLock()  # a pass turns switches of the process, and patches a pretrained model: one thread at a time
 GREEDY = Sampler()  # one token a pass, the most certain first
 
 
@@ -122,7 +124,7 @@ class Generator:
         canvases = [self.prompts.canvas(prompt, self.length) for prompt in prompts]
         for first in range(0, len(canvases), self.batch_size):
             part = canvases[first : first + self.batch_size]
-            with self.runtime.in_force():
+            with _ALONE, self.runtime.in_force():
                 answers = self._answers(deque(self._passes(part), maxlen=1).pop(), part)
             yield answers
 
@@ -131,7 +133,7 @@ class Generator:
         canvas = self.prompts.canvas(prompt, self.length)
         passes = self._passes([canvas])
         while True:
-            with self.runtime.in_force():  # and not while the caller has the answer
+            with _ALONE, self.runtime.in_force():  # and not while the caller has the answer
                 made = next(passes, None)
             if made is None:
                 return

@@ -17,10 +17,10 @@ from tests.support.causal import plainly
 from tests.support.cores import HEADS, RESIDUAL, made
 
 transformers = pytest.importorskip("transformers")
-VOCAB, DIM, LAYERS, MASK, END = 61, 16, 3, 61, 5
+VOCAB, DIM, LAYERS, MASK = 61, 16, 3, 61
 SIZES = {
-    "hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 1, "intermediate_size": 24,
-    "vocab_size": VOCAB, "max_position_embeddings": 64, "head_dim": 8,
+    "hidden_size": DIM, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 1,
+    "intermediate_size": 24, "vocab_size": VOCAB, "max_position_embeddings": 64, "head_dim": 8,
 }  # fmt: skip
 GREEDY, DRAWN = Sampler(), Sampler(temperature=0.7, seed=3)
 INCREMENTAL = {name: core for name, core in RESIDUAL.items() if not name.startswith(("selective", "hybrid"))}

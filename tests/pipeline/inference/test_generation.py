@@ -1,6 +1,7 @@
 """Answers: the same whatever stands beside them, ended where they end, by the model or its backbone, and settings that are told."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -220,3 +221,10 @@ def test_settings_that_do_not_fit_are_told(make, settings, told):
 def test_a_prompt_that_is_none_stops_all_before_anything_is_answered(make):
     with pytest.raises(DataError, match="a puzzle is 16 cells"):
         next(make().batches([PUZZLE, "hello"]))
+
+
+def test_threads_that_share_a_generator_get_the_answers_that_one_gets(make):
+    generator = make("texts", length=6)
+    expected = [generator(prompt).text for prompt in PROMPTS]
+    with ThreadPoolExecutor(3) as pool:
+        assert [answer.text for answer in pool.map(generator, PROMPTS * 3)] == expected * 3
