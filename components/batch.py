@@ -9,6 +9,7 @@ Dimension names used in every signature: ``batch`` sequences, ``seq`` positions,
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
@@ -76,7 +77,8 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         present = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: change(value) for name, value in present.items()})
+        changed: dict[str, Any] = {name: change(value) for name, value in present.items()}
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

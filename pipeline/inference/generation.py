@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -144,7 +144,7 @@ class Generator:
         batch = self._batch(canvases).to(self.runtime.device)
         yield Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
         uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
-        given = {"end_id": self.prompts.end_id, "uid": uid, "known": self.prompts.known}
+        given: dict[str, Any] = {"end_id": self.prompts.end_id, "uid": uid, "known": self.prompts.known}
         model, finish = self._models()
         if self.vocabulary.causal:  # each token is a pass of its own, and the last of its block
             read = reader(model if finish is None else finish, batch, self.vocabulary, self.runtime)
