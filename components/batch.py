@@ -33,7 +33,7 @@ class Batch:
         hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
         rows: indices of the masked positions, sequence after sequence; ``to`` finds them on the host, so that no device waits.
         scale, channel: of hidden states in eight bits, which ``to`` expands on the device (``components.quantisation``); else None.
-        cache: what a causal model has kept of the tokens before these (``KeyValueCache``); None = these are all.
+        cache: what a model has kept of tokens that it read before these (``KeyValueCache``); None = these are all.
     """
 
     tokens: Int[Tensor, "batch seq"]

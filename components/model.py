@@ -57,7 +57,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def key_value_cache(self) -> KeyValueCache | None:
-        """Make a cache with which tokens are read once (``Batch.cache``); None: the model can only read all of them anew."""
+        """Make a cache from which the model goes on (``Batch.cache``); None: it can only read all tokens anew."""
         return None
 
     def compile_targets(self) -> list[nn.Module]:

@@ -58,9 +58,10 @@ class RefinedLM(Model):
         confidence = self._confidence(x, batch) if self.refiner.needs_confidence else None
         layout = Layout(batch.attention, positions, past=causal_mask(x) if self.backbone.causal else None)
         if (cache := batch.cache) is not None:
-            layout = replace(layout, places=cache.places[:, -cache.new :], past=cache.visible(), cache=cache)
+            layout = replace(layout, places=cache.now, past=cache.visible(), cache=cache)
         dtype = next(self.refiner.parameters()).dtype  # float32 beside a backbone that computes in half precision
-        x, embedding = x.to(dtype), self.backbone.embed(batch.tokens).to(dtype)
+        embedding = self.backbone.embed(batch.tokens) if cache is None else self.backbone.embed(batch.tokens, cache.now)
+        x, embedding = x.to(dtype), embedding.to(dtype)
         inputs = Inputs(x, embedding, None if heads is None else heads.to(dtype), confidence)
         condition = self.refiner.condition(inputs, layout)
         return condition, self.refiner.initial_carry(x, condition), layout

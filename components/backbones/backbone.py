@@ -42,8 +42,10 @@ class BackboneModel(Model):
         """A model of the same architecture that holds the layers from ``first_layer`` on; its weights are not set."""
         return self.described(self.architecture, first_layer)
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
-        """Token embedding plus position: a table look-up, no layer runs."""
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Token embedding plus position (``places``; None = 0, 1, 2 ...): a table look-up, no layer runs."""
         raise NotImplementedError
 
     def trunk(

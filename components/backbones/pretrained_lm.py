@@ -83,7 +83,9 @@ class PretrainedLM(BackboneModel):
         assert self.build is not None
         return self.build(first_layer)
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Token embedding alone: where the model adds positions to it, they are left out."""
         embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
         assert isinstance(embeddings, nn.Module)
@@ -116,21 +118,24 @@ class PretrainedLM(BackboneModel):
         inputs = _inputs(batch.tokens, batch.attention) if batch.cache is None else _further(batch.tokens, batch.cache)
         states, head_inputs = self.layers.run(inputs, 0 if hidden is None else start, None, hidden, inside)
         heads = torch.cat([head_inputs[layer] for layer in layers], -1) if layers else None
-        return self._shifted(states), None if heads is None else self._shifted(heads)
+        return self._shifted(states, batch.cache), None if heads is None else self._shifted(heads, batch.cache)
 
     def key_value_cache(self) -> KeyValueCache | None:
-        """Make a cache around the library's own, if the model is whole and reads from left to right."""
-        if self.cache is None or not self.causal or self.shift or self.first_layer:
-            return None
-        return KeyValueCache(self.cache())
+        """Make a cache around the library's own, if the model is whole."""
+        return None if self.cache is None or self.first_layer else KeyValueCache(self.cache(), self.causal)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """What the model puts between its last layer and the output layer; in its own precision, whatever refined the states."""
         return self.layers.features(state.to(self.dtype))
 
-    def _shifted(self, states: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+    def _shifted(
+        self, states: Float[Tensor, "batch seq width"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch seq width"]:
         states = states.to(next(self.head.parameters()).device)
-        return torch.cat([states[:, :1], states[:, :-1]], 1) if self.shift else states
+        if not self.shift:
+            return states
+        before = states[:, :1] if cache is None else cache.before(cache.extended(states))
+        return torch.cat([before, states[:, :-1]], 1)
 
     def _heads(self, layer: int) -> str:
         """Path within a layer of the projection that its concatenated heads go into.
@@ -158,6 +163,6 @@ def _inputs(tokens: Tensor, attention: Tensor | None) -> dict[str, Any]:
 def _further(tokens: Tensor, cache: KeyValueCache) -> dict[str, Any]:
     """Arguments of the model's forward where it goes on from a cache."""
     return {
-        "input_ids": tokens.long(), "attention_mask": cache.tokens.long(), "position_ids": cache.places[:, -cache.new :],
+        "input_ids": tokens.long(), "attention_mask": cache.tokens.long(), "position_ids": cache.now,
         "past_key_values": cache.library, "use_cache": True,
     }  # fmt: skip

@@ -44,7 +44,7 @@ class Layout:
         positions: True where states may change; elsewhere they come out bit-identical to x. None = everywhere.
         places: index of each token in its sequence, for distances where only some tokens are there; None = all are.
         past: no token may learn of what stands behind it: ``causal_mask``, made once for all steps; None = every token may.
-        cache: what the tokens before these have left, which ``past`` speaks of too; None = these are all.
+        cache: what tokens that were refined before these have left, which ``past`` speaks of too; None = these are all.
     """
 
     attention: Bool[Tensor, "batch seq"] | None = None
@@ -96,8 +96,7 @@ class Core(nn.Module):
         n_steps: supervised steps, the same in training and evaluation.
         context_layers: backbone layers whose head outputs the core reads.
         needs_confidence: it needs to know the backbone's confidence.
-        incremental: under a causal backbone it can go on from what ``Layout.cache`` holds of the tokens before; else all tokens are
-            refined anew for each that follows.
+        incremental: it can go on from what ``Layout.cache`` holds of other tokens; else all tokens are refined anew.
     """
 
     architecture: dict[str, Any]

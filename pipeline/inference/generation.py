@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from components.batch import Batch
+from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
 from components.inference.left_to_right import left_to_right
 from components.inference.sampling import Pass, Sampler
@@ -62,6 +64,8 @@ class Generator:
         length: tokens of an answer at most; None = what the sequence has room for.
         refined_passes: passes of each block that the refined model makes, the last ones, after the backbone alone; None = all.
         halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
+        prefix: what is kept of the tokens before a block while it is decoded, an approximation
+            (``components.inference.approximate_prefix``); None = nothing, every pass reads everything.
         recursion_steps: supervised steps of a model that takes several; None = as many as in training.
         batch_size: prompts answered together.
         remote_code: run code that comes with an exported model's backbone. Read it first.
@@ -82,6 +86,7 @@ class Generator:
         length: PositiveInt | None = None,
         refined_passes: NonNegativeInt | None = None,
         halt: Rule | None = None,
+        prefix: Prefix | None = None,
         recursion_steps: PositiveInt | None = None,
         batch_size: PositiveInt = 8,
         remote_code: bool = False,
@@ -96,14 +101,21 @@ class Generator:
             if value is not None and value < least:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
-        self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
+        if prefix is not None and (halt is not None or sampler.guidance):
+            raise ConfigError(
+                "generation.Generator.prefix goes with neither halt nor sampling.Sampler.guidance; set one to None or 0"
+            )
+        self.halt, self.prefix, self.batch_size = halt, prefix, batch_size
+        self.runtime = runtime or Runtime(threads=torch.get_num_threads())
         loaded = load_inference_model(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
         loaded.model.set_steps(recursion_steps)
         self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
         self.prompts = loaded.prompts
-        if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):
+        drawn_alone = replace(sampler, temperature=0.0, seed=0) == GREEDY and halt is None and prefix is None
+        if self.vocabulary.causal and not drawn_alone:
             raise ConfigError(
-                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and no halt"
+                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and neither "
+                "halt nor prefix"
             )
 
     @overload
@@ -151,8 +163,11 @@ class Generator:
             yield from left_to_right(read, batch.tokens, self.vocabulary.mask_id, self.sampler, **given)
             return
         halt, refined = (self.halt, finish or model) if self.halt else (None, None)
-        predict = predictor(model, batch, self.vocabulary, self.runtime, halt if model is refined else None)
-        last = None if finish is None else predictor(finish, batch, self.vocabulary, self.runtime, halt)
+        ask = partial(
+            predictor, batch=batch, vocabulary=self.vocabulary, runtime=self.runtime, prefix=self.prefix, blocks=self.sampler.blocks
+        )
+        predict = ask(model, halt=halt if model is refined else None)
+        last = None if finish is None else ask(finish, halt=halt)
         yield from self.sampler.passes(
             predict, batch.tokens, self.vocabulary.mask_id, finish=last, finishing=self.refined_passes or 1, **given
         )

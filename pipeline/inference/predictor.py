@@ -8,6 +8,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.inference import halting
+from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
 from components.inference.left_to_right import Read, continued, reread
 from components.inference.sampling import Predict
@@ -17,7 +18,15 @@ from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 
 
-def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime, halt: Rule | None = None) -> Predict:
+def predictor(
+    model: Model,
+    batch: Batch,
+    vocabulary: Vocabulary,
+    runtime: Runtime,
+    halt: Rule | None = None,
+    prefix: Prefix | None = None,
+    blocks: int = 1,
+) -> Predict:
     """Predicts what is still masked of ``batch``.
 
     Args:
@@ -26,12 +35,17 @@ def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runti
         vocabulary: its token ids.
         runtime: where it computes.
         halt: rule by which sequences leave the recursion; None = after all steps.
+        prefix: what is kept of the tokens before a block while it is decoded; None = nothing, everything is read in every pass.
+        blocks: as the sampler's; of concern to ``prefix`` alone.
     """
+    from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, vocabulary, blocks)
 
     @torch.no_grad()
     def predict(tokens: Tensor) -> Tensor:
         now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == vocabulary.mask_id), rows=None)
         with runtime.autocast():
+            if from_prefix is not None:
+                return from_prefix(tokens)
             return model.readout(model.states(now) if halt is None else _halted(model, now, halt))
 
     return predict
@@ -47,7 +61,7 @@ def reader(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime)
         runtime: where it computes.
     """
     cache = model.key_value_cache()
-    if cache is None:
+    if cache is None or not cache.causal:
         plain = reread(model, batch.attention, vocabulary.pad_id)
     else:
         plain = continued(model, cache, batch.attention, vocabulary.pad_id)
@@ -58,6 +72,13 @@ def reader(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime)
             return plain(tokens, written, rows)
 
     return read
+
+
+def _from_prefix(prefix: Prefix, model: Model, batch: Batch, vocabulary: Vocabulary, blocks: int) -> Predict:
+    try:
+        return prefix(model, batch, vocabulary.mask_id, blocks)
+    except ValueError as error:
+        raise ConfigError(f"this model takes no approximate prefix: {error}; set it to None") from None
 
 
 def _halted(model: Model, batch: Batch, rule: Rule) -> Tensor:

@@ -131,7 +131,7 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
     shift = FAMILIES[name].shift if name else 0
     again = partial(build, source, load=False)
     causal = source.objective == CAUSAL
-    cache = key_value_cache(cls, config) if causal and not source.remote_code else None
+    cache = None if source.remote_code else key_value_cache(cls, config)
     return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, again, causal=causal, cache=cache)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from components.batch import Batch
 from components.inference.answers import Answers
+from components.inference.approximate_prefix import approximate_prefix
 from components.inference.halting import by_change
 from components.inference.sampling import Sampler
 from pipeline.corpora.prepared import Prepared
@@ -189,7 +190,12 @@ def test_an_evaluated_answer_takes_no_pass_behind_its_end(inside):
 
 
 def test_what_fills_masks_is_told_of_a_causal_model(inside):
-    for settings in ({"sampler": Sampler(steps=4)}, {"sampler": Sampler(guidance=1.0)}, {"halt": by_change}):
+    for settings in (
+        {"sampler": Sampler(steps=4)},
+        {"sampler": Sampler(guidance=1.0)},
+        {"halt": by_change},
+        {"prefix": approximate_prefix},
+    ):
         with pytest.raises(ConfigError, match="a causal model writes token after token"):
             Generator("outputs/joint", **settings)
 

@@ -220,8 +220,7 @@ def test_a_tail_and_a_model_without_a_librarys_cache_have_none():
     assert model.key_value_cache() is not None
     tail = PretrainedLM(model.model, model.layers.parts, model.architecture, first_layer=1, causal=True, cache=model.cache)
     assert tail.key_value_cache() is None
-    shifted = PretrainedLM(model.model, model.layers.parts, model.architecture, shift=1, cache=model.cache)
-    assert shifted.key_value_cache() is None
+    assert PretrainedLM(model.model, model.layers.parts, model.architecture, causal=True).key_value_cache() is None
 
 
 def test_a_batch_with_a_cache_is_taken_apart_as_any_other():
