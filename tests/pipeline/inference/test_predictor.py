@@ -64,6 +64,18 @@ def test_a_rule_ends_the_recursion(batch, runtime):
         predictor(Watched(), batch, VOCABULARY, runtime, halting.by_learning)(batch.tokens)
 
 
+def test_a_prefix_is_asked_in_the_models_place_or_refused(batch, runtime):
+    def prefix(model, batch, mask_id, blocks):
+        if blocks == 1:
+            raise ValueError("it is too small")
+        return lambda tokens: tokens * blocks
+
+    predict = predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix, blocks=2)
+    assert predict(torch.tensor([[1, 4, 6]])).tolist() == [[2, 8, 12]]
+    with pytest.raises(ConfigError, match="takes no approximate prefix: it is too small; set it to None"):
+        predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix)
+
+
 def test_what_is_not_written_decides_nothing_of_a_causal_models_next_token(runtime):
     class Next(Watched):
         """Its logits at a place are those of that place's token, one higher."""
