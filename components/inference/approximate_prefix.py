@@ -44,13 +44,14 @@ def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) ->
 
     def predict(tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
         nonlocal cache, block, start
+        assert cache is not None
         left = batch.masked & (tokens == mask_id)
         going, first = left.any(1, keepdim=True), (~left).cumprod(1).sum(1, keepdim=True)
         number = (ends <= order.gather(1, first.clamp(max=seq - 1))).sum(1, keepdim=True)
-        anew = bool((going & (number != block)).any())
+        anew = not cache.new or bool((going & (number != block)).any())
         if anew:
             cache, block, start = model.key_value_cache(), number, first
-        assert cache is not None
+            assert cache is not None
         begin = torch.zeros_like(start) if anew else start.clamp(max=seq - 1)
         now = (begin + torch.arange(seq - int(begin.min()), device=begin.device)).clamp(max=seq - 1)
         fresh = begin + torch.arange(now.shape[1], device=begin.device) < seq

@@ -154,10 +154,15 @@ class CostModel:
         looks = [(split, ratio, len(self.corpus.splits[split]), 1 + (len(halts) if name == headline else 0))
                  for name, (split, ratio) in measures.items()]  # fmt: skip
         written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
+        causal = self.corpus.vocabulary.causal
         if answers is not None:
-            written.append(((generated := answers()).split, generated.passes, generated.items))
+            split, passes, items = (generated := answers()).split, generated.passes, generated.items
+            if causal:  # every token is read once, and read out once
+                looks.append((split, 1.0, min(items, len(self.corpus.splits[split])), 1))
+            else:
+                written.append((split, passes, items))
         if likelihood is not None:  # half of an answer is masked on average
-            bound, causal = likelihood(), self.corpus.vocabulary.causal
+            bound = likelihood()
             looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples), 1))
         if forgetting is not None:  # a look at as many tokens, in other places
             looks.append((*forgetting, len(self.corpus.splits[forgetting[0]]), 1))

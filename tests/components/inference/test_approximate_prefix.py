@@ -125,6 +125,18 @@ def test_what_changes_before_the_block_is_not_seen_until_the_next():
         torch.testing.assert_close(predict(other)[0, 5:], plain(model, batch)(other)[0, 5:], rtol=0, atol=1e-9)
 
 
+def test_a_canvas_without_masks_and_passes_without_candidates_are_nothing_to_fill(batch):
+    model = tiny().eval()
+    full = replace(batch, tokens=batch.tokens.masked_fill(batch.masked, 3))
+    full = replace(full, masked=torch.zeros_like(full.masked))
+    assert not approximate_prefix(model, full, MASK, 2)(full.tokens).any()
+    exact, prefix = (
+        low_confidence_remasking(predict, batch.tokens, MASK, 40, 2)
+        for predict in (plain(model, batch), approximate_prefix(model, batch, MASK, 2))
+    )
+    assert torch.equal(exact.evaluations, prefix.evaluations) and not (prefix.tokens == MASK).any()
+
+
 def test_a_model_that_cannot_go_on_from_a_cache_is_refused(batch):
     model = RefinedLM(tiny(), made(RESIDUAL["selective"]).double())
     with pytest.raises(ValueError, match="cannot go on from keys and values"):
