@@ -13,6 +13,7 @@ import fire
 import torch
 
 from components.inference import halting
+from components.inference.approximate_prefix import approximate_prefix
 from components.inference.metrics import SHARE, interval
 from components.inference.sampling import Sampler
 from pipeline.corpora.prepared import Prepared, Split
@@ -32,6 +33,11 @@ WAYS = {
     "threshold .9, the last pass refined": ("outputs/joint", {"sampler": Sampler(threshold=0.9), "refined_passes": 1}),
     "threshold .9, halting": ("outputs/joint", {"sampler": Sampler(threshold=0.9), "halt": halting.by_probability}),
     "threshold .9, guidance 1": ("outputs/joint", {"sampler": Sampler(threshold=0.9, guidance=1.0)}),
+    "4 blocks, every cell a pass": ("outputs/joint", {"sampler": Sampler(blocks=4)}),
+    "4 blocks, every cell a pass, approximate prefix": (
+        "outputs/joint",
+        {"sampler": Sampler(blocks=4), "prefix": approximate_prefix},
+    ),
     "every cell a pass, temperature 1": ("outputs/joint", {"sampler": Sampler(temperature=1.0)}),
 }
 

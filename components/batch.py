@@ -9,11 +9,13 @@ Dimension names used in every signature: ``batch`` sequences, ``seq`` positions,
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
+from components.nn.key_value_cache import KeyValueCache
 from components.quantisation import expanded
 
 
@@ -31,6 +33,7 @@ class Batch:
         hidden: states that enter the first live layer (the split); None when the model runs from the token ids.
         rows: indices of the masked positions, sequence after sequence; ``to`` finds them on the host, so that no device waits.
         scale, channel: of hidden states in eight bits, which ``to`` expands on the device (``components.quantisation``); else None.
+        cache: what a model has kept of tokens that it read before these (``KeyValueCache``); None = these are all.
     """
 
     tokens: Int[Tensor, "batch seq"]
@@ -42,6 +45,7 @@ class Batch:
     rows: Int[Tensor, "rows"] | None = None
     scale: Float[Tensor, "batch seq"] | None = None
     channel: Float[Tensor, "dim"] | None = None
+    cache: KeyValueCache | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, its states expanded if they are stored in eight bits."""
@@ -72,8 +76,9 @@ class Batch:
         return self._each(lambda value: value.pin_memory() if value.device.type == "cpu" else value)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        present = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        return replace(self, **{name: change(value) for name, value in present.items()})
+        present = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {name: change(value) for name, value in present.items()}
+        return replace(self, **changed)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from components.batch import Batch
+from components.nn.key_value_cache import KeyValueCache
 from components.recursion import State, Tree, mapped
 from components.refiners.core import Layout, at_least_one_step, recur
 
@@ -54,6 +55,10 @@ class Model(nn.Module):
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Norm states as the head reads them."""
         raise NotImplementedError
+
+    def key_value_cache(self) -> KeyValueCache | None:
+        """Make a cache from which the model goes on (``Batch.cache``); None: it can only read all tokens anew."""
+        return None
 
     def compile_targets(self) -> list[nn.Module]:
         """What is worth compiling, see ``Core.compile_targets``; nothing if there is but one step."""

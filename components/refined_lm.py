@@ -1,5 +1,7 @@
 """RefinedLM: backbone tail + refiner + readout as one module; what warmup and joint train and evaluate runs."""
 
+from dataclasses import replace
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.batch import Batch
 from components.model import Model
+from components.nn.key_value_cache import KeyValueCache
 from components.recursion import State, Tree
 from components.refiners.core import Core, Inputs, Layout, causal_mask
 
@@ -54,8 +57,11 @@ class RefinedLM(Model):
         x, heads = self.backbone.states_and_heads(batch, self.context_layers)
         confidence = self._confidence(x, batch) if self.refiner.needs_confidence else None
         layout = Layout(batch.attention, positions, past=causal_mask(x) if self.backbone.causal else None)
+        if (cache := batch.cache) is not None:
+            layout = replace(layout, places=cache.now, past=cache.visible(), cache=cache)
         dtype = next(self.refiner.parameters()).dtype  # float32 beside a backbone that computes in half precision
-        x, embedding = x.to(dtype), self.backbone.embed(batch.tokens).to(dtype)
+        embedding = self.backbone.embed(batch.tokens) if cache is None else self.backbone.embed(batch.tokens, cache.now)
+        x, embedding = x.to(dtype), embedding.to(dtype)
         inputs = Inputs(x, embedding, None if heads is None else heads.to(dtype), confidence)
         condition = self.refiner.condition(inputs, layout)
         return condition, self.refiner.initial_carry(x, condition), layout
@@ -67,6 +73,10 @@ class RefinedLM(Model):
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Put states through the backbone's own final norm."""
         return self.backbone.normed(state)
+
+    def key_value_cache(self) -> KeyValueCache | None:
+        """Make a cache that the refiner shares with the backbone, if both can go on from one."""
+        return self.backbone.key_value_cache() if self.refiner.incremental else None
 
     def compile_targets(self) -> list[nn.Module]:
         """List the refiner's modules that are worth compiling."""

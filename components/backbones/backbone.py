@@ -47,8 +47,10 @@ class BackboneModel(Model):
         """This very model from layer ``split`` on, for batches with the states that enter it; it takes no memory of its own."""
         return share(self.cut(split), self)
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
-        """Token embedding plus position: a table look-up, no layer runs."""
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Token embedding plus position (``places``; None = 0, 1, 2 ...): a table look-up, no layer runs."""
         raise NotImplementedError
 
     def trunk(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.backbones.layers import Layers, Parts, emptied
 from components.batch import Batch
+from components.nn.key_value_cache import KeyValueCache
 from components.nn.masters import read_dtype
 from components.nn.sharing import twin
 
@@ -33,6 +34,7 @@ class PretrainedLM(BackboneModel):
         first_layer: lowest layer held here.
         build: another model of the same architecture from a layer on, without weights; see ``cut``.
         causal: see ``BackboneModel``.
+        cache: the library's own cache of keys and values, empty; None = it has none that is exact for rows of different lengths.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class PretrainedLM(BackboneModel):
         first_layer: int = 0,
         build: Callable[[int], "PretrainedLM"] | None = None,
         causal: bool = False,
+        cache: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__()
         self.model, self.architecture = model, dict(architecture)
         self.shift, self.first_layer = shift, first_layer
         self.build, self.layers, self.causal = build, Layers(model, parts), causal
+        self.cache = cache
 
     @property
     def head(self) -> nn.Linear:  # type: ignore[override]
@@ -87,7 +91,9 @@ class PretrainedLM(BackboneModel):
         tail.first_layer = split
         return tail
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Token embedding alone: where the model adds positions to it, they are left out."""
         embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
         assert isinstance(embeddings, nn.Module)
@@ -117,19 +123,27 @@ class PretrainedLM(BackboneModel):
         if hidden is not None:
             hidden = hidden.to(self.dtype)
         inside = {layer: self._heads(layer) for layer in layers}
-        states, head_inputs = self.layers.run(
-            _inputs(batch.tokens, batch.attention), 0 if hidden is None else start, None, hidden, inside
-        )
+        inputs = _inputs(batch.tokens, batch.attention) if batch.cache is None else _further(batch.tokens, batch.cache)
+        states, head_inputs = self.layers.run(inputs, 0 if hidden is None else start, None, hidden, inside)
         heads = torch.cat([head_inputs[layer] for layer in layers], -1) if layers else None
-        return self._shifted(states), None if heads is None else self._shifted(heads)
+        return self._shifted(states, batch.cache), None if heads is None else self._shifted(heads, batch.cache)
+
+    def key_value_cache(self) -> KeyValueCache | None:
+        """Make a cache around the library's own, if the model is whole."""
+        return None if self.cache is None or self.first_layer else KeyValueCache(self.cache(), self.causal)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """What the model puts between its last layer and the output layer; in its own precision, whatever refined the states."""
         return self.layers.features(state.to(self.dtype))
 
-    def _shifted(self, states: Float[Tensor, "batch seq width"]) -> Float[Tensor, "batch seq width"]:
+    def _shifted(
+        self, states: Float[Tensor, "batch seq width"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch seq width"]:
         states = states.to(next(self.head.parameters()).device)
-        return torch.cat([states[:, :1], states[:, :-1]], 1) if self.shift else states
+        if not self.shift:
+            return states
+        before = states[:, :1] if cache is None else cache.before(cache.extended(states))
+        return torch.cat([before, states[:, :-1]], 1)
 
     def _heads(self, layer: int) -> str:
         """Path within a layer of the projection that its concatenated heads go into.
@@ -152,3 +166,11 @@ def _inputs(tokens: Tensor, attention: Tensor | None) -> dict[str, Any]:
         batch, seq = tokens.shape
         return {**arguments, "attention_mask": torch.empty(batch, 1, seq, seq, dtype=torch.bool, device="meta")}
     return arguments if attention is None else {**arguments, "attention_mask": attention.long()}
+
+
+def _further(tokens: Tensor, cache: KeyValueCache) -> dict[str, Any]:
+    """Arguments of the model's forward where it goes on from a cache."""
+    return {
+        "input_ids": tokens.long(), "attention_mask": cache.tokens.long(), "position_ids": cache.now,
+        "past_key_values": cache.library, "use_cache": True,
+    }  # fmt: skip

@@ -72,9 +72,11 @@ class RecursiveLM(BackboneModel):
         given = {name: value for name, value in architecture["core"].items() if name not in ("core", "dim", "standalone")}
         return super().described({**architecture, "core": partial(RecursiveCore, **given)}, first_layer)
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Add each token's embedding and that of its position."""
-        return self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        return self.embedding(tokens) + (self.positions[: tokens.shape[1]] if places is None else self.positions[places])
 
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
         """Embed the question; or take the last states, if the recursion lies below."""

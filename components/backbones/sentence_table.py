@@ -74,7 +74,9 @@ class SentenceTable(BackboneModel):
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw nothing: the table holds what the encoder computed."""
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Look up the table's rows of these sentences."""
         return nn.functional.embedding(tokens.long(), self.head.weight)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from components.backbones.backbone import BackboneModel
 from components.batch import Batch
 from components.nn.attention import Block, RMSNorm
+from components.nn.key_value_cache import KeyValueCache
 from components.ranges import Layers, PositiveInt
 from components.refiners.core import Layout
 
@@ -73,9 +74,11 @@ class TinyLM(BackboneModel):
             assert isinstance(block, Block)
             block.init_weights(0.02 / (2 * self.architecture["layers"]) ** 0.5, generator)
 
-    def embed(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq dim"]:
+    def embed(
+        self, tokens: Int[Tensor, "batch seq"], places: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq dim"]:
         """Token embedding plus position: a table look-up, no layer runs."""
-        return self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        return self.embedding(tokens) + (self.positions[: tokens.shape[1]] if places is None else self.positions[places])
 
     def layers(
         self,
@@ -84,6 +87,7 @@ class TinyLM(BackboneModel):
         start: int,
         stop: int,
         heads_of: Sequence[int] = (),
+        cache: KeyValueCache | None = None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
         """Run blocks ``start..stop-1``; also returns the concatenated head outputs of the chosen ones, None if none is chosen.
 
@@ -93,11 +97,12 @@ class TinyLM(BackboneModel):
         if start < stop and not self.first_layer <= start <= stop <= self.architecture["layers"]:
             span = f"{self.first_layer}..{self.architecture['layers'] - 1}"
             raise ValueError(f"this model holds layers {span}; it cannot run layers {start}..{stop - 1}")
-        heads, visible = {}, Layout(attention).visible(x)
+        places = None if cache is None else cache.now
+        heads, visible = {}, Layout(attention).visible(x) if cache is None else cache.visible()
         for i in range(start, stop):
             block = self.blocks[str(i)]
             assert isinstance(block, Block)
-            x, heads[i] = block.with_heads(x, visible)
+            x, heads[i] = block.with_heads(x, visible, places, cache)
         return x, torch.cat([heads[i] for i in heads_of], -1) if heads_of else None
 
     def trunk(
@@ -112,9 +117,14 @@ class TinyLM(BackboneModel):
         """Last states, before the final norm, and what chosen layers' heads said."""
         last = self.architecture["layers"]
         if batch.hidden is None:
-            return self.layers(self.embed(batch.tokens), batch.attention, 0, last, layers)
+            places = None if batch.cache is None else batch.cache.now
+            return self.layers(self.embed(batch.tokens, places), batch.attention, 0, last, layers, batch.cache)
         hidden = batch.hidden.to(self.norm.weight.dtype)
         return self.layers(hidden, batch.attention, self.first_layer, last, layers)
+
+    def key_value_cache(self) -> KeyValueCache | None:
+        """Make a cache, if the model is whole."""
+        return None if self.first_layer else KeyValueCache(causal=False)
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """Put states through the final norm."""

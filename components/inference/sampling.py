@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from components import noise
 from components.ranges import NonNegativeFloat, PositiveInt, Range, Seed, Share
@@ -132,8 +133,10 @@ class Sampler:
                 left = candidates.sum(1, keepdim=True)
                 if (self.threshold is not None or end_id is not None) and not left.any():
                     break
-                logits = self._guided(_in_turn(predict, finish, left, reserve), tokens, answer, mask_id)
-                certain, best = self._chosen(_without(logits, mask_id, known), candidates, left, uid)
+                span = _span(candidates)  # what lies outside is not looked at
+                logits = self._guided(_in_turn(predict, finish, left, reserve), tokens, answer, mask_id, span)
+                certain, best = self._chosen(without(logits, mask_id, known), candidates[:, span], left, uid, span.start)
+                certain, best = (F.pad(x, (span.start, tokens.shape[1] - span.stop)) for x in (certain, best))
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
                 committed = candidates & self._ranked(score, candidates, left, left - schedule.left_after(number), reserve)
                 tokens, probability = torch.where(committed, best, tokens), torch.where(committed, certain, probability)
@@ -161,35 +164,43 @@ class Sampler:
         return rank < share
 
     def _guided(
-        self, predict: Predict, tokens: Int[Tensor, "batch seq"], answer: Bool[Tensor, "batch seq"], mask_id: int
-    ) -> Float[Tensor, "batch seq vocab"]:
-        """Logits, away from those that the model gives where it does not see the prompt."""
+        self, predict: Predict, tokens: Int[Tensor, "batch seq"], answer: Bool[Tensor, "batch seq"], mask_id: int, span: slice
+    ) -> Float[Tensor, "batch span vocab"]:
+        """Logits of a span, away from those that the model gives where it does not see the prompt."""
         if not self.guidance:
-            return predict(tokens)
-        unconditional = predict(torch.where(answer, tokens, mask_id)).float()
-        return unconditional + (self.guidance + 1) * (predict(tokens).float() - unconditional)
+            return predict(tokens)[:, span]
+        unconditional = predict(torch.where(answer, tokens, mask_id))[:, span].float()
+        return unconditional + (self.guidance + 1) * (predict(tokens)[:, span].float() - unconditional)
 
     def _chosen(
         self,
-        logits: Float[Tensor, "batch seq vocab"],
-        candidates: Bool[Tensor, "batch seq"],
+        logits: Float[Tensor, "batch span vocab"],
+        candidates: Bool[Tensor, "batch span"],
         left: Int[Tensor, "batch 1"],
         uid: Int[Tensor, "batch"] | None,
-    ) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-        """A token for each position, the most likely or one that is drawn, and its probability.
+        first: int,
+    ) -> tuple[Float[Tensor, "batch span"], Int[Tensor, "batch span"]]:
+        """A token for each position of the span from ``first`` on, the most likely or one that is drawn, and its probability.
 
         What is drawn depends on the row, how many of its tokens are undecided, and the position: on nothing that a batch decides.
         """
         if not self.temperature:
-            return _best(logits)
+            return most_likely(logits)
+        rows, columns = candidates.nonzero(as_tuple=True)
+        best = logits.argmax(-1)
+        best[rows, columns] = self.drawn(
+            logits[rows, columns], left[rows, 0] * LONGEST + first + columns, None if uid is None else uid[rows]
+        )
+        return logits.softmax(-1).gather(-1, best[..., None])[..., 0], best
+
+    def drawn(
+        self, logits: Float[Tensor, "rows vocab"], number: Int[Tensor, "rows"], uid: Int[Tensor, "rows"] | None
+    ) -> Int[Tensor, "rows"]:
+        """Draw a token for each row at the temperature, with the noise of this ``number`` and ``uid``."""
         if uid is None:
             raise ValueError("to draw tokens, every row needs a uid")
-        rows, columns = candidates.nonzero(as_tuple=True)
-        numbers = noise.uniform(self.seed, left[rows, 0] * LONGEST + columns, uid[rows], logits.shape[-1])
-        gumbel = -(-numbers.log()).log()
-        best = logits.argmax(-1)
-        best[rows, columns] = (logits[rows, columns].double() + self.temperature * gumbel).argmax(-1)
-        return logits.softmax(-1).gather(-1, best[..., None])[..., 0], best
+        gumbel = -(-noise.uniform(self.seed, number, uid, logits.shape[-1]).log()).log()
+        return (logits.double() + self.temperature * gumbel).argmax(-1)
 
 
 class _Schedule:
@@ -210,6 +221,12 @@ class _Schedule:
         return torch.where(self.last > n, self.left_after(self.last - n - 1), self.size)
 
 
+def _span(candidates: Bool[Tensor, "batch seq"]) -> slice:
+    """The columns from the first candidate of any row to the last; where there is none, the first."""
+    columns = candidates.any(0).nonzero()[:, 0].tolist() or [0]
+    return slice(columns[0], columns[-1] + 1)
+
+
 def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 1"], reserve: Int[Tensor, "batch 1"]) -> Predict:
     """``predict`` for rows with more tokens left than are reserved for ``finish``, which has the others."""
     early, late = left > reserve, (left > 0) & (left <= reserve)
@@ -228,10 +245,8 @@ def _ended(
     return (answer & (tokens == end_id) & (undecided == 0)).any(1, keepdim=True)
 
 
-def _without(
-    logits: Float[Tensor, "batch seq vocab"], mask_id: int, known: Bool[Tensor, "ids"] | None
-) -> Float[Tensor, "batch seq vocab"]:
-    """Logits in which neither the mask id has a chance nor one that no token has."""
+def without(logits: Float[Tensor, "*rows vocab"], mask_id: int, known: Bool[Tensor, "ids"] | None) -> Float[Tensor, "*rows vocab"]:
+    """Copy the logits, so that neither the mask id has a chance nor one that no token has."""
     logits = logits.float().clone()
     logits[..., mask_id : mask_id + 1] = -torch.inf  # a causal model's is no id of its
     if known is not None:
@@ -240,7 +255,7 @@ def _without(
     return logits
 
 
-def _best(logits: Float[Tensor, "batch seq vocab"]) -> tuple[Float[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Probability and id of the most likely token."""
+def most_likely(logits: Float[Tensor, "*rows vocab"]) -> tuple[Float[Tensor, "*rows"], Int[Tensor, "*rows"]]:
+    """Find the most likely token; returns its probability and its id."""
     probability, best = logits.softmax(-1).max(-1)
     return probability, best

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.nn.key_value_cache import KeyValueCache
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension. Source: Zhang and Sennrich (2019)."""
@@ -49,12 +51,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        visible: Bool[Tensor, "_ 1 _ seq"] | None,
+        visible: Bool[Tensor, "_ 1 _ keys"] | None,
         places: Int[Tensor, "batch seq"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
         q, k, v = rearrange(self.qkv(x), "b s (three h d) -> three b h s d", three=3, h=self.heads).unbind(0)
         if self.rotary:
             q, k = rotate(q, places), rotate(k, places)
+        if cache is not None:
+            k, v = cache.extended(k), cache.extended(v)
         return rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=visible), "b h s d -> b s (h d)")
 
 
@@ -116,18 +121,20 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        visible: Bool[Tensor, "_ 1 _ seq"] | None,
+        visible: Bool[Tensor, "_ 1 _ keys"] | None,
         places: Int[Tensor, "batch seq"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
-        return self.with_heads(x, visible, places)[0]
+        return self.with_heads(x, visible, places, cache)[0]
 
     def with_heads(
         self,
         x: Float[Tensor, "batch seq dim"],
-        visible: Bool[Tensor, "_ 1 _ seq"] | None,
+        visible: Bool[Tensor, "_ 1 _ keys"] | None,
         places: Int[Tensor, "batch seq"] | None = None,
+        cache: KeyValueCache | None = None,
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq dim"]]:
         """Return the output of the block, and its concatenated head output."""
-        heads = self.attention(self.attention_norm(x), visible, places)
+        heads = self.attention(self.attention_norm(x), visible, places, cache)
         x = x + self.out(heads)
         return x + self.down(F.gelu(self.up(self.mlp_norm(x)))), heads

@@ -173,16 +173,16 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
 
 def attended(
     q: Float[Tensor, "batch heads seq head"],
-    k: Float[Tensor, "batch heads seq head"],
-    v: Float[Tensor, "batch heads seq head"],
-    visible: Bool[Tensor, "_ 1 _ seq"] | None,
+    k: Float[Tensor, "batch heads keys head"],
+    v: Float[Tensor, "batch heads keys head"],
+    visible: Bool[Tensor, "_ 1 _ keys"] | None,
 ) -> Float[Tensor, "batch seq dim"]:
     """softmax(q k^T / sqrt(head)) v, heads side by side; ``visible`` as ``Layout.visible`` gives it.
 
     In bfloat16 on CPU written out, as long as the probabilities are fewer than the queries, keys and values: torch's fused kernel
     takes three times as long forward, five times with its gradient.
     """
-    if _by_hand(q) and q.dtype == torch.bfloat16 and q.shape[2] <= 3 * q.shape[3]:
+    if _by_hand(q) and q.dtype == torch.bfloat16 and k.shape[2] <= 3 * k.shape[3]:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(-1, -2)
         if visible is not None:
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)

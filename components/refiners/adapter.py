@@ -24,6 +24,8 @@ class Adapter(Residual):
         ValueError: too few parameters for the attention and one unit.
     """
 
+    incremental = True
+
     def __init__(self, dim: int, heads: PositiveInt = 4, parameters: PositiveInt | None = None) -> None:
         super().__init__(dim, steps=1)
         if parameters is None:
@@ -40,5 +42,5 @@ class Adapter(Residual):
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
         """Compute the hidden layer of a pre-norm transformer block's MLP."""
-        u = u + self.out(self.attention(self.attention_norm(u), layout.visible(u), layout.places))
+        u = u + self.out(self.attention(self.attention_norm(u), layout.visible(u), layout.places, layout.cache))
         return F.gelu(self.up(self.mlp_norm(u)))

@@ -28,6 +28,7 @@ class Cascade(Core):
         self.coarse, self.fine = coarse(dim=dim), fine(dim=dim)
         self.dim, self.n_steps = dim, self.coarse.n_steps + self.fine.n_steps
         self.context_layers = shared_layers(self.coarse, self.fine)
+        self.incremental = self.coarse.incremental and self.fine.incremental
         self.needs_confidence = self.coarse.needs_confidence or self.fine.needs_confidence
         self.architecture = {
             "core": "Cascade", "dim": dim, "coarse": self.coarse.architecture, "fine": self.fine.architecture

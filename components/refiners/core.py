@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.nn.key_value_cache import KeyValueCache
 from components.recursion import State, Tree
 
 
@@ -43,20 +44,24 @@ class Layout:
         positions: True where states may change; elsewhere they come out bit-identical to x. None = everywhere.
         places: index of each token in its sequence, for distances where only some tokens are there; None = all are.
         past: no token may learn of what stands behind it: ``causal_mask``, made once for all steps; None = every token may.
+        cache: what tokens that were refined before these have left, which ``past`` speaks of too; None = these are all.
     """
 
     attention: Bool[Tensor, "batch seq"] | None = None
     positions: Bool[Tensor, "batch seq"] | None = None
     places: Int[Tensor, "batch seq"] | None = None
-    past: Bool[Tensor, "1 1 seq seq"] | None = None
+    past: Bool[Tensor, "_ 1 seq keys"] | None = None
+    cache: KeyValueCache | None = None
 
     @property
     def causal(self) -> bool:
         """Whether a token is kept from learning of those behind it."""
         return self.past is not None
 
-    def visible(self, x: Float[Tensor, "batch seq dim"]) -> Bool[Tensor, "_ 1 _ seq"] | None:
+    def visible(self, x: Float[Tensor, "batch seq dim"]) -> Bool[Tensor, "_ 1 _ keys"] | None:
         """Which tokens each one's attention may see, over (batch, heads, queries, keys); None = all."""
+        if self.cache is not None:
+            return self.past
         keys = None if self.attention is None else rearrange(self.attention, "b s -> b 1 1 s")
         if self.past is None:
             return keys
@@ -91,6 +96,7 @@ class Core(nn.Module):
         n_steps: supervised steps, the same in training and evaluation.
         context_layers: backbone layers whose head outputs the core reads.
         needs_confidence: it needs to know the backbone's confidence.
+        incremental: it can go on from what ``Layout.cache`` holds of other tokens; else all tokens are refined anew.
     """
 
     architecture: dict[str, Any]
@@ -98,6 +104,7 @@ class Core(nn.Module):
     n_steps: int
     context_layers: tuple[int, ...] = ()
     needs_confidence: bool = False
+    incremental: bool = False
 
     @classmethod
     def described(cls, architecture: Mapping[str, Any]) -> "Core":

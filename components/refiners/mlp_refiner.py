@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from components.nn.key_value_cache import KeyValueCache
 from components.ranges import Depth, PositiveInt
 from components.refiners.core import Layout
 from components.refiners.residual import Residual
@@ -24,6 +25,8 @@ class MLPRefiner(Residual):
         ValueError: no step, or chunks of no token.
     """
 
+    incremental = True
+
     def __init__(self, dim: int, steps: Depth = 4, chunk: PositiveInt = 16, ratio: PositiveInt = 4) -> None:
         super().__init__(dim, steps)
         if steps < 1 or chunk < 1:
@@ -34,7 +37,11 @@ class MLPRefiner(Residual):
 
     def features(self, u: Float[Tensor, "batch seq dim"], layout: Layout) -> Float[Tensor, "batch seq width"]:
         """Compute features of a token and the mean of its chunk."""
-        return F.gelu(self.up(torch.cat([u, chunk_means(u, self.chunk, layout.attention, layout.causal)], -1)))
+        if layout.cache is not None:
+            means = chunk_means_so_far(u, self.chunk, layout.cache)
+        else:
+            means = chunk_means(u, self.chunk, layout.attention, layout.causal)
+        return F.gelu(self.up(torch.cat([u, means], -1)))
 
 
 def chunk_means(
@@ -57,3 +64,12 @@ def chunk_means(
     counts = reduce(counted, "b (c n) -> b c", "sum", n=chunk)
     means = sums / rearrange(counts.clamp(min=1), "b c -> b c 1")
     return repeat(means, "b c d -> b (c n) d", n=chunk)[:, :seq]
+
+
+def chunk_means_so_far(x: Float[Tensor, "batch new dim"], chunk: int, cache: KeyValueCache) -> Float[Tensor, "batch new dim"]:
+    """Each new token's chunk's mean over the tokens up to itself, most of which a cache holds."""
+    so_far = cache.extended(x)
+    numbers = cache.places // chunk
+    same = numbers[:, -cache.new :, None] == numbers[:, None]
+    weight = (same & cache.visible()[:, 0]).to(x.dtype)
+    return weight @ so_far / weight.sum(-1, keepdim=True).clamp(min=1)

@@ -50,6 +50,8 @@ class RecursiveCore(Core):
         ValueError: sizes that do not fit (the message names the numbers).
     """
 
+    incremental = True
+
     def __init__(
         self,
         dim: int,

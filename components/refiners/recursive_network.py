@@ -61,5 +61,7 @@ class PostNormBlock(nn.Module):
 
     def forward(self, z: Float[Tensor, "batch seq dim"], layout: Layout, turn: Turn | None) -> Float[Tensor, "batch seq dim"]:
         q, k, v = heads_of(self.attention.qkv(z), self.attention.heads, turn)
+        if layout.cache is not None:
+            k, v = layout.cache.extended(k), layout.cache.extended(v)
         z = normed_sum(z, self.out(attended(q, k, v, layout.visible(z))))
         return normed_sum(z, self.down(gated(self.gate_up(z))))

@@ -58,6 +58,8 @@ class SlotRefiner(Core):
             ``head_width`` are given.
     """
 
+    incremental = True
+
     def __init__(
         self,
         dim: int,
@@ -158,8 +160,8 @@ class SlotRefiner(Core):
         u = hidden if self.state_norm is None else self.state_norm(hidden) + condition["injected"]
         visible = layout.visible(u)
         for block in self.blocks:
-            u = block(u, visible, layout.places)
-        context = self.attention(self.attention_norm(u), visible, layout.places)
+            u = block(u, visible, layout.places, layout.cache)
+        context = self.attention(self.attention_norm(u), visible, layout.places, layout.cache)
         slots = self.slots(self._sources(hidden, context, condition), carry.get("context"))
         gated = self.slots.gated(slots)
         confidence = torch.sigmoid(self.confidence(gated[self.slots.weighing]))

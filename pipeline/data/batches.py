@@ -192,10 +192,9 @@ def stored_batch(table: ShardIndex, fields: dict[str, Tensor]) -> Batch:
     """Make a Batch of rows as they were stored."""
     padded = fields["tokens"].shape[1]
     attention = torch.arange(padded) < fields["length"][:, None] if table.index["padded"] else None
-    names = ("masked", "weights", "hidden", "scale")
     return Batch(
-        tokens=fields["tokens"].long(), targets=fields["targets"].long(), attention=attention, channel=table.channel,
-        **{name: fields[name] for name in names if name in fields},
+        tokens=fields["tokens"].long(), targets=fields["targets"].long(), masked=fields["masked"], weights=fields["weights"],
+        attention=attention, hidden=fields.get("hidden"), scale=fields.get("scale"), channel=table.channel,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ How long an answer may be is what the corpus' padding says: up to the end of the
 (``pipeline.machine.cached_results``).
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,13 +21,14 @@ from components.batch import Batch
 from components.inference import sampling
 from components.inference.answers import Answers
 from components.inference.exact_match import is_exact_match
+from components.inference.left_to_right import left_to_right
 from components.inference.metrics import SHARE
 from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 from pipeline.evaluation.compared import interleaved
-from pipeline.inference.predictor import predictor
+from pipeline.inference.predictor import predictor, reader
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
@@ -89,7 +91,7 @@ def answered(
         for line in without_result(lost):
             bar.line(line)
         for name, model in models.items():
-            tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar, known)
+            tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar, known, end)
             judgements[name] = _judge(_texts(tokens, split, end, render), evaluations, answers, expected, references)
             shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judgements[name].right.items())
             bar.line(f"{name}: {shares} | {bar.rate()}")
@@ -114,6 +116,7 @@ def generated(
     name: str,
     bar: Progress,
     known: Tensor | None = None,
+    end: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Tokens with generated answers, and how many passes each example took.
 
@@ -127,11 +130,12 @@ def generated(
         name: of the model, under which finished batches are kept.
         bar: told of finished examples.
         known: which ids have a token; None = all.
+        end: the token behind which a causal model writes no more; None = as long as there is room.
     """
     mine = []
     batches = enumerate(evaluator.batches(split, vocabulary, 1.0, 0, size))
     for number, batch in islice(batches, rank(), None, world()):
-        decoded_batch = partial(_decoded, model, batch, vocabulary, answers, runtime, known)
+        decoded_batch = partial(_decoded, model, batch, vocabulary, answers, runtime, known, end)
         mine.append(cached_result(f"answers/{name}/{number}", decoded_batch))
         bar.advance(len(batch))
     decoded = interleaved(gathered(mine))
@@ -139,23 +143,41 @@ def generated(
 
 
 def _decoded(
-    model: Model, batch: Batch, vocabulary: Vocabulary, answers: Answers, runtime: Runtime, known: Tensor | None
+    model: Model,
+    batch: Batch,
+    vocabulary: Vocabulary,
+    answers: Answers,
+    runtime: Runtime,
+    known: Tensor | None,
+    end: int | None,
 ) -> dict[str, Tensor]:
     """One batch's tokens, in full length, and the passes that each row took."""
-    trimmed, passes, blocks = evaluator.trimmed(batch), answers.passes, answers.blocks
-    if vocabulary.causal:  # what is predicted at a place is the next one's; token after token
-        answer = trimmed.masked.roll(1, 1)
-        trimmed = replace(trimmed, masked=answer, tokens=trimmed.tokens.masked_fill(answer, vocabulary.mask_id))
-        passes = blocks = int(answer.sum(1).max())
-    trimmed = trimmed.to(runtime.device)
-    predict = predictor(model, trimmed, vocabulary, runtime)
-    with Progress("passes", passes, "pass") as bar:
-        predict = bar.counting(predict)
-        last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, blocks, known)
+    trimmed = evaluator.trimmed(batch)
+    if vocabulary.causal:
+        last = _written(model, trimmed, vocabulary, runtime, known, end)
+    else:
+        trimmed = trimmed.to(runtime.device)
+        predict, passes = predictor(model, trimmed, vocabulary, runtime), answers.passes
+        with Progress("passes", passes, "pass") as bar:
+            predict = bar.counting(predict)
+            last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, answers.blocks, known)
     return {
         "tokens": torch.cat([last.tokens.cpu(), batch.tokens[:, last.tokens.shape[1] :]], 1),
         "evaluations": last.evaluations.double(),
     }
+
+
+def _written(
+    model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime, known: Tensor | None, end: int | None
+) -> sampling.Pass:
+    """What a causal model writes, token after token until its end."""
+    answer = batch.masked.roll(1, 1)  # what is predicted at a place is the next one's
+    tokens = batch.tokens.masked_fill(answer, vocabulary.mask_id)
+    batch = replace(batch, masked=answer, tokens=tokens).to(runtime.device)
+    read = reader(model, batch, vocabulary, runtime)
+    with Progress("passes", int(answer.sum(1).max()), "pass") as bar:
+        passes = left_to_right(bar.counting(read), batch.tokens, vocabulary.mask_id, sampling.Sampler(), end_id=end, known=known)
+        return deque(passes, maxlen=1).pop()
 
 
 def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:

@@ -183,8 +183,9 @@ class Requests:
         order, back = _by_length(split)
         with self.runtime.in_force(), Progress("slotloop", len(split), "answer") as bar:
             tokens, _ = answering.generated(
-                self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar, self.known
-            )
+                self.model, split.take(order), self.vocabulary, self.answers, self.size, self.runtime, "harness", bar,
+                self.known, self.end,
+            )  # fmt: skip
         return tokens[back]
 
 

@@ -6,17 +6,21 @@
 """
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from components.batch import Batch
+from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
+from components.inference.left_to_right import left_to_right
 from components.inference.sampling import Pass, Sampler
 from components.model import Model
 from components.ranges import NonNegativeInt, PositiveInt
@@ -24,10 +28,11 @@ from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
 from pipeline.inference.exported import load_inference_model
-from pipeline.inference.predictor import predictor
+from pipeline.inference.predictor import predictor, reader
 from pipeline.machine.runtime import Runtime
 from pipeline.text.prompts import Prompt
 
+_ALONE = threading.RLock()  # a pass turns switches of the process, and patches a pretrained model: one thread at a time
 GREEDY = Sampler()  # one token a pass, the most certain first
 
 
@@ -59,6 +64,8 @@ class Generator:
         length: tokens of an answer at most; None = what the sequence has room for.
         refined_passes: passes of each block that the refined model makes, the last ones, after the backbone alone; None = all.
         halt: rule by which a sequence leaves the recursion within a pass; None = after all steps.
+        prefix: what is kept of the tokens before a block while it is decoded, an approximation
+            (``components.inference.approximate_prefix``); None = nothing, every pass reads everything.
         recursion_steps: supervised steps of a model that takes several; None = as many as in training.
         batch_size: prompts answered together.
         remote_code: run code that comes with an exported model's backbone. Read it first.
@@ -79,6 +86,7 @@ class Generator:
         length: PositiveInt | None = None,
         refined_passes: NonNegativeInt | None = None,
         halt: Rule | None = None,
+        prefix: Prefix | None = None,
         recursion_steps: PositiveInt | None = None,
         batch_size: PositiveInt = 8,
         remote_code: bool = False,
@@ -93,14 +101,21 @@ class Generator:
             if value is not None and value < least:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
-        self.halt, self.batch_size, self.runtime = halt, batch_size, runtime or Runtime(threads=torch.get_num_threads())
+        if prefix is not None and (halt is not None or sampler.guidance):
+            raise ConfigError(
+                "generation.Generator.prefix goes with neither halt nor sampling.Sampler.guidance; set one to None or 0"
+            )
+        self.halt, self.prefix, self.batch_size = halt, prefix, batch_size
+        self.runtime = runtime or Runtime(threads=torch.get_num_threads())
         loaded = load_inference_model(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
         loaded.model.set_steps(recursion_steps)
         self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
         self.prompts = loaded.prompts
-        if self.vocabulary.causal and (halt is not None or replace(sampler, temperature=0.0, seed=0) != GREEDY):
+        drawn_alone = replace(sampler, temperature=0.0, seed=0) == GREEDY and halt is None and prefix is None
+        if self.vocabulary.causal and not drawn_alone:
             raise ConfigError(
-                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and no halt"
+                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and neither "
+                "halt nor prefix"
             )
 
     @overload
@@ -121,7 +136,7 @@ class Generator:
         canvases = [self.prompts.canvas(prompt, self.length) for prompt in prompts]
         for first in range(0, len(canvases), self.batch_size):
             part = canvases[first : first + self.batch_size]
-            with self.runtime.in_force():
+            with _ALONE, self.runtime.in_force():
                 answers = self._answers(deque(self._passes(part), maxlen=1).pop(), part)
             yield answers
 
@@ -130,7 +145,7 @@ class Generator:
         canvas = self.prompts.canvas(prompt, self.length)
         passes = self._passes([canvas])
         while True:
-            with self.runtime.in_force():  # and not while the caller has the answer
+            with _ALONE, self.runtime.in_force():  # and not while the caller has the answer
                 made = next(passes, None)
             if made is None:
                 return
@@ -140,17 +155,22 @@ class Generator:
         """What the sampler leaves before the first pass and after each."""
         batch = self._batch(canvases).to(self.runtime.device)
         yield Pass(batch.tokens, (~batch.masked).float(), batch.masked & False, batch.tokens[:, 0] * 0)
-        model, finish = self._models()
-        halt, refined = (self.halt, finish or model) if self.halt else (None, None)
-        predict = predictor(model, batch, self.vocabulary, self.runtime, halt if model is refined else None)
-        last = None if finish is None else predictor(finish, batch, self.vocabulary, self.runtime, halt)
         uid = torch.tensor([_identity(canvas) for canvas in canvases], device=batch.tokens.device)
-        n = int(batch.masked.sum(1).max())
-        sampler = replace(self.sampler, steps=n, blocks=n) if self.vocabulary.causal and n else self.sampler
-        yield from sampler.passes(
-            predict, batch.tokens, self.vocabulary.mask_id, end_id=self.prompts.end_id, uid=uid, finish=last,
-            finishing=self.refined_passes or 1, known=self.prompts.known,
-        )  # fmt: skip
+        given: dict[str, Any] = {"end_id": self.prompts.end_id, "uid": uid, "known": self.prompts.known}
+        model, finish = self._models()
+        if self.vocabulary.causal:  # each token is a pass of its own, and the last of its block
+            read = reader(model if finish is None else finish, batch, self.vocabulary, self.runtime)
+            yield from left_to_right(read, batch.tokens, self.vocabulary.mask_id, self.sampler, **given)
+            return
+        halt, refined = (self.halt, finish or model) if self.halt else (None, None)
+        ask = partial(
+            predictor, batch=batch, vocabulary=self.vocabulary, runtime=self.runtime, prefix=self.prefix, blocks=self.sampler.blocks
+        )
+        predict = ask(model, halt=halt if model is refined else None)
+        last = None if finish is None else ask(finish, halt=halt)
+        yield from self.sampler.passes(
+            predict, batch.tokens, self.vocabulary.mask_id, finish=last, finishing=self.refined_passes or 1, **given
+        )
 
     def _models(self) -> tuple[Model, Model | None]:
         """What predicts in every pass, or until the last ones, and what predicts in those."""

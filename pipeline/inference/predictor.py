@@ -1,14 +1,16 @@
-"""What a sampler asks a model: token ids of a batch -> logits of every position, through the last recursion step."""
+"""What a sampler asks a model, through the last recursion step: token ids of a batch -> logits of every position, or of a causal
+model, of each row's next token."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from components.batch import Batch
 from components.inference import halting
+from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
+from components.inference.left_to_right import Read, continued, reread
 from components.inference.sampling import Predict
 from components.model import Model
 from pipeline.corpora.prepared import Vocabulary
@@ -16,8 +18,16 @@ from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 
 
-def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime, halt: Rule | None = None) -> Predict:
-    """Predicts what is still masked of ``batch``; if causal, what follows the tokens before the first mask.
+def predictor(
+    model: Model,
+    batch: Batch,
+    vocabulary: Vocabulary,
+    runtime: Runtime,
+    halt: Rule | None = None,
+    prefix: Prefix | None = None,
+    blocks: int = 1,
+) -> Predict:
+    """Predicts what is still masked of ``batch``.
 
     Args:
         model: any.
@@ -25,25 +35,50 @@ def predictor(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runti
         vocabulary: its token ids.
         runtime: where it computes.
         halt: rule by which sequences leave the recursion; None = after all steps.
+        prefix: what is kept of the tokens before a block while it is decoded; None = nothing, everything is read in every pass.
+        blocks: as the sampler's; of concern to ``prefix`` alone.
     """
+    from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, vocabulary, blocks)
 
     @torch.no_grad()
     def predict(tokens: Tensor) -> Tensor:
         now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == vocabulary.mask_id), rows=None)
         with runtime.autocast():
-            if vocabulary.causal:
-                return _following(model, now, vocabulary.pad_id)
+            if from_prefix is not None:
+                return from_prefix(tokens)
             return model.readout(model.states(now) if halt is None else _halted(model, now, halt))
 
     return predict
 
 
-def _following(model: Model, batch: Batch, pad_id: int) -> Tensor:
-    """Logits at the place of the token that they are of. What stands behind every row's first mask decides nothing, and is cut."""
-    written = int((~batch.masked).cumprod(1).sum(1).max())
-    length = min(written, batch.tokens.shape[1] - 1)
-    seen = replace(batch, tokens=batch.tokens.masked_fill(batch.masked, pad_id)).cut(length)
-    return F.pad(model.readout(model.states(seen)), (0, 0, 1, batch.tokens.shape[1] - length - 1))
+def reader(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime) -> Read:
+    """Reads what is written of ``batch`` with a causal model: on from where it stopped, or anew each time if the model cannot.
+
+    Args:
+        model: causal.
+        batch: on the runtime's device.
+        vocabulary: its token ids.
+        runtime: where it computes.
+    """
+    cache = model.key_value_cache()
+    if cache is None or not cache.causal:
+        plain = reread(model, batch.attention, vocabulary.pad_id)
+    else:
+        plain = continued(model, cache, batch.attention, vocabulary.pad_id)
+
+    @torch.no_grad()
+    def read(tokens: Tensor, written: Tensor, rows: Tensor) -> Tensor:
+        with runtime.autocast():
+            return plain(tokens, written, rows)
+
+    return read
+
+
+def _from_prefix(prefix: Prefix, model: Model, batch: Batch, vocabulary: Vocabulary, blocks: int) -> Predict:
+    try:
+        return prefix(model, batch, vocabulary.mask_id, blocks)
+    except ValueError as error:
+        raise ConfigError(f"this model takes no approximate prefix: {error}; set it to None") from None
 
 
 def _halted(model: Model, batch: Batch, rule: Rule) -> Tensor:

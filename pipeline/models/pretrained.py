@@ -24,7 +24,7 @@ from pipeline.models.discovery import discovered
 from pipeline.models.families import FAMILIES, family
 from pipeline.models.placement import DeviceMap
 from pipeline.models.quantised import Bits, quantise
-from pipeline.models.transformers import DTYPES, complete, transformers
+from pipeline.models.transformers import DTYPES, complete, key_value_cache, transformers
 from pipeline.progress import Progress
 
 CAUSAL = "next token"
@@ -130,7 +130,9 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True) -> Pretrai
     }  # fmt: skip
     shift = FAMILIES[name].shift if name else 0
     again = partial(build, source, load=False)
-    return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, again, causal=source.objective == CAUSAL)
+    causal = source.objective == CAUSAL
+    cache = None if source.remote_code else key_value_cache(cls, config)
+    return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, again, causal=causal, cache=cache)
 
 
 def model(

@@ -1,6 +1,8 @@
 """The only door to ``transformers``, and its account of what it loaded: a weight that it would fill with noise is an error."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,3 +48,16 @@ def _harmless(key: str) -> bool:
     return key.endswith(("rotary_emb.inv_freq", "position_ids")) or key.startswith(
         ("cls.seq_relationship", "bert.pooler", "pooler")
     )
+
+
+def key_value_cache(model: type, config: Any) -> Callable[[], Any] | None:
+    """How to make the library's cache for a model of this class, or None where it would not be exact.
+
+    Rows of different lengths stand side by side in it, with gaps. That is exact where every layer looks back at all tokens and
+    positions are told; a window of the last slots, or a state that is carried on, would count the gaps too.
+    """
+    if not {"past_key_values", "position_ids"} <= set(inspect.signature(model.forward).parameters):  # type: ignore[attr-defined]
+        return None
+    library = transformers()
+    layers = library.DynamicCache(config=config).layers
+    return partial(library.DynamicCache, config=config) if {type(x) for x in layers} == {library.cache_utils.DynamicLayer} else None

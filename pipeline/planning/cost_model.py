@@ -156,19 +156,24 @@ class CostModel:
         shared = max(0, refined - ("finetune" in compared)) if cut else 0  # models beside the frozen one that run its trunk
         looks = [(split, ratio, len(self.corpus.splits[split])) for split, ratio in measures.values()]
         written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
+        causal, alone = self.corpus.vocabulary.causal, list[tuple[str, float, int]]()
         if answers is not None:
-            written.append(((generated := answers()).split, generated.passes, generated.items))
+            split, passes, items = (generated := answers()).split, generated.passes, generated.items
+            if causal:  # every token is read once, and read out once
+                alone.append((split, 1.0, min(items, len(self.corpus.splits[split]))))
+            else:
+                written.append((split, passes, items))
         if likelihood is not None:  # half of an answer is masked on average
-            bound, causal = likelihood(), self.corpus.vocabulary.causal
+            bound = likelihood()
             looks.append((bound.split, 1.0 if causal else 0.5, bound.items * (1 if causal else bound.samples)))
         if forgetting is not None:  # a look at as many tokens, in other places
             looks.append((*forgetting, len(self.corpus.splits[forgetting[0]])))
         work, sequence = 0, self.corpus.vocabulary.sequence
         spared = shared * flops.count(partial(self._trunk, 1, sequence)) if shared else 0
-        for split, ratio, examples in looks:
+        for (split, ratio, examples), saved in [*((look, spared) for look in looks), *((look, 0) for look in alone)]:
             batch = self._looked_at(split, ratio, seed)
             whole = self._forward(self.refined, batch, refined) + self._forward(self.backbone, batch, plain)
-            work += examples * (whole - spared)
+            work += examples * (whole - saved)
         for split, passes, examples in written:
             batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
             work += passes * rows * (self._decoding(self.refined, batch, refined) + self._decoding(self.backbone, batch, plain))

@@ -1,22 +1,29 @@
 """Every phase over a causal model, shaped as Qwen3 is and tiny: by the preset of the real one, its sizes overridden."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from components.batch import Batch
+from components.inference.answers import Answers
+from components.inference.approximate_prefix import approximate_prefix
 from components.inference.halting import by_change
 from components.inference.sampling import Sampler
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ConfigError
-from pipeline.inference.generation import Generator
+from pipeline.evaluation.answering import generated
+from pipeline.inference.generation import Generator, _identity
+from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
+from pipeline.progress import Progress
 from pipeline.text import tokenizer as bpe
 from stages.__main__ import main
 from tests.conftest import TRAINING
+from tests.support.causal import plainly
 from tests.support.optional import needs
 from tests.support.over_checkpoint import answer_nll, run_over
 
@@ -135,13 +142,60 @@ def test_the_refined_model_writes_token_after_token(inside, capsys):
     *before, last = generator.stream(PROMPTS[0])
     assert capsys.readouterr().out == f"{last.text}\n"
     assert [len(answer.tokens) for answer in before[:3]] == [0, 1, 2] and last.text.startswith(before[-1].text)
+    assert generator.model.key_value_cache() is not None
     assert Generator("outputs/joint", length=5, refined_passes=0)(PROMPTS[0]).confidence != last.confidence
     drawn = [Generator("outputs/joint", length=5, sampler=Sampler(temperature=3.0, seed=seed))(PROMPTS[0]) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.5, "seed": 4}])
+def test_answers_are_those_of_every_text_read_anew(inside, settings):
+    """By the trained refiner over its trained tail, in batches and alone, as without any cache."""
+    generator = Generator("outputs/joint", length=6, sampler=Sampler(**settings))
+    canvases = [generator.prompts.canvas(prompt, 6) for prompt in PROMPTS]
+    batch, mask = generator._batch(canvases), generator.vocabulary.mask_id
+    uid = torch.tensor([_identity(canvas) for canvas in canvases])
+    given = {
+        "end_id": generator.prompts.end_id,
+        "uid": uid,
+        "known": generator.prompts.known,
+        "pad_id": generator.vocabulary.pad_id,
+    }
+    last = plainly(generator.model, batch.tokens, mask, generator.sampler, attention=batch.attention, **given)
+    assert [answer.text for answer in generator(PROMPTS)] == [answer.text for answer in generator._answers(last, canvases)]
+    assert [answer.evaluations for answer in generator(PROMPTS)] == last.evaluations.tolist()
+
+
+def test_threads_that_share_a_pretrained_model_get_the_answers_that_one_gets(inside):
+    generator = Generator("outputs/joint", length=6)
+    expected = [generator(prompt).text for prompt in PROMPTS]
+    with ThreadPoolExecutor(3) as pool:
+        assert [answer.text for answer in pool.map(generator, PROMPTS * 4)] == expected * 4
+
+
+def test_an_evaluated_answer_takes_no_pass_behind_its_end(inside):
+    """Its text is the one that it would have had."""
+    data, model = Prepared("data/prepared"), load_model("outputs/joint", Backbone("data/backbone"), "joint").eval()
+    split, runtime = data.split("test").take(slice(0, 4)), Runtime(threads=1)
+    with Progress("answers", 12, "answer") as bar:
+        whole, passes = generated(model, split, data.vocabulary, Answers(), 4, runtime, "a", bar)
+        first = split.response.int().argmax(1)
+        end = int(whole[0, first[0] + 2])  # what the first answer says third
+        tokens, fewer = generated(model, split, data.vocabulary, Answers(), 4, runtime, "b", bar, end=end)
+    assert passes.tolist() == split.response.sum(1).tolist()
+    for row in range(4):
+        says, stops = (made[row][split.response[row]].tolist() for made in (whole, tokens))
+        length = says.index(end) + 1 if end in says else len(says)
+        assert stops == says[:length] + [end] * (len(says) - length) and fewer[row] == length
+
+
 def test_what_fills_masks_is_told_of_a_causal_model(inside):
-    for settings in ({"sampler": Sampler(steps=4)}, {"sampler": Sampler(guidance=1.0)}, {"halt": by_change}):
+    for settings in (
+        {"sampler": Sampler(steps=4)},
+        {"sampler": Sampler(guidance=1.0)},
+        {"halt": by_change},
+        {"prefix": approximate_prefix},
+    ):
         with pytest.raises(ConfigError, match="a causal model writes token after token"):
             Generator("outputs/joint", **settings)
 

@@ -16,6 +16,7 @@ from pipeline import ablation
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE
 from tests.support.jobs import InThisProcess
+from tests.support.optional import needs
 from tests.support.script import printed
 
 
@@ -169,6 +170,22 @@ def test_gpu(tmp_path):
     assert modes >= {("naive", "eager"), ("keep", "eager"), ("checkpoint", "eager"), ("keep", "compiled")}
     assert all(row["time_vs_live"] > 0 for row in rows if row["section"] == "cache")
     assert "Error" not in out, out
+
+
+def test_causal_generation(tmp_path, capsys):
+    needs("transformers")
+    out = printed(capsys, "bench.causal_generation", "--quick", "--json", str(tmp_path / "rows.json"))
+    rows = rows_of(tmp_path / "rows.json")
+    ways = [(model, way) for model in ("backbone", "refined") for way in ("plain", "reread", "cached")]
+    assert [(row["model"], row["way"]) for row in rows] == ways and "| refined" in out
+    assert all(row["seconds"] > 0 and row["ms_a_token"] > 0 and row["speed_vs_plain"] > 0 for row in rows)
+
+
+def test_approximate_prefix(tmp_path, capsys):
+    needs("transformers")
+    out = printed(capsys, "bench.approximate_prefix", "--quick", "--json", str(tmp_path / "rows.json"))
+    ways = [(model, way) for model in ("backbone", "refined") for way in ("plain", "exact", "approximate prefix")]
+    assert [(row["model"], row["way"]) for row in rows_of(tmp_path / "rows.json")] == ways and "| refined" in out
 
 
 def test_ways_to_decode_are_measured(tmp_path, finished, capsys):

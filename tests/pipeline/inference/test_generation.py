@@ -1,6 +1,7 @@
 """Answers: the same whatever stands beside them, ended where they end, by the model or its backbone, and settings that are told."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from components.inference import halting
+from components.inference.approximate_prefix import approximate_prefix
 from components.inference.sampling import Sampler
 from components.model import Model
 from components.recursion import State
@@ -210,6 +212,8 @@ def test_a_threshold_saves_passes(make):
         ({"refined_passes": -1}, "refined_passes must be at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"recursion_steps": 0}, "generation.Generator.recursion_steps must be at least 1, got 0"),
+        ({"prefix": approximate_prefix, "halt": halting.by_change}, "prefix goes with neither halt nor sampling.Sampler.guidance"),
+        ({"prefix": approximate_prefix, "sampler": Sampler(guidance=1.0)}, "prefix goes with neither halt nor"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(make, settings, told):
@@ -220,3 +224,24 @@ def test_settings_that_do_not_fit_are_told(make, settings, told):
 def test_a_prompt_that_is_none_stops_all_before_anything_is_answered(make):
     with pytest.raises(DataError, match="a puzzle is 16 cells"):
         next(make().batches([PUZZLE, "hello"]))
+
+
+def test_threads_that_share_a_generator_get_the_answers_that_one_gets(make):
+    generator = make("texts", length=6)
+    expected = [generator(prompt).text for prompt in PROMPTS]
+    with ThreadPoolExecutor(3) as pool:
+        assert [answer.text for answer in pool.map(generator, PROMPTS * 3)] == expected * 3
+
+
+@pytest.mark.parametrize("settings", [{}, {"refined_passes": 1}, {"model": "data/backbone"}])
+def test_an_approximate_prefix_is_exact_with_a_pass_a_block_and_fills_all_with_more(make, settings):
+    for sampler in (Sampler(steps=3, blocks=3), Sampler(steps=12, blocks=3)):
+        exact, kept = (make(sampler=sampler, prefix=prefix, **settings)(PUZZLE) for prefix in (None, approximate_prefix))
+        assert "." not in kept.text and kept.evaluations == exact.evaluations
+        assert kept.text == exact.text or sampler.steps > 3
+
+
+def test_an_approximate_prefix_keeps_answers_apart(make):
+    generator = make("texts", prefix=approximate_prefix, sampler=Sampler(steps=8, blocks=2), length=8)
+    together = generator(PROMPTS)
+    assert [answer.text for answer in together] == [generator(prompt).text for prompt in PROMPTS]

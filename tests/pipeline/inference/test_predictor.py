@@ -10,7 +10,7 @@ from components.recursion import State
 from components.refiners.core import Layout
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import ConfigError
-from pipeline.inference.predictor import predictor
+from pipeline.inference.predictor import predictor, reader
 
 MASK = 9
 VOCABULARY = Vocabulary(10, MASK, 8, 3, "text")
@@ -64,7 +64,19 @@ def test_a_rule_ends_the_recursion(batch, runtime):
         predictor(Watched(), batch, VOCABULARY, runtime, halting.by_learning)(batch.tokens)
 
 
-def test_a_causal_models_logits_stand_at_their_tokens_and_unwritten_ones_decide_nothing(runtime):
+def test_a_prefix_is_asked_in_the_models_place_or_refused(batch, runtime):
+    def prefix(model, batch, mask_id, blocks):
+        if blocks == 1:
+            raise ValueError("it is too small")
+        return lambda tokens: tokens * blocks
+
+    predict = predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix, blocks=2)
+    assert predict(torch.tensor([[1, 4, 6]])).tolist() == [[2, 8, 12]]
+    with pytest.raises(ConfigError, match="takes no approximate prefix: it is too small; set it to None"):
+        predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix)
+
+
+def test_what_is_not_written_decides_nothing_of_a_causal_models_next_token(runtime):
     class Next(Watched):
         """Its logits at a place are those of that place's token, one higher."""
 
@@ -74,6 +86,7 @@ def test_a_causal_models_logits_stand_at_their_tokens_and_unwritten_ones_decide_
 
     tokens = torch.tensor([[1, 5, 11, 11], [1, 11, 11, 11]])
     batch, model = Batch(tokens, tokens, tokens == 11, torch.zeros(2, 4)), Next()
-    logits = predictor(model, batch, Vocabulary(11, 11, 8, 4, "text", causal=True), runtime)(tokens)
-    assert logits.shape == (2, 4, 12) and model.seen[0].tokens.tolist() == [[1, 5], [1, 8]]
-    assert logits.argmax(-1)[0, 1:3].tolist() == [2, 6] and logits.argmax(-1)[1, 1] == 2
+    read = reader(model, batch, Vocabulary(11, 11, 8, 4, "text", causal=True), runtime)
+    logits = read(tokens, torch.tensor([2, 1]), torch.tensor([0, 1]))
+    assert logits.shape == (2, 12) and model.seen[0].tokens.tolist() == [[1, 5], [1, 8]]
+    assert logits.argmax(-1).tolist() == [6, 2]

@@ -9,8 +9,12 @@ import torch
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.selfcheck import Refused, selfcheck
 from components.batch import Batch
+from components.inference.left_to_right import continued, left_to_right
+from components.inference.sampling import Sampler
 from pipeline.errors import ConfigError
 from pipeline.models.discovery import discovered
+from pipeline.models.transformers import key_value_cache
+from tests.support.causal import plainly
 
 transformers = pytest.importorskip("transformers")
 
@@ -108,7 +112,9 @@ def backbone(kind):
     model, config = kind.build()
     with torch.device("meta"):
         parts = discovered(type(model)(config), config)
-    return PretrainedLM(model, parts, {"dim": DIM, "layers": LAYERS, "vocab": VOCAB, "seq": SEQ})
+    cache = key_value_cache(type(model), config) if kind.causal else None
+    architecture = {"dim": DIM, "layers": LAYERS, "vocab": VOCAB, "seq": SEQ}
+    return PretrainedLM(model, parts, architecture, causal=kind.causal, cache=cache)
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
@@ -169,6 +175,24 @@ def test_its_heads_are_as_wide_as_what_they_are_projected_from(made):
     _, heads = made.states_and_heads(batch(), (LAYERS - 1, 0))
     width = heads.shape[-1] // 2
     assert heads.shape == (3, 9, 2 * width) and width in (DIM, HEADS * 8)
+
+
+WINDOWS = ("Qwen3, sliding", "Gemma 2 without cap", "Gemma 3", "Mistral, sliding")  # a window of slots would count gaps too
+
+
+@torch.no_grad()
+def test_with_its_cache_it_writes_what_it_writes_without_or_it_has_none(made, kind):
+    cache = made.key_value_cache()
+    assert (cache is not None) == (kind.causal and kind not in [KINDS[name] for name in WINDOWS])
+    if cache is None:
+        return
+    tokens = torch.cat([batch().tokens, torch.zeros(3, 6, dtype=torch.long)], 1)
+    place = torch.arange(15) - batch().attention.sum(1, keepdim=True)
+    tokens, attention = torch.where((place >= 0) & (place < 6), VOCAB, tokens), place < 6
+    *_, last = left_to_right(continued(made, cache, attention, 0), tokens, VOCAB, Sampler())
+    plain = plainly(made, tokens, VOCAB, attention=attention)
+    assert torch.equal(last.tokens, plain.tokens)
+    torch.testing.assert_close(last.probability, plain.probability, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

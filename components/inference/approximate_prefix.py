@@ -1,0 +1,76 @@
+"""Masked diffusion in blocks with the keys and values of what stands before a block kept while it is decoded: an approximation.
+
+Every token of a masked-diffusion model sees every other, so that a token that is committed changes the states of all, those before
+its block too. Nothing of them can be kept exactly. This keeps keys and values of the prefix from a block's first pass, in which
+everything is read, until the next block's; the further passes of the block read the block and what stands behind it. With as many
+passes as blocks nothing is approximated. Source: Wu et al., Fast-dLLM (2025), section 3.1 (prefix cache).
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.batch import Batch
+from components.inference.sampling import Predict
+from components.model import Model
+from components.nn.key_value_cache import KeyValueCache
+
+Prefix = Callable[[Model, Batch, int, int], Predict]  # model, batch, mask id, blocks -> what the sampler asks
+
+
+def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) -> Predict:
+    """Predict the masked tokens of each row's present block; logits of other positions are 0, and decide nothing.
+
+    Args:
+        model: that can go on from a cache.
+        batch: its answers all masked.
+        mask_id: of what is undecided.
+        blocks: as the sampler's.
+
+    Raises:
+        ValueError: the model cannot go on from a cache.
+    """
+    order, total = batch.masked.cumsum(1) - 1, batch.masked.sum(1, keepdim=True)
+    ends = total * torch.arange(1, blocks + 1, device=total.device) // blocks  # how many tokens of each row's answer are before
+    there = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
+    rows, seq = batch.masked.shape
+    places = torch.arange(seq, device=total.device).expand(rows, -1)
+    cache = model.key_value_cache()
+    if cache is None:
+        raise ValueError("it cannot go on from keys and values that are kept")
+    block = start = torch.full_like(total, -1)
+
+    def predict(tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+        nonlocal cache, block, start
+        assert cache is not None
+        left = batch.masked & (tokens == mask_id)
+        going, first = left.any(1, keepdim=True), (~left).cumprod(1).sum(1, keepdim=True)
+        number = (ends <= order.gather(1, first.clamp(max=seq - 1))).sum(1, keepdim=True)
+        anew = not cache.new or bool((going & (number != block)).any())
+        if anew:
+            cache, block, start = model.key_value_cache(), number, first
+            assert cache is not None
+        begin = torch.zeros_like(start) if anew else start.clamp(max=seq - 1)
+        now = (begin + torch.arange(seq - int(begin.min()), device=begin.device)).clamp(max=seq - 1)
+        fresh = begin + torch.arange(now.shape[1], device=begin.device) < seq
+        read = fresh & there.gather(1, now)
+        cache.admit(now, read)
+        states = model.states(_batch(tokens.gather(1, now), read, cache))
+        if anew:
+            cache.hide(places >= start)
+            cache.crop(seq - int(start.max()))
+        else:
+            cache.crop(now.shape[1])
+        chosen = (left & (order < ends.gather(1, block.clamp(max=blocks - 1)))).gather(1, now) & fresh
+        row, column = chosen.nonzero(as_tuple=True)
+        logits = model.readout(states[row, column])
+        return logits.new_zeros(rows, seq, logits.shape[-1]).index_put((row, now[row, column]), logits)
+
+    return predict
+
+
+def _batch(tokens: Int[Tensor, "batch new"], read: Bool[Tensor, "batch new"], cache: KeyValueCache) -> Batch:
+    nothing = torch.zeros_like(read)
+    return Batch(tokens, tokens, nothing, nothing.float(), None if bool(read.all()) else read, cache=cache)

@@ -1,0 +1,143 @@
+"""The approximate prefix: exact where a block is read for the first time, blind to later changes of what stands before it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from components.backbones.pretrained_lm import PretrainedLM
+from components.backbones.tiny_lm import TinyLM
+from components.batch import Batch
+from components.inference.approximate_prefix import approximate_prefix
+from components.inference.sampling import Sampler, low_confidence_remasking
+from components.refined_lm import RefinedLM
+from pipeline.models.discovery import discovered
+from pipeline.models.transformers import key_value_cache
+from tests.support.cores import HEADS, RESIDUAL, made
+
+transformers = pytest.importorskip("transformers")
+VOCAB, DIM, LAYERS, MASK, SEQ = 31, 16, 3, 30, 14
+STARTS = torch.tensor([[2], [5], [4]])
+LENGTHS = torch.tensor([[14], [11], [10]])
+
+
+def tiny():
+    model = TinyLM(VOCAB, SEQ, DIM, LAYERS, HEADS, rotary=True)
+    model.init_weights(torch.Generator().manual_seed(0))
+    for parameter in model.blocks.parameters():
+        parameter.data.mul_(4)
+    return model.double()
+
+
+def llama(shift):
+    """Bidirectional, as LLaDA is, or as Dream, whose logits stand one place earlier."""
+    config = transformers.LlamaConfig(
+        hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=1, intermediate_size=24,
+        vocab_size=VOCAB, max_position_embeddings=64, head_dim=8,
+    )  # fmt: skip
+    config.use_cache, config.is_causal, config._attn_implementation = False, False, "sdpa"
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval().double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    with torch.device("meta"):
+        parts = discovered(type(model)(config), config)
+    architecture = {"dim": DIM, "layers": LAYERS, "vocab": VOCAB, "seq": 64}
+    return PretrainedLM(model, parts, architecture, shift, cache=key_value_cache(type(model), config))
+
+
+BASES = {"tiny": tiny, "llada": lambda: llama(0), "dream": lambda: llama(1)}
+CASES = [
+    (base, core) for base in BASES for core in (None, "slots", "mlp", "recursive_two_blocks_rotary", "chunk_masking", "cascade")
+]
+
+
+@pytest.fixture(params=CASES, ids=[f"{base}-{core}" for base, core in CASES])
+def model(request):
+    base, core = request.param
+    built = BASES[base]()
+    return (built if core is None else RefinedLM(built, made(RESIDUAL[core]).double())).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def batch():
+    """Prompts of 2, 5 and 4 tokens and answers of 12, 6 and 6, all masked, padded on the right."""
+    place = torch.arange(SEQ)
+    tokens = torch.randint(MASK, (3, SEQ), generator=torch.Generator().manual_seed(1))
+    there = place < LENGTHS
+    masked = (place >= STARTS) & there
+    tokens = tokens.masked_fill(masked, MASK).masked_fill(~there, 0)
+    return Batch(tokens, tokens, masked, masked.float(), there)
+
+
+def plain(model, batch):
+    return lambda tokens: model.readout(model.states(replace(batch, tokens=tokens, masked=batch.masked & (tokens == MASK))))
+
+
+def counted(model):
+    """How many tokens each run of the model reads."""
+    read, backbone = [], getattr(model, "backbone", model)
+    states = backbone.states_and_heads
+    backbone.states_and_heads = lambda batch, layers=(): read.append(batch.tokens.shape[1]) or states(batch, layers)
+    return read
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_with_as_many_passes_as_blocks_nothing_is_approximated(model, batch, blocks):
+    exact = low_confidence_remasking(plain(model, batch), batch.tokens, MASK, blocks, blocks)
+    prefix = low_confidence_remasking(approximate_prefix(model, batch, MASK, blocks), batch.tokens, MASK, blocks, blocks)
+    assert torch.equal(exact.tokens, prefix.tokens)
+    torch.testing.assert_close(exact.probability, prefix.probability, rtol=0, atol=1e-9)
+
+
+def test_as_long_as_nothing_changes_the_block_is_read_as_in_the_first_pass(model, batch):
+    """From what is kept and from the block and what stands behind it alone."""
+    predict, read = approximate_prefix(model, batch, MASK, 2), counted(model)
+    first, again, third = predict(batch.tokens), predict(batch.tokens), predict(batch.tokens)
+    torch.testing.assert_close(again, first, rtol=0, atol=1e-9)
+    torch.testing.assert_close(third, first, rtol=0, atol=1e-9)
+    block = batch.masked & (batch.masked.cumsum(1) <= batch.masked.sum(1, keepdim=True) // 2)
+    torch.testing.assert_close(first[block], plain(model, batch)(batch.tokens)[block], rtol=0, atol=1e-9)
+    assert not first[~block].any() and read[:3] == [SEQ, SEQ - 2, SEQ - 2]
+
+
+def test_the_next_block_reads_everything_once_and_then_less(model, batch):
+    predict, read = approximate_prefix(model, batch, MASK, 3), counted(model)
+    passes = list(Sampler(steps=6, blocks=3).passes(predict, batch.tokens, MASK))
+    # the least that is before a block of any row: 2; 2 + 4 = 6 in the first, 4 + 2 = 6 in the last; 10, and 4 + 4 = 8
+    assert read == [SEQ, SEQ - 2, SEQ, SEQ - 6, SEQ, SEQ - 8]
+    assert not (passes[-1].tokens == MASK).any() and passes[-1].evaluations.tolist() == [6, 6, 6]
+
+
+def test_what_changes_before_the_block_is_not_seen_until_the_next():
+    """A token of the prompt is replaced behind the predictor's back."""
+    model = tiny().eval()
+    tokens = torch.tensor([[3, 4, 5, MASK, MASK, MASK, MASK]])
+    batch = Batch(tokens, tokens, tokens == MASK, (tokens == MASK).double())
+    predict = approximate_prefix(model, batch, MASK, 2)
+    with torch.no_grad():
+        before = predict(tokens)
+        other = tokens.clone()
+        other[0, 1] = 9
+        torch.testing.assert_close(predict(other), before, rtol=0, atol=1e-9)
+        other[0, 3:5] = torch.tensor([7, 8])
+        torch.testing.assert_close(predict(other)[0, 5:], plain(model, batch)(other)[0, 5:], rtol=0, atol=1e-9)
+
+
+def test_a_canvas_without_masks_and_passes_without_candidates_are_nothing_to_fill(batch):
+    model = tiny().eval()
+    full = replace(batch, tokens=batch.tokens.masked_fill(batch.masked, 3))
+    full = replace(full, masked=torch.zeros_like(full.masked))
+    assert not approximate_prefix(model, full, MASK, 2)(full.tokens).any()
+    exact, prefix = (
+        low_confidence_remasking(predict, batch.tokens, MASK, 40, 2)
+        for predict in (plain(model, batch), approximate_prefix(model, batch, MASK, 2))
+    )
+    assert torch.equal(exact.evaluations, prefix.evaluations) and not (prefix.tokens == MASK).any()
+
+
+def test_a_model_that_cannot_go_on_from_a_cache_is_refused(batch):
+    model = RefinedLM(tiny(), made(RESIDUAL["selective"]).double())
+    with pytest.raises(ValueError, match="cannot go on from keys and values"):
+        approximate_prefix(model, batch, MASK, 2)
