@@ -23,6 +23,7 @@ from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
 from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
+from pipeline.evaluation.operations import add_operations
 from pipeline.files import sha256, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
@@ -39,7 +40,8 @@ SAMPLES, TRACE = "samples.jsonl", "trace.json"
 PAIRS = (
     ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
     ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
-    ("joint", "control_lora"), ("warmup", "control_lora"),
+    ("joint", "control_lora"), ("warmup", "control_lora"), ("warmup", "control_adapter"), ("joint", "control_refiner_lora"),
+    ("control_refiner_lora", "control_lora"),
 )  # fmt: skip
 
 
@@ -109,6 +111,7 @@ def assess(
                 metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
                 bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")
+    add_operations(metrics, prepared, loaded, measures, config.decodes, seed, runtime)
     split_name, ratio = measures[config.headline]
     split = evaluator.by_length(prepared.split(split_name))
     again = partial(evaluator.batches, split, prepared.vocabulary, ratio, seed, size, "evaluate halting")
