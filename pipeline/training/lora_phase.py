@@ -43,11 +43,11 @@ def run_lora(
         seed: of the adapters' first values and the order of the examples.
         settings: of ``phase.run_phase``, to which all goes on.
     """
-    refined = isinstance(model, RefinedLM)
-    adapted = lora(model.backbone if refined else model, compared_with.metrics()["parameters"]["trainable"], seed)
+    below, trains = (model.backbone, (*TRAINED, REFINER)) if isinstance(model, RefinedLM) else (model, TRAINED)
+    adapted = lora(below, compared_with.metrics()["parameters"]["trainable"], seed)
     print(f"{name}: {adapted}", flush=True)
     phase.run_phase(
         name, model, sources, out, partial(adapted.while_merged, save), runtime,
-        unfreeze=(*TRAINED, REFINER) if refined else TRAINED, seed=seed, facts={"lora": adapted.facts()}, **settings,
+        unfreeze=trains, seed=seed, facts={"lora": adapted.facts()}, **settings,
     )  # fmt: skip
     adapted.remove()
