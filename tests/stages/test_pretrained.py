@@ -55,7 +55,8 @@ def checkpoint_of(layout, change=lambda config, shapes: (config, shapes)):
 def finished(tmp_path_factory):
     """A workspace after every stage."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    return run_over(folder, "gsm8k_llada", checkpoint_of("llada"), ("configure", *TRAINING), BINDINGS)
+    on = {"REFINER_LORA_FIT": "@with_refiner/loop.fit"}
+    return run_over(folder, "gsm8k_llada", checkpoint_of("llada"), ("configure", *TRAINING), {**BINDINGS, **on})
 
 
 @pytest.mark.slow
@@ -140,6 +141,16 @@ def test_adapters_are_evaluated_and_reported_beside_the_other_controls(inside):
     assert "\n- joint - control_lora: " in page and "| control_lora " in (inside / "outputs/report/table.md").read_text()
 
 
+def test_refiner_and_adapters_together_are_evaluated_reported_and_answer(inside):
+    control, compared = metrics_of("controls/optional/refiner_lora"), metrics_of("evaluate")
+    assert abs(control["flops"] - metrics_of("joint")["flops"]) <= control["flops_per_step"] / 2
+    assert {"joint - control_refiner_lora", "control_refiner_lora - control_lora"} <= set(compared["differences"])
+    assert len(compared["models"]["control_refiner_lora"]["nll_by_step"]) == 2
+    page = (inside / "outputs/report/report.md").read_text()
+    assert f"{control['lora']['parameters']:,} parameters (rank {control['lora']['rank']}), for joint's compute" in page
+    assert Generator("outputs/controls/optional/refiner_lora", length=6)(QUESTIONS[0]).evaluations >= 1
+
+
 def test_the_control_of_adapters_is_exported_and_answers_without_peft(inside, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     answer = Generator("outputs/controls/optional/lora", length=6)(QUESTIONS[0])
@@ -151,14 +162,16 @@ def test_what_was_planned_is_what_was_done(inside):
     found = {
         cost.stage: cost for cost in planning.plan(config.resolve_all(SECTIONS, params.read(Path("params.yaml"), SECTIONS))).costs
     }
-    told = [metrics_of(f"controls/{name}") for name in ("backbone", "optional/lora", "warmup")]
+    told = [metrics_of(f"controls/{name}") for name in ("backbone", "warmup", "optional/lora", "optional/refiner_lora")]
     half_steps = sum(run["flops_per_step"] for run in told) / 2
     assert abs(found["controls"].flops - sum(run["flops"] for run in told)) <= half_steps
     assert found["controls"].trained == sum(run["parameters"]["trainable"] for run in told)
     linear = 3 * (4 * 16 * 16 + 3 * 16 * 24)  # merged weights of the adapted layers are the control's own
     whole = told[0]["parameters"]["total"]
-    own = 2 * metrics_of("warmup")["parameters"]["trainable"] + metrics_of("joint")["parameters"]["trainable"]
-    assert found["evaluate"].loaded == 2 * whole + own + linear
+    own = 3 * metrics_of("warmup")["parameters"]["trainable"] + metrics_of("joint")["parameters"]["trainable"]
+    assert (
+        found["evaluate"].loaded == 2 * whole + own + linear + linear // 3
+    )  # beside a refiner they are in the last layer of three
     for phase in ("warmup", "joint"):
         metrics, cost = json.loads((inside / f"outputs/{phase}/metrics.json").read_text()), found[phase]
         assert (cost.flops_per_step, cost.flops) == (metrics["flops_per_step"], metrics["flops_per_step"] * metrics["steps"])
