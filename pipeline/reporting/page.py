@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import read_json, write_atomic
+from pipeline.data.shard_index import read_index
+from pipeline.files import write_atomic
 from pipeline.manifests import Manifest, check_inputs
 from pipeline.models.model_folder import CURVES, METRICS, ModelFolder, phase_folder
 from pipeline.reporting import concept_reporting, figures, tables
@@ -69,11 +70,7 @@ def report(out: Path, evaluation: Path, shards: Path, phases: Mapping[str, str])
     metrics, trace = manifest.content, manifest.json("trace.json")
     folders = {name: phase_folder(name, phases[name]) for name in sorted(phases, key=["backbone", *figures.MODELS].index)}
     _check_evaluated(manifest, folders)
-    stored = read_json(shards / METRICS, "extract")["bytes"]
-    trained = {
-        name: {**folder.metrics(), "cache_bytes": stored if "extract" in folder.manifest.inputs else 0}
-        for name, folder in folders.items()
-    }
+    trained = {name: {**folder.metrics(), "cache_bytes": _stored(folder, shards)} for name, folder in folders.items()}
     curve = {name: curves.read(folder.manifest.verify(CURVES)) for name, folder in folders.items() if trained[name]["steps"]}
     models = {name: metrics["models"][name] for name in figures.MODELS if name in metrics["models"]}
     rendering = rendering_of(trace["rendering"])
@@ -112,6 +109,19 @@ def report(out: Path, evaluation: Path, shards: Path, phases: Mapping[str, str])
     page = HEAD + warnings + controls + OF_COSTS + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
     write_atomic(out / "report.md", page.encode())
     return table
+
+
+def _stored(folder: ModelFolder, shards: Path) -> int:
+    """Bytes of the states that a phase was trained from; 0 where it read none.
+
+    Raises:
+        DataError: the shards are damaged, or others than it read.
+    """
+    if "extract" not in folder.manifest.inputs:
+        return 0
+    index = read_index(shards)
+    check_inputs(folder.path, folder.manifest.inputs, {"extract": index["fingerprint"]}, shards, folder.stage)
+    return sum(shard["bytes"] for shard in index["shards"])
 
 
 def _searched(trained: Mapping[str, Any]) -> dict[str, Any]:

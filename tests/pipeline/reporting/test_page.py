@@ -1,5 +1,6 @@
 """The page: what it holds, and what is missing for it."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.files import json_bytes
 from pipeline.reporting.markdown import with_unit
 from pipeline.reporting.page import optional, report
 from tests.conftest import run_stages
@@ -65,6 +67,32 @@ def test_a_control_that_is_on_and_a_search_are_told(copy_of):
     assert rows["control_adapter"][3] == rows["warmup"][3] == with_unit(stored) and rows["control_backbone"][3] == "0"
     evaluated = json.loads((copy_of / "outputs/evaluate/metrics.json").read_text())["models"]
     assert rows["control_adapter"][2] == with_unit(evaluated["control_adapter"]["flops_per_answer"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file.unlink(), r"data/shards/index\.json does not exist; .*run dvc repro extract"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), r"data/shards/index\.json"),
+        (
+            lambda file: file.write_bytes(other_index(file)),
+            r"outputs/warmup belongs to extract .*, but data/shards holds .*repro warmup",
+        ),
+    ],
+)
+def test_states_that_are_not_those_that_were_read_are_refused(copy_of, monkeypatch, change, message):
+    monkeypatch.chdir(copy_of)
+    change(copy_of / "data/shards/index.json")
+    with pytest.raises(DataError, match=message):
+        report(copy_of / "out", Path("outputs/evaluate"), Path("data/shards"), {"warmup": "outputs/warmup"})
+
+
+def other_index(file):
+    """An index of other shards, whole in itself."""
+    index = json.loads(file.read_bytes())
+    index["shards"][0]["bytes"] += 1
+    content = json_bytes({key: value for key, value in index.items() if key != "fingerprint"})
+    return json_bytes({**index, "fingerprint": hashlib.sha256(content).hexdigest()})
 
 
 def test_without_a_search_or_more_controls_nothing_is_told_of_them(finished):
