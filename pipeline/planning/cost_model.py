@@ -121,12 +121,14 @@ class CostModel:
             batch: the setting of controls that says how many are in a microbatch.
         """
         masks, dtype = self._masks(masks_of)
-        (batch_size,) = self._arguments("controls", batch)
+        batch_size, rates = self._arguments("controls", batch, "rates")
         batch_of = self._on_shapes(some(self.corpus.source("train", masks), batch_size), dtype)
         model = memory.in_training(model)
         work = partial(accumulate, model, Objective(model.n_steps), [batch_of], OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
-        return memory.training(model, most, self._validation_peak("controls", model, masks, dtype, Objective))
+        whole = memory.training(model, most, self._validation_peak("controls", model, masks, dtype, Objective))
+        started = memory.size(weight for weight in model.parameters() if weight.requires_grad and len(rates) > 1)
+        return whole + started  # what each rate begins from
 
     def evaluation(
         self, trained: Mapping[str, Model], optional: Mapping[str, tuple[Model, Sequence[Tensor]]], *, with_finetune: bool

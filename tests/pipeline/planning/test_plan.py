@@ -100,6 +100,7 @@ def test_the_control_without_recursion_and_a_search_are_planned(plan_of, plan, f
     assert controls.flops == 3 * (without.flops + warmup.flops) == 3 * (2 * warmup.flops + 2 * joint.flops)
     adapter = controls.trained - without.trained
     assert warmup.trained - 33 < adapter <= warmup.trained and controls.parameters - without.parameters == adapter
+    assert controls.memory == without.memory + 4 * of(plan, "backbone").trained  # the largest's weights, to begin from again
     evaluate, plain = of(on, "evaluate"), of(plan, "evaluate")
     assert evaluate.loaded - plain.loaded == adapter
     assert 0 < evaluate.beside - plain.beside < plain.beside / 2  # one model of five more, of one step
