@@ -1,16 +1,16 @@
 """controls: what the same compute buys without the refiner's phases. Runs that are matched in floating-point operations."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
-from components.ranges import PositiveInt, Seed
+from components.ranges import PositiveFloat, PositiveInt, Seed
+from components.refiners.core import Core
 from pipeline.data.batches import Sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
 from pipeline.models.lora import Lora
-from pipeline.training import lora_phase, phase
+from pipeline.training.controls import Controls
 from pipeline.training.train_state import TrainState
 
 
@@ -26,6 +26,11 @@ def run(
     fit_backbone: Callable[..., TrainState],
     lora: Lora,
     fit_lora: Callable[..., TrainState] | None,
+    refiner_lora_states: Sources,
+    fit_refiner_lora: Callable[..., TrainState] | None,
+    adapter: Callable[..., Core],
+    fit_adapter: Callable[..., TrainState] | None,
+    rates: Sequence[PositiveFloat],
     unfreeze: Sequence[str],
     unfreeze_backbone: Sequence[str],
     batch_size: PositiveInt,
@@ -34,22 +39,27 @@ def run(
     seed: Seed,
     runtime: Runtime,
 ) -> None:
-    """Write ``out/backbone`` and ``out/lora`` (backbone and adapters, for warmup's and joint's compute), ``out/warmup`` (joint's).
+    """Write ``out/backbone`` and ``out/warmup``, and below ``out/optional`` those that are on (docs/evaluation.md).
 
     Args:
         out: folder of all.
         backbone: folder of the backbone.
         warmup: folder of warmup's model, which is simply continued.
         joint: folder of joint, whose compute is matched.
-        states: hidden states of a split, for the warmup control.
-        examples: token ids of a split, for the backbone control.
+        states: hidden states of a split, for the controls over the frozen trunk.
+        examples: token ids of a split, for those from the first layer on.
         fit: joint's training loop.
         fit_backbone: the backbone's training loop.
         lora: the adapters (``pipeline.models.lora``).
         fit_lora: their training loop; None = without them.
+        refiner_lora_states: where adapters are, beside a refiner: @sources.cached = above the trunk, @sources.tokens = everywhere.
+        fit_refiner_lora: training loop of refiner and adapters together; None = without them.
+        adapter: makes a refiner without recursion from ``dim`` and ``parameters``.
+        fit_adapter: its training loop; None = without it.
+        rates: multipliers of every control's learning rates; each is trained with all, and the best on validation is taken.
         unfreeze: module paths that warmup trains.
         unfreeze_backbone: module paths that are trained of the backbone alone; "" is everything.
-        batch_size: sequences of a microbatch of warmup.
+        batch_size: sequences of a microbatch over stored states.
         backbone_batch_size: of the backbone.
         validation_batch_size: sequences that are validated together; changes memory, and no weights.
         seed: of masks and order.
@@ -58,23 +68,12 @@ def run(
     runtime.enter_process()
     base = Backbone(backbone)
     phases = checkpoint.open_phases({"warmup": warmup, "joint": joint}, base)
-    continued, tokens = base.model(), partial(examples, backbone=base)
-    folder = Path(out) / "lora"  # the first, for it leaves the backbone's weights as they are
-    lora_phase.run_lora(
-        "controls/lora", lora, continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_lora, compared_with=phases["warmup"], matched=[*phases.values()],
-        batch_size=backbone_batch_size, validation_batch_size=validation_batch_size, seed=seed + 1,
+    controls = Controls(
+        out=Path(out), base=base, phases=phases, states=states, examples=examples, rates=rates, batch_size=batch_size,
+        backbone_batch_size=backbone_batch_size, validation_batch_size=validation_batch_size, seed=seed, runtime=runtime,
     )  # fmt: skip
-    folder = Path(out) / "backbone"
-    phase.run_phase(
-        "controls/backbone", continued, tokens, folder, partial(checkpoint.save_model, folder, continued, base), runtime,
-        fit=fit_backbone, unfreeze=unfreeze_backbone, matched=[*phases.values()],
-        batch_size=backbone_batch_size, validation_batch_size=validation_batch_size, seed=seed + 1,
-    )  # fmt: skip
-    sources, folder = partial(states, backbone=base), Path(out) / "warmup"
-    refined = checkpoint.load_refined(phases["warmup"], base, "warmup", sources("train").layer)
-    phase.run_phase(
-        "controls/warmup", refined, sources, folder, partial(checkpoint.save_model, folder, refined, base, phases["warmup"]),
-        runtime, fit=fit, unfreeze=unfreeze, batch_size=batch_size, validation_batch_size=validation_batch_size, seed=seed + 1,
-        matched=[phases["joint"]],
-    )  # fmt: skip
+    controls.adapter(adapter, fit_adapter)
+    controls.refiner_lora(lora, refiner_lora_states, fit_refiner_lora)
+    controls.lora(lora, fit_lora)
+    controls.backbone(unfreeze_backbone, fit_backbone)
+    controls.warmup(unfreeze, fit)

@@ -1,4 +1,4 @@
-"""evaluate: frozen, every phase and both controls on test, with intervals and paired differences."""
+"""evaluate: frozen, every phase and the controls on test, with intervals and paired differences."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

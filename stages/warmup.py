@@ -4,14 +4,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from components.ranges import PositiveInt, Seed
-from components.refined_lm import RefinedLM
 from components.refiners.core import Core
 from components.training.freezing import Table
 from pipeline.data.batches import Sources
-from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 from pipeline.models import checkpoint
 from pipeline.models.backbones import Backbone
@@ -53,12 +49,8 @@ def run(
     runtime.enter_process()
     frozen = Backbone(backbone)
     sources = partial(states, backbone=frozen)
-    tail = frozen.model(sources("train").layer)
-    try:
-        model = RefinedLM(tail, refiner(dim=frozen.architecture["dim"]))
-    except ValueError as error:
-        raise ConfigError(f"warmup: {error}") from None
-    model.refiner.init_weights(phase.hidden_rms(tail, sources("train"), batch_size, runtime), torch.Generator().manual_seed(seed))
+    examples = sources("train")
+    model = phase.with_new_refiner("warmup", frozen.model(examples.layer), refiner, examples, batch_size, seed, runtime)
     save = partial(checkpoint.save_model, Path(out), model, frozen)
     phase.run_phase(
         "warmup", model, sources, out, save, runtime,

@@ -21,6 +21,7 @@ from pipeline.evaluation.answering import answered
 from pipeline.evaluation.compared import Compared
 from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
+from pipeline.evaluation.operations import add_operations
 from pipeline.files import sha256, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
@@ -37,7 +38,8 @@ SAMPLES, TRACE = "samples.jsonl", "trace.json"
 PAIRS = (
     ("warmup", "frozen"), ("joint", "frozen"), ("joint", "warmup"), ("finetune", "joint"),
     ("joint", "control_warmup"), ("joint", "control_backbone"), ("warmup", "control_backbone"),
-    ("joint", "control_lora"), ("warmup", "control_lora"),
+    ("joint", "control_lora"), ("warmup", "control_lora"), ("warmup", "control_adapter"), ("joint", "control_refiner_lora"),
+    ("control_refiner_lora", "control_lora"),
 )  # fmt: skip
 
 
@@ -107,6 +109,7 @@ def assess(
                 metrics[name].setdefault(measure, {})[f"decode_{passes}"] = decoded
             bar.advance()
             bar.line(f"{measure}: decoded in {passes} passes")
+    add_operations(metrics, prepared, loaded, measures, config.decodes, seed, runtime)
     for name in loaded:
         metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
     written, lost = _whole_answers(prepared, compared, metrics, *whole, size, seed)

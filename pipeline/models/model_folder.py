@@ -17,7 +17,8 @@ METRICS, CURVES = "metrics.json", "curves.csv"  # of a phase: covered by its ``m
 UNFINISHED = "unfinished"  # a file that a phase's folder holds until the phase has ended
 PHASES = {  # that train the models which evaluation and report know by these names
     "backbone": "backbone", "warmup": "warmup", "joint": "joint", "finetune": "finetune",
-    "control_backbone": "controls/backbone", "control_lora": "controls/lora", "control_warmup": "controls/warmup",
+    "control_backbone": "controls/backbone", "control_warmup": "controls/warmup", "control_adapter": "controls/optional/adapter",
+    "control_lora": "controls/optional/lora", "control_refiner_lora": "controls/optional/refiner_lora",
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ class ModelFolder:
 def phase_at(path: Path) -> str | None:
     """Name the phase whose model lies at a place of the pipeline's own, ``outputs/joint`` for example; None elsewhere."""
     places = {("data", "backbone"): "backbone"} | {("outputs", *phase.split("/")): phase for phase in PHASES.values()}
-    return places.get(path.parts[-2:]) or places.get(path.parts[-3:])
+    return next((places[path.parts[-n:]] for n in (2, 3, 4) if path.parts[-n:] in places), None)
 
 
 def phase_folder(name: str, path: str | Path) -> ModelFolder:

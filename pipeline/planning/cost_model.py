@@ -2,6 +2,7 @@
 counted by the very code that training counts with. From prepared data the numbers are those that ``metrics.json`` will hold.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,7 +26,6 @@ from pipeline.data.extraction import STORED, token_bytes
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
 from pipeline.machine.runtime import Runtime
-from pipeline.models.lora import TRAINED
 from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus, some
 from pipeline.planning.cost import Cost
@@ -37,6 +37,7 @@ META = torch.device("meta")
 ORDER = {"backbone": 0, "warmup": 0, "joint": 1, "finetune": 2}  # what a stage adds to its seed for the order of its examples
 FIT = ("steps", "objective", "accumulation", "validate_every")
 MASKS = ("masking", "seed", "buckets")
+OPTIONAL = {"finetune", "control_adapter", "control_lora", "control_refiner_lora"}  # models that may be switched off
 LOOKED_AT = 16  # examples from which the cost of a forward pass is reckoned
 
 
@@ -77,7 +78,7 @@ class CostModel:
         work = draws * self.trunk_over("train", buckets) + self.trunk_over("validation", buckets)
         most = memory.peak(partial(self._trunk, batch_size, self.corpus.vocabulary.sequence))
         disk = (tokens["train"] * draws + tokens["validation"]) * token_bytes(self.backbone.architecture["dim"], dtype)
-        loaded = _size(self.backbone)
+        loaded = count_parameters(self.backbone)
         return Cost("extract", loaded, 0, loaded, memory.weights(self.backbone) + most, beside=work, disk=disk)
 
     def training(self, stage: str, model: Model) -> Cost:
@@ -85,7 +86,9 @@ class CostModel:
         if model is self.backbone:
             freeze_except(model, *self._arguments(stage, "unfreeze"))  # finetune, which shares it, has frozen something else
         whole = self.backbone if model is self.backbone else self.refined
-        sizes = Cost(stage, _size(whole), _size(model, trained=True), _size(model), memory.weights(model))
+        sizes = Cost(
+            stage, count_parameters(whole), count_parameters(model, trained=True), count_parameters(model), memory.weights(model)
+        )
         batch_size, seed = self._arguments(stage, "batch_size", "seed")
         fit = ginstate.arguments(f"stages.{stage}.run", "pipeline.training.loop.fit", FIT)
         if stage == "finetune" and fit is not None:
@@ -109,51 +112,47 @@ class CostModel:
         whole_memory = memory.training(model, most, self._validation_peak(stage, model, masks, dtype, fit["objective"]))
         return replace(sizes, memory=whole_memory, flops_per_step=a_step, flops=steps * a_step, beside=beside)
 
-    def controls(self, continued: Model, warmup: int, joint: int) -> Cost:
-        """The backbone trained on for warmup's and joint's operations, adapters in it for as many if they are on, and warmup
-        continued for joint's; the memory is that of the largest.
+    def control_memory(self, model: Model, masks_of: str, batch: str) -> int:
+        """Bytes that training a control takes, with what is frozen now: also the most that a step or a validation holds.
+
+        Args:
+            model: that is trained.
+            masks_of: the stage as whose its examples are masked, and whose states it reads: "controls" reads none.
+            batch: the setting of controls that says how many are in a microbatch.
         """
-        unfreeze, lora, fit_lora, seed = self._arguments("controls", "unfreeze_backbone", "lora", "fit_lora", "seed")
-        adapters, adapted_memory = 0, 0
-        if fit_lora is not None:
-            adapted = lora(self.backbone, _size(continued, trained=True), seed)
-            freeze_except(self.backbone, TRAINED)
-            adapters, adapted_memory = adapted.parameters(), self._control_memory()
-            adapted.remove()
-        freeze_except(self.backbone, unfreeze)
-        most = max(self._control_memory(), adapted_memory)
-        size = _size(self.backbone)
-        loaded, trained = (sum(_size(model, trained=which) for model in (self.backbone, continued)) for which in (False, True))
-        spent = warmup + 2 * joint + (warmup + joint if adapters else 0)
-        return Cost("controls", size + _size(self.refined) + adapters, trained + adapters, loaded + adapters, most, flops=spent)
-
-    def _control_memory(self) -> int:
-        """Bytes that training the backbone takes, with what is frozen now: also the most that a step or a validation holds."""
-        (batch_size,) = self._arguments("controls", "backbone_batch_size")
-        masks, _ = self._masks("controls")
-        batch = self._on_shapes(some(self.corpus.source("train", masks), batch_size), None)
-        model = memory.in_training(self.backbone)
-        work = partial(accumulate, model, Objective(model.n_steps), [batch], OnShapes(), sequences=batch_size)
+        masks, dtype = self._masks(masks_of)
+        batch_size, rates = self._arguments("controls", batch, "rates")
+        batch_of = self._on_shapes(some(self.corpus.source("train", masks), batch_size), dtype)
+        model = memory.in_training(model)
+        work = partial(accumulate, model, Objective(model.n_steps), [batch_of], OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
-        return memory.training(model, most, self._validation_peak("controls", model, masks, None, Objective))
+        whole = memory.training(model, most, self._validation_peak("controls", model, masks, dtype, Objective))
+        started = memory.size(weight for weight in model.parameters() if weight.requires_grad and len(rates) > 1)
+        return whole + started  # what each rate begins from
 
-    def evaluation(self, trained: Mapping[str, Model], *, with_finetune: bool) -> Cost:
+    def evaluation(
+        self, trained: Mapping[str, Model], optional: Mapping[str, tuple[Model, Sequence[Tensor]]], *, with_finetune: bool
+    ) -> Cost:
         """Every model on every measure, decode, answer and likelihood. They share the weights that no phase trained, and in looks
         at the same masked examples what runs below the split. What halting rules cost is left out.
 
         Args:
             trained: model of each phase, what it does not train frozen.
+            optional: controls that are switched on: whole, and what they do not share with the backbone.
             with_finetune: it takes steps.
         """
-        merged = self._merged()  # before evaluate's own settings are in force
         names = ("models", "measures", "decodes", "answers", "likelihood", "forgetting", "batch_size", "seed")
         models, measures, decodes, answers, likelihood, forgetting, size, seed = self._arguments("evaluate", *names)
         self.refined.set_steps(*self._arguments("evaluate", "recursion_steps"))  # what training takes was reckoned before
-        compared = [name for name in models if {"finetune": with_finetune, "control_lora": merged}.get(name, True)]
-        plain = 1 + sum(name in ("control_backbone", "control_lora") for name in compared)
-        refined = 1 + len(compared) - plain if self._has_fixed_shapes("evaluate", self.refined) else 0
+        off = OPTIONAL - {*optional, *(("finetune",) if with_finetune else ())}
+        compared = [name for name in models if name not in off]
+        whole = {"control_backbone": self.backbone} | {name: model for name, (model, _) in optional.items()}
+        evaluated = Counter([self.backbone, *(whole.get(name, self.refined) for name in compared)])
+        if not self._has_fixed_shapes("evaluate", self.refined):
+            del evaluated[self.refined]
         cut = bool(self.layer) and self.backbone.n_steps == 1
-        shared = max(0, refined - ("finetune" in compared)) if cut else 0  # models beside the frozen one that run its trunk
+        below = len([n for n in compared if n == "control_adapter" or n not in {"finetune", *whole}])  # run the frozen one's trunk
+        shared = below if cut and self.refined in evaluated else 0
         looks = [(split, ratio, len(self.corpus.splits[split])) for split, ratio in measures.values()]
         written = [(split, passes, examples) for split, passes, _, examples in decodes.values()]
         causal, alone = self.corpus.vocabulary.causal, list[tuple[str, float, int]]()
@@ -172,22 +171,16 @@ class CostModel:
         spared = shared * flops.count(partial(self._trunk, 1, sequence)) if shared else 0
         for (split, ratio, examples), saved in [*((look, spared) for look in looks), *((look, 0) for look in alone)]:
             batch = self._looked_at(split, ratio, seed)
-            whole = self._forward(self.refined, batch, refined) + self._forward(self.backbone, batch, plain)
-            work += examples * (whole - saved)
+            of_all = sum(self._forward(model, batch, n) for model, n in evaluated.items())
+            work += examples * (of_all - saved)
         for split, passes, examples in written:
             batch, rows = self._looked_at(split, 1.0, seed), min(examples, len(self.corpus.splits[split]))
-            work += passes * rows * (self._decoding(self.refined, batch, refined) + self._decoding(self.backbone, batch, plain))
+            work += passes * rows * sum(self._decoding(model, batch, n) for model, n in evaluated.items())
         of = {"control_backbone": self.backbone, "control_warmup": trained["controls"], **trained}
-        own = [tensor for name in compared for tensor in (merged if name == "control_lora" else memory.own(of[name]))]
+        own = [tensor for name in compared for tensor in (optional[name][1] if name in optional else memory.own(of[name]))]
         states = [self._trunk(size, sequence)] if shared else []
-        loaded = _size(self.backbone) + sum(tensor.numel() for tensor in own)
+        loaded = count_parameters(self.backbone) + sum(tensor.numel() for tensor in own)
         return Cost("evaluate", loaded, 0, loaded, memory.weights(self.backbone) + memory.size([*own, *states]), beside=work)
-
-    def _merged(self) -> list[Tensor]:
-        """The weights that the adapters' control does not share with the backbone; none if it is off."""
-        lora, fit_lora = self._arguments("controls", "lora", "fit_lora")
-        layers = {} if fit_lora is None else lora.sizes(self.backbone, 1)[0]
-        return [layer.weight.new_empty(layer.weight.shape, dtype=torch.float32) for layer in layers.values()]
 
     def _looked_at(self, split: str, ratio: float, seed: int) -> Batch:
         """A few of its examples with this share of each answer masked."""
@@ -300,5 +293,6 @@ class CostModel:
         return self.backbone.trunk(torch.zeros(rows, length, dtype=torch.int64, device=META), None, self.layer)
 
 
-def _size(model: nn.Module, *, trained: bool = False) -> int:
+def count_parameters(model: nn.Module, *, trained: bool = False) -> int:
+    """Count parameters, or those alone that are trained."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trained)

@@ -8,6 +8,7 @@ from components.backbones.backbone import BackboneModel
 from components.caching import gain
 from components.refined_lm import RefinedLM
 from pipeline.corpora.prepared import Prepared, Vocabulary
+from pipeline.planning.control_costs import ControlCosts
 from pipeline.planning.corpus import Corpus
 from pipeline.planning.cost import Cost
 from pipeline.planning.cost_model import CostModel
@@ -59,15 +60,16 @@ def plan(texts: Mapping[str, str]) -> Plan:
     """
     corpus, assumed = _corpus(texts)
     models = rehearsal.rehearse(texts, (corpus.vocabulary.size, corpus.vocabulary.sequence))
-    backbone, refined = models["backbone"], models["finetune"]
-    assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM)
+    backbone, refined, continued = models["backbone"], models["finetune"], models["controls"]
+    assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM) and isinstance(continued, RefinedLM)
     cost_model = CostModel(texts, corpus, backbone, refined)
     with Shapes():
         costs = {stage: cost_model.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
         warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
         costs["extract"] = cost_model.extraction()
-        costs["controls"] = cost_model.controls(models["controls"], warmup.flops, joint.flops)
-        costs["evaluate"] = cost_model.evaluation(models, with_finetune=costs["finetune"].steps > 0)
+        controls = ControlCosts(cost_model, continued)
+        costs["controls"] = controls.cost(warmup.flops, joint.flops)
+        costs["evaluate"] = cost_model.evaluation(models, controls.optional(), with_finetune=costs["finetune"].steps > 0)
         trunk = cost_model.trunk_over("train", ())
     epochs = warmup.epochs + joint.epochs
     config.load_text(texts["extract"], "extract")

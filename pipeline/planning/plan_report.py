@@ -9,10 +9,10 @@ from pipeline.machine.runtime import Runtime
 from pipeline.planning.cost import Cost
 from pipeline.planning.plan import Plan
 from pipeline.reporting.markdown import markdown
+from pipeline.reporting.markdown import with_unit as _si
 from pipeline.settings import config, ginstate
 from pipeline.training import flops
 
-UNITS = ("", " k", " M", " G", " T", " P", " E", " Z")
 MFU = 0.4  # share of a device's largest rate that training reaches, where none is given; sudoku4's warmup on a CPU: 0.37
 HEAD = ("stage", "parameters", "trained", "in memory", "memory", "steps", "epochs", "FLOPs a step", "FLOPs", "time", "disk")
 
@@ -96,18 +96,14 @@ def _row(cost: Cost, rate: float) -> list[str]:
     work = cost.flops + cost.beside
     steps = [f"{cost.steps:,}", f"{cost.epochs:.2f}", _si(cost.flops_per_step)] if cost.steps else [""] * 3
     memory = [_si(cost.parameters), _si(cost.trained), _si(cost.loaded), f"{_si(cost.memory)}B"]
-    return [cost.stage, *memory, *steps, _si(cost.flops or work), _time(work, rate), f"{_si(cost.disk)}B" if cost.disk else ""]
-
-
-def _si(value: float) -> str:
-    """
-    >>> [_si(value) for value in (0, 999, 8.02e9, 5.4e16)]
-    ['0', '999', '8.02 G', '54 P']
-    """
-    thousands = 0
-    while value >= 999.5:
-        value, thousands = value / 1000, thousands + 1
-    return f"{value:.3g}{UNITS[thousands]}"
+    return [
+        cost.stage,
+        *memory,
+        *steps,
+        _si(cost.flops or work),
+        _time(work, rate),
+        f"{_si(cost.disk)}B" if cost.disk else "",
+    ]
 
 
 def _time(work: float, rate: float) -> str:

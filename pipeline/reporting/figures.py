@@ -23,7 +23,8 @@ STYLE = {
 }  # fmt: skip
 COLOURS = plt.get_cmap("viridis")
 MODELS = {
-    "frozen": "#7f7f7f", "control_backbone": "#c49c94", "control_lora": "#8c6d5f",
+    "frozen": "#7f7f7f", "control_backbone": "#c49c94", "control_lora": "#8c6d5f", "control_adapter": "#b5bd61",
+    "control_refiner_lora": "#5a7d3a",
     "control_warmup": "#f2a65a", "warmup": "#4c9f9f", "joint": "#2b5c8a", "finetune": "#6b3f87",
 }  # fmt: skip
 

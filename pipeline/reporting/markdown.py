@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.reporting.intervals import is_clear
 
+UNITS = ("", " k", " M", " G", " T", " P", " E", " Z")
+
 
 def cell(value: Mapping[str, float]) -> str:
     """Show a mean with its interval, where it has one, in three decimals.
@@ -17,6 +19,18 @@ def cell(value: Mapping[str, float]) -> str:
         if k in value
     )
     return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def with_unit(value: float) -> str:
+    """Show a large number in three digits.
+
+    >>> [with_unit(value) for value in (0, 999, 8.02e9, 5.4e16)]
+    ['0', '999', '8.02 G', '54 P']
+    """
+    thousands = 0
+    while value >= 999.5:
+        value, thousands = value / 1000, thousands + 1
+    return f"{value:.3g}{UNITS[thousands]}"
 
 
 def bold_if_clear(value: Mapping[str, float]) -> str:

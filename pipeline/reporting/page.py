@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.shard_index import read_index
 from pipeline.files import write_atomic
 from pipeline.manifests import Manifest, check_inputs
 from pipeline.models.model_folder import CURVES, METRICS, ModelFolder, phase_folder
@@ -19,9 +20,21 @@ Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats 
 backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
 
 """
-OF_LORA = (
-    "`control_lora` is the frozen backbone with low-rank adapters, trained for the compute of `control_backbone`: {parameters:,} "
-    "parameters (rank {rank}) where warmup trains {compared_with:,}.\n\n"
+OF_OPTIONAL = {  # controls that can be switched on
+    "control_lora": "`control_lora` is the frozen backbone with low-rank adapters, trained for the compute of `control_backbone`: "
+    "{lora[parameters]:,} parameters (rank {lora[rank]}) where warmup trains {lora[compared_with]:,}.\n\n",
+    "control_adapter": "`control_adapter` has one block without recursion in the refiner's place, of {parameters[trainable]:,} "
+    "parameters, trained on the same states for warmup's compute.\n\n",
+    "control_refiner_lora": "`control_refiner_lora` is warmup's refiner trained on together with low-rank adapters below it, "
+    "{lora[parameters]:,} parameters (rank {lora[rank]}), for joint's compute.\n\n",
+}
+OF_COSTS = (
+    "*training TFLOP*: on top of the backbone's own. *FLOPs an answer*: of one parallel decode of the headline with all recursion "
+    "steps. *cache bytes*: states that extract stored, for models that were trained from them.\n\n"
+)
+OF_RATES = (
+    "Each control was trained once with every multiplier of its learning rate, for as many steps; the best on validation (bold) is "
+    "the one above.\n\n"
 )
 CAPTIONS = {
     "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
@@ -51,13 +64,13 @@ OPTIONAL = {  # metrics that only some evaluations hold: title, explanation and 
 }
 
 
-def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
+def report(out: Path, evaluation: Path, shards: Path, phases: Mapping[str, str]) -> str:
     """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
     manifest = Manifest(evaluation / METRICS, "evaluate", "evaluate")
     metrics, trace = manifest.content, manifest.json("trace.json")
     folders = {name: phase_folder(name, phases[name]) for name in sorted(phases, key=["backbone", *figures.MODELS].index)}
     _check_evaluated(manifest, folders)
-    trained = {name: folder.metrics() for name, folder in folders.items()}
+    trained = {name: {**folder.metrics(), "cache_bytes": _stored(folder, shards)} for name, folder in folders.items()}
     curve = {name: curves.read(folder.manifest.verify(CURVES)) for name, folder in folders.items() if trained[name]["steps"]}
     models = {name: metrics["models"][name] for name in figures.MODELS if name in metrics["models"]}
     rendering = rendering_of(trace["rendering"])
@@ -84,6 +97,7 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
     sections = {
         "Differences, paired": f"Bold: the interval is clear of zero.\n\n{tables.differences(metrics['differences'], measures)}",
         "Whole answers, decoded in several passes": tables.decodes(models),
+        **({"Learning rates": OF_RATES + tables.rates(searched)} if (searched := _searched(trained)) else {}),
         **optional(models),
         "After each recursion step": tables.steps(models),
         "Halting": tables.halting(models),
@@ -91,10 +105,28 @@ def report(out: Path, evaluation: Path, phases: Mapping[str, str]) -> str:
         "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
     }
     warnings = "".join(f"**{line}**\n\n" for line in without_result(metrics.get("lost_references", {})))
-    lora = OF_LORA.format(**trained["control_lora"]["lora"]) if "control_lora" in models else ""
-    page = HEAD + warnings + lora + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
+    controls = "".join(text.format(**trained[name]) for name, text in OF_OPTIONAL.items() if name in models)
+    page = HEAD + warnings + controls + OF_COSTS + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
     write_atomic(out / "report.md", page.encode())
     return table
+
+
+def _stored(folder: ModelFolder, shards: Path) -> int:
+    """Bytes of the states that a phase was trained from; 0 where it read none.
+
+    Raises:
+        DataError: the shards are damaged, or others than it read.
+    """
+    if "extract" not in folder.manifest.inputs:
+        return 0
+    index = read_index(shards)
+    check_inputs(folder.path, folder.manifest.inputs, {"extract": index["fingerprint"]}, shards, folder.stage)
+    return sum(shard["bytes"] for shard in index["shards"])
+
+
+def _searched(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainings of each phase whose learning rate was chosen on validation."""
+    return {name: metrics for name, metrics in trained.items() if "rates" in metrics}
 
 
 def _check_evaluated(evaluation: Manifest, folders: Mapping[str, ModelFolder]) -> None:

@@ -5,8 +5,13 @@ from itertools import zip_longest
 from typing import Any
 
 from pipeline.reporting.intervals import compares_exact
-from pipeline.reporting.markdown import bold_if_clear, cell, markdown
+from pipeline.reporting.markdown import bold_if_clear, cell, markdown, with_unit
 
+CHAINS = {  # phases that a model was trained by, one after the other
+    "frozen": [], "warmup": ["warmup"], "joint": ["warmup", "joint"], "finetune": ["warmup", "joint", "finetune"],
+    "control_backbone": ["control_backbone"], "control_lora": ["control_lora"], "control_adapter": ["control_adapter"],
+    "control_warmup": ["warmup", "control_warmup"], "control_refiner_lora": ["warmup", "control_refiner_lora"],
+}  # fmt: skip
 METRICS = {"exact": "exact", "token_accuracy": "token accuracy", "nll": "nll"}
 
 
@@ -16,15 +21,21 @@ def headline_metric(models: Mapping[str, Any]) -> str:
 
 
 def results(models: Mapping[str, Any], measures: Sequence[str], trained: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a model: compute spent after the backbone, then each measure's metrics with 95 % intervals."""
+    """One row a model: what it costs beside the frozen backbone, then each measure's metrics with 95 % intervals.
+
+    Args:
+        models: metrics of each model.
+        measures: names.
+        trained: ``metrics.json`` of each phase, with ``cache_bytes``, the states that it read.
+    """
     exact = {m: compares_exact(measured[m]["exact"]["mean"] for measured in models.values()) for m in measures}
-    header = ["model", "training TFLOP"]
+    header = ["model", "training TFLOP", "trained parameters", "FLOPs an answer", "cache bytes"]
     for measure in measures:
         header += [f"{measure} exact"] if exact[measure] else []
         header += [f"{measure} nll", f"{measure} tokens right"]
     rows = []
     for name, measured in models.items():
-        row = [name, _compute(name, trained)]
+        row = [name, *_costs(name, measured, trained)]
         for measure in measures:
             values = measured[measure]
             row += [cell(values["exact"])] if exact[measure] else []
@@ -33,13 +44,32 @@ def results(models: Mapping[str, Any], measures: Sequence[str], trained: Mapping
     return markdown([header, *rows])
 
 
-def _compute(name: str, trained: Mapping[str, Mapping[str, Any]]) -> str:
-    """Training compute on top of the frozen backbone's, in 10^12 floating-point operations."""
-    chain = {
-        "frozen": [], "warmup": ["warmup"], "joint": ["warmup", "joint"], "finetune": ["warmup", "joint", "finetune"],
-        "control_backbone": ["control_backbone"], "control_lora": ["control_lora"], "control_warmup": ["warmup", "control_warmup"],
-    }[name]  # fmt: skip
-    return f"{sum(trained[phase]['flops'] for phase in chain) / 1e12:.2f}"
+def _costs(name: str, measured: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Training compute on top of the frozen backbone's, in 10^12 floating-point operations, with that of a search for the learning
+    rate; parameters that the last phase trained; operations of an answer; and what was stored for training.
+    """
+    chain = [trained[phase] for phase in CHAINS[name]]
+    compute = sum(phase["flops"] for phase in chain)
+    searched = sum(phase.get("search_flops", phase["flops"]) for phase in chain)
+    text = f"{compute / 1e12:.2f}" + (f" ({searched / 1e12:.2f} with search)" if searched != compute else "")
+    parameters = chain[-1]["parameters"]["trainable"] if chain else 0
+    cached = max((phase["cache_bytes"] for phase in chain), default=0)
+    return [text, f"{parameters:,}", with_unit(measured["flops_per_answer"]), with_unit(cached)]
+
+
+def rates(searched: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row a phase: the best validation loss with each multiplier of its learning rate, the chosen one bold."""
+    multipliers = sorted({trial["rate"] for metrics in searched.values() for trial in metrics["rates"]})
+    rows = [["model", *(f"x {rate:g}" for rate in multipliers), "TFLOP of all"]]
+    for name, metrics in searched.items():
+        losses = {trial["rate"]: _loss(trial["best_loss"]) for trial in metrics["rates"]}
+        losses[metrics["rate"]] = f"**{losses[metrics['rate']]}**"
+        rows.append([name, *(losses.get(rate, "") for rate in multipliers), f"{metrics['search_flops'] / 1e12:.2f}"])
+    return markdown(rows)
+
+
+def _loss(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def decodes(models: Mapping[str, Any]) -> str:
@@ -52,11 +82,14 @@ def decodes(models: Mapping[str, Any]) -> str:
     header = ["model"]
     for name, key in entries:
         passes = f"{name}, {key.removeprefix('decode_')} passes"
-        header += [f"{passes}: exact", f"{passes}: tokens right"]
+        header += [f"{passes}: exact", f"{passes}: tokens right", f"{passes}: FLOPs an answer"]
     rows = [header]
     for model, measured in models.items():
         values = [measured[name][key] for name, key in entries]
-        rows.append([model, *(cell(value[metric]) for value in values for metric in ("exact", "token_accuracy"))])
+        row = [model]
+        for value in values:
+            row += [cell(value["exact"]), cell(value["token_accuracy"]), with_unit(value["flops_per_answer"])]
+        rows.append(row)
     return markdown(rows)
 
 

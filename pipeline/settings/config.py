@@ -22,6 +22,7 @@ from pipeline.files import absence
 from pipeline.settings import ginstate
 from pipeline.settings.canonical import canonical
 from pipeline.settings.ginfiles import Key, Namespace, check_text, namespace, parse_value, scan
+from pipeline.settings.given import GIVEN
 from pipeline.settings.layers import UNUSED, files_of_layers, preset_claims
 from pipeline.settings.params import Binding, Params, hint
 
@@ -97,7 +98,7 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     claims = {binding.origin: (key in used, UNUSED) for key, binding in common}
     claims |= {s.origin: (names.key(s.key) in used, UNUSED) for file in layers["common"] for s in file.scan.bindings}
     claims |= {origin: (False, complaint) for origin, complaint in elsewhere.values()}
-    of_preset, reached = preset_claims(layers, names, used, mentioned, ginstate.GIVEN.get(run, {}))
+    of_preset, reached = preset_claims(layers, names, used, mentioned, GIVEN.get(run, {}))
     return Resolved(canonical(gin.config_str, ginstate.line_width()), claims | of_preset, reached)
 
 

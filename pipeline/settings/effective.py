@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.settings import ginstate
 from pipeline.settings.canonical import only_used_imports
 from pipeline.settings.ginfiles import MACRO, parse_value
+from pipeline.settings.given import GIVEN
 from pipeline.settings.params import dump
 
 Settings = dict[str, dict[str, Any]]
@@ -32,7 +33,7 @@ def settings(root: str) -> Settings:
         for name, parameter in inspect.signature(ginstate.wrapped(call.selector)).parameters.items():
             if name in call.bindings:
                 values[name] = ginstate.value_of(call.bindings[name], Source)[0]
-            elif _has_form(parameter.default) and (call.selector, name) not in ginstate.GIVEN.get(root, {}):
+            elif _has_form(parameter.default) and (call.selector, name) not in GIVEN.get(root, {}):
                 values[name] = parameter.default
         if values:
             in_effect[call.name] = values

@@ -16,14 +16,10 @@ from gin import config as gin_config
 from pipeline.errors import ConfigError
 from pipeline.settings import typecheck
 from pipeline.settings.ginfiles import MACRO, Key
+from pipeline.settings.given import GIVEN
 from pipeline.settings.params import Binding, hint
 from pipeline.settings.typecheck import annotation, broken_range, coerced, describe, fits, items_with_annotations
 
-_STEPS = ("pipeline.training.loop.fit", "steps")
-GIVEN = {  # by stage: what it passes itself, so that a binding has no effect, and what says it instead
-    "stages.finetune.run": {_STEPS: "finetune.run.steps says how many steps it takes"},
-    "stages.controls.run": {_STEPS: "controls take as many steps as the compute of the phases pays that they are compared with"},
-}
 DEEPEST = 20  # scopes within scopes; more is a circle
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from components.backbones.backbone import BackboneModel
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.split import split_layer, tail_of
 from components.inference.answers import Answers
@@ -22,6 +23,7 @@ from components.model import Model
 from components.refined_lm import RefinedLM
 from components.training.freezing import freeze_except
 from pipeline.corpora.corpus import Corpus
+from pipeline.data import sources
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
@@ -71,8 +73,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 _freeze(stage, model, layer_norms=norms)
                 _check_rows(stage, corpus)
                 models[stage] = model
-    with _stage("controls", texts):
-        _check_lora(backbone, models["warmup"])
+        with _stage("controls", texts):
+            _check_controls(backbone, models["warmup"], split, corpus)
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
         _check_halts(models["warmup"])
@@ -175,12 +177,32 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
         _check_warmup(stage, bindings["steps"] if stage != "finetune" else _argument(stage, "steps"))
 
 
-def _check_lora(backbone: Model, warmup: Model) -> None:
-    """What the control of adapters would refuse, if it is on."""
-    if _argument("controls", "fit_lora") is not None:
-        _argument("controls", "lora").check(backbone, parameters_to_train(warmup))
-        with ginstate.within("stages.controls.run", "fit_lora") as bindings:
-            _ = "objective" in bindings and bindings["objective"](backbone.n_steps)
+def _check_controls(backbone: BackboneModel, warmup: Model, split: int, corpus: Corpus) -> None:
+    """What the controls that can be switched on would refuse, those that are on; and rates that are none."""
+    rates, parameters = _argument("controls", "rates"), parameters_to_train(warmup)
+    if not rates or len(set(rates)) < len(rates):
+        raise ConfigError(f"controls.run.rates must name each rate once, and at least one, got {list(rates)}; (1.0,) = no search")
+    if _is_on("fit_adapter"):
+        adapter = _argument("controls", "adapter")(dim=backbone.architecture["dim"], parameters=parameters)
+        _check_loop("fit_adapter", RefinedLM(tail_of(backbone, split), adapter), corpus, "batch_size")
+    if _is_on("fit_lora"):
+        _argument("controls", "lora").check(backbone, parameters)
+        _check_loop("fit_lora", backbone, corpus, "backbone_batch_size")
+    if _is_on("fit_refiner_lora"):
+        everywhere = inspect.unwrap(_argument("controls", "refiner_lora_states")) is inspect.unwrap(sources.tokens)
+        _argument("controls", "lora").check(backbone if everywhere else tail_of(backbone, split), parameters)
+        _check_loop("fit_refiner_lora", warmup, corpus, "batch_size")
+
+
+def _is_on(fit: str) -> bool:
+    return _argument("controls", fit) is not None
+
+
+def _check_loop(fit: str, model: Model, corpus: Corpus, batch_size: str) -> None:
+    """Make the objective of an optional control, and count the rows of its steps."""
+    with ginstate.within("stages.controls.run", fit) as bindings:
+        _ = "objective" in bindings and bindings["objective"](model.n_steps)
+    _check_rows("controls", corpus, fit, batch_size)
 
 
 def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:

@@ -98,7 +98,7 @@ def fit(
     with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated:
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in next(batches)]
-            set_lr(optimise, _multiplier(schedule, step, steps, bar.label))
+            set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))
             values = gradient(micro=micro, step=step, progress=step / steps, statistics=True)
             norm, refused = guard.step(step, values["loss"])
             average.update()

@@ -11,6 +11,8 @@ import torch
 
 from components.backbones.backbone import BackboneModel
 from components.model import Model
+from components.refined_lm import RefinedLM
+from components.refiners.core import Core
 from components.training.freezing import Table, by_module, freeze_except
 from pipeline.data.batches import Source
 from pipeline.data.loading import TrainLoader, in_order
@@ -19,6 +21,7 @@ from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
 from pipeline.models.model_folder import CURVES, METRICS, UNFINISHED, ModelFolder, seal
+from pipeline.training import rate_search
 from pipeline.training.train_state import TrainRun, TrainState
 
 
@@ -38,6 +41,7 @@ def run_phase(
     validation_batch_size: int = 256,
     seed: int,
     matched: Sequence[ModelFolder] = (),
+    rates: Sequence[float] = (1.0,),
     facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Train ``model`` on ``sources("train")``, keep the best on ``sources("validation")``, write ``metrics.json`` and seal
@@ -58,6 +62,7 @@ def run_phase(
         validation_batch_size: sequences that are validated together.
         seed: of the order of the examples.
         matched: phases whose floating-point operations are to be spent; none: the loop's number of steps are taken.
+        rates: multipliers of the learning rates; of several the best on validation is taken (``pipeline.training.rate_search``).
         facts: that ``metrics.json`` holds too.
 
     Raises:
@@ -76,14 +81,40 @@ def run_phase(
     validation = partial(in_order, sources("validation"), validation_batch_size)
     if not rank():
         write_atomic(out / UNFINISHED, b"")
-    result = fit(TrainRun(name, model, training, validation, out, save, runtime), **limit)
+    searched = rate_search.search(TrainRun(name, model, training, validation, out, save, runtime), rates, partial(fit, **limit))
     if rank():
         return
+    result, facts = searched.result, {**facts, **searched.facts()}
     parameters = {"total": frozen.total, "trainable": frozen.trainable}
     write_json(out / METRICS, {**asdict(result), "flops": result.flops, "parameters": parameters, **facts})
     data = {examples.stage: examples.fingerprint} if examples.fingerprint else {}
     seal(out, name, {**data, **{folder.manifest.writer: folder.manifest.digest for folder in matched}})
     (out / UNFINISHED).unlink()
+
+
+def with_new_refiner(
+    name: str, tail: BackboneModel, make: Callable[..., Core], source: Source, batch_size: int, seed: int, runtime: Runtime
+) -> RefinedLM:
+    """Put a refiner with its first weights over a backbone.
+
+    Args:
+        name: of the phase.
+        tail: of the backbone.
+        make: makes the refiner from ``dim``; its other sizes are bound.
+        source: whose first rows tell how large the states are that it will see.
+        batch_size: how many of them are looked at.
+        seed: of its weights.
+        runtime: where it computes.
+
+    Raises:
+        ConfigError: the refiner does not fit the backbone.
+    """
+    try:
+        model = RefinedLM(tail, make(dim=tail.architecture["dim"]))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    model.refiner.init_weights(hidden_rms(tail, source, batch_size, runtime), torch.Generator().manual_seed(seed))
+    return model
 
 
 @torch.no_grad()

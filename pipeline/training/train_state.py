@@ -32,6 +32,7 @@ class TrainRun:
         out: folder of ``curves.csv``.
         save: writes the model as it stands; called with the averaged weights in place.
         runtime: device and precision.
+        rate: multiplier of the optimizer's learning rates (``pipeline.training.rate_search``).
     """
 
     name: str
@@ -41,6 +42,7 @@ class TrainRun:
     out: Path
     save: Callable[[], None]
     runtime: Runtime
+    rate: float = 1.0
 
 
 @dataclass

@@ -143,7 +143,7 @@ def test_metrics_keep_their_contract(finished):
             assert value["low"] <= value["mean"] <= value["high"]
         assert len(models[model]["exact_by_step"]) == (1 if model in ("frozen", "control_backbone") else 4)
     assert metrics["differences"]["warmup - frozen"]["test_5"]["nll"]["n"] == 30
-    assert set(models["warmup"]["test_5"]["decode_2"]) == {"exact", "token_accuracy"}
+    assert set(models["warmup"]["test_5"]["decode_2"]) == {"exact", "token_accuracy", "flops_per_answer"}
 
 
 def test_samples_are_readable(finished):

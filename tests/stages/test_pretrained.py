@@ -55,7 +55,8 @@ def checkpoint_of(layout, change=lambda config, shapes: (config, shapes)):
 def finished(tmp_path_factory):
     """A workspace after every stage."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    return run_over(folder, "gsm8k_llada", checkpoint_of("llada"), ("configure", *TRAINING), BINDINGS)
+    on = {"REFINER_LORA_FIT": "@with_refiner/loop.fit"}
+    return run_over(folder, "gsm8k_llada", checkpoint_of("llada"), ("configure", *TRAINING), {**BINDINGS, **on})
 
 
 @pytest.mark.slow
@@ -64,7 +65,7 @@ def test_its_kin_go_the_same_way(tmp_path, layout):
     folder = run_over(tmp_path / "run", f"gsm8k_{layout}", checkpoint_of(layout), ("configure", *TRAINING), BINDINGS)
     evaluated = json.loads((folder / "outputs/evaluate/metrics.json").read_text())["models"]
     assert {"frozen", "warmup", "joint"} <= set(evaluated) and evaluated["joint"]["nll"] != evaluated["warmup"]["nll"]
-    adapted = json.loads((folder / "outputs/controls/lora/metrics.json").read_text())["lora"]
+    adapted = json.loads((folder / "outputs/controls/optional/lora/metrics.json").read_text())["lora"]
     assert (
         adapted["layers"] == 3 * {"llada_moe": 4, "dream": 7}[layout]
         and evaluated["control_lora"]["nll"] != evaluated["frozen"]["nll"]
@@ -114,9 +115,9 @@ def metrics_of(folder):
 
 
 def test_adapters_are_a_control_of_equal_compute_and_parameters(inside):
-    phases = {name: metrics_of(name) for name in ("warmup", "joint", "controls/lora")}
+    phases = {name: metrics_of(name) for name in ("warmup", "joint", "controls/optional/lora")}
     spent = phases["warmup"]["flops"] + phases["joint"]["flops"]
-    control, refiner = phases["controls/lora"], phases["warmup"]["parameters"]["trainable"]
+    control, refiner = phases["controls/optional/lora"], phases["warmup"]["parameters"]["trainable"]
     assert abs(control["flops"] - spent) <= control["flops_per_step"] / 2
     each = 3 * (4 * 2 * 16 + 3 * (16 + 24))  # parameters of a rank: four square matrices of a layer, three of its MLP
     nearest = min(range(1, 17), key=lambda rank: abs(rank * each - refiner))
@@ -125,7 +126,7 @@ def test_adapters_are_a_control_of_equal_compute_and_parameters(inside):
     }  # fmt: skip
     assert control["parameters"]["trainable"] == nearest * each
     backbone = Backbone("data/backbone")
-    before, after = backbone.model().state_dict(), load_model("outputs/controls/lora", backbone, "controls").state_dict()
+    before, after = backbone.model().state_dict(), load_model("outputs/controls/optional/lora", backbone, "controls").state_dict()
     ranks = {name: torch.linalg.matrix_rank((after[name] - before[name]).double(), atol=1e-6) for name in before
              if not torch.equal(after[name], before[name])}  # fmt: skip
     assert list(after) == list(before) and len(ranks) == 21 and max(ranks.values()) == nearest
@@ -135,15 +136,25 @@ def test_adapters_are_evaluated_and_reported_beside_the_other_controls(inside):
     evaluated = metrics_of("evaluate")
     assert len({evaluated["models"][name]["nll"]["mean"] for name in ("frozen", "control_backbone", "control_lora")}) == 3
     assert {"joint - control_lora", "warmup - control_lora"} <= set(evaluated["differences"])
-    page, numbers = (inside / "outputs/report/report.md").read_text(), metrics_of("controls/lora")["lora"]
+    page, numbers = (inside / "outputs/report/report.md").read_text(), metrics_of("controls/optional/lora")["lora"]
     assert f"{numbers['parameters']:,} parameters (rank {numbers['rank']}) where warmup trains" in page.replace("\n", " ")
     assert "\n- joint - control_lora: " in page and "| control_lora " in (inside / "outputs/report/table.md").read_text()
 
 
+def test_refiner_and_adapters_together_are_evaluated_reported_and_answer(inside):
+    control, compared = metrics_of("controls/optional/refiner_lora"), metrics_of("evaluate")
+    assert abs(control["flops"] - metrics_of("joint")["flops"]) <= control["flops_per_step"] / 2
+    assert {"joint - control_refiner_lora", "control_refiner_lora - control_lora"} <= set(compared["differences"])
+    assert len(compared["models"]["control_refiner_lora"]["nll_by_step"]) == 2
+    page = (inside / "outputs/report/report.md").read_text()
+    assert f"{control['lora']['parameters']:,} parameters (rank {control['lora']['rank']}), for joint's compute" in page
+    assert Generator("outputs/controls/optional/refiner_lora", length=6)(QUESTIONS[0]).evaluations >= 1
+
+
 def test_the_control_of_adapters_is_exported_and_answers_without_peft(inside, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    answer = Generator("outputs/controls/lora", length=6)(QUESTIONS[0])
-    assert main(["export", "--model=outputs/controls/lora", "--out=alone"]) == 0
+    answer = Generator("outputs/controls/optional/lora", length=6)(QUESTIONS[0])
+    assert main(["export", "--model=outputs/controls/optional/lora", "--out=alone"]) == 0
     assert Generator("alone", length=6)(QUESTIONS[0]).text == answer.text and 1 <= answer.evaluations <= 6
 
 
@@ -151,14 +162,16 @@ def test_what_was_planned_is_what_was_done(inside):
     found = {
         cost.stage: cost for cost in planning.plan(config.resolve_all(SECTIONS, params.read(Path("params.yaml"), SECTIONS))).costs
     }
-    told = [metrics_of(f"controls/{name}") for name in ("backbone", "lora", "warmup")]
+    told = [metrics_of(f"controls/{name}") for name in ("backbone", "warmup", "optional/lora", "optional/refiner_lora")]
     half_steps = sum(run["flops_per_step"] for run in told) / 2
     assert abs(found["controls"].flops - sum(run["flops"] for run in told)) <= half_steps
     assert found["controls"].trained == sum(run["parameters"]["trainable"] for run in told)
     linear = 3 * (4 * 16 * 16 + 3 * 16 * 24)  # merged weights of the adapted layers are the control's own
     whole = told[0]["parameters"]["total"]
-    own = 2 * metrics_of("warmup")["parameters"]["trainable"] + metrics_of("joint")["parameters"]["trainable"]
-    assert found["evaluate"].loaded == 2 * whole + own + linear
+    own = 3 * metrics_of("warmup")["parameters"]["trainable"] + metrics_of("joint")["parameters"]["trainable"]
+    assert (
+        found["evaluate"].loaded == 2 * whole + own + linear + linear // 3
+    )  # beside a refiner they are in the last layer of three
     for phase in ("warmup", "joint"):
         metrics, cost = json.loads((inside / f"outputs/{phase}/metrics.json").read_text()), found[phase]
         assert (cost.flops_per_step, cost.flops) == (metrics["flops_per_step"], metrics["flops_per_step"] * metrics["steps"])

@@ -6,10 +6,11 @@ def value(mean, half=0.01, n=30):
 
 
 def model(exact, nll, by_step=(1.0,), decode=None):
-    measure = {"exact": value(exact), "nll": value(nll), "token_accuracy": value(0.5)}
-    measure |= {"decode_8": {"exact": value(decode), "token_accuracy": value(0.5)}} if decode is not None else {}
+    measure = {"exact": value(exact), "nll": value(nll), "token_accuracy": value(0.5), "flops_per_answer": 3_000_000}
+    if decode is not None:
+        measure["decode_8"] = {"exact": value(decode), "token_accuracy": value(0.5), "flops_per_answer": 24_000_000}
     steps = {f"{k}_by_step": [value(x) for x in by_step] for k in ("nll", "exact", "token_accuracy")}
-    return {"test": measure, "exact": value(exact), "nll": value(nll), **steps}
+    return {"test": measure, "exact": value(exact), "nll": value(nll), "flops_per_answer": 3_000_000, **steps}
 
 
 def pair(exact, nll, half=0.01):

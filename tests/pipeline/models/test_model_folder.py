@@ -66,7 +66,8 @@ def test_a_folder_without_a_model_names_the_stage_that_writes_it(tmp_path):
 PLACES = [
     ("data/backbone", "backbone"), ("outputs/joint", "joint"), ("/any/outputs/controls/warmup", "controls/warmup"),
     ("outputs/controls/backbone", "controls/backbone"), ("backbone", None), ("outputs/mine", None), ("runs/joint", None),
-    ("outputs/joint/backbone", None), ("", None),
+    ("outputs/joint/backbone", None), ("", None), ("outputs/controls/optional/lora", "controls/optional/lora"),
+    ("/any/outputs/controls/optional/adapter", "controls/optional/adapter"), ("outputs/optional/lora", None),
 ]  # fmt: skip
 
 

@@ -94,6 +94,18 @@ def test_controls_spend_what_they_are_compared_with(plan, finished):
     assert of(plan, "controls").trained == sum(run["parameters"]["trainable"] for run in told)
 
 
+def test_the_control_without_recursion_and_a_search_are_planned(plan_of, plan, finished):
+    on = plan_of(folder=finished, common={"ADAPTER_FIT": "@without_recursion/loop.fit", "CONTROL_RATES": [0.5, 1.0, 2.0]})
+    warmup, joint, controls, without = of(plan, "warmup"), of(plan, "joint"), of(on, "controls"), of(plan, "controls")
+    assert controls.flops == 3 * (without.flops + warmup.flops) == 3 * (2 * warmup.flops + 2 * joint.flops)
+    adapter = controls.trained - without.trained
+    assert warmup.trained - 33 < adapter <= warmup.trained and controls.parameters - without.parameters == adapter
+    assert controls.memory == without.memory + 4 * of(plan, "backbone").trained  # the largest's weights, to begin from again
+    evaluate, plain = of(on, "evaluate"), of(plan, "evaluate")
+    assert evaluate.loaded - plain.loaded == adapter
+    assert 0 < evaluate.beside - plain.beside < plain.beside / 2  # one model of five more, of one step
+
+
 def test_the_cache_is_as_large_as_what_extract_writes(plan, finished):
     told, cost = metrics(finished, "data/shards"), of(plan, "extract")
     beside = told["bytes"] - cost.disk  # headers of tars and blocks, and uids: fixed parts of small shards
@@ -275,6 +287,20 @@ def test_adapters_are_planned_beside_the_backbone_trained_on(pretrained):
     evaluate, plain = of(on, "evaluate"), of(off, "evaluate")
     assert evaluate.loaded - plain.loaded == linear and evaluate.memory - plain.memory == 4 * linear  # merged, in float32
     assert evaluate.beside > plain.beside
+
+
+@pytest.mark.parametrize(("states", "layers"), [("@sources.cached", 1), ("@sources.tokens", 3)])
+def test_refiner_and_adapters_together_are_planned(pretrained, states, layers):
+    sizes = {**LLADA, "vocab_size": 400, "embedding_size": 400}
+    few = {"LORA_FIT": None, "lora.Lora.rank": 2, "REFINER_LORA_STATES": states}
+    on, off = pretrained(sizes, **few, REFINER_LORA_FIT="@with_refiner/loop.fit"), pretrained(sizes, **few)
+    warmup, joint, controls, without = of(on, "warmup"), of(on, "joint"), of(on, "controls"), of(off, "controls")
+    adapters = 2 * layers * (4 * 2 * 16 + 3 * (16 + 24))
+    assert controls.trained - without.trained == controls.loaded - without.loaded == warmup.trained + adapters
+    assert controls.flops - without.flops == joint.flops
+    merged = layers * (4 * 16**2 + 3 * 16 * 24)
+    assert of(on, "evaluate").loaded - of(off, "evaluate").loaded == warmup.trained + merged
+    assert of(on, "finetune") == of(off, "finetune") and of(on, "evaluate").beside > of(off, "evaluate").beside
 
 
 def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):

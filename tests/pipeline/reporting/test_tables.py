@@ -5,10 +5,22 @@ import pytest
 from pipeline.reporting import tables
 from tests.support.handmade import cells, model, pair, retained, value
 
+COSTS = ["training TFLOP", "trained parameters", "FLOPs an answer", "cache bytes"]
+
+
+def phase(flops, trainable, cache_bytes=0, **more):
+    return {"flops": flops, "steps": 5, "parameters": {"trainable": trainable}, "cache_bytes": cache_bytes, **more}
+
+
+TRIALS = [{"rate": 0.5, "best_loss": 1.25}, {"rate": 1.0, "best_loss": 1.125}, {"rate": 2.0, "best_loss": None}]
 TRAINED = {
-    "warmup": {"flops": 2e12, "steps": 5},
-    "joint": {"flops": 1e12, "steps": 5},
-    "control_warmup": {"flops": 4e12, "steps": 9},
+    "warmup": phase(2e12, 4000, 5_000_000),
+    "joint": phase(1e12, 7000, 5_000_000),
+    "finetune": phase(0.5e12, 90_000),
+    "control_warmup": phase(4e12, 4000, 5_000_000),
+    "control_adapter": phase(2e12, 3990, 5_000_000),
+    "control_refiner_lora": phase(1e12, 8000, rate=1.0, rates=TRIALS, search_flops=3e12),
+    "control_lora": phase(3e12, 4100, rate=1.0, rates=TRIALS[:2], search_flops=6e12),
 }
 
 
@@ -20,15 +32,15 @@ def test_steps_are_a_column_per_refined_model(models):
 
 def test_the_results_table_has_a_row_a_model(models):
     table = cells(tables.results(models, ["test"], TRAINED))
-    assert table[0] == ["model", "training TFLOP", "test exact", "test nll", "test tokens right"]
-    assert table[2] == ["frozen", "0.00", ".250 [.240, .260]", "1.500 [1.490, 1.510]", ".500 [.490, .510]"]
-    assert table[3][:3] == ["warmup", "2.00", ".750 [.740, .760]"]
+    assert table[0] == ["model", *COSTS, "test exact", "test nll", "test tokens right"]
+    frozen = ["frozen", "0.00", "0", "3 M", "0", ".250 [.240, .260]", "1.500 [1.490, 1.510]", ".500 [.490, .510]"]
+    assert table[2] == frozen and table[3][:6] == ["warmup", "2.00", "4,000", "3 M", "5 M", ".750 [.740, .760]"]
 
 
 def test_decoded_answers_have_a_table_of_their_own(models):
     table = cells(tables.decodes(models))
-    assert table[0] == ["model", "test, 8 passes: exact", "test, 8 passes: tokens right"]
-    assert table[2] == ["frozen", ".350 [.340, .360]", ".500 [.490, .510]"] and table[3][1] == ".800 [.790, .810]"
+    assert table[0] == ["model", *(f"test, 8 passes: {what}" for what in ("exact", "tokens right", "FLOPs an answer"))]
+    assert table[2] == ["frozen", ".350 [.340, .360]", ".500 [.490, .510]", "24 M"] and table[3][1] == ".800 [.790, .810]"
 
 
 def test_a_table_of_decoded_answers_has_rows_or_is_words(models):
@@ -37,17 +49,34 @@ def test_a_table_of_decoded_answers_has_rows_or_is_words(models):
     assert tables.decodes(models) == "None was asked for.\n"
 
 
-def test_training_compute_adds_up_along_the_chain(models):
-    models |= {"joint": models["warmup"], "control_warmup": models["warmup"]}
-    table = cells(tables.results(models, ["test"], TRAINED))
-    assert [row[1] for row in table[2:]] == ["0.00", "2.00", "3.00", "6.00"]
+def test_costs_add_up_along_the_chain(models):
+    """Compute and the search for a rate add up; parameters are those of the last phase; states are stored once."""
+    names = ("joint", "finetune", "control_warmup", "control_adapter", "control_refiner_lora", "control_lora")
+    models |= {name: models["warmup"] for name in names}
+    table = {row[0]: row[1:5] for row in cells(tables.results(models, ["test"], TRAINED))[2:]}
+    assert {name: row[0] for name, row in table.items()} == {
+        "frozen": "0.00", "warmup": "2.00", "joint": "3.00", "finetune": "3.50", "control_warmup": "6.00",
+        "control_adapter": "2.00", "control_refiner_lora": "3.00 (5.00 with search)",
+        "control_lora": "3.00 (6.00 with search)",
+    }  # fmt: skip
+    assert [table[name][1] for name in ("joint", "finetune", "control_adapter")] == ["7,000", "90,000", "3,990"]
+    assert {name for name, row in table.items() if row[3] == "0"} == {"frozen", "control_lora"}
+    assert {row[3] for row in table.values()} == {"0", "5 M"}
+
+
+def test_learning_rates_are_a_column_each_and_the_best_is_bold():
+    searched = {name: TRAINED[name] for name in ("control_lora", "control_refiner_lora")}
+    table = cells(tables.rates(searched))
+    assert table[0] == ["model", "x 0.5", "x 1", "x 2", "TFLOP of all"]
+    assert table[2] == ["control_lora", "1.2500", "**1.1250**", "", "6.00"]
+    assert table[3] == ["control_refiner_lora", "1.2500", "**1.1250**", "not finite", "3.00"]
 
 
 def test_exact_is_left_out_where_nobody_gets_it(models):
     for name in ("frozen", "warmup"):
         models[name]["test"]["exact"] = value(0.01)
     table = cells(tables.results(models, ["test"], TRAINED))
-    assert table[0] == ["model", "training TFLOP", "test nll", "test tokens right"]
+    assert table[0] == ["model", *COSTS, "test nll", "test tokens right"]
 
 
 @pytest.mark.parametrize(

@@ -337,3 +337,42 @@ def test_without_peft_the_control_of_adapters_says_which_extra_and_can_be_left_o
 def test_adapters_in_a_built_in_model_are_refused(rehearse):
     with pytest.raises(ConfigError, match=r"^LoRA adapts pretrained models, and the backbone is a TinyLM; set LORA_FIT"):
         rehearse("common: {bindings: {LORA_FIT: '@adapted/loop.fit'}}")
+
+
+ADAPTER = "ADAPTER_FIT: '@without_recursion/loop.fit'"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("CONTROL_RATES: []", r"^controls\.run\.rates must name each rate once, and at least one, got \[\]; \(1\.0,\) = no search"),
+        ("CONTROL_RATES: [0.5, 1.0, 0.5]", r"must name each rate once, and at least one, got \[0\.5, 1\.0, 0\.5\]"),
+        (f"{ADAPTER}, adapter.Adapter.heads: 3", r"^controls: .*3"),
+        (f"{ADAPTER}, without_recursion/objective.Objective.curriculum: -1.0", r"must be at least 0"),
+        ("REFINER_LORA_FIT: '@with_refiner/loop.fit'", r"^LoRA adapts pretrained models, and the backbone is a TinyLM"),
+        (f"{ADAPTER}, without_recursion/loop.fit.accumulation: 10", r"^controls: a step of 320 rows .*, and there will be 300"),
+    ],
+)
+def test_controls_that_cannot_be_are_told_before_training(rehearse, line, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        rehearse(f"common: {{bindings: {{{line}}}}}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_size_of_the_control_without_recursion_is_no_setting(rehearse):
+    with pytest.raises(ConfigError, match=r"adapter\.Adapter\.parameters.* as many parameters as warmup trains"):
+        rehearse(f"controls: {{bindings: {{{ADAPTER}, adapter.Adapter.parameters: 5000}}}}")
+
+
+def test_controls_that_are_on_and_fit_are_rehearsed(rehearse):
+    models = rehearse(f"common: {{bindings: {{{ADAPTER}, CONTROL_RATES: [0.3, 1, 3]}}}}")
+    assert set(models) == set(TRAINING)
+
+
+def test_refiner_and_adapters_together_are_rehearsed_where_they_will_be(over_pretrained):
+    on = {"REFINER_LORA_FIT": "@with_refiner/loop.fit", "LORA_FIT": None}
+    over_pretrained(**on)
+    above = {**on, "lora.Lora.targets": ["model.model.layers.0.*"]}
+    with pytest.raises(ConfigError, match=r"lora\.Lora\.targets: 'model\.model\.layers\.0\.\*' matches no linear layer"):
+        over_pretrained(**above)  # the trunk's, which are not there above it
+    over_pretrained(**above, REFINER_LORA_STATES="@sources.tokens")

@@ -54,7 +54,7 @@ def run(rows, runtime, tmp_path, backbone):
 
     def run(name, model, budget, training=fit, parameters=700):
         settings = {"validate_every": 2, "save_every": 3, "log_every": 2, "accumulation": 2, "ema": 0.9}
-        training = training and partial(training, optimizer=partial(adamw, lr=5e-4), **settings)
+        training = partial(training, optimizer=partial(adamw, lr=5e-4), **settings)
         source, out = LiveSource(rows(20), WORDS, exact_count, 0), tmp_path / name
         write_manifest(tmp_path / "warmup/model.json", {"kind": "refined"})
         write_json(tmp_path / "warmup/metrics.json", {"flops": budget, "parameters": {"trainable": parameters}})
@@ -113,11 +113,3 @@ def test_after_sigterm_the_next_run_ends_with_the_same_bytes(run, backbone, budg
                 name, backbone.model(), budget, partial(fit, schedule=lambda step, steps, seen=seen: seen.append(step) or 1.0)
             )
         assert seen == list(range(last + 1, STEPS)) and content(folder) == expected
-
-
-def test_switched_off_it_leaves_the_backbone_as_a_model_of_no_steps(run, backbone):
-    model = backbone.model()
-    folder = run("off", model, 1, None)
-    assert set(content(folder)) == {"model.json", "model.safetensors", "metrics.json", "curves.csv"}
-    assert json.loads((folder / "metrics.json").read_text()) == {"steps": 0, "flops": 0}
-    assert load_file(folder / "model.safetensors") == {}

@@ -1,0 +1,125 @@
+"""What the controls will take: those that are always there, and those that are switched on."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import unwrap
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.backbones.backbone import BackboneModel
+from components.model import Model
+from components.refined_lm import RefinedLM
+from components.refiners.core import Core
+from components.training.freezing import freeze_except
+from pipeline.data import sources
+from pipeline.models.lora import TRAINED
+from pipeline.planning.cost import Cost
+from pipeline.planning.cost_model import META, CostModel, count_parameters
+from pipeline.settings import config
+from pipeline.training.lora_phase import REFINER
+
+Optional = tuple[Model, Sequence[Tensor]]  # a control as it is evaluated: whole, and the weights that it does not share
+
+
+@dataclass(frozen=True)
+class ControlCosts:
+    """The controls of one configuration.
+
+    Args:
+        cost_model: of the same configuration.
+        continued: warmup's model, of which what its control trains is not frozen.
+    """
+
+    cost_model: CostModel
+    continued: RefinedLM
+
+    def optional(self) -> dict[str, Optional]:
+        """Build the controls that are switched on, by the name that evaluation knows them by."""
+        backbone, refined, controls = self.cost_model.backbone, self.cost_model.refined, dict[str, Optional]()
+        if self._is_on("lora"):
+            controls["control_lora"] = backbone, self._merged(backbone)
+        if self._is_on("refiner_lora"):
+            own = [*refined.refiner.parameters(), *self._merged(self._below())]
+            controls["control_refiner_lora"] = refined, own
+        if self._is_on("adapter"):
+            adapter = self._adapter()
+            controls["control_adapter"] = RefinedLM(backbone, adapter), [*adapter.parameters()]
+        return controls
+
+    def cost(self, warmup: int, joint: int) -> Cost:
+        """Reckon all of them together, each for the operations of what it is compared with, once for every learning rate that is
+        tried; the memory is that of the largest.
+
+        Args:
+            warmup, joint: operations of these phases.
+        """
+        backbone, continued, peaks = self.cost_model.backbone, self.continued, list[int]()
+        spent, added = warmup + 2 * joint, 0
+        if self._is_on("adapter"):
+            model = RefinedLM(continued.backbone, self._adapter())
+            with _training(model, [REFINER]):
+                peaks.append(self.cost_model.control_memory(model, "joint", "batch_size"))
+            spent, added = spent + warmup, added + count_parameters(model.refiner)
+        if self._is_on("refiner_lora"):
+            everywhere = self._below() is backbone
+            model, masks = (self.cost_model.refined, "controls") if everywhere else (continued, "joint")
+            peak, adapters = self._with_adapters(model, [*TRAINED, REFINER], masks, "batch_size")
+            peaks.append(peak)
+            spent, added = spent + joint, added + count_parameters(model.refiner) + adapters
+        if self._is_on("lora"):
+            peak, adapters = self._with_adapters(backbone, TRAINED, "controls", "backbone_batch_size")
+            peaks.append(peak)
+            spent, added = spent + warmup + joint, added + adapters
+        freeze_except(backbone, self._argument("unfreeze_backbone"))
+        peaks.append(self.cost_model.control_memory(backbone, "controls", "backbone_batch_size"))
+        whole = count_parameters(backbone) + count_parameters(self.cost_model.refined)
+        loaded, trained = (sum(count_parameters(m, trained=which) for m in (backbone, continued)) for which in (False, True))
+        flops = len(self._argument("rates")) * spent
+        return Cost("controls", whole + added, trained + added, loaded + added, max(peaks), flops=flops)
+
+    def _with_adapters(self, model: Model, trains: Sequence[str], masks: str, batch: str) -> tuple[int, int]:
+        """Bytes that training takes with adapters in a model, and how many parameters these have."""
+        below = model.backbone if isinstance(model, RefinedLM) else model
+        adapted = self._argument("lora")(below, count_parameters(self.continued, trained=True), self._argument("seed"))
+        with _training(model, trains):
+            peak = self.cost_model.control_memory(model, masks, batch)
+        adapted.remove()
+        return peak, adapted.parameters()
+
+    def _adapter(self) -> Core:
+        parameters = count_parameters(self.continued, trained=True)
+        with META:
+            adapter: Core = self._argument("adapter")(dim=self.continued.refiner.dim, parameters=parameters)
+        return adapter
+
+    def _merged(self, below: BackboneModel) -> list[Tensor]:
+        """The plain layers that adapters are merged into, in float32."""
+        layers, _ = self._argument("lora").sizes(below, 1)
+        return [layer.weight.new_empty(layer.weight.shape, dtype=torch.float32) for layer in layers.values()]
+
+    def _below(self) -> BackboneModel:
+        """The layers that adapters beside a refiner are in: all, or those above the trunk."""
+        everywhere = unwrap(self._argument("refiner_lora_states")) is unwrap(sources.tokens)
+        return self.cost_model.backbone if everywhere else self.continued.backbone
+
+    def _is_on(self, name: str) -> bool:
+        return self._argument(f"fit_{name}") is not None
+
+    def _argument(self, name: str) -> Any:
+        config.load_text(self.cost_model.texts["controls"], "controls")
+        return config.argument("stages.controls.run", name)
+
+
+@contextmanager
+def _training(model: Model, trains: Sequence[str]) -> Iterator[None]:
+    """Within the block what is named alone is trained."""
+    before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    freeze_except(model, trains)
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            parameter.requires_grad_(before[id(parameter)])
