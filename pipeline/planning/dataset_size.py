@@ -4,6 +4,7 @@ Tokens are all 0: what is reckoned from them (bytes, operations) depends on shap
 """
 
 from functools import singledispatch
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from pipeline.corpora.corpus import Corpus
 from pipeline.corpora.prepared import Split
 from pipeline.corpora.sudoku import Sudoku
 from pipeline.errors import ConfigError
-from pipeline.text.jsonl import QuestionAnswers, raw_folder, read_pairs
+from pipeline.text.jsonl import QuestionAnswers
 
 CHARACTERS = 2.7  # of a token: what 4,096 byte pairs reach on GSM8K; larger vocabularies reach more
 
@@ -46,8 +47,9 @@ def _(corpus: Sudoku) -> Expected:
 @expected.register
 def _(corpus: QuestionAnswers) -> Expected:
     sequence, splits = corpus.sequence, {}
-    for name, file in (("train", corpus.train), ("test", corpus.test)):
-        pairs = read_pairs(raw_folder() / file, corpus.download, corpus.prompt, corpus.response, ())
+    names: tuple[Literal["train", "test"], ...] = ("train", "test")
+    for name in names:
+        pairs = corpus.pairs(name, ())
         prompts, answers = (
             torch.tensor([len(text) / CHARACTERS for text in texts]).ceil().long()
             for texts in ([pair.prompt for pair in pairs], [pair.response for pair in pairs])

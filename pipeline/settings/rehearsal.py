@@ -25,6 +25,7 @@ from pipeline.corpora.corpus import Corpus
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
+from pipeline.models.pretrained import check_trainable
 from pipeline.settings import config, ginstate
 from pipeline.training import loop
 
@@ -56,6 +57,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)
             _freeze("backbone", backbone)
+            if isinstance(backbone, PretrainedLM) and _takes_steps("backbone", "fit"):
+                check_trainable(backbone)
             _check_rows("backbone", corpus)
         with _stage("extract", texts):
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))

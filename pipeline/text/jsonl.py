@@ -44,6 +44,7 @@ class QuestionAnswers:
         download: command that fetches the files, shown when they are missing.
         vocabulary: size of the BPE vocabulary.
         sequence: tokens in a sequence.
+        limits: examples at most by file, the first of each: {"train": 1000, "test": 300}; None = all. Validation is of train's.
         validation: fraction of training examples kept for validation, chosen by a hash of the question.
         prompt: template of the prompt, over the line's fields.
         response: template of what is learned.
@@ -66,6 +67,7 @@ class QuestionAnswers:
     download: str
     vocabulary: PositiveInt = 4096
     sequence: PositiveInt = 256
+    limits: Mapping[str, PositiveInt] | None = None
     validation: InnerShare = 0.05
     prompt: str = "{question}\n"
     response: str = "{answer}"
@@ -83,9 +85,10 @@ class QuestionAnswers:
         """Token ids at most (a small corpus yields fewer), and tokens in a sequence.
 
         Raises:
-            ConfigError: ``chat_date`` is no date.
+            ConfigError: ``chat_date`` is no date, or ``limits`` names something else than files.
         """
         self._date()
+        self._check_limits()
         if self.tokenizer is not None:
             return self._pretrained().size, self.sequence
         return self.vocabulary, self.sequence
@@ -105,6 +108,11 @@ class QuestionAnswers:
             return []
         return [self.response.format(**checked(row, origin, fields, ())) for origin, row in islice(rows(file), count)]
 
+    def pairs(self, file: Literal["train", "test"], reserved: Sequence[str]) -> list["Pair"]:
+        """Read the pairs of a file, see ``read_texts``: the first ones, if they are limited."""
+        path = raw_folder() / (self.test if file == "test" else self.train)
+        return read_pairs(path, self.download, self.prompt, self.response, reserved)[: (self.limits or {}).get(file)]
+
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
 
@@ -117,7 +125,7 @@ class QuestionAnswers:
         folder = raw_folder()
         encoding = None if self.tokenizer is None else self._pretrained()
         reserved = bpe.SPECIAL if encoding is None else tuple(encoding.special.values())
-        pairs, test = (self._read(folder / name, reserved) for name in (self.train, self.test))
+        pairs, test = (self.pairs(split, reserved) for split in ("train", "test"))
         flags = [held_out(pair.prompt.strip(), self.validation) for pair in pairs]
         parts = {
             "train": [pair for pair, flag in zip(pairs, flags, strict=True) if not flag],
@@ -164,8 +172,10 @@ class QuestionAnswers:
         today = self._date()
         return *prompt_template.around(pretrained_text.chat(self.tokenizer, self.revision, today)), today.isoformat()
 
-    def _read(self, path: Path, reserved: Sequence[str]) -> list["Pair"]:
-        return read_pairs(path, self.download, self.prompt, self.response, reserved)
+    def _check_limits(self) -> None:
+        for name in self.limits or {}:
+            if name not in ("train", "test"):
+                raise ConfigError(f"QuestionAnswers.limits counts examples of the files 'train' and 'test', got {name!r}")
 
     def _encode(self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], first: int, wording: PromptTemplate) -> Split:
         room = self._with_room(name, encoding, pairs, wording)
