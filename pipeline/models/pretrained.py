@@ -104,7 +104,7 @@ def configuration(source: Source, folder: Path | None = None) -> tuple[Any, str 
 
 
 def build(source: Source, first_layer: int = 0, *, load: bool = True, folder: Path | None = None) -> PretrainedLM:
-    """The model from ``first_layer`` on; the layers below are never read.
+    """The model from ``first_layer`` on, frozen until a phase says what it trains; the layers below are never read.
 
     Args:
         source: what and how.
@@ -149,7 +149,8 @@ def build(source: Source, first_layer: int = 0, *, load: bool = True, folder: Pa
         "seq": getattr(text, "max_position_embeddings", None), "parts": asdict(parts),
     }  # fmt: skip
     again = partial(build, source, load=False, folder=folder)
-    return PretrainedLM(model.eval(), parts, architecture, shift, first_layer, again, causal=source.objective == CAUSAL)
+    model = model.eval().requires_grad_(False)
+    return PretrainedLM(model, parts, architecture, shift, first_layer, again, causal=source.objective == CAUSAL)
 
 
 def model(
