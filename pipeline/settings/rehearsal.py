@@ -56,9 +56,9 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
         with _stage("backbone", texts):
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)
-            _freeze("backbone", backbone)
             if isinstance(backbone, PretrainedLM) and _takes_steps("backbone", "fit"):
                 check_trainable(backbone)
+            _freeze("backbone", backbone)
             _check_rows("backbone", corpus)
         with _stage("extract", texts):
             split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))

@@ -39,6 +39,7 @@ def commands():
 
 
 COMMANDS = commands()
+SMOKE = ("smoke", "gsm8k_smoke", "gsm8k_smol_diffusion_smoke")
 PLANS = [line for line in COMMANDS if line.startswith("python -m stages configure --plan")]  # one is made; the flags: test_launcher
 STAGES = [line for line in COMMANDS if line.startswith("python -m stages ") and line not in PLANS[:-1]]
 EXPERIMENTS = [line for line in COMMANDS if re.match(r"dvc exp run .*(-S|--set-param)", line)]
@@ -125,4 +126,4 @@ def test_presets_of_the_readme_exist():
     rows = re.findall(r"^\| (`[a-z]\w+`(?:, `\w+`)*) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     existing = {path.stem for path in (ROOT / "gin/presets").glob("*.gin")}
-    assert len(named) >= 12 and named - {"sudoku4"} <= existing and existing - named <= {"defaults", "smoke", "gsm8k_smoke"}
+    assert len(named) >= 12 and named - {"sudoku4"} <= existing and existing - named <= {"defaults", *SMOKE}
