@@ -4,7 +4,6 @@ Tokens are all 0: what is reckoned from them (bytes, operations) depends on shap
 """
 
 from functools import singledispatch
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,9 +45,9 @@ def _(corpus: Sudoku) -> Expected:
 
 @expected.register
 def _(corpus: QuestionAnswers) -> Expected:
-    sequence, splits = corpus.sequence, {}
-    names: tuple[Literal["train", "test"], ...] = ("train", "test")
-    for name in names:
+    sequence = corpus.sequence
+    splits: dict[str, Split] = {}
+    for name in ("train", "test"):
         pairs = corpus.pairs(name, ())
         prompts, answers = (
             torch.tensor([len(text) / CHARACTERS for text in texts]).ceil().long()

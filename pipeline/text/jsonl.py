@@ -108,9 +108,9 @@ class QuestionAnswers:
             return []
         return [self.response.format(**checked(row, origin, fields, ())) for origin, row in islice(rows(file), count)]
 
-    def pairs(self, file: Literal["train", "test"], reserved: Sequence[str]) -> list["Pair"]:
-        """Read the pairs of a file, see ``read_texts``: the first ones, if they are limited."""
-        path = raw_folder() / (self.test if file == "test" else self.train)
+    def pairs(self, file: str, reserved: Sequence[str]) -> list["Pair"]:
+        """Read the pairs of the ``"train"`` or ``"test"`` file, see ``read_texts``: the first ones, if they are limited."""
+        path = raw_folder() / {"train": self.train, "test": self.test}[file]
         return read_pairs(path, self.download, self.prompt, self.response, reserved)[: (self.limits or {}).get(file)]
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:

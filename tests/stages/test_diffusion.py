@@ -167,10 +167,21 @@ def test_adaptation_that_was_stopped_goes_on_and_leaves_the_same_bytes(finished,
     assert all((folder / "data/backbone" / name).read_bytes() == (finished / "data/backbone" / name).read_bytes() for name in names)
 
 
+SPECIAL = "jsonl.QuestionAnswers.special={{'mask': '{}', 'end': '<end>', 'pad': '<pad>'}}"
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("jsonl.QuestionAnswers.special={'mask': '<hidden>', 'end': '<end>', 'pad': '<pad>'}", r"has no token '<hidden>' \(mask\)"),
+        (SPECIAL.format("<hidden>"), r"has no token '<hidden>' \(mask\)"),
+        (
+            SPECIAL.format("<end>"),
+            r"'<end>' of checkpoint is both mask and end",
+        ),
+        (
+            SPECIAL.format("<pad>"),
+            r"is both mask and pad; name a token as the",
+        ),
         ("pretrained.model.shift=2", r"pretrained\.model\.shift"),
         ("pretrained.model.objective='next token'", r"shift = 1 is of 'masked diffusion', not of 'next token'"),
         ("pretrained.model.objective='masked language model'", r"not of 'masked language model'"),
