@@ -1,4 +1,4 @@
-"""backbone: trains the model that the later phases keep frozen, or takes a pretrained one as it is."""
+"""backbone: trains the model that the later phases keep frozen, from scratch or from a pretrained one, or takes that as it is."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -50,6 +50,8 @@ def run(
     backbone = model(vocab=data.vocabulary.size, seq=data.vocabulary.sequence)
     backbones.check_causal(backbone, data.vocabulary.causal)
     backbone.init_weights(torch.Generator().manual_seed(seed))
+    if unfreeze:
+        backbones.check_sound(backbone)
 
     def source(split: str) -> LiveSource:
         stream = VALIDATION if split == "validation" else None

@@ -1,8 +1,8 @@
 """Models to be used: a trained model over its backbone, or a folder that holds both and stands alone. Never pickle.
 
 An exported folder is the model's folder with its backbone's as ``backbone/``, the tokenizer if it reads text, a model card, and
-``export.json``, its manifest, with the sha256 of every file that decides what the model says. Of a pretrained backbone
-``backbone/`` names where the weights lie and what they are; they are not copied.
+``export.json``, its manifest, with the sha256 of every file that decides what the model says. Of a pretrained backbone that was
+taken as it came ``backbone/`` names where the weights lie and what they are; they are not copied.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def load_inference_model(folder: Path, backbone: Path, prepared: Path, *, remote
                 f"{folder} would run code that comes with {source['path']}; read it, then bind "
                 "generation.Generator.remote_code = True"
             )
-        if is_exported and source and hub.describe_files(source["path"], source["revision"]) != base.description["files"]:
+        if is_exported and not base.files and hub.describe_files(source["path"], source["revision"]) != base.description["files"]:
             raise DataError(f"the files of {source['path']} are not those that {folder} was made with")
         return InferenceModel(
             base.model() if model_folder.kind == "backbone" else load_model(model_folder, base, stage), base, prompts

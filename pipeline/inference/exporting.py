@@ -12,7 +12,6 @@ from pipeline.files import json_bytes, sha256, write_atomic, write_json
 from pipeline.inference.exported import BASE, MANIFEST, InferenceModel, load_inference_model, open_model_folder
 from pipeline.manifests import HASHES, STAGE, Manifest, sealed
 from pipeline.models import hub
-from pipeline.models.backbones import PRETRAINED
 from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder
 from pipeline.reporting.markdown import cell, markdown
 from pipeline.text.rendering import rendering_of
@@ -69,8 +68,7 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
         raise DataError(f"{model} stands alone already; export what a phase trained, such as outputs/joint")
     loaded = load_inference_model(model, backbone, prepared)
     copied = {name: model / name for name in (DESCRIPTION, WEIGHTS)} | {f"{BASE}/{DESCRIPTION}": backbone / DESCRIPTION}
-    if loaded.backbone.architecture["model"] != PRETRAINED:
-        copied[f"{BASE}/{WEIGHTS}"] = backbone / WEIGHTS
+    copied |= {f"{BASE}/{name}": backbone / name for name in loaded.backbone.files}
     copied |= {name: prepared / name for name in rendering_of(loaded.backbone.vocabulary.rendering).files}
     for source in copied.values():
         if not source.is_file():
@@ -140,7 +138,9 @@ def _facts(phase: str, loaded: InferenceModel, base: str | None, licence: str | 
     facts["fingerprint of the backbone"] = f"`{loaded.backbone.fingerprint}`"
     if base is not None:
         source = sizes["source"]
-        facts["weights of the backbone"] = f"`{base}`, revision {source['revision'] or 'none'}; not part of this folder"
+        origin = f"`{base}`, revision {source['revision'] or 'none'}"
+        trained = f"trained by the stage backbone from {origin}; in `{BASE}/`"
+        facts["weights of the backbone"] = trained if loaded.backbone.files else f"{origin}; not part of this folder"
         facts |= {f"sha256 of its `{name}`": f"`{one['sha256']}`" for name, one in loaded.backbone.description["files"].items()}
         facts["licence of the backbone"] = licence or "not stated"
         facts |= {"code of the backbone": "its own; it runs if it is asked for"} if source["remote_code"] else {}

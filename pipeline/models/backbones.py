@@ -1,4 +1,8 @@
-"""A backbone on disk: ``model.safetensors`` + ``model.json`` with architecture, vocabulary and fingerprint. Never pickle."""
+"""A backbone on disk: ``model.safetensors`` + ``model.json`` with architecture, vocabulary and fingerprint. Never pickle.
+
+Of a pretrained model taken as it came the weights stay where they are. One that was trained lies here as a whole, with its
+``config.json``, as transformers reads any checkpoint.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,12 +19,13 @@ from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.sentence_table import SentenceTable
 from pipeline.corpora.prepared import SENTENCES, Prepared, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256, verify, write_atomic
+from pipeline.files import sha256, verify, write_atomic, write_json
 from pipeline.manifests import HASHES, check_inputs, write_manifest
 from pipeline.models import pretrained
 from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
 
 PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
+CHECKPOINT = (WEIGHTS, pretrained.CONFIG)
 
 
 class Backbone:
@@ -31,6 +36,7 @@ class Backbone:
 
     Attributes:
         digest: of its manifest: what is made over it names this.
+        files: of its folder that hold the model; none of a pretrained one that is taken as it came.
 
     Raises:
         DataError: the folder is missing, holds another kind of model, or is not what its manifest says.
@@ -45,13 +51,16 @@ class Backbone:
         self.architecture: dict[str, Any] = description["architecture"]
         self.vocabulary = Vocabulary(**description["vocabulary"])
         self.description, self.digest, self.inputs = description, model_folder.manifest.digest, model_folder.manifest.inputs
-        if self.architecture["model"] != PRETRAINED:  # the hub's files are looked at when they are read
-            model_folder.manifest.verify(WEIGHTS)
+        self.files: tuple[str, ...] = (WEIGHTS,)
+        if self.architecture["model"] == PRETRAINED:  # the hub's files are looked at when they are read
+            self.files = CHECKPOINT if WEIGHTS in model_folder.manifest.hashes else ()
+        for name in self.files:
+            model_folder.manifest.verify(name)
 
     def model(self, first_layer: int = 0) -> BackboneModel:
         """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
         if self.architecture["model"] == PRETRAINED:
-            return pretrained.load_pretrained(self.description, first_layer)
+            return pretrained.load_pretrained(self.description, first_layer, self.folder if self.files else None)
         model = build_backbone(self.architecture, first_layer)
         names = set(model.state_dict())
         weights = load_file(self.folder / WEIGHTS)
@@ -81,10 +90,14 @@ class Backbone:
 
 
 def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) -> None:
-    """Write a whole backbone; of a pretrained one, where its weights lie and what they are (they are not copied)."""
+    """Write a whole backbone; of a pretrained one that nothing was trained of, where its weights lie and what they are."""
     description = {"kind": "backbone", "architecture": model.architecture, "vocabulary": asdict(vocabulary)}
     if isinstance(model, PretrainedLM):
-        write_manifest(folder / DESCRIPTION, {**description, **pretrained.describe_pretrained(model)})
+        description |= pretrained.describe_pretrained(model)
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            pretrained.check_trainable(model)
+            description |= _write_checkpoint(folder, model.model)
+        write_manifest(folder / DESCRIPTION, description)
         return
     if isinstance(model, SentenceTable):
         description |= {"origin": model.origin}
@@ -101,6 +114,23 @@ def check_causal(backbone: BackboneModel, causal: bool) -> None:
             f"the backbone predicts {kinds[backbone.causal]}, the data asks for {kinds[causal]}: jsonl.QuestionAnswers.causal and "
             "the backbone (pretrained.model.objective) must agree"
         )
+
+
+def _write_checkpoint(folder: Path, model: Any) -> dict[str, Any]:
+    """Write a model of transformers as it reads one, tied weights once; returns the fingerprint, and the sha256 of both files."""
+    state = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    weights = {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
+    write_atomic(folder / WEIGHTS, save(contiguous(weights), metadata={"format": "pt"}))
+    write_json(folder / pretrained.CONFIG, model.config.to_diff_dict())
+    hashes = {name: sha256(folder / name) for name in CHECKPOINT}
+    return {"fingerprint": hashes[WEIGHTS], HASHES: hashes}
+
+
+def check_sound(backbone: BackboneModel) -> None:
+    """Raise ConfigError if a pretrained backbone is not what it is taken for: told before hours of training are spent on it."""
+    if isinstance(backbone, PretrainedLM):
+        pretrained.checked(backbone)
 
 
 def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

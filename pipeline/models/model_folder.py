@@ -47,7 +47,7 @@ class ModelFolder:
         manifest: what ``model.json`` holds, with hashes of the files beside it and of what they were made from.
         kind: "backbone", "refined" (a refiner over one) or "backbone_trained_on".
         description: the manifest's content.
-        weights: file of the weights; a pretrained backbone's folder has none.
+        weights: file of the weights; the folder of a pretrained backbone that is taken as it came has none.
 
     Raises:
         DataError: ``model.json`` is missing, was changed, or describes no model; another phase wrote the folder; or the phase that

@@ -27,6 +27,7 @@ from pipeline.data import sources
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
+from pipeline.models.pretrained import check_trainable
 from pipeline.settings import config, ginstate
 from pipeline.training import loop
 
@@ -57,6 +58,8 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
         with _stage("backbone", texts):
             backbone = models["backbone"] = _argument("backbone", "model")(vocab=vocab, seq=seq)
             check_causal(backbone, corpus.causal)
+            if isinstance(backbone, PretrainedLM) and _takes_steps("backbone", "fit"):
+                check_trainable(backbone)
             _freeze("backbone", backbone)
             _check_rows("backbone", corpus)
         with _stage("extract", texts):

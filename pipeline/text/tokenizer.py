@@ -92,13 +92,15 @@ def pretrained(tokenizer: Tokenizer, origin: str, tokens: Mapping[str, str] | No
     """A pretrained model's encoding, with the special tokens of these roles; ``origin`` is the model's name.
 
     Raises:
-        DataError: the special tokens are not named, or it has no such token.
+        DataError: the special tokens are not named, or it has no such token; or the mask is one that an answer may hold.
     """
     if tokens is None or set(tokens) != set(roles):
         raise DataError(f"a pretrained tokenizer needs special tokens for {', '.join(roles)}, got {dict(tokens or {})}")
     for role in roles:
         if tokenizer.token_to_id(tokens[role]) is None:
             raise DataError(f"{origin} has no token {tokens[role]!r} ({role}); see its tokenizer's added tokens for what it has")
+    for role in (role for role in roles if role != "mask" and tokens[role] == tokens.get("mask")):
+        raise DataError(f"{tokens[role]!r} of {origin} is both mask and {role}; name a token as the mask that no text holds")
     return Encoding(tokenizer, tokens)
 
 

@@ -39,7 +39,7 @@ def commands():
 
 
 COMMANDS = commands()
-SMOKE = ("smoke", "gsm8k_smoke", "gsm8k_smol_smoke")
+SMOKE = ("smoke", "gsm8k_smoke", "gsm8k_smol_smoke", "gsm8k_smol_diffusion_smoke")
 PLANS = [line for line in COMMANDS if line.startswith("python -m stages configure --plan")]  # one is made; the flags: test_launcher
 STAGES = [line for line in COMMANDS if line.startswith("python -m stages ") and line not in PLANS[:-1]]
 EXPERIMENTS = [line for line in COMMANDS if re.match(r"dvc exp run .*(-S|--set-param)", line)]

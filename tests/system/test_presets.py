@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 FOLDER = ROOT / "gin" / "presets"
 PRETRAINED = {  # need weights from elsewhere: tests/stages run them with small ones
     "concepts", "concepts_sonar", "gsm8k_dream", "gsm8k_llada", "gsm8k_llada_moe", "gsm8k_qwen3", "gsm8k_smol", "gsm8k_smol_smoke",
+    "gsm8k_smol_diffusion", "gsm8k_smol_diffusion_smoke",
 }  # fmt: skip
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem not in {"defaults", *PRETRAINED})
 SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
