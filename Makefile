@@ -10,7 +10,7 @@ WORKERS = $$(python -c "import os; print(min(8, 1 + (os.cpu_count() or 1)))")
 PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n $(WORKERS)
 UNCHECKED := --jaxtyping-packages=
 
-.PHONY: repro setup test test-slow check golden seeds data-gsm8k
+.PHONY: repro setup test test-components test-slow check golden seeds data-gsm8k
 
 repro: setup
 	dvc repro
@@ -28,9 +28,12 @@ setup: .venv/.ready
 	@touch $@
 
 # Shapes are checked at every call in the tests of components/; plain `pytest` checks them everywhere, in nearly twice the time.
-test: setup check
-	$(PYTEST) -n $(PROCESSORS) components tests/components
+test: setup
+	$(MAKE) --no-print-directory -j 2 check test-components
 	$(PYTEST) $(UNCHECKED) pipeline tests --ignore=tests/components
+
+test-components: setup
+	$(PYTEST) -n $(PROCESSORS) components tests/components
 
 test-slow: setup
 	$(PYTEST) $(UNCHECKED) -m slow

@@ -28,11 +28,19 @@ TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "co
 
 
 FIRST = (  # what takes long is begun first, so that the workers end at about the same time
-    "tests/system/test_processes.py",
-    "tests/system/test_kill.py",
+    "tests/system/test_docs.py",  # the three longest slow tests; what comes next waits behind one of them, so it is short
+    "tests/system/test_damages.py",
+    "tests/pipeline/test_ablation.py",
     "tests/system/test_examples.py",
-    "tests/stages/test_pretrained.py",
     "tests/pipeline/planning/test_plan.py",
+    "tests/stages/test_quantised.py",
+    "tests/system/test_random_settings.py",
+    "tests/system/test_kill.py",
+    "tests/system/test_bench.py",
+    "tests/system/test_queue.py",
+    "tests/pipeline/training/test_execution.py",
+    "tests/stages/test_pretrained.py",
+    "tests/pipeline/training/test_half_precision.py",
     "tests/system/",
     "tests/stages/",
 )

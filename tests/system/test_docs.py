@@ -28,14 +28,17 @@ NOT_RUN = {  # of README; that each is understood is tested in test_docs_command
 }
 
 
+PRINT = {"--help", "--print-config", "--check"}  # with them a stage only prints: test_docs_commands.py does all of it
+
+
 def commands() -> list[str]:
-    """What the pages on settings and data, and after them README, let a user type; each once."""
+    """What the pages on settings and data, and after them README, let a user type; each once, but for what only prints."""
     shown = [block for page in ("docs/configuration.md", "docs/data.md") for block in blocks(page, "sh")]
     readme = re.split(r"^```\w*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)[1::2]
     shown += [block for block in readme if re.match(r"\n(make|dvc) ", block)]
     lines = [line.partition("  #")[0].strip() for block in shown for line in block.splitlines()]
     assert set(NOT_RUN) <= set(lines)
-    return [line for line in dict.fromkeys(lines) if line and line not in NOT_RUN]
+    return [line for line in dict.fromkeys(lines) if line and line not in NOT_RUN and not PRINT & set(line.split())]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -13,7 +13,6 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from ruamel.yaml import YAML
 
 from pipeline.command_line import SECTIONS
-from pipeline.planning import plan
 from pipeline.settings import config, params
 from stages.__main__ import main
 from tests.conftest import ROOT
@@ -64,22 +63,8 @@ def test_the_documents_show_commands():
     assert len(STAGES) >= 20 and len(EXPERIMENTS) >= 10 and len(OTHERS) >= 15
 
 
-@pytest.fixture(scope="module")
-def planned_once():
-    """Several lines plan the same settings for other machines; a plan, which takes seconds, is made once for them."""
-    plans, make = {}, plan.plan
-
-    def planned(texts):
-        key = tuple(texts.items())
-        return plans[key] if key in plans else plans.setdefault(key, make(texts))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "plan", planned)
-        yield
-
-
 @pytest.mark.parametrize("line", STAGES)
-def test_a_stages_command_line_is_understood(here, capsys, planned_once, line):
+def test_a_stages_command_line_is_understood(here, capsys, line):
     words = shlex.split(line)[3:]
     if "answers." in line:  # a setting of presets that answer in text
         (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("preset: sudoku4", "preset: gsm8k"))

@@ -69,8 +69,16 @@ def test_an_output_that_is_a_file_is_one_line_that_names_it(copy_of, monkeypatch
     assert (copy_of / "mine").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "is full ("), (errno.EROFS, "its disk is read-only")])
-@pytest.mark.parametrize("stage", ["prepare", "extract", "joint", "report", "export"])
+FULL, READ_ONLY = (errno.ENOSPC, "is full ("), (errno.EROFS, "its disk is read-only")
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "told"),
+    [  # one stage with both, the others with one each
+        ("prepare", *FULL), ("prepare", *READ_ONLY), ("extract", *READ_ONLY), ("joint", *FULL), ("report", *READ_ONLY),
+        ("export", *FULL),
+    ],
+)  # fmt: skip
 def test_a_disk_that_refuses_is_one_line_and_a_rerun_is_right(copy_of, monkeypatch, capsys, stage, number, told):
     monkeypatch.chdir(copy_of)
     replace, refused = os.replace, iter([True])
