@@ -1,10 +1,10 @@
 """What keeping the prefix of a block saves in masked diffusion: `python -m bench.approximate_prefix [--quick] [--json PATH]`.
 
-Answers of 128 tokens to prompts of 40 to 120 in 4 blocks of 16 passes, 8 at a time, by a model of SmolLM2-135M's shape whose
-attention looks both ways (--quick: a tiny one), by itself and under a slot refiner of 4 steps; weights are random. ``plain`` = the
-way of commit a1397ae: every pass reads everything, reads all positions out and ranks them; ``exact`` = the same ranked within the
-block. Of each block an exact pass, a plain one, and the first two with the prefix kept are measured, and stand for the others.
-Processor time. What it costs in quality: `python -m bench.generation`.
+Answers of 128 tokens to prompts of 40 to 120 in 4 blocks of 16 passes, 8 at a time (``--answers``), by a model of SmolLM2-135M's
+shape whose attention looks both ways (--quick: a tiny one), by itself and under a slot refiner of 4 steps; weights are random.
+``plain`` = the way of commit a1397ae: every pass reads everything, reads all positions out and ranks them; ``exact`` = the same,
+ranked within the block. Of each block an exact pass, a plain one, and the first two with states kept are measured, and stand for
+the others. Processor time. What it costs in quality: `python -m bench.generation`.
 """
 
 import json as js
@@ -30,15 +30,16 @@ SMOLLM2 = {
 }  # fmt: skip
 
 
-def main(blocks: int = 4, passes: int = 16, quick: bool = False, threads: int = 1, json: str = "") -> None:
+def main(answers: int = 8, blocks: int = 4, passes: int = 16, quick: bool = False, threads: int = 1, json: str = "") -> None:
     """Print a table; --quick: answers of 32 tokens by a tiny model."""
     torch.set_num_threads(threads)
     backbone, tokens = random_llama(TINY if quick else SMOLLM2, causal=False), 32 if quick else 128
     refined = RefinedLM(backbone, refiner(backbone.architecture["dim"])).eval()
-    canvas, attention = prompts(8, tokens, backbone.architecture["vocab"] - 1)  # the last id is the mask
+    canvas, attention = prompts(answers, tokens, backbone.architecture["vocab"] - 1)  # the last id is the mask
     both = (("backbone", backbone), ("refined", refined))
     rows = [row for name, model in both for row in measured(name, model, canvas, attention, blocks, passes)]
-    print(f"8 answers of {tokens} tokens, {blocks} blocks of {passes} passes, {'tiny' if quick else '135M'}, {threads} thread(s)\n")
+    size = "tiny" if quick else "135M"
+    print(f"{answers} answers of {tokens} tokens, {blocks} blocks of {passes} passes, {size}, {threads} thread(s)\n")
     print(markdown([list(rows[0]), *([f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows)]))
     if json:
         Path(json).write_text(js.dumps(rows, indent=1) + "\n")

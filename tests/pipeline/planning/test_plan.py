@@ -248,12 +248,13 @@ def pretrained(plan_of, tmp_path, monkeypatch):
     encoding = bpe.trained((f"What is {i} + 1?" for i in range(40)), 280)
     bpe.save(encoding.tokenizer, tmp_path / "tokenizer.json")
 
-    def pretrained(sizes, path=".", **common):
+    def pretrained(sizes, path=".", preset="gsm8k_llada", **common):
         (tmp_path / "config.json").write_text(json.dumps(sizes))
-        text = {"tokenizer": ".", "special": {"mask": "<mask>", "end": "<end>", "pad": "<pad>"}, "sequence": 32}
+        special = {"end": "<end>", "pad": "<pad>"} | ({} if preset == "gsm8k_qwen3" else {"mask": "<mask>"})
+        text = {"tokenizer": ".", "special": special, "sequence": 32}
         small = {"HEADS": 2, "TAIL_LAYERS": 1, "RECURSION_STEPS": 2, "ACCUMULATION": 1}  # each step and microbatch is counted
         small |= {"pretrained.model.path": path, "jsonl.QuestionAnswers": text}
-        return plan_of("gsm8k_llada", tmp_path, common={**small, **common})
+        return plan_of(preset, tmp_path, common={**small, **common})
 
     return pretrained
 
@@ -272,6 +273,17 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
     assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
+
+
+def test_an_answer_of_a_causal_model_is_read_once_whatever_its_passes(pretrained):
+    sizes = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 16, "num_hidden_layers": 3,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 24, "vocab_size": 400,
+             "max_position_embeddings": 64}  # fmt: skip
+    few, many, none = (
+        of(pretrained(sizes, preset="gsm8k_qwen3", **{"LIKELIHOOD": None}, **answers), "evaluate").beside
+        for answers in ({"answers.Answers.passes": 1}, {"answers.Answers.passes": 64}, {"ANSWERS": None})
+    )
+    assert none < few == many
 
 
 def test_adapters_are_planned_beside_the_backbone_trained_on(pretrained):
