@@ -2,8 +2,8 @@
 
 A random Llama of 30 layers through transformers as the frozen backbone, and over it what the phases make: refiners (warmup, and
 warmup continued), one whose last layer was trained too (joint), and the backbone trained on. ``alone``: every model runs every
-batch from the tokens, and every halting rule in passes of its own. ``shared``: as evaluate does it, the layers that no phase trained
-once a batch and the rules within the pass that counts.
+batch from the tokens, and every halting rule in passes of its own. ``shared``: as evaluate does it, the layers that no phase
+trained once a batch and the rules within the pass that counts.
 
 Time is processor time of interleaved runs over the same batches, ratios are medians of those within a pair. Counts and steps taken
 must be the same bits both ways, or nothing is printed.
@@ -53,7 +53,7 @@ SETS = {
 def main(pairs: int = 5, quick: bool = False, threads: int = 1, json: str = "") -> None:
     """Print a table; --quick: two pairs of runs at a smaller size."""
     torch.set_num_threads(threads)
-    dim, length, sequences = (64, 16, 2) if quick else (256, 128, 8)
+    dim, length, sequences = (64, 16, 2) if quick else (192, 64, 8)
     with TemporaryDirectory() as folder:
         models = over(pretrained.build(written(Path(folder), dim, length)).eval().requires_grad_(False), dim)
     batches = [batch_of(sequences, length, dim, 85 * dim, SUPERVISED, seed) for seed in range(2)]
