@@ -92,6 +92,13 @@ def test_selective(tmp_path):
 
 
 @pytest.mark.slow
+def test_evaluation(tmp_path):
+    rows, _ = run(tmp_path, "evaluation")
+    assert [row["rules"] for row in rows] == [0] * 4 + [2] * 4 and len({row["models"] for row in rows}) == 4
+    assert all(row["alone_vs_shared"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_cache(tmp_path):
     rows, _ = run(tmp_path, "cache")
     assert [(row["phase"], row["recursion steps"]) for row in rows] == [(p, k) for p in ("warmup", "joint") for k in (2, 4)]
