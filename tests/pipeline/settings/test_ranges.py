@@ -44,7 +44,7 @@ OUTSIDE = [
     ("backbone", "tiny_lm.TinyLM.layers", 10**9), ("warmup", "RECURSION_STEPS", 10**6),
     ("generate", "sampling.Sampler.guidance", 10**30),
     ("controls", "CONTROL_RATES", "[1.0, 0]"), ("controls", "controls.run.rates", "[-1.0]"),
-    ("controls", "CONTROL_RATES", "[.inf]"),
+    ("controls", "CONTROL_RATES", "[0.5, -2]"),
     ("controls", "lora.Lora.rank", 0), ("controls", "lora.Lora.alpha", 0.0), ("controls", "lora.Lora.alpha", -32.0),
     ("warmup", "BATCH", 0), ("joint", "EMA", 1), ("extract", "DRAWS", 0), ("extract", "extract.run.shard_bytes", 0),
     ("joint", "sources.cached.near", 10**30), ("joint", "sources.cached.near", -1),
