@@ -6,7 +6,7 @@ from pathlib import Path
 from components.inference.answers import Answers
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
-from components.ranges import PositiveInt, PositiveShare, Seed, in_range
+from components.ranges import Depth, PositiveInt, PositiveShare, Seed, in_range
 from pipeline.evaluation import assessment, concept_assessment
 from pipeline.evaluation.limited import Limited
 from pipeline.machine.runtime import Runtime
@@ -24,7 +24,7 @@ def run(
     backbone: str,
     models: Mapping[str, str],
     measures: Mapping[str, tuple[str, PositiveShare]],
-    decodes: Mapping[str, tuple[str, PositiveInt, PositiveInt, PositiveInt]],
+    decodes: Mapping[str, tuple[str, Depth, Depth, PositiveInt]],
     halts: Mapping[str, Rule],
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
@@ -32,7 +32,7 @@ def run(
     limit: PositiveInt | None = None,
     headline: str,
     samples: PositiveInt,
-    recursion_steps: PositiveInt | None,
+    recursion_steps: Depth | None,
     batch_size: PositiveInt,
     seed: Seed,
     runtime: Runtime,

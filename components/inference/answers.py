@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from components.inference.exact_match import GSM8K_FILTERS
-from components.ranges import PositiveInt
+from components.ranges import Depth, PositiveInt
 
 CURRENCY, MINUS = "$€£", "\N{MINUS SIGN}"
 SIGN = rf"[-{MINUS}]"
@@ -44,8 +44,8 @@ class Answers:
     def __init__(
         self,
         items: PositiveInt = 32,
-        passes: PositiveInt = 32,
-        blocks: PositiveInt = 1,
+        passes: Depth = 32,
+        blocks: Depth = 1,
         split: str = "test",
         patterns: Mapping[str, tuple[str, int]] = GSM8K,
         reference: str = "strict",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from components import noise
-from components.ranges import NonNegativeFloat, PositiveInt, Range, Seed, Share
+from components.ranges import Depth, NonNegativeFloat, Range, Seed, Share
 
 Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
@@ -75,8 +75,8 @@ class Sampler:
         seed: of what is drawn.
     """
 
-    steps: PositiveInt | None = None
-    blocks: PositiveInt = 1
+    steps: Depth | None = None
+    blocks: Depth = 1
     temperature: NonNegativeFloat = 0.0
     guidance: Annotated[float, Range(ge=0, le=1000)] = 0.0
     threshold: Share | None = None

@@ -23,7 +23,7 @@ from components.inference.halting import Rule
 from components.inference.left_to_right import left_to_right
 from components.inference.sampling import Pass, Sampler
 from components.model import Model
-from components.ranges import NonNegativeInt, PositiveInt
+from components.ranges import Depth, NonNegativeInt, PositiveInt
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
@@ -87,7 +87,7 @@ class Generator:
         refined_passes: NonNegativeInt | None = None,
         halt: Rule | None = None,
         prefix: Prefix | None = None,
-        recursion_steps: PositiveInt | None = None,
+        recursion_steps: Depth | None = None,
         batch_size: PositiveInt = 8,
         remote_code: bool = False,
         runtime: Runtime | None = None,
