@@ -61,6 +61,7 @@ PositiveInt = Annotated[int, Range(ge=1)]
 NonNegativeInt = Annotated[int, Range(ge=0)]
 Depth = Annotated[int, Range(ge=1, le=10_000)]  # of what is built or gone through one after the other
 Layers = Annotated[int, Range(ge=0, le=10_000)]
+Passes = Annotated[int, Range(ge=0, le=10_000)]
 Seed = Annotated[int, Range(ge=0, lt=2**62)]
 PositiveFloat = Annotated[float, Range(gt=0)]
 NonNegativeFloat = Annotated[float, Range(ge=0)]

@@ -16,7 +16,8 @@ CURRENCY, MINUS = "$€£", "\N{MINUS SIGN}"
 SIGN = rf"[-{MINUS}]"
 DIGITS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"  # a comma counts between thousands alone
 # A dash after a digit, a word or a bracket is a range or a difference, and no sign.
-NUMBER = rf"(?:(?<![\w)\]%]){SIGN})?(?:[{CURRENCY}] ?(?:{SIGN})?)?(?:(?:{DIGITS})(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
+BEFORE = rf"(?:[{CURRENCY}] ?{SIGN}|(?:(?<![\w)\]%]){SIGN})?(?:[{CURRENCY}] ?)?)"  # one sign, on either side of the currency
+NUMBER = rf"{BEFORE}(?:(?:{DIGITS})(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
 TAKEN = ("exact_match", "minus_frozen", "function_evaluations", "recursion_steps")  # what stands beside patterns in metrics
 GSM8K = {"strict": (rf"#### ({NUMBER})", 0), "flexible": (rf"({NUMBER})", -1)}
 

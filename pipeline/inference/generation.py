@@ -23,7 +23,7 @@ from components.inference.halting import Rule
 from components.inference.left_to_right import left_to_right
 from components.inference.sampling import Pass, Sampler
 from components.model import Model
-from components.ranges import Depth, NonNegativeInt, PositiveInt
+from components.ranges import Depth, Passes, PositiveInt
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes
@@ -84,7 +84,7 @@ class Generator:
         prepared: str = "data/prepared",
         sampler: Sampler = GREEDY,
         length: PositiveInt | None = None,
-        refined_passes: NonNegativeInt | None = None,
+        refined_passes: Passes | None = None,
         halt: Rule | None = None,
         prefix: Prefix | None = None,
         recursion_steps: Depth | None = None,

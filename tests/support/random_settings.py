@@ -50,7 +50,7 @@ FEW = {
 DRAWN = ("prepare", "backbone", "extract", *("warmup",) * 4, *("joint",) * 2, "finetune", *("controls",) * 2, *("evaluate",) * 2,
     "generate")  # fmt: skip
 PLACES = {"out", "prepared", "backbone", "warmup", "joint", "shards", "models", "urls", "model", "prompt", "prompts", "confidence",
-    "length"}  # the last: what a model answers at most is known where it is opened  # fmt: skip
+    "length", "budget"}  # the last: an answer's length is known where its model is opened, and training may last  # fmt: skip
 WORDS = {
     "headline": ("test_5", "test_7", "mean"), "device": ("cpu", "tpu", ""), "split": ("test_5", "validation", "x"),
     "unfreeze": ("refiner", "backbone", "backbone.blocks.*", "backbone.norm", "", "refiner.*", "nothing", "blocks.*"),

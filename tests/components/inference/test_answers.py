@@ -53,6 +53,9 @@ def test_without_a_digit_there_is_no_result(text):
         ("so \N{MINUS SIGN}5", None, "-5"),
         ("#### \N{MINUS SIGN}5", "-5", "-5"),
         ("#### $18", "18", "18"),
+        ("#### -$18", "-18", "-18"),
+        ("#### $-18", "-18", "-18"),
+        ("-$-18", None, "-18"),  # one sign is the number's
         ("#### ...", None, None),
         ("1,234", None, "1234"),
         ("well, no", None, None),

@@ -49,6 +49,7 @@ OUTSIDE = [
     ("warmup", "BATCH", 0), ("joint", "EMA", 1), ("extract", "DRAWS", 0), ("extract", "extract.run.shard_bytes", 0),
     ("evaluate", "evaluate.run.decodes", "{a: [test_5, 10001, 1, 4]}"), ("evaluate", "evaluate.run.recursion_steps", 10**5),
     ("generate", "sampling.Sampler.blocks", 10**6), ("generate", "sampling.Sampler.steps", 2**63),
+    ("generate", "generation.Generator.refined_passes", 10**30),
     ("joint", "sources.cached.near", 10**30), ("joint", "sources.cached.near", -1),
     ("prepare", "sudoku.Sudoku.train", 0), ("prepare", "sudoku.Sudoku.clues", "[0, 6]"), ("prepare", "sudoku.Sudoku.held_out", 1.0),
     ("prepare", "sudoku.Sudoku.test_clues", "[-7]"), ("prepare", "sudoku.Sudoku.grids", 0),
