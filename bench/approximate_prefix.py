@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.causal_generation import TINY, prompts, random_llama, refiner, timed
 from components.batch import Batch
-from components.inference.approximate_prefix import approximate_prefix
+from components.inference.approximate_prefix import approximate_prefix, approximate_surroundings
 from components.inference.sampling import Sampler, most_likely, without
 from components.model import Model
 from components.refined_lm import RefinedLM
@@ -51,7 +51,8 @@ def measured(name: str, model: Model, canvas: Tensor, attention: Tensor, blocks:
     mask_id = int(canvas.max())
     answer, order = canvas == mask_id, (canvas == mask_id).cumsum(1) - 1
     batch = Batch(canvas, canvas, answer, answer.float(), attention)
-    seconds = dict.fromkeys(("plain", "exact", "approximate prefix"), 0.0)
+    approximate = {"approximate prefix": approximate_prefix, "approximate surroundings": approximate_surroundings}
+    seconds = dict.fromkeys(("plain", "exact", *approximate), 0.0)
 
     def read(tokens: Tensor) -> Tensor:
         return model.readout(model.states(Batch(tokens, tokens, tokens == mask_id, batch.weights, attention)))
@@ -60,12 +61,14 @@ def measured(name: str, model: Model, canvas: Tensor, attention: Tensor, blocks:
         before = canvas.masked_fill(answer & (order < answer.sum(1, keepdim=True) * block // blocks), 1)
         sampler = Sampler(passes * (blocks - block), blocks - block)
         exact = sampler.passes(read, before, mask_id)
-        prefix = sampler.passes(approximate_prefix(model, batch, mask_id, blocks), before, mask_id)
         _, plain = timed(lambda before=before: most_likely(without(read(before), mask_id, None)))
-        (_, one), (_, first), (_, second) = (timed(lambda stream=stream: next(stream)) for stream in (exact, prefix, prefix))
+        _, one = timed(lambda exact=exact: next(exact))
         seconds["plain"] += passes * plain
         seconds["exact"] += passes * one
-        seconds["approximate prefix"] += first + (passes - 1) * second
+        for way, approximated in approximate.items():
+            stream = sampler.passes(approximated(model, batch, mask_id, blocks), before, mask_id)
+            (_, first), (_, second) = (timed(lambda stream=stream: next(stream)) for _ in range(2))
+            seconds[way] += first + (passes - 1) * second
     for way, whole in seconds.items():
         yield {"model": name, "way": way, "seconds": whole, "speed_vs_plain": seconds["plain"] / whole}
 

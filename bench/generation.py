@@ -13,7 +13,7 @@ import fire
 import torch
 
 from components.inference import halting
-from components.inference.approximate_prefix import approximate_prefix
+from components.inference.approximate_prefix import approximate_prefix, approximate_surroundings
 from components.inference.metrics import SHARE, interval
 from components.inference.sampling import Sampler
 from pipeline.corpora.prepared import Prepared, Split
@@ -37,6 +37,10 @@ WAYS = {
     "4 blocks, every cell a pass, approximate prefix": (
         "outputs/joint",
         {"sampler": Sampler(blocks=4), "prefix": approximate_prefix},
+    ),
+    "4 blocks, every cell a pass, approximate surroundings": (
+        "outputs/joint",
+        {"sampler": Sampler(blocks=4), "prefix": approximate_surroundings},
     ),
     "every cell a pass, temperature 1": ("outputs/joint", {"sampler": Sampler(temperature=1.0)}),
 }

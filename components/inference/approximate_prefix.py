@@ -1,4 +1,4 @@
-"""Masked diffusion in blocks with the keys and values of what stands before a block kept while it is decoded: an approximation.
+"""Masked diffusion in blocks with keys and values of what surrounds a block kept while it is decoded: approximations.
 
 Every token of a masked-diffusion model sees every other, so that a token that is committed changes the states of all, those before
 its block too. Nothing of them can be kept exactly. This keeps keys and values of the prefix from a block's first pass, in which
@@ -17,6 +17,9 @@ from components.inference.sampling import Predict
 from components.model import Model
 from components.nn.key_value_cache import KeyValueCache
 
+ReadAgain = Callable[
+    [Tensor, Tensor, Tensor], Tensor
+]  # places, first place of the block, the place behind it -> read in all passes
 Prefix = Callable[[Model, Batch, int, int], Predict]  # model, batch, mask id, blocks -> what the sampler asks
 
 
@@ -32,6 +35,24 @@ def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) ->
     Raises:
         ValueError: the model cannot go on from a cache.
     """
+    return _approximated(model, batch, mask_id, blocks, lambda places, start, end: places >= start)
+
+
+def approximate_surroundings(model: Model, batch: Batch, mask_id: int, blocks: int) -> Predict:
+    """Predict as ``approximate_prefix``, with what stands behind a block kept as well: its further passes read the block alone.
+
+    Source: Wu et al., Fast-dLLM (2025), section 3.1 (dual cache).
+
+    Args:
+        model, batch, mask_id, blocks: as there.
+
+    Raises:
+        ValueError: as there.
+    """
+    return _approximated(model, batch, mask_id, blocks, lambda places, start, end: (places >= start) & (places < end))
+
+
+def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_again: ReadAgain) -> Predict:
     order, total = batch.masked.cumsum(1) - 1, batch.masked.sum(1, keepdim=True)
     ends = total * torch.arange(1, blocks + 1, device=total.device) // blocks  # how many tokens of each row's answer are before
     there = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
@@ -40,10 +61,10 @@ def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) ->
     cache = model.key_value_cache()
     if cache is None:
         raise ValueError("it cannot go on from keys and values that are kept")
-    block = start = torch.full_like(total, -1)
+    block = start = end = torch.full_like(total, -1)
 
     def predict(tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-        nonlocal cache, block, start
+        nonlocal cache, block, start, end
         assert cache is not None
         left = batch.masked & (tokens == mask_id)
         going, first = left.any(1, keepdim=True), (~left).cumprod(1).sum(1, keepdim=True)
@@ -52,15 +73,20 @@ def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) ->
         if anew:
             cache, block, start = model.key_value_cache(), number, first
             assert cache is not None
+            inside = batch.masked & (order < ends.gather(1, block.clamp(max=blocks - 1)))
+            end = (places * inside).amax(1, keepdim=True) + 1
         begin = torch.zeros_like(start) if anew else start.clamp(max=seq - 1)
-        now = (begin + torch.arange(seq - int(begin.min()), device=begin.device)).clamp(max=seq - 1)
-        fresh = begin + torch.arange(now.shape[1], device=begin.device) < seq
+        now = begin + torch.arange(seq - int(begin.min()), device=begin.device)
+        fresh = (now < seq) & (read_again(now, start, end) | anew)
+        most = max(1, int(fresh.sum(1).max()))
+        now, fresh = now[:, :most].clamp(max=seq - 1), fresh[:, :most]
         read = fresh & there.gather(1, now)
         cache.admit(now, read)
         states = model.states(_batch(tokens.gather(1, now), read, cache))
         if anew:
-            cache.hide(places >= start)
-            cache.crop(seq - int(start.max()))
+            again = read_again(places, start, end)
+            cache.hide(again)
+            cache.crop(int(again.flip(1).cumprod(1).sum(1).min()))
         else:
             cache.crop(now.shape[1])
         chosen = (left & (order < ends.gather(1, block.clamp(max=blocks - 1)))).gather(1, now) & fresh

@@ -188,10 +188,13 @@ def test_causal_generation(tmp_path, capsys):
     assert all(row["seconds"] > 0 and row["ms_a_token"] > 0 and row["speed_vs_plain"] > 0 for row in rows)
 
 
+WAYS = ("plain", "exact", "approximate prefix", "approximate surroundings")
+
+
 def test_approximate_prefix(tmp_path, capsys):
     needs("transformers")
     out = printed(capsys, "bench.approximate_prefix", "--quick", "--json", str(tmp_path / "rows.json"))
-    ways = [(model, way) for model in ("backbone", "refined") for way in ("plain", "exact", "approximate prefix")]
+    ways = [(model, way) for model in ("backbone", "refined") for way in WAYS]
     assert [(row["model"], row["way"]) for row in rows_of(tmp_path / "rows.json")] == ways and "| refined" in out
 
 

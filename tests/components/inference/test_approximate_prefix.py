@@ -9,7 +9,7 @@ from torch import nn
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
-from components.inference.approximate_prefix import approximate_prefix
+from components.inference.approximate_prefix import approximate_prefix, approximate_surroundings
 from components.inference.sampling import Sampler, low_confidence_remasking
 from components.refined_lm import RefinedLM
 from pipeline.models.discovery import discovered
@@ -83,10 +83,11 @@ def counted(model):
     return read
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-def test_with_as_many_passes_as_blocks_nothing_is_approximated(model, batch, blocks):
+@pytest.mark.parametrize("way", [approximate_prefix, approximate_surroundings])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_with_as_many_passes_as_blocks_nothing_is_approximated(model, batch, blocks, way):
     exact = low_confidence_remasking(plain(model, batch), batch.tokens, MASK, blocks, blocks)
-    prefix = low_confidence_remasking(approximate_prefix(model, batch, MASK, blocks), batch.tokens, MASK, blocks, blocks)
+    prefix = low_confidence_remasking(way(model, batch, MASK, blocks), batch.tokens, MASK, blocks, blocks)
     assert torch.equal(exact.tokens, prefix.tokens)
     torch.testing.assert_close(exact.probability, prefix.probability, rtol=0, atol=1e-9)
 
@@ -100,6 +101,15 @@ def test_as_long_as_nothing_changes_the_block_is_read_as_in_the_first_pass(model
     block = batch.masked & (batch.masked.cumsum(1) <= batch.masked.sum(1, keepdim=True) // 2)
     torch.testing.assert_close(first[block], plain(model, batch)(batch.tokens)[block], rtol=0, atol=1e-9)
     assert not first[~block].any() and read[:3] == [SEQ, SEQ - 2, SEQ - 2]
+
+
+def test_the_block_alone_is_read_where_its_surroundings_are_kept(model, batch):
+    predict, read = approximate_surroundings(model, batch, MASK, 3), counted(model)
+    first, again = predict(batch.tokens), predict(batch.tokens)
+    torch.testing.assert_close(again, first, rtol=0, atol=1e-9)
+    assert read == [SEQ, 4]  # a third of twelve, of six and of six
+    last = low_confidence_remasking(predict, batch.tokens, MASK, 6, 3)
+    assert read[2:] == [4, 4, SEQ, 4, SEQ, 4] and not (last.tokens == MASK).any()
 
 
 def test_the_next_block_reads_everything_once_and_then_less(model, batch):
