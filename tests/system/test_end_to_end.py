@@ -139,6 +139,7 @@ def test_a_real_model_runs_end_to_end(inside):
     assert set(models) == {"frozen", "warmup", "joint", "control_backbone", "control_lora", "control_warmup"}
     assert {model["nll"]["n"] for model in models.values()} == {len(asked)} and 0 < len(asked) <= 6
     assert len({model["nll"]["mean"] for model in models.values()}) == 6
+    assert {model["answers"]["flexible"]["n"] for model in models.values()} == {2}
     sample = json.loads((inside / "outputs/evaluate/samples.jsonl").read_text().splitlines()[0])
     assert "line of #### and the result." in sample["prompt"] and "####" in sample["answer"]
 
