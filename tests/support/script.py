@@ -17,6 +17,7 @@ def printed(capsys: pytest.CaptureFixture[str], script: str, *options: str) -> s
         options: its command line.
     """
     threads, before = torch.get_num_threads(), sys.argv
+    imported = sys.modules.pop(script, None)  # which runpy would warn of
     capsys.readouterr()
     try:
         sys.argv = [script, *options]
@@ -27,6 +28,8 @@ def printed(capsys: pytest.CaptureFixture[str], script: str, *options: str) -> s
                 runpy.run_module(script, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
+        if imported is not None:
+            sys.modules[script] = imported
         torch.set_num_threads(threads)
         pyplot.close("all")
     told = capsys.readouterr()

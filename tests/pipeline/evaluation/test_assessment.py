@@ -126,12 +126,16 @@ def test_another_number_of_recursion_steps_is_taken_by_what_recurs(evaluate):
 @pytest.mark.parametrize(
     ("name", "value", "stated"),
     [
-        ("recursion_steps", 0, "at least 1"),
+        ("recursion_steps", 0, "at least 1, at most 10000"),
         ("samples", 0, "at least 1"),
         ("batch_size", -1, "at least 1"),
         ("limit", 0, "at least 1"),
         *(("measures", {"test_5": ("test_5", fraction)}, "above 0, at most 1") for fraction in (0.0, -0.1, 30, 1.01, float("nan"))),
-        *(("decodes", {"test_5": ("test_5", *numbers)}, "at least 1") for numbers in ((0, 1, 1), (8, 0, 1), (8, 1, 0), (-8, 1, 1))),
+        *(
+            ("decodes", {"test_5": ("test_5", *numbers)}, "at least 1, at most 10000")
+            for numbers in ((0, 1, 1), (8, 0, 1), (-8, 1, 1))
+        ),
+        ("decodes", {"test_5": ("test_5", 8, 1, 0)}, "at least 1"),
         ("forgetting", ("test_5", 15), "above 0, at most 1"),
     ],
 )

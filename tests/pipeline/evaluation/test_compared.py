@@ -50,9 +50,9 @@ def runs(monkeypatch):
     """How often each span of the backbone's layers ran, one that ends in the middle or begins there told apart."""
     counter, through = Counter(), TinyLM.layers
 
-    def counting(self, x, attention, start, stop, heads_of=()):
+    def counting(self, x, attention, start, stop, *more):
         counter[start, stop] += start < stop
-        return through(self, x, attention, start, stop, heads_of)
+        return through(self, x, attention, start, stop, *more)
 
     monkeypatch.setattr(TinyLM, "layers", counting)
     return counter

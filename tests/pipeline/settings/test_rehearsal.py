@@ -124,7 +124,7 @@ def test_after_a_mistake_too(rehearse):
         ("warmup: {bindings: {refiner.SlotRefiner.slots: [[a, state, 3], [a, state, 3]]}}", "names of their own, got 'a' twice"),
         (
             "evaluate: {bindings: {evaluate.run.recursion_steps: 0}}",
-            "evaluate.run.recursion_steps must be at least 1, got 0",
+            "evaluate.run.recursion_steps must be at least 1, at most 10000, got 0",
         ),
         ("warmup: {bindings: {warmup.run.unfreeze: [refnier]}}", "^warmup: no module matches 'refnier'; the nearest are refiner"),
         (
@@ -224,7 +224,7 @@ MEASURED = {
     "EVALUATION_BATCH: 0": "evaluate.run.batch_size must be at least 1, got 0",
     "evaluate.run.samples: 0": "evaluate.run.samples must be at least 1, got 0",
     "LIKELIHOOD: '@likelihood.Likelihood'": "likelihood: there is no split 'test'",
-    "ANSWERS: '@answers.Answers'": "answers: there is no split 'test'",
+    "ANSWERS: '@answers.Answers'": "answers is for text corpora",
 }
 
 
