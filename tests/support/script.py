@@ -17,6 +17,7 @@ def printed(capsys: pytest.CaptureFixture[str], script: str, *options: str) -> s
         options: its command line.
     """
     threads, before = torch.get_num_threads(), sys.argv
+    deterministic = torch.are_deterministic_algorithms_enabled()
     imported = sys.modules.pop(script, None)  # which runpy would warn of
     capsys.readouterr()
     try:
@@ -31,6 +32,7 @@ def printed(capsys: pytest.CaptureFixture[str], script: str, *options: str) -> s
         if imported is not None:
             sys.modules[script] = imported
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
         pyplot.close("all")
     told = capsys.readouterr()
     assert not told.err, told.err
