@@ -76,6 +76,15 @@ def _garbage_is_collected_by_this_thread():
 
 
 @pytest.fixture(autouse=True)
+def _switches_of_the_process():
+    """Stages that run in this process turn torch's switches; the next test finds them as the first one did."""
+    yield
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch):
     """Paths in gin files are relative to the repository; tests that write change to a folder of their own."""
     monkeypatch.chdir(ROOT)

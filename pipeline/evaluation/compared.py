@@ -16,7 +16,6 @@ from components.model import Model
 from pipeline.machine.cached_results import cached_result
 from pipeline.machine.distributed import gathered, rank, world
 from pipeline.machine.runtime import Runtime
-from pipeline.progress import watched
 
 T = TypeVar("T")
 Work = Callable[[Model, Batch], Mapping[str, Tensor]]  # of a model, on a batch that it runs: with states if it begins there
@@ -59,7 +58,7 @@ class Compared:
         batch = batch.to(self.runtime.device)
         shared = cache(partial(self._with_states, batch))
         results = {}
-        for name in watched(self.models, "models", len(self.models), "model"):
+        for name in self.models:
             results[name] = cached_result(f"{piece}/{name}", partial(self._worked, name, batch, shared, work))
         return results
 

@@ -36,6 +36,32 @@ _ALONE = threading.RLock()  # a pass turns switches of the process, and patches 
 GREEDY = Sampler()  # one token a pass, the most certain first
 
 
+def check_together(
+    sampler: Sampler = GREEDY, halt: Rule | None = None, prefix: Prefix | None = None, *, causal: bool = False
+) -> None:
+    """Check that the settings of a ``Generator`` go together.
+
+    Args:
+        sampler, halt, prefix: as the generator's.
+        causal: the model that answers writes token after token.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    try:
+        sampler.check()
+    except ValueError as error:
+        raise ConfigError(f"sampling.Sampler: {error}") from None
+    if prefix is not None and (halt is not None or sampler.guidance):
+        raise ConfigError("generation.Generator.prefix goes with neither halt nor sampling.Sampler.guidance; set one to None or 0")
+    drawn_alone = replace(sampler, temperature=0.0, seed=0) == GREEDY and halt is None and prefix is None
+    if causal and not drawn_alone:
+        raise ConfigError(
+            "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and neither "
+            "halt nor prefix"
+        )
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model says to a prompt; before the last pass, what it has said so far.
@@ -92,31 +118,19 @@ class Generator:
         remote_code: bool = False,
         runtime: Runtime | None = None,
     ) -> None:
-        try:
-            sampler.check()
-        except ValueError as error:
-            raise ConfigError(f"sampling.Sampler: {error}") from None
+        check_together(sampler, halt, prefix)
         limits = (("length", length, 1), ("refined_passes", refined_passes, 0), ("batch_size", batch_size, 1))
         for name, value, least in (*limits, ("recursion_steps", recursion_steps, 1)):
             if value is not None and value < least:
                 raise ConfigError(f"generation.Generator.{name} must be at least {least}, got {value}")
         self.sampler, self.length, self.refined_passes = sampler, length, refined_passes
-        if prefix is not None and (halt is not None or sampler.guidance):
-            raise ConfigError(
-                "generation.Generator.prefix goes with neither halt nor sampling.Sampler.guidance; set one to None or 0"
-            )
         self.halt, self.prefix, self.batch_size = halt, prefix, batch_size
         self.runtime = runtime or Runtime(threads=torch.get_num_threads())
         loaded = load_inference_model(Path(model), Path(backbone), Path(prepared), remote_code=remote_code)
         loaded.model.set_steps(recursion_steps)
         self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
         self.prompts = loaded.prompts
-        drawn_alone = replace(sampler, temperature=0.0, seed=0) == GREEDY and halt is None and prefix is None
-        if self.vocabulary.causal and not drawn_alone:
-            raise ConfigError(
-                "a causal model writes token after token: of sampling.Sampler it takes temperature and seed alone, and neither "
-                "halt nor prefix"
-            )
+        check_together(sampler, halt, prefix, causal=self.vocabulary.causal)
 
     @overload
     def __call__(self, prompt: Prompt) -> Answer: ...  # type: ignore[overload-overlap]  # a str is no sequence of prompts

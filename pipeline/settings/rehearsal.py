@@ -25,6 +25,7 @@ from components.training.freezing import freeze_except
 from pipeline.corpora.corpus import Corpus
 from pipeline.data import sources
 from pipeline.errors import ConfigError
+from pipeline.inference.generation import check_together
 from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
 from pipeline.models.pretrained import check_trainable
@@ -33,6 +34,7 @@ from pipeline.training import loop
 
 FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
 COMPUTING = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "generate")
+GENERATOR = "pipeline.inference.generation.Generator"
 RUNTIME = "pipeline.machine.runtime.Runtime"
 WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
 
@@ -81,6 +83,10 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
     with _stage("evaluate", texts):
         _check_evaluation(corpus)
         _check_halts(models["warmup"])
+    if "generate" in texts:
+        with _stage("generate", texts):
+            if chosen := ginstate.arguments("stages.generate.run", GENERATOR, ("sampler", "halt", "prefix")):
+                check_together(**chosen, causal=corpus.causal)
     for stage in (stage for stage in COMPUTING if stage in texts):
         with _stage(stage, texts):
             _check_device(stage)

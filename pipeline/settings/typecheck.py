@@ -141,15 +141,16 @@ def check_call(expected: Any, made: Any, name: str, bound: Collection[str], orig
             raise ConfigError(f"{origin}: @{name} takes ({', '.join(signature)}), and is called with ({given})")
         for place, (_, kind) in zip(places, positional, strict=False):
             if _apart(kind, wants := annotation(getattr(made, "func", made), place)):
-                raise ConfigError(f"{origin}: @{name} takes a {describe(wants)} as {place}, and is called with a {describe(kind)}")
+                raise ConfigError(f"{origin}: @{name} takes {describe(wants)} as {place}, and is called with {describe(kind)}")
 
 
 def _apart(given: Any, expected: Any) -> bool:
-    """Whether two classes, protocols and numbers aside, have nothing to do with each other: a function is no tensor."""
+    """Whether two classes, protocols aside, have nothing to do with each other: a function is no tensor; a number is a number."""
     classes = [_class(kind) for kind in (given, expected)]
-    plain = all(isinstance(kind, type) and kind not in (int, float, object) for kind in classes)
+    plain = all(isinstance(kind, type) and kind is not object for kind in classes)
     return (
         plain
+        and not {*classes} <= {int, float, bool}
         and not any(getattr(kind, "_is_protocol", False) for kind in classes)
         and not (issubclass(classes[0], classes[1]) or issubclass(classes[1], classes[0]))
     )

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from stages.__main__ import main
 from tests.conftest import ROOT, workspace
@@ -19,8 +18,7 @@ def here(tmp_path, monkeypatch):
     """An empty workspace as the current folder, outside DVC."""
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.chdir(workspace(tmp_path / "run", "smoke"))
-    yield tmp_path / "run"
-    torch.use_deterministic_algorithms(False)
+    return tmp_path / "run"
 
 
 def left(folder):

@@ -178,4 +178,3 @@ def test_a_stream_takes_the_place_of_random_access(copy_of, monkeypatch, capsys)
     assert main(["warmup", "warmup.run.states=@sources.streamed", urls]) == 1
     error = capsys.readouterr().err
     assert f"{tar.name} :: 000000.safetensors: " in error and "Traceback" not in error
-    torch.use_deterministic_algorithms(False)

@@ -7,7 +7,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 
 from bench import seeds
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
@@ -38,8 +37,7 @@ def at_once(tmp_path, capsys, monkeypatch):
         out = printed(capsys, str(ROOT / f"bench/{name}.py"), "--quick", "--json", str(tmp_path / "rows.json"), *options)
         return rows_of(tmp_path / "rows.json"), out
 
-    yield at_once
-    torch.use_deterministic_algorithms(False)
+    return at_once
 
 
 def rows_of(path):

@@ -5,7 +5,6 @@ import shlex
 from itertools import permutations, product
 
 import pytest
-import torch
 
 from components.inference.sampling import Sampler
 from pipeline.inference.generation import Generator
@@ -25,9 +24,7 @@ def here(copy_of, monkeypatch):
     monkeypatch.chdir(copy_of)
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (copy_of / "puzzles.txt").write_text(f"{PUZZLE}\n12../..../2.../...3\n")
-    yield copy_of
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(1)
+    return copy_of
 
 
 def test_its_python_runs_in_order(here, capsys):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 from stages.__main__ import main
 from tests.conftest import ROOT
@@ -142,9 +141,9 @@ MISTAKES = {
     "loss that is none": bound("warmup", "objective: {Objective: {loss: '@masking.chunks'}}",
         "@masking.chunks takes (response, noise, size), and is called with (model, hidden, batch, compute)"),
     "model for an execution": bound("backbone", "loop: {fit: {execution: '@pretrained.build'}}",
-        "@pretrained.build takes a Source as source, and is called with a Model"),
+        "@pretrained.build takes Source as source, and is called with Model"),
     "function of a tensor for an activation policy": bound("warmup", "objective: {Objective: {activations: '@hybrid.packed'}}",
-        "@hybrid.packed takes a Bool[Tensor, 'batch seq'] as selected, and is called with a Callable"),
+        "@hybrid.packed takes Bool[Tensor, 'batch seq'] as selected, and is called with Callable"),
     "steps for a loop that takes none": bound("finetune", "finetune: {run: {steps: 2, fit: '@loop.as_it_is'}}",
         "@loop.as_it_is takes (run, budget, objective), and is called with (run, steps)"),
     "object for a schedule": bound("controls", "loop: {fit: {schedule: '@lora.Lora()'}}",
@@ -224,6 +223,13 @@ MISTAKES = {
     "override twice": typed("warmup", "loop.fit.steps=3", "loop.fit.steps=4", "--check", told=("loop.fit.steps", "twice")),
     "no way to answer": bound("generate", "sampling: {Sampler: {stepps: 4}}", "sampling.Sampler has no parameter 'stepps'"),
     "rule of halting": bound("generate", "generation: {Generator: {halt: '@sampling.Sampler'}}", "halt expects Callable"),
+    "model for a number": bound("generate", "generation: {Generator: {prefix: '@refiner.SlotRefiner'}}",
+        "@refiner.SlotRefiner takes int as dim, and is called with Model"),
+    "kept prefix with a rule of halting": shaped("generate",
+        "generation: {Generator: {prefix: '@approximate_prefix.approximate_prefix', halt: '@halting.by_change'}}",
+        "generation.Generator.prefix goes with neither halt nor"),
+    "steps and blocks": shaped("generate", "sampling: {Sampler: {steps: 5, blocks: 2}}",
+        "steps must be a positive multiple of blocks, got steps 5 and blocks 2"),
     "model of a stage that has none": typed("warmup", "--model=outputs/joint",
         told=("--model belongs to: python -m stages generate or export",)),
     "answers in a folder": typed("generate", "--prompt=a", "--out=b",
@@ -240,8 +246,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.setenv("SLOTLOOP_TRACKING", "off")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)
+    return tmp_path
 
 
 def write(folder: Path, mistake: Mistake) -> set[Path]:

@@ -41,8 +41,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[
 
 
 @pytest.fixture
-def with_text(tmp_path: Path) -> Iterator[Path]:
-    """A new clone set to the smoke preset of text, committed, with raw files that git does not see."""
+def with_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A new clone set to the smoke preset of text, committed, with raw files that git does not see and nowhere else."""
+    monkeypatch.delenv("SLOTLOOP_RAW", raising=False)
     with nothing_left(clone_to(tmp_path / "slotloop", "gsm8k_smoke")) as folder:
         bind(folder / "params.yaml", "common", "{jsonl: {QuestionAnswers: {sequence: 48, vocabulary: 300}}}")
         git(folder, "add", "--all")

@@ -7,7 +7,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from pipeline.errors import ConfigError, UserError
 from pipeline.machine import launch, process
@@ -88,8 +87,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv(launch.PROCESSES, "2")
     monkeypatch.setattr(launch, "launch", lambda *_: pytest.fail("processes started"))
     monkeypatch.chdir(workspace(tmp_path / "run", "smoke"))
-    yield tmp_path / "run"
-    torch.use_deterministic_algorithms(False)
+    return tmp_path / "run"
 
 
 @pytest.mark.parametrize(

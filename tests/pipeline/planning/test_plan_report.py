@@ -33,7 +33,6 @@ PLAN = Plan(COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], as
 def _left_as_it_was():
     yield
     gin.clear_config()
-    torch.use_deterministic_algorithms(False)
 
 
 def words(tmp_path, rate=1e15, **changes):

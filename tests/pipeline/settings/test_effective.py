@@ -9,7 +9,6 @@ import sys
 
 import gin
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,8 +225,7 @@ def run_again(finished, tmp_path, monkeypatch):
         assert main([stage, *arguments]) == 0
         return content(folder / out)
 
-    yield run_again
-    torch.use_deterministic_algorithms(False)
+    return run_again
 
 
 @pytest.mark.parametrize(
