@@ -316,7 +316,9 @@ def test_smollm2_is_what_it_says(monkeypatch):
     assert hub.licence(path, None) == "apache-2.0"
     read = pretrained_text.tokenizer(path, None)
     assert read.encode("<|im_start|>a  42<|im_end|>").tokens == ["<|im_start|>", "a", "ĠĠ", "4", "2", "<|im_end|>"]
-    assert pretrained_text.chat(path, None, date(2026, 1, 1))("Hi?").endswith("<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n")
+    assert pretrained_text.chat(path, None, date(2026, 1, 1))("Hi?").endswith(
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
+    )
     tokens = torch.tensor([read.encode("The capital of France is").ids])
     with torch.no_grad():
         logits = model.model(input_ids=tokens).logits[0, -1]
