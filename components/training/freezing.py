@@ -1,6 +1,7 @@
 """Freeze everything, then unfreeze modules by path: a pattern that matches nothing is an error, never silence."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -40,8 +41,16 @@ Table = Callable[[Frozen], str]
 
 
 def by_module(frozen: Frozen) -> str:
-    """Write the table with one line for each module that is trained."""
-    return _text(frozen.rows, frozen)
+    """Write the table with one line for each module that is trained, and one for all whose paths differ in numbers alone."""
+    alike: dict[str, list[Row]] = {}
+    for row in frozen.rows:
+        if row.trainable:
+            alike.setdefault(re.sub(r"\b\d+\b", "*", row.module), []).append(row)
+    rows = [
+        Row(f"{pattern} ({len(some)})", sum(row.parameters for row in some), True) if len(some) > 1 else some[0]
+        for pattern, some in alike.items()
+    ]
+    return _text(rows, frozen)
 
 
 def by_weight(frozen: Frozen) -> str:

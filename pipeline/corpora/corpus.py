@@ -13,8 +13,9 @@ class Corpus(Protocol):
     ``shape``: token ids and sequence length, known before anything is read. ``prepare``: vocabulary, splits, and the hashes of what
     was read. ``causal``: see ``Vocabulary``. ``raw_files``: names of the files that ``prepare`` reads, relative to the raw folder;
     when one of them changes, DVC prepares again. A corpus may also have ``split_names()``: the splits that ``prepare`` will give,
-    so that configure can tell of a measure on another one; ``training_examples()``: how many there will be, so that it can tell of
-    a batch that is larger; and ``is_text = False`` where answers are no text, so that it can tell of settings that judge text.
+    so that configure can tell of a measure on another one; ``training_examples()``: how many there will be at most (None = nobody
+    knows yet), so that it can tell of a batch that is larger; and ``is_text = False`` where answers are no text, so that it can
+    tell of settings that judge text.
     """
 
     @property

@@ -108,10 +108,10 @@ def _check_rows(stage: str, corpus: Corpus, fit: str = "fit", batch_size: str = 
         return
     with ginstate.within(f"stages.{stage}.run", fit) as bindings:
         rows, have = _argument(stage, batch_size) * bindings.get("accumulation", 1), corpus.training_examples()
-    if rows > have:
+    if have is not None and rows > have:
         raise ConfigError(
             f"{stage}: a step of {rows} rows ({stage}.run.{batch_size} times loop.fit.accumulation) needs at least as many "
-            f"training examples, and there will be {have}"
+            f"training examples, and there will be {have} at most"
         )
 
 

@@ -101,6 +101,10 @@ class QuestionAnswers:
         """Name the splits that are prepared."""
         return "train", "validation", "test"
 
+    def training_examples(self) -> int | None:
+        """Say how many training examples there are at most, validation's among them; None = as many as the file has."""
+        return (self.limits or {}).get("train")
+
     def references(self, split: str, count: int) -> list[str]:
         """Read the first answers of the file that a split is made of; none where the file is not here yet."""
         file, fields = raw_folder() / (self.test if split == "test" else self.train), fields_of(self.response)

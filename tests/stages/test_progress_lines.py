@@ -17,7 +17,7 @@ PUZZLES = {
     "warmup": [("warmup", "step"), ("validation", "batch")],
     "joint": [("joint", "step")],
     "controls": [("controls/backbone", "step"), ("controls/warmup", "step")],
-    "evaluate": [("test_5", "batch"), ("models", "model"), ("evaluate decodes", "batch"), ("passes", "pass")],
+    "evaluate": [("test_5", "batch"), ("evaluate decodes", "batch"), ("passes", "pass")],
 }
 TEXT = {
     "prepare": [("prepare train", "example"), ("prepare test", "example")],

@@ -162,6 +162,9 @@ MISTAKES = {
         "use 'cpu' or 'cuda'"),
     "device that computes nothing": shaped("generate", "runtime: {Runtime: {device: meta}}", "generate: ", "computes nothing"),
     "batch beyond the data": shaped("common", "BATCH: 301", "warmup: a step of 301 rows", "there will be 300"),
+    "batch beyond the questions": file(
+        "preset: gsm8k\ncommon: {bindings: {jsonl.QuestionAnswers.limits: {train: 20}, BATCH: 21}}\n",
+        "warmup: a step of 21 rows", "there will be 20 at most"),
     "batches beyond the data": shaped("joint", "loop: {fit: {accumulation: 10}}", "joint: a step of 320 rows"),
     "batch of a control": shaped("controls", "controls: {run: {backbone_batch_size: 9223372036854775808}}",
         "controls: a step of 9223372036854775808 rows"),

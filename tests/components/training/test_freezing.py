@@ -100,6 +100,16 @@ def test_millions_are_told_to_two_places():
     ]  # fmt: skip
 
 
+def test_modules_that_differ_in_numbers_alone_are_one_line():
+    table = freeze_except(TinyLM(11, 6, 16, layers=3, heads=2), ["blocks.*.attention", "blocks.1.mlp_norm", "head"])
+    lines = [line.rsplit(maxsplit=1) for line in str(table).splitlines()[:-3]]
+    of_one = {row.module: row.parameters for row in table.rows}
+    assert [name.strip() for name, _ in lines] == ["blocks.*.attention.qkv (3)", "blocks.1.mlp_norm", "head"]
+    assert [int(count.replace(",", "")) for _, count in lines] == [
+        sum(of_one[f"blocks.{number}.attention.qkv"] for number in range(3)), of_one["blocks.1.mlp_norm"], of_one["head"]
+    ]  # fmt: skip
+
+
 def test_the_table_by_weight_lists_every_weight_that_is_trained(model):
     table = freeze_except(model, ["refiner.slots"])
     lines = [line.split() for line in by_weight(table).splitlines()]
