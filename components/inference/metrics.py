@@ -209,11 +209,13 @@ def _percentiles(
     """
     groups = sums.shape[1]
     one = torch.ones((), dtype=torch.float64)
+    size = min(resamples, max(1, PART // groups))
+    picks, times = torch.empty(size, groups, dtype=torch.int64), torch.empty(size, groups, dtype=torch.float64)  # of every part
     drawn = []
-    for first in range(0, resamples, size := max(1, PART // groups)):
-        picks = torch.randint(groups, (min(size, resamples - first), groups), generator=generator)
-        times = torch.zeros(picks.shape, dtype=torch.float64).scatter_add(1, picks, one.expand(picks.shape))
-        drawn.append(times @ sums.T)
+    for first in range(0, resamples, size):
+        rows = min(size, resamples - first)
+        torch.randint(groups, (rows, groups), generator=generator, out=picks[:rows])
+        drawn.append(times[:rows].zero_().scatter_add_(1, picks[:rows], one.expand(rows, groups)) @ sums.T)
     ratios = torch.cat([part[:, :kinds] / part[:, kinds:] for part in drawn])
     low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
     return low, high
