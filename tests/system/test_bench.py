@@ -157,6 +157,14 @@ def test_waiting(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_memory_of_intervals_does_not_grow_with_their_groups():
+    """Pieces of less than 32 MB that are freed and asked for again add up in glibc's heap: 300,000 groups came to gigabytes."""
+    command = [sys.executable, "bench/memory_probes.py", "intervals", "300000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=True)
+    assert json.loads(done.stdout)["bytes"] < 4e8
+
+
+@pytest.mark.slow
 def test_memory(tmp_path):
     rows, out = run(tmp_path, "memory")
     assert [row["what"] for row in rows] == ["intervals", "trunk", "saving", "saving_tail"]
