@@ -55,6 +55,7 @@ DOORS = {  # outside library -> the only files that may import it
         "pipeline/models/backbones.py",
         "pipeline/models/checkpoint.py",
         "pipeline/models/gguf.py",
+        "pipeline/models/model_folder.py",
         "pipeline/machine/cached_results.py",
         "pipeline/corpora/prepared.py",
         "pipeline/machine/snapshots.py",

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -21,7 +22,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from components.training.finiteness import first_non_finite
@@ -167,7 +169,7 @@ class Scratch:
     def _write(self, temporary: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
         """Write a snapshot's folder beside its place and put it there durably."""
         temporary.mkdir(parents=True)
-        (temporary / STATE).write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
+        _store(tensors, temporary / STATE)
         for file in (f for f in out.iterdir() if f.is_file()):
             shutil.copyfile(file, temporary / f"out-{file.name}")
         files = {file.name: sha256(file) for file in temporary.iterdir()}
@@ -224,3 +226,18 @@ def _collect(keep: Path) -> None:
         newest = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
         if folder != keep and time.time() - newest > STALE_AFTER:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _store(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors from where they lie: a second copy of all that training keeps would be most of what it takes.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(on_host, file)
+    except SafetensorError as error:  # also of the disk, whose error it puts in words
+        if (refused := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(refused[1]), os.strerror(int(refused[1])), os.fspath(file)) from None

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from components.backbones.backbone import BackboneModel
@@ -22,7 +23,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256, verify, write_atomic, write_json
 from pipeline.manifests import HASHES, check_inputs, write_manifest
 from pipeline.models import pretrained
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights, read_weights
 
 PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
 CHECKPOINT = (WEIGHTS, pretrained.CONFIG)
@@ -61,11 +62,12 @@ class Backbone:
         """The backbone, or its tail from ``first_layer`` on: layers below are not even instantiated."""
         if self.architecture["model"] == PRETRAINED:
             return pretrained.load_pretrained(self.description, first_layer, self.folder if self.files else None)
-        model = build_backbone(self.architecture, first_layer)
+        with torch.device("meta"):  # without weights, which are set from the file: they are there once
+            model = build_backbone(self.architecture, first_layer)
         names = set(model.state_dict())
-        weights = load_file(self.folder / WEIGHTS)
+        weights = read_weights(self.folder / WEIGHTS, names)
         check_weights(weights, names, self.folder / WEIGHTS, "backbone")
-        model.load_state_dict({name: value for name, value in weights.items() if name in names})
+        model.load_state_dict(weights, assign=True)
         return model
 
     @cached_property

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.errors import DataError
@@ -20,6 +21,18 @@ PHASES = {  # that train the models which evaluation and report know by these na
     "control_backbone": "controls/backbone", "control_warmup": "controls/warmup", "control_adapter": "controls/optional/adapter",
     "control_lora": "controls/optional/lora", "control_refiner_lora": "controls/optional/refiner_lora",
 }  # fmt: skip
+
+
+def read_weights(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Read those of the named weights that a file holds, one after the other: a file that is mapped as a whole counts as memory of
+    the process, beside what was read.
+    """
+    weights = {}
+    for name in names:
+        with safe_open(file, "pt") as source:
+            if name in source.keys():  # noqa: SIM118  # no dictionary
+                weights[name] = source.get_tensor(name).clone()
+    return weights
 
 
 def check_weights(weights: Mapping[str, Tensor], needed: Iterable[str], origin: Path, stage: str) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from pipeline.errors import UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.machine import snapshots
 
 
@@ -128,6 +129,30 @@ def test_a_file_that_was_not_there_yet_is_no_part_of_a_snapshot(tmp_path):
         file.unlink()
     place.load(out)
     assert (out / "model.safetensors").read_bytes() == b"best" and len(list(out.iterdir())) == 2
+
+
+def test_a_disk_that_refuses_a_snapshot_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
+    """safetensors puts what the system says in words of its own."""
+    out, place = tmp_path / "out", snapshots.Scratch(tmp_path / "place")
+    out.mkdir()
+    snapshot(place, 1, out)
+
+    def full(*_):
+        raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})")
+
+    monkeypatch.setattr(snapshots, "save_file", full)
+    with pytest.raises(StorageError, match=r"step-000000002 cannot be written: the disk of .* is full"):
+        snapshot(place, 2, out)
+    assert [path.name for path in place.folder.iterdir()] == ["step-000000001"] and place.load(None)[1] == {"step": 1}
+
+
+def test_what_safetensors_itself_refuses_is_no_matter_of_the_disk(tmp_path, monkeypatch):
+    def unable(*_):
+        raise SafetensorError("Error while serializing: a type that it does not know")
+
+    monkeypatch.setattr(snapshots, "save_file", unable)
+    with pytest.raises(SafetensorError, match="does not know"):
+        snapshot(snapshots.Scratch(tmp_path / "place"), 1, tmp_path)
 
 
 def test_outside_of_a_stage_nothing_is_kept(tmp_path):
