@@ -104,10 +104,10 @@ def normalised(result: str) -> str:
 
     Without commas, currency and full stops at the end. Decimals are exact: no digit passes through a float.
 
-    >>> normalised("$1,234.50"), normalised("7."), normalised("\\N{MINUS SIGN}05.0"), normalised("(B).")
-    ('1234.5', '7', '-5', '(B)')
+    >>> normalised("$1,234.50"), normalised("7."), normalised("\\N{MINUS SIGN}05.0"), normalised("-$ 3"), normalised("(B).")
+    ('1234.5', '7', '-5', '-3', '(B)')
     """
-    plain = re.sub(rf"[,{CURRENCY}]", "", result).strip().rstrip(".")
+    plain = re.sub(rf",|[{CURRENCY}] ?", "", result).strip().rstrip(".")
     number = plain.replace(MINUS, "-")
     if not re.fullmatch(r"-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)", number):
         return plain
