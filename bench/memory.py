@@ -20,7 +20,7 @@ from pipeline.reporting.markdown import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 422_786  # puzzles of Sudoku-Extreme's test set, each a group
-NUMBERS = {"intervals": 20_000, "trunk": 256, "saving": 256, "saving_tail": 256}  # groups, or channels
+NUMBERS = {"intervals": 20_000, "trunk": 512, "saving": 256, "saving_tail": 256}  # groups, or channels
 QUICK = {"intervals": 2_000, "trunk": 64, "saving": 64, "saving_tail": 64}
 
 
