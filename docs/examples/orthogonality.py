@@ -35,7 +35,7 @@ def train(orthogonality: float) -> list[tuple[float, float]]:
     freeze_except(model, ["refiner"])
     optimizer, objective = torch.optim.AdamW(refiner.parameters(), lr=5e-3), Objective(model.n_steps)
     found = []
-    for update in range(121):
+    for update in range(161):
         optimizer.zero_grad()
         now = objective.gradient(model, mirrored(32, generator), sequences=32, statistics=update % 40 == 0)
         if update % 40 == 0:
