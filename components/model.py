@@ -39,10 +39,14 @@ class Model(nn.Module):
     Attributes:
         head: maps normed states to logits.
         n_steps: supervised steps.
+        remembers: a denoising pass begins with what the pass before over the same sequences ended with.
+        carried_states: names of the states of its carry that a recursion may also begin elsewhere with; () = it may not.
     """
 
     head: nn.Linear
     n_steps: int
+    remembers: bool = False
+    carried_states: tuple[str, ...] = ()
 
     def begin(self, batch: Batch, positions: Bool[Tensor, "batch seq"] | None = None) -> tuple[Tree, Tree, Layout]:
         """What is the same at every step, what the first step starts from, and which positions there are."""
@@ -50,6 +54,10 @@ class Model(nn.Module):
 
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
         """Supervised step ``number`` (from 0); ``statistics`` also measures slots where there are any."""
+        raise NotImplementedError
+
+    def recalled(self, carry: Tree, memory: Tree) -> Tree:
+        """Mix the carry that the denoising pass before ended with into the fresh one of this pass."""
         raise NotImplementedError
 
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:

@@ -1,10 +1,10 @@
-"""Counter-based uniform noise: a pure function of its keys, the same on any device, batch size or process count.
+"""Counter-based noise: a pure function of its keys, the same on any device, batch size or process count.
 
 Nothing random has to be saved or restored: the noise of (seed, stream, uid) is always the same numbers.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -54,6 +54,28 @@ def uniform(seed: int, stream: int | Int[Tensor, "batch"], uid: Int[Tensor, "bat
     base = _mix(uid.to(torch.int64) * _GOLDEN + key)
     counter = torch.arange(1, n + 1, device=uid.device, dtype=torch.int64) * _GOLDEN
     return _shift(_mix(base[:, None] + counter[None, :]), 11).to(torch.float64) * 2.0**-53
+
+
+def normal(seed: int, stream: int | Int[Tensor, "batch"], uid: Int[Tensor, "batch"], n: int) -> Float[Tensor, "batch n"]:
+    """``n`` numbers of the standard normal distribution for each uid: the quantiles of those that ``uniform`` gives.
+
+    >>> two = normal(0, 3, torch.tensor([7]), 2)
+    >>> bool((normal(0, 3, torch.tensor([7]), 9)[:, :2] == two).all())
+    True
+    """
+    return torch.special.ndtri(uniform(seed, stream, uid, n) + 2.0**-54)
+
+
+def identity(tokens: Int[Tensor, "batch seq"], attention: Bool[Tensor, "batch seq"] | None = None) -> Int[Tensor, "batch"]:
+    """Number each sequence by its tokens and their places, whatever it is beside and however far it is padded.
+
+    >>> one, other = identity(torch.tensor([[5, 6], [6, 5]])).tolist()
+    >>> one != other and one == identity(torch.tensor([[5, 6, 0]]), torch.tensor([[True, True, False]])).item()
+    True
+    """
+    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=torch.int64)
+    each = _mix(_mix(tokens.to(torch.int64) + 1) + places * _GOLDEN)
+    return (each if attention is None else each * attention).sum(1)
 
 
 def key(*numbers: int) -> int:

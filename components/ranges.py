@@ -60,6 +60,7 @@ class Range:
 PositiveInt = Annotated[int, Range(ge=1)]
 NonNegativeInt = Annotated[int, Range(ge=0)]
 Depth = Annotated[int, Range(ge=1, le=10_000)]  # of what is built or gone through one after the other
+SeveralSteps = Annotated[int, Range(ge=2, le=10_000)]  # of a recursion whose last step is compared with the one before
 Layers = Annotated[int, Range(ge=0, le=10_000)]
 Passes = Annotated[int, Range(ge=0, le=10_000)]
 Seed = Annotated[int, Range(ge=0, lt=2**62)]

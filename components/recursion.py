@@ -5,14 +5,16 @@ late step flows through all earlier ones; between two, the states are detached. 
 gradient, and with it what must be kept in memory: the graph of one segment.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from components import noise
 from components.ranges import PositiveInt
 
 Tree = Mapping[str, Any]  # tensors by name, or trees of them; every tensor has the batch as its first dimension
@@ -88,9 +90,28 @@ def bptt_segments(steps: int, bptt: BpttSegments) -> list[range]:
     return [range(first, end) for first, end in zip([0, *ends], ends, strict=False)]
 
 
+def relative_square(
+    change: Float[Tensor, "batch seq dim"], states: Float[Tensor, "batch seq dim"], present: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch"]:
+    """Compute |change|^2 / |states|^2 of each sequence without its padding, in the precision of what is given."""
+    moved, size = ((x.square().sum(-1) * present).sum(1) for x in (change, states))
+    return moved / size
+
+
 def mapped(change: Callable[[Tensor], Tensor], tree: Tree) -> dict[str, Any]:
     """Apply a function to every tensor of a tree."""
     return {name: change(part) if isinstance(part, Tensor) else mapped(change, part) for name, part in tree.items()}
+
+
+def detached(made: Tree, given: Tree) -> dict[str, Any]:
+    """Detach what a step made; what it only hands on, the very tensors that it was given, keeps its gradient."""
+
+    def cut(part: Any, before: Any) -> Any:
+        if part is before:
+            return part
+        return part.detach() if isinstance(part, Tensor) else detached(part, before or {})
+
+    return {name: cut(part, given.get(name)) for name, part in made.items()}
 
 
 def tensors(tree: Tree) -> Iterator[Tensor]:
@@ -100,3 +121,23 @@ def tensors(tree: Tree) -> Iterator[Tensor]:
             yield part
         else:
             yield from tensors(part)
+
+
+def noised(carry: Tree, states: Sequence[str], size: float, key: int, uid: Int[Tensor, "batch"]) -> Tree:
+    """Add normal noise to states of a carry, ``size`` times the root mean square of each token's: a function of ``key`` and uid.
+
+    Args:
+        carry: of sequences, their tokens in the second dimension.
+        states: names of those that get noise.
+        size: 0 = none.
+        key: what the noise is for (``components.noise.key``).
+        uid: identity of each sequence.
+    """
+    changed = dict(carry)
+    for stream, name in enumerate(states):
+        state = carry[name]
+        numbers = noise.normal(key, stream, uid, state[0].numel()).view(state.shape)
+        wide = torch.promote_types(state.dtype, torch.float32)
+        rms = state.detach().to(wide).square().mean(-1, keepdim=True).sqrt()
+        changed[name] = state + (size * rms * numbers).to(state.dtype)
+    return changed

@@ -1,14 +1,17 @@
 """BackboneModel: the interface of what is refined. A model of its own whose layers can be cut in two: frozen trunk, live tail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.batch import Batch
 from components.model import Model
+from components.nn.key_value_cache import KeyValueCache
 from components.nn.sharing import share
 from components.recursion import State, Tree
 from components.refiners.core import Layout
@@ -59,6 +62,30 @@ class BackboneModel(Model):
         """States entering layer ``split``: what extract stores."""
         raise NotImplementedError
 
+    def entrance(self, layer: int) -> nn.Module:
+        """Find the module whose first input is what enters a layer.
+
+        Raises:
+            ValueError: the model has no layers of its own between which there are states.
+        """
+        raise ValueError(f"the states that enter a layer of a {type(self).__name__} cannot be read: leave out taps (TAPS = ())")
+
+    @contextmanager
+    def entering(self, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        """Collect the states that enter layers, by layer, of what runs in between."""
+        states: dict[int, Tensor] = {}
+        with ExitStack() as stack:
+            for layer in layers:
+                read = partial(_read_first, states, layer)
+                stack.callback(self.entrance(layer).register_forward_pre_hook(read, with_kwargs=True).remove)
+            yield states
+
+    def placed(
+        self, states: Float[Tensor, "batch seq width"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch seq width"]:
+        """Put states from between two layers where the last states of the same tokens stand."""
+        return states
+
     def states_and_heads(
         self, batch: Batch, layers: Sequence[int] = ()
     ) -> tuple[Float[Tensor, "batch seq dim"], Float[Tensor, "batch seq context"] | None]:
@@ -74,3 +101,7 @@ class BackboneModel(Model):
     def step(self, number: int, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
         """Hand the carried states over; in a model of one step they are final."""
         return State(carry["hidden"], carry)
+
+
+def _read_first(states: dict[int, Tensor], layer: int, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    states[layer] = given[0] if given else named["hidden_states"]

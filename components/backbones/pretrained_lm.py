@@ -126,7 +126,21 @@ class PretrainedLM(BackboneModel):
         inputs = _inputs(batch.tokens, batch.attention) if batch.cache is None else _further(batch.tokens, batch.cache)
         states, head_inputs = self.layers.run(inputs, 0 if hidden is None else start, None, hidden, inside)
         heads = torch.cat([head_inputs[layer] for layer in layers], -1) if layers else None
-        return self._shifted(states, batch.cache), None if heads is None else self._shifted(heads, batch.cache)
+        return self.placed(states, batch.cache), None if heads is None else self.placed(heads, batch.cache)
+
+    def entrance(self, layer: int) -> nn.Module:
+        """Find a layer of the library's model."""
+        return self.layers.blocks[layer]
+
+    def placed(
+        self, states: Float[Tensor, "batch seq width"], cache: KeyValueCache | None = None
+    ) -> Float[Tensor, "batch seq width"]:
+        """Put states where the tokens stand that they predict, and on the head's device."""
+        states = states.to(next(self.head.parameters()).device)
+        if not self.shift:
+            return states
+        before = states[:, :1] if cache is None else cache.before(cache.extended(states))
+        return torch.cat([before, states[:, :-1]], 1)
 
     def key_value_cache(self) -> KeyValueCache | None:
         """Make a cache around the library's own, if the model is whole."""
@@ -135,15 +149,6 @@ class PretrainedLM(BackboneModel):
     def normed(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
         """What the model puts between its last layer and the output layer; in its own precision, whatever refined the states."""
         return self.layers.features(state.to(self.dtype))
-
-    def _shifted(
-        self, states: Float[Tensor, "batch seq width"], cache: KeyValueCache | None = None
-    ) -> Float[Tensor, "batch seq width"]:
-        states = states.to(next(self.head.parameters()).device)
-        if not self.shift:
-            return states
-        before = states[:, :1] if cache is None else cache.before(cache.extended(states))
-        return torch.cat([before, states[:, :-1]], 1)
 
     def _heads(self, layer: int) -> str:
         """Path within a layer of the projection that its concatenated heads go into.

@@ -12,11 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
+from components.backbones.positions import Apart, Positions
 from components.batch import Batch
 from components.ranges import PositiveInt
 from components.recursion import State, Tree
 from components.refiners.core import Inputs, Layout
 from components.refiners.recursive_core import RecursiveCore
+
+APART = Apart()
 
 
 class RecursiveLM(BackboneModel):
@@ -29,9 +32,10 @@ class RecursiveLM(BackboneModel):
         core: takes dim and ``standalone``; its other sizes are bound.
         layers: the core's supervised steps, if that is known; nothing else fits.
         first_layer: 0 = whole model; ``layers`` = embeddings and head alone.
+        positions: how they begin (``components.backbones.positions``).
 
     Raises:
-        ValueError: sizes do not fit, or ``first_layer`` is another number.
+        ValueError: sizes do not fit, ``first_layer`` is another number, or a grid has other positions.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class RecursiveLM(BackboneModel):
         core: Callable[..., RecursiveCore],
         layers: int | None = None,
         first_layer: int = 0,
+        positions: Positions = APART,
     ) -> None:
         super().__init__()
         built = core(dim=dim, standalone=True)
@@ -55,13 +60,16 @@ class RecursiveLM(BackboneModel):
         self.first_layer, self.n_steps = first_layer, 1 if first_layer else built.n_steps
         self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))
+        self._begin_positions = positions
+        positions.check(seq)
         self.core = None if first_layer else built
+        self.carried_states = () if first_layer else built.remembered
         self.head = nn.Linear(dim, vocab, bias=False)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Embeddings and positions N(0, 1/2): their sum has rms 1, as the states have; head N(0, 1 / dim)."""
-        for parameter in (self.embedding.weight, self.positions):
-            nn.init.normal_(parameter, std=0.5**0.5, generator=generator)
+        nn.init.normal_(self.embedding.weight, std=0.5**0.5, generator=generator)
+        self._begin_positions(self.positions, 0.5**0.5, generator)
         nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5, generator=generator)
         if self.core is not None:
             self.core.init_weights(1.0, generator)

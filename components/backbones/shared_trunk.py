@@ -8,10 +8,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from jaxtyping import Float
-from torch import Tensor
-
 from components.backbones.backbone import BackboneModel
+from components.backbones.taps import tapped_trunk
 from components.batch import Batch
 from components.model import Model
 from components.refined_lm import RefinedLM
@@ -26,7 +24,8 @@ class SharedTrunk:
 
     Attributes:
         split: first layer that is not shared, where most layers need not run again; 0 = no layer is shared.
-        above: by name the models that share what lies below ``split``, each from there on. It runs batches with ``states``.
+        above: by name the models that share what lies below ``split``, each from there on. It runs batches ``with_states``.
+        taps: layers below ``split`` whose entering states one of these models reads.
     """
 
     def __init__(self, frozen: BackboneModel, models: Mapping[str, Model]) -> None:
@@ -36,10 +35,12 @@ class SharedTrunk:
         first = {name: _first_own_layer(model, frozen, layers, names) for name, model in models.items()}
         self.split = max(range(layers + 1), key=lambda split: split * (sum(own >= split for own in first.values()) - 1))
         self.above = {name: _above(models[name], self.split) for name, own in first.items() if 0 < self.split <= own}
+        read = {layer for model in self.above.values() if isinstance(model, RefinedLM) for layer in model.stored_taps}
+        self.taps = tuple(sorted(read))
 
-    def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
-        """Run the shared layers: the states that enter ``split``."""
-        return self.frozen.trunk(batch.tokens, batch.attention, self.split)
+    def with_states(self, batch: Batch) -> Batch:
+        """Run the shared layers: the batch comes back with the states that enter ``split``."""
+        return batch.entered(tapped_trunk(self.frozen, batch.tokens, batch.attention, self.split, self.taps), self.taps)
 
 
 def _first_own_layer(model: Model, frozen: BackboneModel, layers: int, names: Callable[[int], set[str]]) -> int:

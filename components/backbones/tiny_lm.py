@@ -13,11 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
+from components.backbones.positions import Apart, Positions
 from components.batch import Batch
 from components.nn.attention import Block, RMSNorm
 from components.nn.key_value_cache import KeyValueCache
 from components.ranges import Layers, PositiveInt
 from components.refiners.core import Layout
+
+APART = Apart()
 
 
 class TinyLM(BackboneModel):
@@ -31,9 +34,10 @@ class TinyLM(BackboneModel):
         heads: attention heads; must divide ``dim``.
         rotary: attention also sees distances (``components.nn.attention.rotate``): text wants it, puzzles do not need it.
         first_layer: lowest block held here (0 = whole model).
+        positions: how they begin (``components.backbones.positions``).
 
     Raises:
-        ValueError: heads do not divide dim, or ``first_layer`` is not within 0..layers.
+        ValueError: heads do not divide dim, ``first_layer`` is not within 0..layers, or a grid has other positions.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class TinyLM(BackboneModel):
         heads: PositiveInt,
         rotary: bool = False,
         first_layer: int = 0,
+        positions: Positions = APART,
     ) -> None:
         super().__init__()
         if not 0 <= first_layer <= layers:
@@ -61,6 +66,8 @@ class TinyLM(BackboneModel):
         self.first_layer = first_layer
         self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))
+        self._begin_positions = positions
+        positions.check(seq)
         self.blocks = nn.ModuleDict({str(i): Block(dim, heads, rotary=rotary) for i in range(first_layer, layers)})
         self.norm = RMSNorm(dim)
         self.head = nn.Linear(dim, vocab, bias=False)
@@ -68,7 +75,7 @@ class TinyLM(BackboneModel):
     def init_weights(self, generator: torch.Generator) -> None:
         """Embeddings and positions N(0, 0.02^2); residual projections N(0, 0.02^2 / 2 layers); head N(0, 1 / dim)."""
         nn.init.normal_(self.embedding.weight, std=0.02, generator=generator)
-        nn.init.normal_(self.positions, std=0.02, generator=generator)
+        self._begin_positions(self.positions, 0.02, generator)
         nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5, generator=generator)
         for block in self.blocks.values():
             assert isinstance(block, Block)
@@ -121,6 +128,12 @@ class TinyLM(BackboneModel):
             return self.layers(self.embed(batch.tokens, places), batch.attention, 0, last, layers, batch.cache)
         hidden = batch.hidden.to(self.norm.weight.dtype)
         return self.layers(hidden, batch.attention, self.first_layer, last, layers)
+
+    def entrance(self, layer: int) -> nn.Module:
+        """Find the first norm of a block."""
+        block = self.blocks[str(layer)]
+        assert isinstance(block, Block)
+        return block.attention_norm
 
     def key_value_cache(self) -> KeyValueCache | None:
         """Make a cache, if the model is whole."""

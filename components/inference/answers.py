@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 
+from components.inference.approximate_prefix import Prefix
 from components.inference.exact_match import GSM8K_FILTERS
 from components.ranges import Depth, PositiveInt
 
@@ -18,7 +19,7 @@ DIGITS = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+"  # a comma counts between t
 # A dash after a digit, a word or a bracket is a range or a difference, and no sign.
 BEFORE = rf"(?:[{CURRENCY}] ?{SIGN}|(?:(?<![\w)\]%]){SIGN})?(?:[{CURRENCY}] ?)?)"  # one sign, on either side of the currency
 NUMBER = rf"{BEFORE}(?:(?:{DIGITS})(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
-TAKEN = ("exact_match", "minus_frozen", "function_evaluations", "recursion_steps")  # what stands beside patterns in metrics
+TAKEN = ("exact_match", "minus_frozen", "function_evaluations", "recursion_steps", "approximation")  # beside patterns in metrics
 GSM8K = {"strict": (rf"#### ({NUMBER})", 0), "flexible": (rf"({NUMBER})", -1)}
 
 
@@ -37,6 +38,8 @@ class Answers:
         reference: the pattern that finds the result in the reference.
         exact_match: filters of lm-evaluation-harness, as ``patterns``; scored as it does, text against text. None = those of its
             task gsm8k beside GSM8K's patterns, and none beside others.
+        prefix: what is kept of the tokens before a block while it is decoded, an approximation that metrics then name
+            (``components.inference.approximate_prefix``); None = nothing, every pass reads everything.
 
     Raises:
         ValueError: a number is out of range, or a pattern is none.
@@ -51,6 +54,7 @@ class Answers:
         patterns: Mapping[str, tuple[str, int]] = GSM8K,
         reference: str = "strict",
         exact_match: Mapping[str, tuple[str, int]] | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         if items < 1 or passes < 1 or blocks < 1 or passes % blocks:
             raise ValueError(
@@ -69,7 +73,12 @@ class Answers:
             except re.error as error:
                 raise ValueError(f"pattern '{name}' is no regular expression: {error}") from None
         self.items, self.passes, self.blocks, self.split = items, passes, blocks, split
-        self.patterns, self.reference, self.exact_match = patterns, reference, exact_match
+        self.patterns, self.reference, self.exact_match, self.prefix = patterns, reference, exact_match, prefix
+
+    @property
+    def approximation(self) -> str | None:
+        """Name what is kept in place of an exact decoding; None if nothing is."""
+        return None if self.prefix is None else getattr(self.prefix, "__name__", type(self.prefix).__name__)
 
     def extracted(self, text: str) -> dict[str, str | None]:
         """The result by each pattern; None where it matches nowhere."""

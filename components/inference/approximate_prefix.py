@@ -55,7 +55,7 @@ def approximate_surroundings(model: Model, batch: Batch, mask_id: int, blocks: i
 def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_again: ReadAgain) -> Predict:
     order, total = batch.masked.cumsum(1) - 1, batch.masked.sum(1, keepdim=True)
     ends = total * torch.arange(1, blocks + 1, device=total.device) // blocks  # how many tokens of each row's answer are before
-    there = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
+    there = batch.present
     rows, seq = batch.masked.shape
     places = torch.arange(seq, device=total.device).expand(rows, -1)
     cache = model.key_value_cache()

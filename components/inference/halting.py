@@ -10,7 +10,7 @@ from torch import Tensor
 from components.batch import Batch
 from components.model import Model
 from components.ranges import NonNegativeFloat, Share
-from components.recursion import State, Tree, mapped
+from components.recursion import State, Tree, mapped, relative_square
 from components.refiners.core import Layout, at_least_one_step
 
 Done = Bool[Tensor, "batch"]
@@ -30,9 +30,8 @@ def by_change(model: Model, batch: Batch, state: State, last: State | None, tole
     """
     if last is None:
         return torch.zeros(len(batch), dtype=torch.bool, device=state.hidden.device)
-    attention = torch.ones_like(batch.masked) if batch.attention is None else batch.attention
-    change, size = ((x.float().square().sum(-1) * attention).sum(1) for x in (state.hidden - last.hidden, state.hidden))
-    return change < tolerance**2 * size
+    change = relative_square((state.hidden - last.hidden).float(), state.hidden.float(), batch.present)
+    return change < tolerance**2
 
 
 def by_learning(model: Model, batch: Batch, state: State, last: State | None, threshold: Share = 0.5) -> Done:
@@ -62,7 +61,7 @@ class Leaving:
     """
 
     def __init__(self, model: Model, batch: Batch, rule: Rule, condition: Tree, carry: Tree, layout: Layout) -> None:
-        self.model, self.batch, self.rule = model, replace(batch, hidden=None), rule
+        self.model, self.batch, self.rule = model, replace(batch, hidden=None, taps=None), rule
         self.condition, self.carry, self.layout = condition, carry, layout
         self.rows = torch.arange(len(batch), device=batch.tokens.device)
         self.taken = torch.zeros_like(self.rows)

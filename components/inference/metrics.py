@@ -31,12 +31,14 @@ class Counts:
         correct: supervised tokens whose most likely id is right.
         tokens: supervised tokens.
         exact: 1 where all of them are right.
+        solved: 1 where they are as good as right: other tokens that the example allows as well, where it does.
     """
 
     nll: Float[Tensor, "batch"]
     correct: Float[Tensor, "batch"]
     tokens: Float[Tensor, "batch"]
     exact: Float[Tensor, "batch"]
+    solved: Float[Tensor, "batch"]
 
 
 def count(logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]) -> Counts:
@@ -47,7 +49,8 @@ def count(logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"]
     row = masked.nonzero()[:, 0]
     sums = [torch.zeros(len(masked), dtype=torch.float64, device=nll.device).index_add(0, row, x) for x in (nll, correct)]
     tokens = masked.sum(1).double()
-    return Counts(nll=sums[0], correct=sums[1], tokens=tokens, exact=(sums[1] == tokens).double())
+    exact = (sums[1] == tokens).double()
+    return Counts(nll=sums[0], correct=sums[1], tokens=tokens, exact=exact, solved=exact.clone())
 
 
 def interval(
@@ -133,7 +136,7 @@ def intervals(
     """``interval`` of several ratios on the same examples, from common resamples: far cheaper than one by one."""
     kinds = len(numerators)
     sums = _group_sums(torch.cat([numerators, denominators]).double(), group)
-    low, high = _percentiles(sums, kinds, generator, resamples)
+    low, high = percentiles(_ratios(sums, kinds, generator, resamples))
     means = (sums[:kinds].sum(1) / sums[kinds:].sum(1)).tolist()
     values = [{"mean": m, "low": lo, "high": hi, "n": numerators.shape[1]} for m, lo, hi in zip(means, low, high, strict=True)]
     for value, own, weights, of_kind in zip(values, sums[:kinds], sums[kinds:], bounds or [None] * kinds, strict=True):
@@ -199,10 +202,33 @@ def student_t(probability: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(low)
 
 
-def _percentiles(
+def resampled_ratios(
+    numerators: Float[Tensor, "kinds examples"],
+    denominators: Float[Tensor, "kinds examples"],
+    group: Int[Tensor, "examples"],
+    *,
+    generator: torch.Generator,
+    resamples: int = 2000,
+) -> Float[Tensor, "resamples kinds"]:
+    """Compute the ratios of sums in each bootstrap sample, as ``intervals`` does: for what is a function of several of them."""
+    return _ratios(_group_sums(torch.cat([numerators, denominators]).double(), group), len(numerators), generator, resamples)
+
+
+def percentiles(values: Float[Tensor, "resamples kinds"]) -> tuple[list[float], list[float]]:
+    """Find the 2.5 % and 97.5 % points of each kind over the resamples."""
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
+    return low, high
+
+
+def differing_groups(values: Float[Tensor, "kinds examples"], group: Int[Tensor, "examples"]) -> int:
+    """Count the groups in which any kind is not zero."""
+    return int(_group_sums(values.double(), group).any(0).sum())
+
+
+def _ratios(
     sums: Float[Tensor, "both groups"], kinds: int, generator: torch.Generator, resamples: int
-) -> tuple[list[float], list[float]]:
-    """2.5 % and 97.5 % points of the ratios of sums over resampled groups.
+) -> Float[Tensor, "resamples kinds"]:
+    """Ratios of sums over resampled groups.
 
     The first ``kinds`` rows of ``sums`` are numerators, the others denominators. Resamples are drawn in parts of at most ``PART``
     numbers, so memory does not grow with their number times that of the groups; the draws do not depend on the parts.
@@ -216,9 +242,7 @@ def _percentiles(
         rows = min(size, resamples - first)
         torch.randint(groups, (rows, groups), generator=generator, out=picks[:rows])
         drawn.append(times[:rows].zero_().scatter_add_(1, picks[:rows], one.expand(rows, groups)) @ sums.T)
-    ratios = torch.cat([part[:, :kinds] / part[:, kinds:] for part in drawn])
-    low, high = torch.quantile(ratios, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).tolist()
-    return low, high
+    return torch.cat([part[:, :kinds] / part[:, kinds:] for part in drawn])
 
 
 def _group_sums(values: Float[Tensor, "kinds examples"], group: Int[Tensor, "examples"]) -> Float[Tensor, "kinds groups"]:

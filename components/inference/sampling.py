@@ -1,7 +1,7 @@
 """Decoding a masked-diffusion model: everything at once, or a few tokens at a time, most certain first.
 
-One sampler serves evaluation and generation. What was committed is never revisited, the mask itself is never predicted, and nothing
-about a row depends on the other rows.
+One sampler serves evaluation and generation. What was committed is revisited by a rule alone (``components.inference.revising``),
+the mask itself is never predicted, and nothing about a row depends on the other rows.
 """
 
 from collections import deque
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from components import noise
-from components.ranges import Depth, NonNegativeFloat, Range, Seed, Share
+from components.inference.revising import Rule
+from components.ranges import Depth, NonNegativeFloat, PositiveInt, Range, Seed, Share
 
 Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
@@ -73,6 +74,9 @@ class Sampler:
         end_confidence: factor on an end's probability where tokens are ranked; 0 = ends come after everything else, so that a flood
             of early ones cannot cut an answer short.
         seed: of what is drawn.
+        revise: which decided tokens of a block are masked again after a pass, but for its last (``components.inference.revising``);
+            the next pass commits as many more, so that the passes stay as many. None = what is decided stays.
+        revisions: how often each place may be masked again.
     """
 
     steps: Depth | None = None
@@ -82,6 +86,8 @@ class Sampler:
     threshold: Share | None = None
     end_confidence: Share = 1.0
     seed: Seed = 0
+    revise: Rule | None = None
+    revisions: PositiveInt = 1
 
     def check(self) -> None:
         """Raise ValueError unless the settings fit together."""
@@ -91,6 +97,8 @@ class Sampler:
             raise ValueError(f"temperature and guidance must be at least 0, got {self.temperature} and {self.guidance}")
         if not 0 <= self.end_confidence <= 1:
             raise ValueError(f"end_confidence must lie within 0..1, got {self.end_confidence}")
+        if self.revisions < 1:
+            raise ValueError(f"revisions must be at least 1, got {self.revisions}; without any, leave revise None")
 
     def passes(
         self,
@@ -123,7 +131,8 @@ class Sampler:
         answer = tokens == mask_id
         order, total = answer.cumsum(1) - 1, answer.sum(1, keepdim=True)
         probability, evaluations = (~answer).float(), torch.zeros_like(total[:, 0])
-        finished = torch.zeros_like(total, dtype=torch.bool)
+        finished, revised = torch.zeros_like(total, dtype=torch.bool), torch.zeros_like(tokens)
+        revisions = 0 if self.revise is None else self.revisions
         for block in range(self.blocks):
             inside = answer & (order >= total * block // self.blocks) & (order < total * (block + 1) // self.blocks)
             schedule = _Schedule(inside.sum(1, keepdim=True), self.steps and self.steps // self.blocks)
@@ -133,18 +142,40 @@ class Sampler:
                 left = candidates.sum(1, keepdim=True)
                 if (self.threshold is not None or end_id is not None) and not left.any():
                     break
-                span = _span(candidates)  # what lies outside is not looked at
-                logits = self._guided(_in_turn(predict, finish, left, reserve), tokens, answer, mask_id, span)
-                certain, best = self._chosen(without(logits, mask_id, known), candidates[:, span], left, uid, span.start)
-                certain, best = (F.pad(x, (span.start, tokens.shape[1] - span.stop)) for x in (certain, best))
+                late = (left > 0) & ((left <= reserve) | schedule.is_among_the_last(finishing, number))
+                open_to_doubt = (left > 0) & ~schedule.is_among_the_last(1, number) & (revised < revisions)
+                decided = inside & (tokens != mask_id) & open_to_doubt
+                span = _span(candidates | decided)  # what lies outside is not looked at
+                logits = self._guided(_in_turn(predict, finish, left, late), tokens, answer, mask_id, span)
+                logits = without(logits, mask_id, known)
+                turn = left if self.revise is None else evaluations[:, None] + 1  # as no other pass of the row has
+                certain, best = self._chosen(logits, candidates[:, span], turn, uid, span.start)
+                certain, best = (_placed(x, span, tokens) for x in (certain, best))
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
-                committed = candidates & self._ranked(score, candidates, left, left - schedule.left_after(number), reserve)
-                tokens, probability = torch.where(committed, best, tokens), torch.where(committed, certain, probability)
+                share = left - schedule.left_after(number)
+                committed = candidates & self._ranked(score, candidates, left, share, torch.where(late, 0, reserve))
+                doubted = self._doubted(logits, tokens, decided, span)
+                tokens = torch.where(committed, best, tokens).masked_fill(doubted, mask_id)
+                probability = torch.where(committed, certain, probability).masked_fill(doubted, 0.0)
                 evaluations = evaluations + (left[:, 0] > 0) * (2 if self.guidance else 1)
+                revised = revised + doubted
                 if end_id is not None:
                     finished = _ended(tokens, answer, mask_id, end_id)
                     tokens = torch.where(finished & (tokens == mask_id), end_id, tokens)
                 yield Pass(tokens, probability, committed, evaluations)
+
+    def _doubted(
+        self,
+        logits: Float[Tensor, "batch span vocab"],
+        tokens: Int[Tensor, "batch seq"],
+        decided: Bool[Tensor, "batch seq"],
+        span: slice,
+    ) -> Bool[Tensor, "batch seq"]:
+        """The decided tokens that are masked again, by how probable the pass finds them."""
+        if self.revise is None or not decided.any():
+            return torch.zeros_like(decided)
+        probability = logits.softmax(-1).gather(-1, tokens[:, span, None].long())[..., 0]
+        return decided & _placed(self.revise(probability, decided[:, span]), span, tokens)
 
     def _ranked(
         self,
@@ -159,8 +190,7 @@ class Sampler:
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
         if self.threshold is not None:
             sure = (score >= self.threshold).sum(1, keepdim=True)
-            share = torch.maximum(share, sure.clamp_min(1))
-            share = torch.where(left > reserve, torch.minimum(share, left - reserve), share)
+            share = torch.minimum(torch.maximum(share, sure.clamp_min(1)), left - reserve)
         return rank < share
 
     def _guided(
@@ -216,6 +246,10 @@ class _Schedule:
         whole, remainder = self.size // self.last, self.size % self.last
         return (whole * (self.last - 1 - number) + (remainder - 1 - number).clamp_min(0)).clamp_min(0)
 
+    def is_among_the_last(self, n: int, number: int) -> Bool[Tensor, "batch 1"]:
+        """Whether pass ``number`` is one of the last ``n`` in which a row commits."""
+        return number >= self.last - n
+
     def left_for_the_last(self, n: int) -> Int[Tensor, "batch 1"]:
         """Tokens that the last ``n`` passes of each row commit."""
         return torch.where(self.last > n, self.left_after(self.last - n - 1), self.size)
@@ -227,9 +261,14 @@ def _span(candidates: Bool[Tensor, "batch seq"]) -> slice:
     return slice(columns[0], columns[-1] + 1)
 
 
-def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 1"], reserve: Int[Tensor, "batch 1"]) -> Predict:
-    """``predict`` for rows with more tokens left than are reserved for ``finish``, which has the others."""
-    early, late = left > reserve, (left > 0) & (left <= reserve)
+def _placed(values: Shaped[Tensor, "batch span"], span: slice, tokens: Int[Tensor, "batch seq"]) -> Shaped[Tensor, "batch seq"]:
+    """Values of a span in the whole rows, 0 beside it."""
+    return F.pad(values, (span.start, tokens.shape[1] - span.stop))
+
+
+def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 1"], late: Bool[Tensor, "batch 1"]) -> Predict:
+    """``predict`` for rows whose last passes, which are those of ``finish``, have not come."""
+    early = (left > 0) & ~late
     if finish is None or not late.any():
         return predict
     if not early.any():

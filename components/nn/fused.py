@@ -4,6 +4,7 @@ the plain formulas run. Values and gradients are theirs up to rounding; gradient
 A pass over memory out of cache costs as much as a fair part of a product: there are few, and little is kept for the backward pass.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,21 @@ EPSILON = 1e-5
 Turn = tuple[Tensor, Tensor]  # cosines and sines of ``components.nn.attention.angles``
 
 
+def mkl_is_faster() -> bool:
+    """Tell whether MKL's products in float32 are at least as fast as oneDNN's: its best kernels are for Intel's processors alone,
+    elsewhere oneDNN takes between half and nine tenths of its time.
+
+    The maker decides and not a measurement, whose winner could change from run to run, and with it the bits of a result.
+    """
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # which an older torch does not tell
+    return "Intel" in str(capabilities.get("cpu_name")) or not torch.backends.mkldnn.is_available()
+
+
+BY_ONEDNN = not mkl_is_faster()
+
+
 class Linear(nn.Linear):
-    """x @ weight.T; in float32 on CPU by oneDNN, which on AMD's processors has twice the speed of torch's default (MKL)."""
+    """x @ weight.T; in float32 on CPU by what is faster on the machine, oneDNN or torch's default (``mkl_is_faster``)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -53,15 +67,29 @@ class _Product(torch.autograd.Function):
 
 def onednn(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T, where ``by_onednn`` says that it can be had."""
+    if torch.compiler.is_compiling():
+        return _opaque(x, weight)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return product
 
 
+@torch.library.custom_op("slotloop::product", mutates_args=())
+def _opaque(x: Tensor, weight: Tensor) -> Tensor:
+    """The same for torch's compiler, which cannot compile oneDNN's operation itself."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return product
+
+
+@_opaque.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
 def by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product of these is oneDNN's: eager, on CPU, in float32."""
-    if not (_by_hand(x) and x.dtype == weight.dtype == torch.float32 and x.numel()) or torch.is_autocast_enabled("cpu"):
+    """Whether a product of these is oneDNN's: on CPU, in float32, where MKL is not the faster."""
+    if x.device.type != "cpu" or not (x.dtype == weight.dtype == torch.float32 and x.numel()) or torch.is_autocast_enabled("cpu"):
         return False
-    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    return BY_ONEDNN and bool(torch.backends.mkldnn.enabled)
 
 
 def normed_sum(z: Float[Tensor, "*rows dim"], change: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows dim"]:
@@ -182,7 +210,7 @@ def attended(
     In bfloat16 on CPU written out, as long as the probabilities are fewer than the queries, keys and values: torch's fused kernel
     takes three times as long forward, five times with its gradient.
     """
-    if _by_hand(q) and q.dtype == torch.bfloat16 and k.shape[2] <= 3 * k.shape[3]:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= 3 * k.shape[3]:
         scores = (q * q.shape[3] ** -0.5) @ k.transpose(-1, -2)
         if visible is not None:
             scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)

@@ -5,6 +5,7 @@ The objective is sum_k weight_k * loss_k over the recursion steps (``components.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from components.batch import Batch
 from components.model import Model
 from components.objective.activations import Activations, keep
+from components.objective.carry_noise import CarryNoise
 from components.objective.deep_supervision import Supervised, backward
+from components.objective.fixed_point import FixedPoint
+from components.objective.lead import RandomLead
 from components.objective.losses import Loss, masked_cross_entropy
 from components.objective.supervision import LearnedWeights, Supervision, linear_decay, of_first_steps, supervised_steps
 from components.ranges import Share, in_range
@@ -31,6 +35,9 @@ class Objective(nn.Module):
         curriculum: share of the run over which supervision grows from the first step to all, 0 to 1; 0 = all from the start.
         bptt: how far back the gradient flows through the steps (``components.recursion``).
         activations: what is kept of a step until its backward pass (``components.objective.activations``).
+        lead: steps before the supervised ones, without gradient (``components.objective.lead``); None = the first is supervised.
+        noise: on what steps start from (``components.objective.carry_noise``); None = none.
+        settling: price of what the last step still moves (``components.objective.fixed_point``); None = it is free.
 
     Attributes:
         learned: weights that are trained along; None where they are given.
@@ -48,9 +55,14 @@ class Objective(nn.Module):
         curriculum: Share = 0.0,
         bptt: BpttSegments = full_gradient,
         activations: Activations = keep,
+        lead: RandomLead | None = None,
+        noise: CarryNoise | None = None,
+        settling: FixedPoint | None = None,
     ) -> None:
         super().__init__()
         self.steps, self.loss, self.curriculum, self.bptt, self.activations = steps, loss, curriculum, bptt, activations
+        of_recursion = (lead, noise, settling) if steps > 1 else (None, None, None)  # what a model of one step has no place for
+        self.lead, self.noise, self.settling = of_recursion
         bptt(steps)  # which raises where it cannot cut
         weights = supervision(steps)
         self.learned = weights if isinstance(weights, LearnedWeights) else None
@@ -75,6 +87,19 @@ class Objective(nn.Module):
         """Weigh the loss of each step at a share of the run, without gradient."""
         return self._given[self.depth(progress)] if self.learned is None else self.learned.weights()
 
+    def steps_before(self, key: int) -> int:
+        """Count the steps before the supervised ones in the optimizer step with this noise key."""
+        return 0 if self.lead is None else self.lead(key)
+
+    def check(self, model: Model) -> None:
+        """Raise ValueError if the model carries nothing that gets noise or can settle."""
+        given = [name for name in ("noise", "settling") if getattr(self, name) is not None]
+        if given and not model.carried_states:
+            raise ValueError(
+                f"objective.Objective.{given[0]} needs a recursion whose carry is one set of states (SlotRefiner, RecursiveCore, "
+                "MLPRefiner, or Tapped over one of them); choose another REFINER, or set it to None"
+            )
+
     def gradient(
         self,
         model: Model,
@@ -82,6 +107,8 @@ class Objective(nn.Module):
         *,
         sequences: int,
         progress: float = 1.0,
+        lead: int = 0,
+        key: int = 0,
         statistics: bool = False,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Supervised:
@@ -92,12 +119,15 @@ class Objective(nn.Module):
             batch: a microbatch.
             sequences: of the optimizer step, over all microbatches and processes: what losses are divided by.
             progress: share of the run that is done, 0 to 1.
+            lead: steps before the supervised ones: ``steps_before``.
+            key: of the optimizer step's noise.
             statistics: also measure slots where there are any.
             autocast: the precision of the forward pass.
         """
         supervised = backward(
-            model, batch, self.weights(progress), sequences=sequences,
-            loss=self.loss, bptt=self.bptt, activations=self.activations, statistics=statistics, autocast=autocast,
+            model, batch, self.weights(progress), sequences=sequences, loss=self.loss, bptt=self.bptt,
+            activations=self.activations, lead=lead, disturb=None if self.noise is None else partial(self.noise, key),
+            price=self.settling, statistics=statistics, autocast=autocast,
         )  # fmt: skip
         if self.learned is not None:
             self.learned.backward(supervised.losses, len(batch) / sequences)

@@ -9,13 +9,18 @@ from components.refiners.cascade import Cascade
 from components.refiners.chunk_masking import ChunkMasking
 from components.refiners.core import Core
 from components.refiners.hybrid import Hybrid
+from components.refiners.memory import Memory
 from components.refiners.mlp_refiner import MLPRefiner
 from components.refiners.recursive_core import RecursiveCore
 from components.refiners.refiner import SlotRefiner
+from components.refiners.tapped import Tapped
 
 CORES: dict[str, type[Core]] = {
-    core.__name__: core for core in (SlotRefiner, RecursiveCore, MLPRefiner, Adapter, Cascade, Hybrid, ChunkMasking)
-}
+    core.__name__: core
+    for core in (
+        SlotRefiner, RecursiveCore, MLPRefiner, Adapter, Cascade, Tapped, Hybrid, ChunkMasking, Memory,
+    )
+}  # fmt: skip
 
 
 def build_core(architecture: Mapping[str, Any]) -> Core:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from components.recursion import State, Tree
-from components.refiners.core import Core, Inputs, Layout, shared_layers
+from components.refiners.core import Core, Inputs, Layout, shared_layers, shared_taps
 
 
 class Cascade(Core):
@@ -27,8 +27,9 @@ class Cascade(Core):
         super().__init__()
         self.coarse, self.fine = coarse(dim=dim), fine(dim=dim)
         self.dim, self.n_steps = dim, self.coarse.n_steps + self.fine.n_steps
-        self.context_layers = shared_layers(self.coarse, self.fine)
+        self.context_layers, self.taps = shared_layers(self.coarse, self.fine), shared_taps(self.coarse, self.fine)
         self.incremental = self.coarse.incremental and self.fine.incremental
+        self.anchored = self.coarse.anchored and self.fine.anchored
         self.needs_confidence = self.coarse.needs_confidence or self.fine.needs_confidence
         self.architecture = {
             "core": "Cascade", "dim": dim, "coarse": self.coarse.architecture, "fine": self.fine.architecture

@@ -38,7 +38,7 @@ class ChunkMasking(Core):
         self.refiner = refiner(dim=dim)
         self.dim, self.n_steps = dim, self.refiner.n_steps
         self.context_layers, self.needs_confidence = self.refiner.context_layers, self.refiner.needs_confidence
-        self.incremental = self.refiner.incremental
+        self.incremental, self.taps, self.anchored = self.refiner.incremental, self.refiner.taps, self.refiner.anchored
         self.chunk, self.refined = chunk, tuple(refined)
         self.architecture = {
             "core": "ChunkMasking", "dim": dim, "refiner": self.refiner.architecture, "chunk": chunk, "refined": list(refined)

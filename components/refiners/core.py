@@ -5,7 +5,8 @@ That is what lets training keep a step's graph or make it again, cut the gradien
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ class Inputs:
         embedding: the frozen token embeddings (with positions) of the same tokens.
         heads: concatenated head outputs of chosen backbone layers; None unless the core reads them.
         confidence: the backbone's largest probability at masked positions, 1 elsewhere; None unless the core routes by it.
+        taps: states that enter the backbone's layers ``Core.taps``, by layer.
     """
 
     x: Float[Tensor, "batch seq dim"]
     embedding: Float[Tensor, "batch seq dim"]
     heads: Float[Tensor, "batch seq context"] | None = None
     confidence: Float[Tensor, "batch seq"] | None = None
+    taps: Mapping[int, Float[Tensor, "batch seq dim"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,25 @@ class Core(nn.Module):
         dim: width of the states.
         n_steps: supervised steps, the same in training and evaluation.
         context_layers: backbone layers whose head outputs the core reads.
+        taps: backbone layers whose entering states the core reads; negative ones count from the last.
         needs_confidence: it needs to know the backbone's confidence.
         incremental: it can go on from what ``Layout.cache`` holds of other tokens; else all tokens are refined anew.
+        anchored: every step sees what the recursion started from, so that steps behind a lead send it their gradient.
+        remembered: states of its carry that a recursion may begin elsewhere with: at noised ones, or in a later denoising pass
+            (``components.refiners.memory``); () = it may not.
+        remembers: a denoising pass begins with what the pass before ended with.
     """
 
     architecture: dict[str, Any]
     dim: int
     n_steps: int
     context_layers: tuple[int, ...] = ()
+    taps: tuple[int, ...] = ()
     needs_confidence: bool = False
     incremental: bool = False
+    anchored: bool = True
+    remembered: tuple[str, ...] = ()
+    remembers: bool = False
 
     @classmethod
     def described(cls, architecture: Mapping[str, Any]) -> "Core":
@@ -121,6 +133,15 @@ class Core(nn.Module):
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Tree) -> Tree:
         """What the first step starts from, when it begins at ``hidden``."""
+        raise NotImplementedError
+
+    def recalled(self, carry: Tree, memory: Tree) -> Tree:
+        """Begin a denoising pass with what the one before ended with: its last carry, of the same sequences.
+
+        Args:
+            carry: what the first step starts from without it.
+            memory: the last carry.
+        """
         raise NotImplementedError
 
     def forward(self, carry: Tree, condition: Tree, layout: Layout, statistics: bool = False) -> State:
@@ -149,13 +170,14 @@ class Core(nn.Module):
         positions: Bool[Tensor, "batch seq"] | None = None,
         heads: Float[Tensor, "batch seq context"] | None = None,
         confidence: Float[Tensor, "batch seq"] | None = None,
+        taps: Mapping[int, Float[Tensor, "batch seq dim"]] = MappingProxyType({}),
         steps: int | None = None,
         statistics: bool = False,
     ) -> Iterator[State]:
         """Yield the state after each step, everything in one graph.
 
         Args:
-            x, embedding, heads, confidence: see ``Inputs``.
+            x, embedding, heads, confidence, taps: see ``Inputs``.
             attention, positions: see ``Layout``.
             steps: another number of steps than the core's own.
             statistics: also measure what the core can tell (no host sync).
@@ -165,7 +187,7 @@ class Core(nn.Module):
         """
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         layout = Layout(attention, positions)
-        condition = self.condition(Inputs(x, embedding, heads, confidence), layout)
+        condition = self.condition(Inputs(x, embedding, heads, confidence, taps), layout)
         yield from recur(self.step, range(n_steps), self.initial_carry(x, condition), condition, layout, statistics)
 
 
@@ -194,6 +216,11 @@ def shared_layers(*cores: Core) -> tuple[int, ...]:
     if others:
         raise ValueError(f"refiners of one model must read the heads of the same layers, got {list(first)} and {list(others[0])}")
     return first
+
+
+def shared_taps(*cores: Core) -> tuple[int, ...]:
+    """Name every backbone layer once whose entering states one of these cores reads."""
+    return tuple(dict.fromkeys(layer for core in cores for layer in core.taps))
 
 
 def at_least_one_step(steps: int) -> int:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from components.ranges import PositiveInt, Share
 from components.recursion import State, Tree
-from components.refiners.core import Core, Inputs, Layout, shared_layers
+from components.refiners.core import Core, Inputs, Layout, shared_layers, shared_taps
 
 
 class Hybrid(Core):
@@ -54,8 +54,8 @@ class Hybrid(Core):
         if route not in ("chunks", "doubtful", "confident") or (route == "confident" and self.confident is None):
             raise ValueError(f"route must be 'chunks', 'doubtful' or (with a refiner for them) 'confident', got '{route}'")
         self.chunk, self.threshold, self.route = chunk, threshold, route
-        self.context_layers = shared_layers(*self._cores().values())
-        self.needs_confidence = route == "chunks"
+        self.context_layers, self.taps = shared_layers(*self._cores().values()), shared_taps(*self._cores().values())
+        self.needs_confidence, self.anchored = route == "chunks", all(core.anchored for core in self._cores().values())
         self.architecture: dict[str, Any] = {
             "core": "Hybrid", "dim": dim, "doubtful": self.doubtful.architecture,
             "confident": None if self.confident is None else self.confident.architecture,
@@ -84,7 +84,8 @@ class Hybrid(Core):
             places, valid = packed(tokens)
             part = {"places": places, "valid": valid}
             heads = None if inputs.heads is None else taken(inputs.heads, places)
-            inner = Inputs(taken(inputs.x, places), taken(inputs.embedding, places), heads)
+            taps = {layer: taken(inputs.taps[layer], places) for layer in core.taps}
+            inner = Inputs(taken(inputs.x, places), taken(inputs.embedding, places), heads, taps=taps)
             conditions[name] = {**part, "inner": core.condition(inner, _layout(part, layout))}
         return conditions
 

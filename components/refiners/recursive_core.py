@@ -51,6 +51,7 @@ class RecursiveCore(Core):
     """
 
     incremental = True
+    remembered = ("z_H", "z_L")
 
     def __init__(
         self,
@@ -162,8 +163,8 @@ class RecursiveCore(Core):
         return torch.cat([again(*part) for part in zip(*parts, layout.parts(size, batch), strict=False)])
 
     def compile_targets(self) -> list[nn.Module]:
-        """The step, or the update if that is one."""
-        return [self.level] if self.updates else [self]
+        """List the blocks of the network that all updates share: few graphs serve a step of any number of updates."""
+        return [*self.level.blocks]
 
     def _answer(
         self, z: Tensor, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool

@@ -20,14 +20,14 @@ from components.nn.attention import Attention, Block
 from components.ranges import Depth, NonNegativeFloat, PositiveInt
 from components.recursion import State
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
-from components.refiners.delta import Clamped, RmsScaled, Update
+from components.refiners.delta import Clamped, Damped, RmsScaled, Update
 from components.refiners.entry import Entry, Identity, Normed
 from components.refiners.orthogonality import overlap
-from components.refiners.slots import Slots, checked_slots
+from components.refiners.slots import Slots, checked_slots, tap_of
 from components.refiners.statistics import mean, mean_square
 
-PARTS: dict[str, Callable[..., Any]] = {part.__name__: part for part in (Identity, Normed, Injection, RmsScaled, Clamped)}
-RMS_SCALED = RmsScaled()
+PARTS: dict[str, Callable[..., Any]] = {part.__name__: part for part in (Identity, Normed, Injection, RmsScaled, Damped, Clamped)}
+DAMPED = Damped()
 
 
 class SlotRefiner(Core):
@@ -46,7 +46,7 @@ class SlotRefiner(Core):
         entry: how the backbone's states enter (``components.refiners.entry``); takes dim.
         injection: what every step sees of x and the token embeddings beside its state, which it then reads through a norm; takes
             dim. None = the state alone.
-        update: how the delta network's proposal is bounded (``components.refiners.delta``).
+        update: how the delta network's proposal changes the states (``components.refiners.delta``).
         orthogonality: weight of the slots' overlap in each step's loss (``components.refiners.orthogonality``).
         rotary: attention also sees distances (``components.nn.attention.rotate``); what the backbone has is a good choice.
         context_layers: backbone layers (-1 = the last) whose concatenated head outputs are the source "context", instead of the
@@ -59,6 +59,7 @@ class SlotRefiner(Core):
     """
 
     incremental = True
+    remembered = ("hidden",)
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class SlotRefiner(Core):
         slots: Sequence[tuple[str, str, int]] | None = None,
         entry: Callable[..., Entry] = Identity,
         injection: Callable[..., Injection] | None = Injection,
-        update: Update = RMS_SCALED,
+        update: Update = DAMPED,
         orthogonality: NonNegativeFloat = 0.0,
         rotary: bool = False,
         context_layers: Sequence[int] | None = None,
@@ -85,10 +86,13 @@ class SlotRefiner(Core):
         self.entry = entry(dim=dim)
         self.state_norm = None if injection is None else nn.LayerNorm(dim, bias=False)
         self.injection = None if injection is None else injection(dim=dim)
+        self.anchored = injection is not None or update.anchored
         self.context_layers = tuple(context_layers or ())
         self.blocks = nn.ModuleList(Block(dim, heads, mlp_ratio, rotary) for _ in range(blocks - 1))
         self.attention_norm, self.attention = nn.LayerNorm(dim, bias=False), Attention(dim, heads, rotary)
         self.slots = Slots(dim, slots, dim * len(self.context_layers) or dim)
+        self.tap_sources = {source: tap for source in self.slots.sources.values() if (tap := tap_of(source)) is not None}
+        self.taps = tuple(dict.fromkeys(self.tap_sources.values()))
         self.confidence = nn.Linear(self.slots.widths[self.slots.weighing], 1)
         self.delta_in = nn.Linear(self.slots.total, delta_ratio * dim)
         self.delta_out = nn.Linear(delta_ratio * dim, dim)
@@ -140,17 +144,19 @@ class SlotRefiner(Core):
             zeros_(self.delta_out)
 
     def condition(self, inputs: Inputs, layout: Layout) -> dict[str, Tensor]:
-        """x itself, what of it every step sees, and the backbone's heads if they are the context."""
-        injected = {} if self.injection is None else {"injected": self.injection(inputs.x, inputs.embedding)}
+        """x itself, what of it every step sees, the taps that slots read, and the backbone's heads if they are the context."""
+        seen = {} if self.injection is None else {"injected": self.injection(inputs.x, inputs.embedding)}
+        seen |= {source: F.rms_norm(inputs.taps[tap], (self.dim,)) for source, tap in self.tap_sources.items()}
         if not self.context_layers:
-            return {"x": inputs.x, **injected}
+            return {"x": inputs.x, **seen}
         if inputs.heads is None:
             raise ValueError(f"the refiner reads the heads of backbone layers {list(self.context_layers)}, and was given none")
-        return {"x": inputs.x, **injected, "heads": inputs.heads}
+        return {"x": inputs.x, **seen, "heads": inputs.heads}
 
     def initial_carry(self, hidden: Float[Tensor, "batch seq dim"], condition: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Start from the states, with no context yet."""
-        return {"hidden": self.entry(hidden)}
+        start = self.entry(hidden)
+        return {"hidden": start, "base": start} if self.update.anchored else {"hidden": start}
 
     def forward(
         self, carry: Mapping[str, Tensor], condition: Mapping[str, Tensor], layout: Layout, statistics: bool = False
@@ -166,11 +172,12 @@ class SlotRefiner(Core):
         gated = self.slots.gated(slots)
         confidence = torch.sigmoid(self.confidence(gated[self.slots.weighing]))
         proposed = self.delta_out(F.gelu(self.delta_in(torch.cat(list(gated.values()), -1))))
-        update = confidence * self.update(proposed, self.hidden_rms)
+        base = {"base": carry["base"]} if self.update.anchored else {}
+        update = confidence * self.update(proposed, self.hidden_rms, hidden, base.get("base", condition["x"]))
         refined = layout.where(hidden + update, condition["x"])
         return State(
             refined,
-            {"hidden": refined, "context": context},
+            {"hidden": refined, "context": context, **base},
             self._measure(slots, confidence, update, layout.attention) if statistics else {},
             self.orthogonality * overlap(slots, layout.attention) if self.orthogonality else None,
         )
@@ -188,6 +195,8 @@ class SlotRefiner(Core):
                 made[source] = hidden / self.hidden_rms
             elif source == "backbone":
                 made[source] = condition["x"] / self.hidden_rms
+            elif source in self.tap_sources:
+                made[source] = condition[source]
         return made
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ class Residual(Core):
         steps: supervised steps.
     """
 
+    remembered = ("hidden",)
     down: nn.Linear
 
     def __init__(self, dim: int, steps: int) -> None:

@@ -10,6 +10,7 @@
 Others are a list of ``Slot``: names are free, and statistics and gates bear them; the *last* one weighs the update.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -28,13 +29,24 @@ class Slot(NamedTuple):
         name: a plain word; statistics and gates bear it.
         source: "attention" = the concatenated heads of the refiner's own attention; "context" = the same, or those of chosen
             backbone layers (``SlotRefiner.context_layers``); "change" = of "attention", since the previous step; "variance" =
-            log(1 + squared deviation) of each channel of the state; "state" = the state itself; "backbone" = the backbone's state.
+            log(1 + squared deviation) of each channel of the state; "state" = the state itself; "backbone" = the backbone's state;
+            "tap 10" = the states that enter the backbone's layer 10 (-1 = the last), normed.
         width: channels, at least 2.
     """
 
     name: str
     source: str
     width: int
+
+
+def tap_of(source: str) -> int | None:
+    """Read the layer off a source that is a tap; None = it is another source.
+
+    >>> tap_of("tap -3"), tap_of("state")
+    (-3, None)
+    """
+    tap = re.fullmatch(r"tap (-?\d{1,4})", source, re.ASCII)
+    return None if tap is None else int(tap[1])
 
 
 def four_slots(dim: int) -> tuple[Slot, ...]:
@@ -72,8 +84,9 @@ def checked_slots(slots: Sequence[tuple[str, str, int]]) -> tuple[Slot, ...]:
     for slot in made:
         if not slot.name.isidentifier() or hasattr(nn.ModuleDict, slot.name):
             raise ValueError(f"the name of a slot must be a plain word (letters, digits, _), got '{slot.name}'")
-        if slot.source not in SOURCES:
-            raise ValueError(f"the source of slot '{slot.name}' must be one of {', '.join(SOURCES)}, got '{slot.source}'")
+        if slot.source not in SOURCES and tap_of(slot.source) is None:
+            expected = f"{', '.join(SOURCES)} or 'tap' and a layer's number"
+            raise ValueError(f"the source of slot '{slot.name}' must be one of {expected}, got '{slot.source}'")
         if slot.width < 2:
             raise ValueError(
                 f"slots must be at least 2 wide (a norm over one channel is always 0), got {slot.width} for '{slot.name}'"

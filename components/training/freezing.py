@@ -94,6 +94,11 @@ def freeze_except(model: nn.Module, patterns: Iterable[str], *, layer_norms: boo
     return _table(modules)
 
 
+def count_parameters(model: nn.Module, *, trained: bool = False) -> int:
+    """Count parameters, or those alone that are trained; a tensor that several modules share once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or not trained)
+
+
 def is_norm(module: nn.Module) -> bool:
     """Tell a normalisation with weights: a class called so, whose own weights are vectors and which holds no other module.
 
