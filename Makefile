@@ -10,13 +10,21 @@ WORKERS = $$(python -c "import os; print(min(8, 1 + (os.cpu_count() or 1)))")
 PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n $(WORKERS)
 UNCHECKED := --jaxtyping-packages=
 
-.PHONY: repro setup test test-components test-slow check golden seeds data-gsm8k
+.PHONY: repro open docs setup test test-components test-slow check golden seeds data-gsm8k data-d1
 
 repro: setup
 	dvc repro
 	@echo
 	@cat outputs/report/table.md
-	@echo "pictures and findings: outputs/report/report.md"
+	@echo "the page that plays the refinement: make open (or outputs/report/index.html; as text: outputs/report/report.md)"
+
+open:
+	@test -f outputs/report/index.html || { echo "outputs/report/index.html does not exist; run: make repro"; exit 1; }
+	@$(PYTHON) -m webbrowser "file://$(CURDIR)/outputs/report/index.html"
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "the guides: site/index.html; with search: mkdocs serve"
 
 setup: .venv/.ready
 
@@ -55,3 +63,12 @@ data-gsm8k:
 	  curl --fail --location --silent --show-error --output data/raw/gsm8k/$$split.jsonl \
 	    https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data/$$split.jsonl; \
 	done
+
+# 500 public 4x4 puzzles (Apache-2.0), from one commit, whose content is checked; D1 says from where else, such as file:///a/copy.
+D1 ?= https://raw.githubusercontent.com/dllm-reasoning/d1/837888f22c21a5da91a0af2b0d7b19e81d9b47ec/dataset
+D1_SHA256 := ef86c7c28ebef88484d85fda59b3909a7b621241aa1abf36343437dbc4a3ffb6
+data-d1:
+	mkdir -p data/raw/d1_4x4
+	curl --fail --location --silent --show-error --output data/raw/d1_4x4/4x4_test_sudoku.csv.part $(D1)/4x4_test_sudoku.csv
+	echo "$(D1_SHA256)  data/raw/d1_4x4/4x4_test_sudoku.csv.part" | sha256sum --check --quiet
+	mv data/raw/d1_4x4/4x4_test_sudoku.csv.part data/raw/d1_4x4/4x4_test_sudoku.csv

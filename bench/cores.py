@@ -10,9 +10,10 @@ states in bfloat16.
 
 Rounds are interleaved; time is each side's fastest, processor time on CPU. Memory is the allocator's exact peak over what was there
 before, with gradients; ``activations`` without. ``floor`` is the step's bare products, each by the fastest way known here (torch's
-or oneDNN's), with nothing between. Without a reference: our ways to keep memory beside each other. ``compiled`` is the core's step
-compiled, as ``execution.compiled`` does it: the plain formulas that ``components.nn.fused`` writes out by hand for eager mode. Over
-42 updates random weights of width 512 make of its rounding .2, as of eager float32's beside float64: its outputs need not agree.
+or oneDNN's), with nothing between. Without a reference: our ways to keep memory beside each other. ``compiled`` is the core with
+its blocks compiled, as ``execution.compiled`` does it: the plain formulas that ``components.nn.fused`` writes out by hand for eager
+mode. Over 42 updates random weights of width 512 make of its rounding .2, as of eager float32's beside float64: its outputs need
+not agree.
 """
 
 import importlib
@@ -253,7 +254,7 @@ def main(
         batch: sequences; None = 8, on a GPU 128.
         rounds: of timing.
         threads: of the processor.
-        compiled: the core's step compiled too; takes a compiler.
+        compiled: the core with its blocks compiled too; takes a compiler.
     """
     torch.set_num_threads(threads)
     rows = rows_of(reference, quick, batch, rounds, compiled)

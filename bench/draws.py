@@ -22,7 +22,7 @@ from pipeline import ablation
 from pipeline.files import read_json, write_json
 from pipeline.reporting.markdown import cell, markdown
 from pipeline.settings import params
-from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
+from pipeline.text.raw_files import RAW_VARIABLE, raw_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 LIVE = ablation.BASE  # what the others are compared with

@@ -25,7 +25,7 @@ from pipeline.progress import Progress
 from pipeline.reporting.intervals import compares_exact, is_clear
 from pipeline.reporting.markdown import cell, markdown
 from pipeline.settings import config, dependencies, params
-from pipeline.text.jsonl import RAW_VARIABLE, raw_folder
+from pipeline.text.raw_files import RAW_VARIABLE, raw_folder
 
 BASE = "default"
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,9 +23,10 @@ from pipeline.machine import process
 from pipeline.settings import params
 from pipeline.settings.describe import argument_meanings
 
-STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")  # in their order
-SECTIONS = (*STAGES, "generate", "export", "ablate", "track")  # what params.yaml configures
-COMMANDS = ("configure", *SECTIONS)
+STAGES, SECTIONS = params.STAGES, params.SECTIONS
+# Commands without settings: they look at what there is, and their positional words are their own.
+TOOLS = ("compare", "doctor", "env", "new", "visualise", "watch")
+COMMANDS = ("configure", *SECTIONS, *TOOLS)
 HELP = ("--help", "-h")
 PROGRAM = "python -m stages"
 CODE = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ class Request:
 
     Attributes:
         stage: its name.
-        overrides: settings as name.param=value, strongest of all; over params.yaml.
+        overrides: settings as name.param=value, strongest of all; over params.yaml. Of a tool its positional words.
         config: a file that configure wrote, used instead of params.yaml (what dvc.yaml does).
         out: folder to write to; default: the configured one under DVC, else runs/<stage>/<digest of the settings>.
         device: "cpu", "cuda", "cuda:1" ...; short for runtime.Runtime.device=...
@@ -70,8 +71,12 @@ def parse(stage: str, arguments: Sequence[str]) -> Request:
     if stage not in COMMANDS:
         raise ConfigError(f"unknown stage '{stage}'{params.hint(stage, COMMANDS)}")
     switches = [name for name, parameter in _flags(stage).items() if _is_switch(parameter)]
-    cli = fire.decorators.SetParseFn("True".__eq__, *switches)(fire.decorators.SetParseFn(str)(_cli(stage)))
-    request: Request = fire.Fire(cli, command=_unmistakable(stage, arguments), name=f"{PROGRAM} {stage}", serialize=lambda _: None)
+    arguments = _unmistakable(stage, arguments)
+    if not _words(stage) and (words := [word for word in arguments if not word.startswith("-")]):
+        raise ConfigError(f"{stage} takes no words, got: {' '.join(words)}")
+    cli = fire.decorators.SetParseFn(str)(_cli(stage))
+    cli = fire.decorators.SetParseFn("True".__eq__, *switches)(cli) if switches else cli  # of no names it would be for all
+    request: Request = fire.Fire(cli, command=arguments, name=f"{PROGRAM} {stage}", serialize=lambda _: None)
     return request
 
 
@@ -93,13 +98,14 @@ def _cli(stage: str) -> Callable[..., Request]:
         shared = {name: given.pop(name) for name in flags if name in given and name not in own}
         return Request(stage, overrides, own=given, **shared)  # type: ignore[arg-type]
 
-    overrides = inspect.Parameter("overrides", inspect.Parameter.VAR_POSITIONAL, annotation=str)
-    collect.__signature__ = inspect.Signature([overrides, *flags.values()])  # type: ignore[attr-defined]
+    words = _words(stage)
+    collect.__signature__ = inspect.Signature([*words, *flags.values()])  # type: ignore[attr-defined]
     docstring = inspect.getdoc(run_function(stage)) or ""
-    meanings = argument_meanings(docstring) | argument_meanings(inspect.getdoc(Request) or "")
-    arguments = "".join(f"\n    {name}: {meanings[name]}" for name in ("overrides", *flags))
+    meanings = argument_meanings(inspect.getdoc(Request) or "") | argument_meanings(docstring)
+    names = [*(word.name for word in words), *flags]
+    arguments = "\n\nArgs:" * bool(names) + "".join(f"\n    {name}: {meanings[name]}" for name in names)
     what = docstring.partition("\n\n")[0]
-    return _documented(collect, stage, f"{_summary(stage)}\n\n{what}\n\nArgs:{arguments}")
+    return _documented(collect, stage, f"{_summary(stage)}\n\n{what}{arguments}")
 
 
 def run_function(stage: str) -> Callable[..., None]:
@@ -109,15 +115,24 @@ def run_function(stage: str) -> Callable[..., None]:
     return function
 
 
+def _words(stage: str) -> list[inspect.Parameter]:
+    """What stands without dashes: settings, or the positional words of a tool that takes any."""
+    if stage not in TOOLS:
+        return [inspect.Parameter("overrides", inspect.Parameter.VAR_POSITIONAL, annotation=str)]
+    return [p for p in inspect.signature(run_function(stage)).parameters.values() if p.kind is p.VAR_POSITIONAL]
+
+
 def _own(stage: str) -> Parameters:
     """The flags of a stage alone: what its ``run`` has a default for."""
     shared = inspect.signature(Request).parameters
     defaulted = {name: p for name, p in inspect.signature(run_function(stage)).parameters.items() if p.default is not p.empty}
-    return {name: p for name, p in defaulted.items() if name not in shared}
+    return {name: p for name, p in defaulted.items() if stage in TOOLS or name not in shared}
 
 
 def _flags(stage: str) -> Parameters:
     """All flags of a stage: of what all stages understand, what means something to this one, and its own."""
+    if stage in TOOLS:
+        return _own(stage)
     absent = {"stage", "overrides", "own"}
     absent |= {"config", "print_config"} if stage == "configure" else set()  # it has no settings
     absent |= set() if "out" in inspect.signature(run_function(stage)).parameters else {"out"}
@@ -165,6 +180,8 @@ def _name(stage: str, typed: str, argument: str, flags: Parameters) -> str:
     owners = [other for other in COMMANDS if name in _flags(other)] if typed.startswith("--") else []
     if owners:
         raise ConfigError(f"{typed} belongs to: {PROGRAM} {' or '.join(owners)}")
+    if typed.startswith("--") and name in COMMANDS:
+        raise ConfigError(f"{typed} is no flag but a command of its own: {PROGRAM} {name}")
     if "." in name:
         raise ConfigError(f"unknown flag {argument}; a setting stands without dashes: {argument.lstrip('-')}")
     known = [flag.replace("_", "-") for flag in flags]

@@ -21,3 +21,7 @@ class StorageError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on (a non-finite loss, for example)."""
+
+
+class Unhealthy(UserError):
+    """A run shows what the doctor looks for."""

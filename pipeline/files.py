@@ -69,18 +69,25 @@ def storing(path: Path, temporary: Path | None = None, size: int | None = None) 
 
     Args:
         path: what is to be written.
-        temporary: file or folder that is written first; it is removed.
+        temporary: file or folder that is written first; it is removed, whatever ends the block.
         size: bytes to be written, where they are known.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            if temporary is not None:
+                remove(temporary)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(temporary) if temporary.is_dir() and not temporary.is_symlink() else temporary.unlink()
         if error.errno not in REFUSALS:
             raise
         raise StorageError(refusal(error, path, "written", size)) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as it is there and the disk lets it go."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def refusal(error: OSError, path: Path | None = None, done: str = "read or written", size: int | None = None) -> str:

@@ -10,19 +10,21 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline import command_line
-from pipeline.command_line import SECTIONS, STAGES, Request, run_function
-from pipeline.errors import ConfigError, UserError
+from pipeline.command_line import SECTIONS, STAGES, TOOLS, Request, run_function
+from pipeline.errors import ConfigError, Unhealthy, UserError
 from pipeline.files import REFUSALS, refusal, write_atomic
 from pipeline.machine import launch, process
 from pipeline.progress import Progress
 from pipeline.settings import config, describe, effective, params
 
 SHARED = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate")  # that several processes can run together
-STATUS = {ConfigError: 2, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # of the process, by its error
+STATUS = {ConfigError: 2, Unhealthy: 3, process.Interrupted: process.INTERRUPTED, process.Lost: process.LOST}  # by the error
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage, 130, 141 and 143 ended by a signal."""
+    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong usage, 3 the doctor has findings, 130, 141 and 143
+    ended by a signal.
+    """
     try:
         run(arguments)
         sys.stdout.flush()
@@ -74,6 +76,10 @@ def run(arguments: Sequence[str]) -> None:
         process.die_with_parent()
     helped = any(argument in command_line.HELP for argument in rest)
     request = command_line.parse(stage, [argument for argument in rest if argument not in command_line.HELP])
+    if stage in TOOLS:
+        with _shown(stage):
+            print(command_line.stage_help(stage), end="") if helped else run_function(stage)(*request.overrides, **request.own)
+        return
     overrides = _overrides(request)
     if stage == "configure":
         with _shown(stage):
@@ -98,7 +104,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _shown(stage: str) -> AbstractContextManager[object]:
     """Show life while a stage works; not of those whose output is for programs, or a terminal's whole screen."""
-    return nullcontext() if stage in ("generate", "track") else Progress(stage, stream=sys.stdout)
+    return nullcontext() if stage in ("generate", "track", "watch") else Progress(stage, stream=sys.stdout)
 
 
 def _switches(request: Request) -> bool:

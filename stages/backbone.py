@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from components.backbones.backbone import BackboneModel
+from components.objective.nested import Masking
 from components.ranges import PositiveInt, Seed
+from components.training.grid_symmetries import Augmentation
 from pipeline.corpora.prepared import Prepared
-from pipeline.data.batches import VALIDATION, LiveSource, Masking
+from pipeline.data.batches import VALIDATION, LiveSource
 from pipeline.machine.runtime import Runtime
 from pipeline.models import backbones
 from pipeline.training import phase
@@ -29,6 +31,7 @@ def run(
     buckets: Sequence[PositiveInt],
     seed: Seed,
     runtime: Runtime,
+    augment: Augmentation | None,
 ) -> None:
     """Train ``model`` on the prepared examples, from scratch unless it is pretrained; with no step to take it stays as it came.
 
@@ -44,6 +47,7 @@ def run(
         buckets: lengths that batches are padded to, ascending; the whole sequence is always one.
         seed: of weights, masks and order.
         runtime: where it computes.
+        augment: makes other training examples of them in every epoch (``components.training.grid_symmetries``); None = none.
     """
     runtime.enter_process()
     data = Prepared(prepared)
@@ -56,7 +60,9 @@ def run(
     def source(split: str) -> LiveSource:
         stream = VALIDATION if split == "validation" else None
         rows = data.split(split)
-        return LiveSource(rows, data.vocabulary, masking, seed, stream=stream, buckets=buckets, fingerprint=data.digest)
+        return LiveSource(
+            rows, data.vocabulary, masking, seed, stream=stream, buckets=buckets, augment=augment, fingerprint=data.digest
+        )
 
     save = partial(backbones.save_backbone, Path(out), backbone, data.vocabulary)
     phase.run_phase(

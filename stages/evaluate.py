@@ -1,11 +1,13 @@
 """evaluate: frozen, every phase and the controls on test, with intervals and paired differences."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from components.inference.answers import Answers
+from components.inference.breadth import Breadth
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
+from components.inference.parallelism import Parallelism
 from components.ranges import Depth, PositiveInt, PositiveShare, Seed, in_range
 from pipeline.evaluation import assessment, concept_assessment
 from pipeline.evaluation.limited import Limited
@@ -28,11 +30,14 @@ def run(
     halts: Mapping[str, Rule],
     answers: Callable[[], Answers] | None,
     likelihood: Callable[[], Likelihood] | None,
+    parallelism: Callable[[], Parallelism] | None,
     forgetting: tuple[str, PositiveShare] | None,
     limit: PositiveInt | None = None,
     headline: str,
     samples: PositiveInt,
     recursion_steps: Depth | None,
+    depths: Sequence[Depth],
+    breadth: Callable[[], Breadth] | None,
     batch_size: PositiveInt,
     seed: Seed,
     runtime: Runtime,
@@ -49,12 +54,16 @@ def run(
         halts: name -> rule by which sequences leave the recursion (``components.inference.halting``); on the headline measure.
         answers: generate answers and judge their results; None = not for this corpus.
         likelihood: estimate the nll of whole answers; None = leave it out.
+        parallelism: decode whole answers in few passes and in many, by several samplers; None = leave it out.
         forgetting: (split, fraction of the prompt that is masked): what models still know of text that no phase supervises; None =
             leave it out.
         limit: examples of each split that are looked at, in everything (``--limit``); None = all.
         headline: the measure whose metrics stand at the top.
         samples: examples written as text and traced through the steps.
         recursion_steps: supervised steps of every model that takes several; None = as many as in training.
+        depths: numbers of steps after which models that recur are measured on the headline, all in one pass, whatever
+            ``recursion_steps`` says; () = none.
+        breadth: restarts of the recursion from noised states, on the headline; None = none.
         batch_size: sequences evaluated together.
         seed: of the masks.
         runtime: where it computes.
@@ -63,7 +72,8 @@ def run(
     data = Limited(prepared, limit)
     assess = ASSESSMENTS[rendering_of(data.vocabulary.rendering).predicts]
     config = assessment.EvalConfig(
-        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, forgetting=forgetting,
-        headline=headline, samples=samples, batch_size=batch_size, seed=seed, recursion_steps=recursion_steps,
+        measures=measures, decodes=decodes, halts=halts, answers=answers, likelihood=likelihood, parallelism=parallelism,
+        forgetting=forgetting, headline=headline, samples=samples, batch_size=batch_size, seed=seed,
+        recursion_steps=recursion_steps, depths=depths, breadth=breadth,
     )  # fmt: skip
     assess(data, Backbone(backbone), models, Path(out), runtime, config)

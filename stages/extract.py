@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from components.backbones.split import split_layer
+from components.backbones.taps import below_split
+from components.objective.nested import Masking, check_draws
 from components.ranges import NonNegativeInt, PositiveInt, Seed
 from pipeline.corpora.prepared import Prepared
-from pipeline.data.batches import Masking
 from pipeline.data.extraction import Extraction, extract
 from pipeline.data.reader import ShardReader
 from pipeline.errors import ConfigError
@@ -22,6 +23,7 @@ def run(
     backbone: str,
     masking: Masking,
     tail_layers: NonNegativeInt,
+    taps: Sequence[int],
     draws: PositiveInt,
     dtype: Literal["fp32", "bf16", "int8", "fp8"],
     batch_size: PositiveInt,
@@ -40,6 +42,8 @@ def run(
         backbone: folder of the frozen backbone.
         masking: the forward process.
         tail_layers: layers above the split: the most that any later phase trains.
+        taps: layers below the split whose entering states are stored beside, for a refiner that reads them
+            (``components.refiners.tapped``); negative ones count from the last layer. Each takes as much disk as the split.
         draws: mask draws stored of every training example.
         dtype: of the stored states; the backbone's own keeps cached and live states equal bit for bit, int8 and fp8 take half the
             space of bf16 (the measured error is in ``metrics.json``).
@@ -58,12 +62,17 @@ def run(
     frozen, data = Backbone(backbone), Prepared(prepared)
     frozen.check(data)
     try:
-        layer = split_layer(frozen.architecture["layers"], tail_layers)
+        layer = split_layer(layers := frozen.architecture["layers"], tail_layers)
     except ValueError as error:
         raise ConfigError(f"extract: {error}; lower extract.run.tail_layers") from None
+    try:
+        check_draws(masking, draws)
+        entered = below_split(taps, layers, layer)
+    except ValueError as error:
+        raise ConfigError(f"extract: {error}") from None
     plan = Extraction(
         data, frozen, runtime,
-        masking=masking, layer=layer, draws=draws, batch_size=batch_size, buckets=buckets, dtype=dtype, seed=seed,
+        masking=masking, layer=layer, taps=entered, draws=draws, batch_size=batch_size, buckets=buckets, dtype=dtype, seed=seed,
         shard_bytes=shard_bytes, block_bytes=block_bytes,
     )  # fmt: skip
     extract(plan, Path(out))

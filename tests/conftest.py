@@ -20,10 +20,11 @@ gc.disable()  # until everything is imported: to search the growing heap again a
 os.environ["SLOTLOOP_TRACKING"] = "off"  # tests of tracking turn it on
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would children
 torch.set_num_threads(1)  # on tensors as small as those of the tests more threads only wait for each other
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("any machine", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 ROOT = Path(__file__).resolve().parent.parent
 SUMS = [(f"What is {i} + {i + 1}?", f"{i} + {i + 1} = {2 * i + 1}\n#### {2 * i + 1}") for i in range(60)]
+RAW = os.environ.get("SLOTLOOP_RAW")  # where the machine has real corpora; only tests that ask for them read there
 TRAINING = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")
 
 
@@ -115,6 +116,14 @@ def run_stages(folder: Path, stages: tuple[str, ...], *overrides: str) -> None:
             os.environ["DVC_STAGE"] = under_dvc
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _raw_data_of_their_own():
+    """Raw data that a test writes is what its stages read, whatever the machine has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SLOTLOOP_RAW", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.files import sha256, write_atomic
+from pipeline.files import sha256
 from pipeline.manifests import HASHES, STAGE, Manifest, write_manifest
+from pipeline.tensor_files import write_tensors
 
 MANIFEST, SENTENCES = "manifest.json", "sentences.jsonl"  # texts by id, where ids are sentences
-BESIDE = (SENTENCES, "tokenizer.json", "prompt_template.json")  # what a corpus may leave beside its splits
+EMBEDDINGS = "embeddings.safetensors"  # vectors by id, where ids are vectors of files
+BESIDE = (SENTENCES, EMBEDDINGS, "tokenizer.json", "prompt_template.json")  # what a corpus may leave beside its splits
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,8 @@ class Vocabulary:
         mask_id: id that hides a token; if causal, one that no token has (it only shows what is to be predicted).
         pad_id: id of padding (never attended to, never supervised).
         sequence: tokens in a sequence.
-        rendering: what the sequences are to a person: "sudoku" (a square grid of digits), "sudoku_any" (one of which any
-            solution is right), "text" (through tokenizer.json beside the
-            manifest) or "sentences" (``texts``). What follows from it: ``pipeline.text.rendering``.
+        rendering: what the sequences are to a person: "sudoku" (a square grid of digits), "text" (through tokenizer.json
+            beside the manifest) or "sentences" (``texts``). What follows from it: ``pipeline.text.rendering``.
         causal: tokens are predicted from those before them; none is hidden.
     """
 
@@ -51,6 +52,9 @@ class Split:
         response: bool (n, seq), True where a token may be masked.
         group: int64 (n), rows that are not independent of each other share a group (puzzles of one grid).
         valid: bool (n, seq), False at padding; None when nothing is padded.
+        several: bool (n), True where other tokens would be as right (puzzles of several solutions); None where none would.
+        difficulty: int32 (n, 2), rounds of singles and guesses that a puzzle takes (``pipeline.corpora.solver``); None where the
+            corpus does not state it.
         uid: int64 (n), unique over all splits: the key of a row's noise. Set by ``write``.
     """
 
@@ -58,7 +62,9 @@ class Split:
     response: Tensor
     group: Tensor
     valid: Tensor | None = None
+    several: Tensor | None = None
     uid: Tensor | None = None
+    difficulty: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -97,10 +103,15 @@ def write(folder: Path, vocabulary: Vocabulary, splits: dict[str, Split], source
             if not bool((split.valid == (torch.arange(split.valid.shape[1]) < split.lengths()[:, None])).all()):
                 raise DataError(f"split '{name}': padding must follow an example's tokens, not precede or interrupt them")
             tensors["valid"] = split.valid
+        if split.several is not None:
+            tensors["several"] = split.several
+        if split.difficulty is not None:
+            tensors["difficulty"] = split.difficulty.int()
         tensors["uid"] = torch.arange(first, first + len(split))
         first += len(split)
-        write_atomic(folder / f"{name}.safetensors", save({k: v.contiguous() for k, v in tensors.items()}))
-        entries[name] = {"examples": len(split)}
+        write_tensors(folder / f"{name}.safetensors", tensors)
+        several = {} if split.several is None else {"several_solutions": int(split.several.sum())}
+        entries[name] = {"examples": len(split), **several}
         hashes[f"{name}.safetensors"] = sha256(folder / f"{name}.safetensors")
     hashes |= {name: sha256(folder / name) for name in BESIDE if (folder / name).is_file()}
     content = {STAGE: "prepare", "vocabulary": asdict(vocabulary), "splits": entries, "source": source, HASHES: hashes}

@@ -6,8 +6,8 @@ unseen grids, not over unseen structure.)
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from math import comb
 from pathlib import Path
@@ -15,8 +15,12 @@ from typing import ClassVar, TypeVar
 
 import torch
 
-from components.ranges import InnerShare, PositiveInt
+from components.ranges import InnerShare, NonNegativeInt, PositiveInt
+from pipeline.corpora import further_tests
+from pipeline.corpora.ambiguous import ambiguous, joined
+from pipeline.corpora.further_tests import PuzzleSource
 from pipeline.corpora.prepared import Split, Vocabulary
+from pipeline.corpora.solver import Search, Solver
 from pipeline.errors import ConfigError
 from pipeline.progress import Progress
 
@@ -41,6 +45,11 @@ class Sudoku:
         test: puzzles of each test split.
         test_clues: one test split ``test_<n>`` for each number of clues.
         held_out: fraction of grids kept for test, and half as many for validation.
+        ambiguous: training puzzles beside those of one solution that have two to five, of which the first in the order of digits is
+            learned (``pipeline.corpora.ambiguous``).
+        further: more test splits, from files, by name: {"d1_4x4": @puzzle_files.PuzzleFile()}; of each also ``NAME_unseen``.
+        guesses: fewest and most guesses that the reference solver takes for a puzzle of any split; (0, 0) = singles alone solve it.
+            What it takes is stored as each puzzle's difficulty. None = any puzzle, and none is stored.
     """
 
     size: int = 4
@@ -51,6 +60,9 @@ class Sudoku:
     test: PositiveInt = 600
     test_clues: tuple[PositiveInt, ...] = (7, 5)
     held_out: InnerShare = 1 / 6
+    ambiguous: NonNegativeInt = 0
+    further: Mapping[str, PuzzleSource] = field(default_factory=dict)
+    guesses: tuple[NonNegativeInt, NonNegativeInt] | None = None
     causal: ClassVar[bool] = False
     is_text: ClassVar[bool] = False
 
@@ -73,6 +85,8 @@ class Sudoku:
                 )
         if not 0 < self.held_out < 1:
             raise ConfigError(f"Sudoku.held_out must lie between 0 and 1, got {self.held_out}")
+        if self.guesses is not None and not 0 <= self.guesses[0] <= self.guesses[1]:
+            raise ConfigError(f"Sudoku.guesses must be the fewest and the most, the lower number first, got {self.guesses}")
         if self.grids > ALL_GRIDS[self.size] and self.size != 4:
             raise ConfigError(f"Sudoku.grids is {self.grids}, and there are {ALL_GRIDS[self.size]} at size {self.size}")
         grids = min(self.grids, ALL_GRIDS[self.size])
@@ -96,19 +110,20 @@ class Sudoku:
         }
 
     def raw_files(self) -> tuple[str, ...]:
-        """Name the files that are read: none, puzzles are generated."""
-        return ()
+        """Name the files that are read: those of further tests alone, all other puzzles are generated."""
+        return tuple(name for file in self.further.values() for name in file.raw_files())
 
     def split_names(self) -> tuple[str, ...]:
         """Name the splits that are prepared."""
-        return "train", "validation", *(f"test_{clues}" for clues in self.test_clues)
+        own = "train", "validation", *(f"test_{clues}" for clues in self.test_clues)
+        return *own, *further_tests.split_names(self.further, own)
 
     def training_examples(self) -> int:
         """Say how many training examples are prepared."""
-        return self.train
+        return self.train + self.ambiguous
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
-        """Generate the puzzles of every split. Same seed, same puzzles; nothing is read from or written to disk.
+        """Generate the puzzles of every split. Same seed, same puzzles; nothing but further tests is read from disk.
 
         Raises:
             ConfigError: a size without known boxes, or more puzzles asked for than could be found.
@@ -120,8 +135,12 @@ class Sudoku:
         parts = self._parts(grids)
         numbers = {grid: i for i, grid in enumerate(grids)}
         splits = {name: self._split(name, rules, random.Random(f"{seed}/{name}"), numbers, *part) for name, part in parts.items()}
+        if self.ambiguous:
+            more = ambiguous(rules, random.Random(f"{seed}/ambiguous"), numbers, parts["train"][0], self.ambiguous)
+            splits["train"] = joined(splits["train"], more)
         vocabulary = Vocabulary(size=ids, mask_id=self.size, pad_id=self.size, sequence=cells, rendering="sudoku")
-        return vocabulary, splits, {}
+        splits |= further_tests.further_splits(self.further, self.size, seed, splits)
+        return vocabulary, splits, {name: digest for file in self.further.values() for name, digest in file.source().items()}
 
     def _split(
         self,
@@ -135,32 +154,41 @@ class Sudoku:
     ) -> Split:
         """``n`` different puzzles, their grids in turn; given up where hardly any attempt finds one."""
         pairs: dict[tuple[int | None, ...], tuple[int, ...]] = {}
+        steps: list[tuple[int, int]] = []
+        fewest, most = self.guesses or (0, 0)
         with Progress(f"prepare {name}", n, "puzzle") as bar:
             for attempt in range(ATTEMPTS * n):
                 if len(pairs) == n or len(pairs) < attempt // HOPELESS:
                     break
                 grid = grids[attempt % len(grids)]
                 puzzle = rules.remove_clues(grid, rng.randint(*clues), rng)
-                if puzzle is not None and puzzle not in pairs:
+                if puzzle is None or puzzle in pairs:
+                    continue
+                search = Search(True, 0, 0) if self.guesses is None else rules.solver.search(puzzle)
+                if fewest <= search.guesses <= most:
                     pairs[puzzle] = grid
+                    steps.append((search.rounds, search.guesses))
                     bar.advance()
         if len(pairs) < n:
             raise ConfigError(
-                f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues on {len(grids)} grids "
-                f"in {attempt + 1} attempts; ask for fewer puzzles or other clues"
+                f"found only {len(pairs)} of {n} different {name} puzzles with {clues[0]}..{clues[1]} clues "
+                + (f"and {fewest}..{most} guesses " if self.guesses else "")
+                + f"on {len(grids)} grids in {attempt + 1} attempts; ask for fewer puzzles or other clues"
             )
         tokens = torch.tensor(list(pairs.values()), dtype=torch.int32)
         response = torch.tensor([[cell is None for cell in puzzle] for puzzle in pairs])
         group = torch.tensor([ids[grid] for grid in pairs.values()])
-        return Split(tokens=tokens, response=response, group=group)
+        difficulty = torch.tensor(steps, dtype=torch.int32) if self.guesses else None
+        return Split(tokens=tokens, response=response, group=group, difficulty=difficulty)
 
 
 class Rules:
-    """Rows, columns and boxes of one puzzle size, and a bit-mask solver over them."""
+    """Rows, columns and boxes of one puzzle size: all solutions of a puzzle, and puzzles with one."""
 
     def __init__(self, size: int) -> None:
         rows, columns = BOXES[size]
         self.size = size
+        self.solver = Solver(rows, columns)
         self.full = (1 << size) - 1
         self.units = [
             (i // size, size + i % size, 2 * size + (i // size // rows) * (size // columns) + i % size // columns)
@@ -199,10 +227,10 @@ class Rules:
             if left == clues:
                 break
             puzzle[cell] = None
-            if next(self.solutions(puzzle, limit=1, without=(cell, grid[cell])), None) is None:
-                left -= 1
-            else:
+            if self.solver.search(puzzle, without=(cell, grid[cell])).solved:
                 puzzle[cell] = grid[cell]
+            else:
+                left -= 1
         return tuple(puzzle) if left == clues else None
 
     def solutions(
@@ -210,7 +238,6 @@ class Rules:
         puzzle: list[int | None],
         limit: int,
         rng: random.Random | None = None,
-        without: tuple[int, int] | None = None,
     ) -> Iterator[tuple[int, ...]]:
         """Yield up to ``limit`` solutions, most constrained cell first.
 
@@ -218,7 +245,6 @@ class Rules:
             puzzle: values, None where empty.
             limit: solutions at most.
             rng: try values in random order.
-            without: (cell, value) that no solution may have.
         """
         free = [self.full] * (3 * self.size)
         cells = list(puzzle)
@@ -229,13 +255,7 @@ class Rules:
         empty = [i for i, value in enumerate(cells) if value is None]
         if rng is not None:
             rng.shuffle(empty)
-        if without is None:
-            yield from islice(self._search(cells, empty, free, rng), limit)
-            return
-        cell, forbidden = without
-        others = [v for v in range(self.size) if v != forbidden and self._candidates(cell, free) >> v & 1]
-        rest = [i for i in empty if i != cell]
-        yield from islice((solution for v in others for solution in self._with(cell, v, cells, rest, free, rng)), limit)
+        yield from islice(self._search(cells, empty, free, rng), limit)
 
     def _search(
         self, cells: list[int | None], empty: list[int], free: list[int], rng: random.Random | None

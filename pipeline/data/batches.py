@@ -6,7 +6,6 @@ No randomness is ever drawn: order and masks are counter-based, so a batch is a 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -17,19 +16,23 @@ from torch.nn import functional as F
 
 from components import noise
 from components.backbones.backbone import BackboneModel
+from components.backbones.taps import tapped_trunk
 from components.batch import Batch
+from components.objective.nested import Masking, draw, passes_of, single
+from components.training.grid_symmetries import Augmentation
 from components.training.order import DeterministicSampler
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_index import ShardIndex
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbones import Backbone
 
-Masking = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Chosen = tuple[Tensor, Tensor]  # rows of a batch, and the epoch of each
 Deferred = Callable[[], Batch]  # makes one batch, in any thread
 _TRUNK = threading.Lock()  # a pretrained trunk is patched while it runs: one thread at a time
+AUGMENTATION = 1 << 35  # where the streams of augmentation begin, which has one for each of the masks
 VALIDATION = 1 << 33  # the stream of the validation masks, the same at every evaluation
+NO_GRID = "augment makes other grid puzzles of those of the corpus, and this one holds none; set it to None"
 
 
 class Source(Protocol):
@@ -37,12 +40,16 @@ class Source(Protocol):
 
     Attributes:
         layer: that the batches' hidden states enter; 0 = the first, from the tokens.
+        taps: layers below it whose entering states come with them.
         padded: tokens that each row takes up in a batch.
         fingerprint: digest of the data's manifest; "" = it has none.
+        nested: how many mask draws of a row in turn are nested; 1 = they are independent.
         stage: that wrote the data.
     """
 
     layer: int
+    taps: tuple[int, ...]
+    nested: int
     padded: Tensor
     fingerprint: str
     stage: str
@@ -88,11 +95,13 @@ class LiveSource:
         seed: of the masks.
         buckets: lengths that batches are padded to; the whole sequence is always one.
         draws: masks repeat after this many epochs, as cached draws do; None = never.
-        stream: fixed noise stream instead of the epoch's (validation).
+        stream: fixed noise stream instead of the epoch's (validation): one draw, nested in none.
         trunk: backbone whose states entering ``layer`` come with each batch; None = batches without hidden states.
         layer: the split.
+        taps: layers below it whose entering states come too.
         dtype: states are rounded to it, as they are in shards.
         autocast: precision of the trunk, the one that extract ran it in.
+        augment: makes another example of a row in every draw, nested ones the same; not in a fixed stream. None = rows stay.
         fingerprint: digest of the data's manifest.
     """
 
@@ -110,13 +119,20 @@ class LiveSource:
         stream: int | None = None,
         trunk: BackboneModel | None = None,
         layer: int = 0,
+        taps: tuple[int, ...] = (),
         dtype: torch.dtype = torch.float32,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        augment: Augmentation | None = None,
         fingerprint: str = "",
     ) -> None:
-        self.split, self.vocabulary, self.masking, self.seed = split, vocabulary, masking, seed
+        if augment is not None and vocabulary.rendering != "sudoku":
+            raise ConfigError(NO_GRID)
+        self.split, self.vocabulary, self.seed = split, vocabulary, seed
+        self.augment = augment if stream is None else None
+        self.masking = masking if stream is None else single(masking)
+        self.nested = passes_of(self.masking)
         self.draws, self.stream, self.trunk, self.dtype = draws, stream, trunk, dtype
-        self.autocast, self.layer, self.fingerprint = autocast, layer, fingerprint
+        self.autocast, self.layer, self.taps, self.fingerprint = autocast, layer, taps, fingerprint
         self.padded = padded_lengths(split.lengths(), buckets, split.tokens.shape[1])
 
     def __len__(self) -> int:
@@ -133,9 +149,12 @@ class LiveSource:
         streams = torch.full_like(epochs, self.stream) if self.stream is not None else epochs
         streams = streams if self.draws is None or self.stream is not None else streams % self.draws
         assert examples.uid is not None
-        numbers = noise.uniform(self.seed, streams, examples.uid, self.vocabulary.sequence + 1)
-        masked, weights = self.masking(examples.response, numbers)
-        batch = assemble(examples.tokens, masked, weights, examples.valid, self.vocabulary)
+        tokens, response = examples.tokens, examples.response
+        if self.augment is not None:
+            groups = AUGMENTATION + streams.div(self.nested, rounding_mode="floor")
+            tokens, response = self.augment(tokens, response, noise.uniform(self.seed, groups, examples.uid, tokens.shape[1] + 1))
+        masked, weights = draw(self.masking, response, self.seed, streams, examples.uid)
+        batch = assemble(tokens, masked, weights, examples.valid, self.vocabulary)
         batch = batch.cut(int(self.padded[rows].max()))
         return batch if self.trunk is None else self._with_states(batch)
 
@@ -144,8 +163,8 @@ class LiveSource:
         assert self.trunk is not None
         moved = batch.to(self.trunk.head.weight.device)
         with _TRUNK, self.autocast():
-            hidden = self.trunk.trunk(moved.tokens, moved.attention, self.layer)
-        return replace(batch, hidden=hidden.to(self.dtype))  # the rest moves with it, its masked positions found on the host
+            states = tapped_trunk(self.trunk, moved.tokens, moved.attention, self.layer, self.taps)
+        return batch.entered(states.to(self.dtype), self.taps)  # the rest moves with it, its masked positions found on the host
 
 
 class CachedSource:
@@ -167,7 +186,8 @@ class CachedSource:
         if any(not np.array_equal(shards.uid[rows], shards.uid[stored[0]]) for rows in stored):
             raise DataError(f"{shards.folder}: draws of {split} do not hold the same rows; run dvc repro extract")
         self.positions = torch.stack(stored)
-        self.layer, self.fingerprint = int(shards.index["layer"]), shards.fingerprint
+        self.layer, self.taps, self.fingerprint = int(shards.index["layer"]), shards.table.taps, shards.fingerprint
+        self.nested = shards.index.get("nested", 1)
         first = self.positions[0]
         blocks = torch.from_numpy(shards.block)[first]
         self.blocks = blocks - blocks.min()
@@ -192,10 +212,11 @@ def stored_batch(table: ShardIndex, fields: dict[str, Tensor]) -> Batch:
     """Make a Batch of rows as they were stored."""
     padded = fields["tokens"].shape[1]
     attention = torch.arange(padded) < fields["length"][:, None] if table.index["padded"] else None
-    return Batch(
+    batch = Batch(
         tokens=fields["tokens"].long(), targets=fields["targets"].long(), masked=fields["masked"], weights=fields["weights"],
-        attention=attention, hidden=fields.get("hidden"), scale=fields.get("scale"), channel=table.channel,
+        attention=attention, scale=fields.get("scale"), channel=table.channel,
     )  # fmt: skip
+    return batch.entered(fields["hidden"], table.taps)
 
 
 def assemble(tokens: Tensor, masked: Tensor, weights: Tensor, valid: Tensor | None, vocabulary: Vocabulary) -> Batch:

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from components.backbones.taps import tapped_trunk
 from components.batch import Batch
+from components.objective.nested import Masking, passes_of
 from components.quantisation import DTYPES as EIGHT_BITS
 from components.quantisation import calibrated, quantised, relative_error
 from pipeline.corpora.prepared import Prepared
-from pipeline.data.batches import VALIDATION, LiveSource, Masking
+from pipeline.data.batches import VALIDATION, LiveSource
 from pipeline.data.shard_writer import INDEX, METRICS, ROWS, Block, committed, free_bytes, write_index, write_shard
 from pipeline.errors import ConfigError
 from pipeline.files import json_bytes, sha256, write_json
@@ -36,9 +38,9 @@ BESIDE = 13  # bytes of a token's other fields: ids, targets, weight, mask
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16, **EIGHT_BITS}
 
 
-def token_bytes(dim: int, dtype: str) -> int:
-    """Bytes that one token takes: its states of width ``dim``, their scale if they have one, and its other fields."""
-    return dim * STORED[dtype].itemsize + BESIDE + (4 if dtype in EIGHT_BITS else 0)
+def token_bytes(dim: int, dtype: str, taps: int = 0) -> int:
+    """Bytes that one token takes: its states of width ``dim`` at the split and at every tap, their scale, and its other fields."""
+    return (1 + taps) * dim * STORED[dtype].itemsize + BESIDE + (4 if dtype in EIGHT_BITS else 0)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Extraction:
         runtime: where it computes.
         masking: the forward process.
         layer: the split.
+        taps: layers below it whose entering states are stored too.
         draws: mask draws of every training example.
         batch_size: sequences that run through the trunk together.
         buckets: lengths that batches are padded to.
@@ -74,6 +77,7 @@ class Extraction:
     runtime: Runtime
     masking: Masking
     layer: int
+    taps: Sequence[int]
     draws: int
     batch_size: int
     buckets: Sequence[int]
@@ -85,7 +89,7 @@ class Extraction:
     def __post_init__(self) -> None:
         self.sources = {name: self._source(name) for name in ("train", "validation")}
         self.trunk = self.backbone.model().to(self.runtime.device).eval().requires_grad_(False)
-        self.width = token_bytes(int(self.backbone.architecture["dim"]), self.dtype)
+        self.width = token_bytes(int(self.backbone.architecture["dim"]), self.dtype, len(self.taps))
         self.channel = self._calibration() if self.dtype in EIGHT_BITS else None
 
     def parts(self) -> list[Part]:
@@ -104,11 +108,12 @@ class Extraction:
         vocabulary = self.prepared.vocabulary
         return {
             "backbone": self.backbone.digest, "prepared": self.prepared.digest, "layer": self.layer,
-            "dim": self.backbone.architecture["dim"],
+            "dim": self.backbone.architecture["dim"], **({"taps": list(self.taps)} if self.taps else {}),
             "mask_id": vocabulary.mask_id, "pad_id": vocabulary.pad_id, "sequence": vocabulary.sequence,
             "padded": any(source.split.valid is not None for source in self.sources.values()),
             "draws": self.draws, "dtype": str(STORED[self.dtype]).removeprefix("torch."),
             "batch_size": self.batch_size, "buckets": list(self.buckets), "seed": self.seed,
+            **({"nested": passes_of(self.masking)} if passes_of(self.masking) > 1 else {}),
         }  # fmt: skip
 
     def identity(self) -> str:
@@ -145,7 +150,7 @@ class Extraction:
         batch = source.batch(rows, torch.full_like(rows, draw))
         moved = batch.to(self.runtime.device)
         with self.runtime.autocast():
-            return batch, self.trunk.trunk(moved.tokens, moved.attention, self.layer)
+            return batch, tapped_trunk(self.trunk, moved.tokens, moved.attention, self.layer, self.taps)
 
     def _calibration(self) -> Tensor:
         """Channel sizes over the first batch, the same in every process."""

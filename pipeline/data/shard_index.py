@@ -66,6 +66,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not whole or json_bytes(index) != path.read_bytes():
         raise damaged("it is not what was written", path)
     _check_entries(index, PLAN, path)
+    taps = index.get("taps", [])
+    if not isinstance(taps, list) or not all(map(_whole(0, index["layer"]), taps)) or len(set(taps)) < len(taps):
+        raise damaged(f"{taps!r:.80} cannot be layers below layer {index['layer']}", path, field="taps")
     scale = SCALE if index["dtype"] in EIGHT_BITS else {}
     if index.get("fields") != sorted({"hidden": "", **TOKEN_FIELDS, **ROW_FIELDS, **scale}):
         raise damaged(f"{index.get('fields')!r:.200} cannot be the fields of {index['dtype']} states", path, field="fields")
@@ -92,8 +95,8 @@ def read_table(folder: Path, index: dict[str, Any]) -> tuple[dict[str, np.ndarra
         raise damaged(f"no safetensors ({error})", path) from None
     channel = arrays.pop("channel", None)
     form = None if channel is None else (channel.dtype, channel.shape)
-    if form != ((torch.float32, (index["dim"],)) if index["dtype"] in EIGHT_BITS else None):
-        raise damaged(f"{form} does not fit {index['dtype']} states of {index['dim']}", path, field="channel")
+    if form != ((torch.float32, (channels(index),)) if index["dtype"] in EIGHT_BITS else None):
+        raise damaged(f"{form} does not fit {index['dtype']} states of {channels(index)}", path, field="channel")
     blocks, rows = (sum(shard[name] for shard in index["shards"]) for name in ("blocks", "rows"))
     expected = {"block/fields": (blocks, len(index["fields"])), **dict.fromkeys(("row/uid", "row/length", "row/crc"), (rows,))}
     expected |= dict.fromkeys(("block/offset", "block/bytes", "block/rows", "block/crc"), (blocks,))
@@ -107,6 +110,11 @@ def read_table(folder: Path, index: dict[str, Any]) -> tuple[dict[str, np.ndarra
     if not ((length > 0) & (length <= index["sequence"])).all() or not (index["padded"] or (length == index["sequence"]).all()):
         raise damaged(f"they do not fit sequences of {index['sequence']} tokens", path, field="row/length")
     return table, channel
+
+
+def channels(index: dict[str, Any]) -> int:
+    """Count the numbers that are stored of a token's states: those at the split, and as many for every tap."""
+    return int(index["dim"]) * (1 + len(index.get("taps", ())))
 
 
 def _check_entries(entries: dict[str, Any], rules: dict[str, Fits], path: Path) -> None:
@@ -127,6 +135,7 @@ class ShardIndex:
         shard, rows, tokens, offset, size, hidden: of each block: its file, how many rows and tokens, where in its file it begins,
             how many bytes it takes up there, and where its states begin.
         uid, length, block, start: of each row: identity, tokens, block, and at which of the block's tokens it begins.
+        taps: layers whose entering states lie behind those at the split, in every token.
         width: bytes of one token's states.
         packed: dtype of one token's small fields, as a record.
         padding: that record where there is no token.
@@ -153,7 +162,8 @@ class ShardIndex:
         first = np.concatenate([[0], np.cumsum(self.rows)])
         self.tokens = np.diff(ends[first])
         self.start = ends[:-1] - ends[first[self.block]]
-        self.width = int(self.index["dim"]) * STATES[self.index["dtype"]].itemsize
+        self.taps = tuple(self.index.get("taps", ()))
+        self.width = channels(self.index) * STATES[self.index["dtype"]].itemsize
         small = {**TOKEN_FIELDS, **(SCALE if "scale" in self._fields else {})}
         self.packed = np.dtype([(name, NUMPY[kind]) for name, kind in small.items()])
         self.padding = np.zeros((), self.packed)
@@ -235,9 +245,13 @@ class ShardIndex:
             header, base = layout(front[TAR_UNIT:])
         except ValueError as error:
             raise self.damaged(str(error), block) from None
-        tokens, rows, dim = int(self.tokens[block]), int(self.rows[block]), int(self.index["dim"])
+        tokens, rows, width = int(self.tokens[block]), int(self.rows[block]), channels(self.index)
         schema = {name: (kind, [tokens]) for name, kind in {**TOKEN_FIELDS, **SCALE}.items()}
-        schema |= {"uid": ("I64", [rows]), "cu_seqlens": ("I64", [rows + 1]), "hidden": (NAMES[self.index["dtype"]], [tokens, dim])}
+        schema |= {
+            "uid": ("I64", [rows]),
+            "cu_seqlens": ("I64", [rows + 1]),
+            "hidden": (NAMES[self.index["dtype"]], [tokens, width]),
+        }
         origin = int(self.offset[block]) + TAR_UNIT + base
         for name, start in zip(self._fields, self._starts[block].tolist(), strict=True):
             kind, shape, offsets = (header.get(name, {}).get(key) for key in ("dtype", "shape", "data_offsets"))

@@ -6,12 +6,16 @@ from typing import Annotated, Literal
 import torch
 
 from components.backbones.split import split_layer
+from components.backbones.taps import below_split
+from components.objective.nested import Masking, UnrolledPasses
 from components.ranges import NonNegativeInt, PositiveInt, Range, Seed
+from components.training.grid_symmetries import Augmentation
 from pipeline.corpora.prepared import Prepared
-from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Masking
+from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Source, Sources
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_index import ShardIndex
 from pipeline.data.streaming import StreamedSource
+from pipeline.data.unrolled import Unrolled
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 
@@ -65,6 +69,22 @@ def streamed(
     return StreamedSource(table, split, near, urls)
 
 
+def unrolled(split: str, *, backbone: Backbone, states: Sources, passes: UnrolledPasses = 2) -> Source:
+    """Read nested mask draws together, so that training unrolls denoising passes; validation is of single passes.
+
+    Args:
+        split: "train" or "validation".
+        backbone: the one that the states must be of.
+        states: of single draws: ``cached`` or ``live``.
+        passes: draws of a batch, as many as are nested.
+
+    Raises:
+        ConfigError: draws are not nested by as many.
+    """
+    source = states(split, backbone=backbone)
+    return source if split == "validation" else Unrolled(source, passes)
+
+
 def live(
     split: str,
     *,
@@ -73,14 +93,20 @@ def live(
     masking: Masking,
     seed: Seed,
     tail_layers: NonNegativeInt,
+    taps: Sequence[int] = (),
     draws: PositiveInt | None = None,
     dtype: Literal["fp32", "bf16"],
     runtime: Runtime,
     buckets: Sequence[PositiveInt] = (),
+    augment: Augmentation | None = None,
 ) -> LiveSource:
     """States from the frozen trunk, run for every batch: never repeats a mask (``draws`` = None), costs the trunk each time."""
-    examples = tokens(split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets)
-    examples.layer = split_layer(backbone.architecture["layers"], tail_layers)
+    examples = tokens(
+        split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets, augment=augment
+    )
+    layers = backbone.architecture["layers"]
+    examples.layer = split_layer(layers, tail_layers)
+    examples.taps = below_split(taps, layers, examples.layer)
     examples.trunk, examples.dtype = backbone.trunk.to(runtime.device), DTYPES[dtype]
     examples.autocast = runtime.autocast
     return examples
@@ -95,8 +121,19 @@ def tokens(
     seed: Seed,
     draws: PositiveInt | None = None,
     buckets: Sequence[PositiveInt] = (),
+    augment: Augmentation | None = None,
 ) -> LiveSource:
     """Token ids alone, for models that are trained from their first layer on.
+
+    Args:
+        split: "train" or "validation".
+        backbone: the one that the model is over.
+        prepared: folder that prepare wrote.
+        masking: the forward process.
+        seed: of masks and augmentation.
+        draws: masks repeat after this many epochs; None = never.
+        buckets: lengths that batches are padded to, ascending.
+        augment: makes other examples of those of "train" in every epoch (``components.training.grid_symmetries``); None = none.
 
     Raises:
         DataError: the backbone was not made from the prepared data.
@@ -105,5 +142,6 @@ def tokens(
     backbone.check(data)
     stream = VALIDATION if split == "validation" else None
     return LiveSource(
-        data.split(split), data.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, fingerprint=data.digest
-    )
+        data.split(split), data.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, augment=augment,
+        fingerprint=data.digest,
+    )  # fmt: skip

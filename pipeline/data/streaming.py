@@ -48,7 +48,7 @@ class StreamedSource:
         DataError: a file of the index has no URL, or draws are not cut alike.
     """
 
-    stage = "extract"
+    stage, nested = "extract", 1  # it is read forwards, one draw after the other
 
     def __init__(self, table: ShardIndex, split: str, near: int = 16, urls: Sequence[str] = ()) -> None:
         self.table, self.near, self.urls = table, max(near, 1), located(table, split, urls)
@@ -63,7 +63,7 @@ class StreamedSource:
         if any((each != each[0]).any() for each in (blocks, files, uid)):
             raise DataError(f"{table.folder}: draws of {split} do not hold the same rows in the same places; run dvc repro extract")
         self.blocks, self.files = blocks[0], files[0]
-        self.layer, self.fingerprint = int(table.index["layer"]), table.fingerprint
+        self.layer, self.taps, self.fingerprint = int(table.index["layer"]), table.taps, table.fingerprint
         self.padded = torch.full((len(self.blocks),), int(table.index["sequence"]))
 
     def __len__(self) -> int:

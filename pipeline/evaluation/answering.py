@@ -82,8 +82,8 @@ def answered(
     end, known = encoding.id("end"), encoding.known
     render = rendering.renderer(prepared.vocabulary, prepared.folder)
     split = evaluator.by_length(prepared.split(answers.split).take(slice(0, answers.items)))
-    references = _texts(split.tokens, split, end, render)
-    whole = ((split.tokens == end) & split.response).any(1).tolist()  # of others the sequence cut the end
+    references = texts_of(split.tokens, split, end, render)
+    whole = whole_references(split, end)
     expected = [answers.expected(*reference) for reference in zip(references, whole, strict=True)]
     lost = _lost(answers, expected, whole)
     judgements: dict[str, JudgedAnswers] = {}
@@ -92,10 +92,11 @@ def answered(
             bar.line(line)
         for name, model in models.items():
             tokens, evaluations = generated(model, split, prepared.vocabulary, answers, size, runtime, name, bar, known, end)
-            judgements[name] = _judge(_texts(tokens, split, end, render), evaluations, answers, expected, references)
+            judgements[name] = _judge(texts_of(tokens, split, end, render), evaluations, answers, expected, references)
             shares = ", ".join(f"{pattern} {float(right.mean()):.3f}" for pattern, right in judgements[name].right.items())
             bar.line(f"{name}: {shares} | {bar.rate()}")
-    metrics = {name: _metrics(judgements[name], judgements["frozen"], models[name], split.group) for name in models}
+    named = {} if answers.approximation is None else {"approximation": answers.approximation}
+    metrics = {name: {**_metrics(judgements[name], judgements["frozen"], models[name], split.group), **named} for name in models}
     return metrics, _lines(prepared, split, render, references, expected, judgements), lost
 
 
@@ -157,7 +158,8 @@ def _decoded(
         last = _written(model, trimmed, vocabulary, runtime, known, end)
     else:
         trimmed = trimmed.to(runtime.device)
-        predict, passes = predictor(model, trimmed, vocabulary, runtime), answers.passes
+        predict = predictor(model, trimmed, vocabulary, runtime, prefix=answers.prefix, blocks=answers.blocks)
+        passes = answers.passes
         with Progress("passes", passes, "pass") as bar:
             predict = bar.counting(predict)
             last = sampling.low_confidence_remasking(predict, trimmed.tokens, vocabulary.mask_id, passes, answers.blocks, known)
@@ -180,8 +182,14 @@ def _written(
         return deque(passes, maxlen=1).pop()
 
 
-def _texts(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:
-    """The answers alone, up to the first end."""
+def whole_references(split: Split, end: int) -> list[bool]:
+    """Tell which references have their end; the sequence cut it from others."""
+    whole: list[bool] = ((split.tokens == end) & split.response).any(1).tolist()
+    return whole
+
+
+def texts_of(tokens: Tensor, split: Split, end: int, render: Render) -> list[str]:
+    """Write the answers alone, up to the first end."""
     texts = []
     for row, response in zip(tokens, split.response, strict=True):
         ids = row[response].tolist()

@@ -1,17 +1,19 @@
 """The evaluation as a whole: which models, on which measures, compared with which; written as metrics, samples and a trace."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from components.inference.answers import Answers
+from components.inference.breadth import Breadth
 from components.inference.halting import Rule
 from components.inference.likelihood import Likelihood
 from components.inference.measures import check_measures
 from components.inference.metrics import Counts
+from components.inference.parallelism import Parallelism
 from components.model import Model
 from pipeline.corpora.prepared import Prepared
 from pipeline.errors import ConfigError
@@ -19,9 +21,13 @@ from pipeline.evaluation import evaluator, measuring
 from pipeline.evaluation.answer_likelihood import estimated
 from pipeline.evaluation.answering import answered
 from pipeline.evaluation.compared import Compared
+from pipeline.evaluation.difficulty import by_difficulty
+from pipeline.evaluation.few_passes import curves as few_passes
 from pipeline.evaluation.forgetting import measure_forgetting
 from pipeline.evaluation.limited import Limited
+from pipeline.evaluation.more_recursion import more_recursion
 from pipeline.evaluation.operations import add_operations
+from pipeline.evaluation.second_pass import second_passes
 from pipeline.files import sha256, write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
@@ -30,8 +36,8 @@ from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model, open_phases
 from pipeline.models.model_folder import METRICS, ModelFolder
 from pipeline.progress import Progress
-from pipeline.text.detokenise import Render
-from pipeline.text.rendering import known_ids, rendering_of
+from pipeline.text.detokenise import Render, pieces
+from pipeline.text.rendering import known_ids, rendering_of, right_of
 
 T = TypeVar("T")
 SAMPLES, TRACE = "samples.jsonl", "trace.json"
@@ -56,12 +62,15 @@ class EvalConfig:
     halts: Mapping[str, Rule]
     answers: Callable[[], Answers] | None = None
     likelihood: Callable[[], Likelihood] | None = None
+    parallelism: Callable[[], Parallelism] | None = None
     forgetting: tuple[str, float] | None = None
     headline: str
     samples: int
     batch_size: int
     seed: int
     recursion_steps: int | None = None
+    depths: Sequence[int] = ()
+    breadth: Callable[[], Breadth] | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -80,26 +89,35 @@ def assess(
         DataError: a model, split or backbone does not fit.
     """
     measures, seed, size = config.measures, config.seed, config.batch_size
-    right = rendering_of(prepared.vocabulary.rendering).right
     whole = _made("answers", config.answers), _made("likelihood", config.likelihood)
+    parallelism, breadth = _made("parallelism", config.parallelism), _made("breadth", config.breadth)
     backbone.check(prepared)
     phases = open_phases(models, backbone)
-    loaded = load_models(backbone, phases, runtime, config.recursion_steps)
+    loaded = load_models(backbone, phases, runtime)
     compared = Compared(loaded, runtime)
     metrics: dict[str, Any] = {name: {} for name in loaded}
+    for name, curves in more_recursion(prepared, compared, measures[config.headline], config.depths, breadth, seed, size).items():
+        metrics[name] |= curves
+    take_steps(loaded, config.recursion_steps)
     counted: dict[str, dict[str, Counts]] = {}
     with Progress("evaluate", len(measures) + len(config.decodes), "measure") as bar:
         for measure, (split_name, ratio) in measures.items():
             split = evaluator.by_length(prepared.split(split_name))
+            right = right_of(split, prepared.vocabulary)
             masked = evaluator.batches(split, prepared.vocabulary, ratio, seed, size, measure)
             headline = measure == config.headline
             rules = config.halts if headline else {}
             piece = f"measures/{measure}"
             of_models = measuring.measure(compared, masked, piece, rules=rules, statistics=headline, right=right)
             for name, measured in of_models.items():
-                metrics[name] |= measuring.of_refiner(measured, split.group) if headline else {}
-                metrics[name][measure] = evaluator.summary(measured.steps, split.group)
+                metrics[name] |= measuring.of_refiner(measured, split.group, right) if headline else {}
+                if headline and (bands := by_difficulty(measured.steps[-1].exact, split)):
+                    metrics[name]["by_difficulty"] = bands
+                metrics[name][measure] = evaluator.summary(measured.steps, split.group, right)
                 counted.setdefault(measure, {})[name] = measured.steps[-1]
+            second = partial(second_passes, compared, split, prepared.vocabulary, counted[measure], f"{piece}/second")
+            for name, values in second(ratio=ratio, seed=seed, size=size, right=right).items():
+                metrics[name][measure]["second_pass"] = values
             bar.advance()
             bar.line(f"{measure}: " + ", ".join(f"{n} nll {metrics[n][measure]['nll']['mean']:.4f}" for n in loaded))
         decode = partial(evaluator.decode, compared, vocabulary=prepared.vocabulary, size=size, known=known_ids(prepared))
@@ -113,15 +131,17 @@ def assess(
     for name in loaded:
         metrics[name] |= {k: v for k, v in metrics[name][config.headline].items() if not k.startswith("decode_")}
     written, lost = _whole_answers(prepared, compared, metrics, *whole, size, seed)
+    if parallelism is not None:
+        for name, values in few_passes(prepared, compared, parallelism, size).items():
+            metrics[name]["parallelism"] = values
     if config.forgetting is not None:
         for name, values in measure_forgetting(prepared, compared, config.forgetting, size, seed).items():
             metrics[name]["forgetting"] = values
     if rank():
         return
-    common: dict[str, Any] = {"headline": config.headline, "measures": list(measures)}
-    common["differences"] = _differences(prepared, measures, counted)
-    common |= {"lost_references": lost} if lost else {}
-    _write_samples(prepared, compared, measures[config.headline][0], config.samples, written, out)
+    common = {"headline": config.headline, "measures": list(measures), "differences": _differences(prepared, measures, counted)}
+    common |= ({"lost_references": lost} if lost else {}) | _several_solutions(prepared, measures)
+    _write_samples(prepared, compared, config, written, out)
     hand_over(out, {**common, "models": metrics}, prepared, backbone, phases)
 
 
@@ -129,13 +149,21 @@ def _differences(
     prepared: Prepared, measures: Mapping[str, tuple[str, float]], counted: Mapping[str, Mapping[str, Counts]]
 ) -> dict[str, Any]:
     """Paired differences on every measure, of the pairs of which both models are there."""
-    groups = {measure: evaluator.by_length(prepared.split(split_name)).group for measure, (split_name, _) in measures.items()}
+    splits = {measure: evaluator.by_length(prepared.split(split_name)) for measure, (split_name, _) in measures.items()}
+    how = {measure: (split.group, right_of(split, prepared.vocabulary)) for measure, split in splits.items()}
     loaded = next(iter(counted.values()))
     return {
-        f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], groups[m]) for m, counts in counted.items()}
+        f"{a} - {b}": {m: evaluator.compare(counts[a], counts[b], *how[m]) for m, counts in counted.items()}
         for a, b in PAIRS
         if a in loaded and b in loaded
     }
+
+
+def _several_solutions(prepared: Prepared, measures: Mapping[str, tuple[str, float]]) -> dict[str, Any]:
+    """Count by split the examples of several right answers: ``exact`` takes one, ``solved`` any. {} = there is none."""
+    splits = {split_name: prepared.split(split_name) for split_name, _ in measures.values()}
+    several = {n: {"several": int(s.several.sum()), "of": len(s)} for n, s in splits.items() if s.several is not None}
+    return {"several_solutions": several} if several else {}
 
 
 def _made(name: str, make: Callable[[], T] | None) -> T | None:
@@ -169,21 +197,20 @@ def _whole_answers(
     return lines, lost
 
 
-def load_models(
-    backbone: Backbone, phases: Mapping[str, ModelFolder], runtime: Runtime, recursion_steps: int | None = None
-) -> dict[str, Model]:
-    """Load the frozen backbone and every trained model over its very weights, without phases that were switched off.
-
-    Models that recur take ``recursion_steps`` steps; None = as many as in training.
-    """
+def load_models(backbone: Backbone, phases: Mapping[str, ModelFolder], runtime: Runtime) -> dict[str, Model]:
+    """Load the frozen backbone and every trained model over its very weights, without phases that were switched off."""
     frozen = backbone.model().to(runtime.device).eval()
     loaded: dict[str, Model] = {"frozen": frozen}
     for name, folder in phases.items():
         if folder.metrics()["steps"]:
             loaded[name] = load_model(folder, backbone, folder.stage, base=frozen).to(runtime.device).eval()
-    for model in loaded.values():
-        model.set_steps(recursion_steps)
     return loaded
+
+
+def take_steps(models: Mapping[str, Model], recursion_steps: int | None) -> None:
+    """Have models that recur take this many steps from now on; None = as many as in training."""
+    for model in models.values():
+        model.set_steps(recursion_steps)
 
 
 def hand_over(
@@ -205,30 +232,34 @@ def hand_over(
     write_manifest(out / METRICS, {**content, **prepared.provenance, **lineage, HASHES: hashes})
 
 
-def _write_samples(
-    prepared: Prepared,
-    models: Compared,
-    split_name: str,
-    samples: int,
-    written: list[dict[str, Any]],
-    out: Path,
-) -> None:
+def _write_samples(prepared: Prepared, models: Compared, config: EvalConfig, written: list[dict[str, Any]], out: Path) -> None:
     """samples.jsonl: prompt, answer and every model's answer step by step, then the answers that were generated; trace.json: the
-    former as ids, for pictures.
+    former as ids, for pictures, with the text of each id where sequences are text, and the same with the headline's masks where
+    these leave some of an answer to be seen.
     """
+    vocabulary = prepared.vocabulary
+    split_name, ratio = config.measures[config.headline]
     split = prepared.split(split_name)
-    split = split.take(slice(0, min(samples, len(split))))
-    render = rendering_of(prepared.vocabulary.rendering).renderer(prepared.vocabulary, prepared.folder)
-    traces = evaluator.trace(models, split, prepared.vocabulary)
+    split = split.take(slice(0, min(config.samples, len(split))))
+    rendering = rendering_of(vocabulary.rendering)
+    render = rendering.renderer(vocabulary, prepared.folder)
+    traces, _ = evaluator.trace(models, split, vocabulary)
     lines = [_sample(prepared, render, split.tokens[i].tolist(), split.response[i].tolist(), traces, i) for i in range(len(split))]
     write_atomic(out / SAMPLES, "".join(json.dumps(line) + "\n" for line in [*lines, *written]).encode())
     trace = {
-        "rendering": prepared.vocabulary.rendering,
-        "mask_id": prepared.vocabulary.mask_id,
+        "rendering": vocabulary.rendering,
+        "mask_id": vocabulary.mask_id,
         "tokens": split.tokens.tolist(),
         "response": split.response.tolist(),
         "models": traces,
     }
+    if ratio < 1.0:
+        partly, masked = evaluator.trace(models, split, vocabulary, ratio, config.seed)
+        trace["headline"] = {"ratio": ratio, "masked": masked.tolist(), "models": partly}
+    if rendering.encoding(prepared.folder) is not None:
+        everything = (*traces.values(), *(partly.values() if ratio < 1.0 else ()))
+        ids = {token for of in everything for steps in of for step in steps for token in step["ids"]}
+        trace["pieces"] = pieces({*ids, *split.tokens.flatten().tolist()}, render)
     write_json(out / TRACE, trace)
 
 

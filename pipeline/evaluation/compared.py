@@ -1,7 +1,6 @@
 """Models that are put through the same batches: what they share is computed once a batch, and finished pieces survive a kill."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from typing import TypeVar
@@ -72,7 +71,7 @@ class Compared:
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
         with self.runtime.autocast():
-            return replace(batch, hidden=self.trunk.states(batch))
+            return self.trunk.with_states(batch)
 
 
 def interleaved(shares: list[list[T]]) -> list[T]:

@@ -22,7 +22,7 @@ from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split
 from pipeline.errors import ConfigError
 from pipeline.evaluation import evaluator
-from pipeline.evaluation.assessment import PAIRS, SAMPLES, TRACE, EvalConfig, hand_over, load_models
+from pipeline.evaluation.assessment import PAIRS, SAMPLES, TRACE, EvalConfig, hand_over, load_models, take_steps
 from pipeline.evaluation.limited import Limited
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
@@ -53,15 +53,17 @@ def assess(
         DataError: a model, split or backbone does not fit.
     """
     measures, seed, size = config.measures, config.seed, config.batch_size
-    beside = config.decodes or config.halts or config.answers or config.likelihood or config.forgetting
+    whole = config.answers or config.likelihood or config.parallelism or config.forgetting
+    beside = whole or config.decodes or config.halts or config.depths or config.breadth
     if beside or any(ratio != 1.0 for _, ratio in measures.values()):
         raise ConfigError(
-            "sentences are predicted one at a time: decodes and halts must be {}, answers, likelihood and "
-            "forgetting None, and the fraction of a measure 1.0"
+            "sentences are predicted one at a time: decodes and halts must be {}, depths (), breadth, answers, likelihood, "
+            "parallelism and forgetting None, and the fraction of a measure 1.0"
         )
     backbone.check(prepared)
     phases = open_phases(models, backbone)
-    loaded = load_models(backbone, phases, runtime, config.recursion_steps)
+    loaded = load_models(backbone, phases, runtime)
+    take_steps(loaded, config.recursion_steps)
     table = loaded["frozen"]
     assert isinstance(table, SentenceTable)
     names = [*loaded, *BASELINES]

@@ -1,6 +1,6 @@
 """Evaluation: the same test examples under the same masks for every model; decoded answers, and means with paired intervals."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
@@ -12,6 +12,7 @@ from components import noise
 from components.batch import Batch
 from components.inference import sampling
 from components.inference.metrics import SHARE, Bounds, Counts, difference, interval, intervals
+from components.inference.pass_memory import PassMemory
 from components.model import Model
 from components.objective import masking
 from pipeline.corpora.prepared import Split, Vocabulary
@@ -21,10 +22,11 @@ from pipeline.evaluation.compared import Compared
 from pipeline.inference.predictor import predictor
 from pipeline.machine.runtime import Runtime
 from pipeline.progress import Progress, watched
-from pipeline.text.rendering import rendering_of
+from pipeline.text.rendering import Right, is_reference, right_of
 
 EVALUATION = 1 << 34  # stream of the evaluation masks: common random numbers across models
 METRICS: dict[str, Bounds] = {"nll": None, "token_accuracy": SHARE, "exact": SHARE}
+SOLVED = "solved"  # beside them, where some examples allow several answers: the share with any of those
 BOOTSTRAP_SEED = 0  # common resamples across models, so that their differences are paired
 
 
@@ -59,23 +61,37 @@ def trimmed(batch: Batch) -> Batch:
     return batch.cut(int(batch.attention.any(0).nonzero().max()) + 1)
 
 
-def summary(steps: list[Counts], group: Tensor) -> dict[str, object]:
-    """nll (nats per masked token), token_accuracy and exact of the last step with intervals; of every step beside."""
-    numerators = torch.stack([x for c in steps for x in (c.nll, c.correct, c.exact)])
-    denominators = torch.stack([x for c in steps for x in (c.tokens, c.tokens, torch.ones_like(c.tokens))])
-    ratios = intervals(numerators, denominators, group, generator=resamples(), bounds=[*METRICS.values()] * len(steps))
-    by_step = {name: ratios[i :: len(METRICS)] for i, name in enumerate(METRICS)}
-    last = {name: values[-1] for name, values in by_step.items()}
-    return {**last, **{f"{name}_by_step": values for name, values in by_step.items()}}
+def metrics_by(right: Right) -> dict[str, Bounds]:
+    """Name the metrics of a split: those of all, and ``solved`` where ``right`` allows other answers than the references."""
+    return METRICS if right is is_reference else {**METRICS, SOLVED: SHARE}
 
 
-def compare(a: Counts, b: Counts, group: Tensor) -> dict[str, dict[str, float]]:
-    """Paired differences a - b of nll, token_accuracy and exact."""
+def summary(steps: list[Counts], group: Tensor, right: Right = is_reference) -> dict[str, object]:
+    """nll (nats per masked token), token_accuracy, exact and, by ``metrics_by``, solved of the last step with intervals; of every
+    step beside.
+    """
+    metrics = metrics_by(right)
+    ratios = [_ratio(counts, name) for counts in steps for name in metrics]
+    numerators, denominators = map(torch.stack, zip(*ratios, strict=True))
+    values = intervals(numerators, denominators, group, generator=resamples(), bounds=[*metrics.values()] * len(steps))
+    by_step = {name: values[i :: len(metrics)] for i, name in enumerate(metrics)}
+    last = {name: of_steps[-1] for name, of_steps in by_step.items()}
+    return {**last, **{f"{name}_by_step": of_steps for name, of_steps in by_step.items()}}
+
+
+def compare(a: Counts, b: Counts, group: Tensor, right: Right = is_reference) -> dict[str, dict[str, float]]:
+    """Paired differences a - b of nll, token_accuracy, exact and, by ``metrics_by``, solved."""
+    pairs = {name: (_ratio(a, name), _ratio(b, name)[0], bounds) for name, bounds in metrics_by(right).items()}
+    return {name: paired(own, other, weight, group, bounds) for name, ((own, weight), other, bounds) in pairs.items()}
+
+
+def _ratio(counts: Counts, metric: str) -> tuple[Tensor, Tensor]:
+    """Numerator and denominator of a metric, per example."""
+    ones = torch.ones_like(counts.tokens)
     return {
-        "nll": paired(a.nll, b.nll, a.tokens, group),
-        "token_accuracy": paired(a.correct, b.correct, a.tokens, group, SHARE),
-        "exact": paired(a.exact, b.exact, torch.ones_like(a.tokens), group, SHARE),
-    }
+        "nll": (counts.nll, counts.tokens), "token_accuracy": (counts.correct, counts.tokens),
+        "exact": (counts.exact, ones), SOLVED: (counts.solved, ones),
+    }[metric]  # fmt: skip
 
 
 def mean(numerator: Tensor, denominator: Tensor, group: Tensor, bounds: Bounds = None) -> dict[str, float]:
@@ -99,7 +115,8 @@ def decode(
     size: int,
     known: Tensor | None = None,
 ) -> dict[str, tuple[Tensor, dict[str, dict[str, float]]]]:
-    """Decode whole answers in ``steps`` passes; returns each model's tokens, and exact and token_accuracy with intervals.
+    """Decode whole answers in ``steps`` passes; returns each model's tokens, and exact, token_accuracy and, where the split has
+    examples of several answers, solved with intervals.
 
     ``known``: which ids have a token; None = all.
 
@@ -109,49 +126,92 @@ def decode(
     if vocabulary.causal:
         raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
     masked = batches(split, vocabulary, 1.0, 0, size, "evaluate decodes")
-    work = partial(
-        _decoded, whole=models.whole, vocabulary=vocabulary, runtime=models.runtime, steps=steps, blocks=blocks, known=known
-    )
     supervised = split.response.sum(1).double()
-    decoded = {}
-    for name, by_batch in models.on(masked, piece, work).items():
+    decoded, judges = {}, judges_of(split, vocabulary)
+    for name, by_batch in fill(models, masked, vocabulary, piece, sampling.Sampler(steps, blocks), known).items():
         tokens = torch.cat([values["tokens"] for values in by_batch])
         right = ((tokens == split.tokens) & split.response).sum(1).double()
-        exact = rendering_of(vocabulary.rendering).right(tokens, split).double()
+        verdicts = {key: judge(tokens, split).double() for key, judge in judges.items()}
         decoded[name] = (
             tokens,
             {
-                "exact": mean(exact, torch.ones_like(exact), split.group, SHARE),
+                **{key: mean(each, torch.ones_like(each), split.group, SHARE) for key, each in verdicts.items()},
                 "token_accuracy": mean(right, supervised, split.group, SHARE),
             },
         )
     return decoded
 
 
-def _decoded(
+def judges_of(split: Split, vocabulary: Vocabulary) -> dict[str, Right]:
+    """Name what judges whole answers: exact by the reference and, where the split allows other answers too, solved by any."""
+    right = right_of(split, vocabulary)
+    return {"exact": is_reference} if right is is_reference else {"exact": is_reference, SOLVED: right}
+
+
+def fill(
+    models: Compared, masked: Iterable[Batch], vocabulary: Vocabulary, piece: str, sampler: sampling.Sampler, known: Tensor | None
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Fill in what is masked of every batch with each model.
+
+    Args:
+        models: of masked diffusion.
+        masked: batches whose answers are all masked.
+        vocabulary: their token ids.
+        piece: name under which finished batches are kept.
+        sampler: with a number of steps, and of no temperature.
+        known: which ids have a token; None = all.
+
+    Returns:
+        By model, of each batch ``tokens``, and of its rows ``evaluations`` and ``revised``, how often a token was masked again.
+    """
+    work = partial(_filled, whole=models.whole, vocabulary=vocabulary, runtime=models.runtime, sampler=sampler, known=known)
+    return models.on(masked, piece, work)
+
+
+def _filled(
     model: Model,
     batch: Batch,
     *,
     whole: Callable[[Model], Model],
     vocabulary: Vocabulary,
     runtime: Runtime,
-    steps: int,
-    blocks: int,
+    sampler: sampling.Sampler,
     known: Tensor | None,
 ) -> dict[str, Tensor]:
-    """A batch's tokens; what the models share, they share in the first pass alone, before which nothing is decoded."""
-    later = predictor(whole(model), replace(batch, hidden=None), vocabulary, runtime)
-    passes = chain([predictor(model, batch, vocabulary, runtime)], repeat(later))
-    with Progress("passes", steps, "pass") as bar:
+    """What the models share, they share in the first pass alone, before which nothing is decoded."""
+    memory = PassMemory()
+    later = predictor(whole(model), replace(batch, hidden=None), vocabulary, runtime, memory=memory)
+    single = sampler.guidance  # whose passes begin with other tokens
+    passes = chain([later if single else predictor(model, batch, vocabulary, runtime, memory=memory)], repeat(later))
+    tokens, evaluations = batch.tokens, torch.zeros_like(batch.tokens[:, 0])
+    revised = evaluations
+    with Progress("passes", sampler.steps or 1, "pass") as bar:
         predict = bar.counting(lambda tokens: next(passes)(tokens))
-        return {"tokens": sampling.low_confidence_remasking(predict, batch.tokens, vocabulary.mask_id, steps, blocks, known).tokens}
+        for made in sampler.passes(predict, tokens, vocabulary.mask_id, known=known):
+            revised = revised + ((made.tokens == vocabulary.mask_id) & (tokens != vocabulary.mask_id)).sum(1)
+            tokens, evaluations = made.tokens, made.evaluations
+    return {"tokens": tokens, "evaluations": evaluations, "revised": revised}
 
 
-def trace(models: Compared, split: Split, vocabulary: Vocabulary) -> dict[str, list[list[dict[str, list[float]]]]]:
-    """By model, for each example and recursion step: the predicted id and its probability at every position, all answers masked."""
-    batch = next(batches(split, vocabulary, 1.0, 0, len(split)))
-    traces = models.on_one(batch, "trace", partial(_traced, vocabulary=vocabulary, runtime=models.runtime))
-    return {name: [_steps(*row) for row in zip(t["ids"], t["probability"], strict=True)] for name, t in traces.items()}
+def trace(
+    models: Compared, split: Split, vocabulary: Vocabulary, ratio: float = 1.0, seed: int = 0
+) -> tuple[dict[str, list[list[dict[str, list[float]]]]], Tensor]:
+    """Trace every recursion step of every model on examples of which a share of each answer is masked.
+
+    Args:
+        models: any.
+        split: the examples.
+        vocabulary: their token ids.
+        ratio: share of every answer that is masked, all in one batch.
+        seed: of the masks.
+
+    Returns:
+        By model, for each example and step, the predicted id and its probability at every position; and what is masked.
+    """
+    batch = next(batches(split, vocabulary, ratio, seed, len(split)))
+    traces = models.on_one(batch, f"trace/{ratio}", partial(_traced, vocabulary=vocabulary, runtime=models.runtime))
+    by_model = {name: [_steps(*row) for row in zip(t["ids"], t["probability"], strict=True)] for name, t in traces.items()}
+    return by_model, batch.masked
 
 
 def _traced(model: Model, batch: Batch, *, vocabulary: Vocabulary, runtime: Runtime) -> dict[str, Tensor]:

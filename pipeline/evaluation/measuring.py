@@ -62,7 +62,7 @@ def measure(
         piece: under which finished batches are kept.
         rules: by which examples also leave the recursion of models that take several steps.
         statistics: also measure what refiners do.
-        right: tells which answers are exact.
+        right: tells which answers are solved.
 
     Raises:
         ConfigError: a rule needs what a model has not learned.
@@ -85,9 +85,9 @@ def _measured(
         for number, state in enumerate(recur(model.step, range(model.n_steps), carry, condition, layout, statistics)):
             states.append((state.hidden[batch.masked], state.statistics))
             _leave(leaving.values(), number, state)
-        counts = [_counted(model.readout(hidden), batch, right) for hidden, _ in states]
+        counts = [answer_counts(model.readout(hidden), batch, right) for hidden, _ in states]
         for name, left in leaving.items():
-            last = _counted(model.readout(left.hidden[batch.masked]), batch, right)
+            last = answer_counts(model.readout(left.hidden[batch.masked]), batch, right)
             counted[name] = {**{f.name: getattr(last, f.name) for f in fields(Counts)}, TAKEN: left.taken.double()}
     tokens = batch.tokens.numel() if batch.attention is None else batch.attention.sum()
     return {
@@ -121,14 +121,14 @@ def _joined(by_batch: Sequence[Mapping[str, Tensor]], rules: Iterable[str]) -> M
     return Measured(counts, _mean_statistics(by_batch, len(counts)), halting)
 
 
-def _counted(logits: Tensor, batch: Batch, right: Right) -> Counts:
-    """Count what the most likely tokens at the masked positions come to; ``right`` tells which of their sequences are exact."""
+def answer_counts(logits: Tensor, batch: Batch, right: Right) -> Counts:
+    """Count what the most likely tokens at the masked positions come to; ``right`` tells which of their sequences are solved."""
     counts = count(logits, batch.targets, batch.masked)
     if right is is_reference:  # what ``count`` compares with
         return counts
     filled = batch.targets.masked_scatter(batch.masked, logits.argmax(-1).to(batch.targets.dtype))
     split = Split(tokens=batch.targets, response=batch.masked, group=torch.arange(len(filled)))
-    return replace(counts, exact=right(filled, split).double())
+    return replace(counts, solved=right(filled, split).double())
 
 
 def _mean_statistics(by_batch: Sequence[Mapping[str, Tensor]], steps: int) -> list[dict[str, float]]:
@@ -145,16 +145,16 @@ def _mean_statistics(by_batch: Sequence[Mapping[str, Tensor]], steps: int) -> li
     return [step for step in by_step if step]
 
 
-def of_refiner(measured: Measured, group: Tensor) -> dict[str, Any]:
-    """Tell what a model of several steps does beside its counts: statistics of each step; nll, token_accuracy, exact and the mean
-    number of steps by each rule, with intervals.
+def of_refiner(measured: Measured, group: Tensor, right: Right = is_reference) -> dict[str, Any]:
+    """Tell what a model of several steps does beside its counts: statistics of each step; by each rule the metrics
+    (``evaluator.metrics_by``) and the mean number of steps, with intervals.
     """
     if len(measured.steps) == 1:
         return {}
     statistics = {"statistics_by_step": measured.statistics} if measured.statistics else {}
-    return {**statistics, "halting": {name: _halting(*reading, group) for name, reading in measured.halting.items()}}
+    return {**statistics, "halting": {name: _halting(*reading, group, right) for name, reading in measured.halting.items()}}
 
 
-def _halting(counts: Counts, taken: Tensor, group: Tensor) -> dict[str, Any]:
-    last = {name: value for name, value in evaluator.summary([counts], group).items() if not name.endswith("_by_step")}
+def _halting(counts: Counts, taken: Tensor, group: Tensor, right: Right) -> dict[str, Any]:
+    last = {name: value for name, value in evaluator.summary([counts], group, right).items() if not name.endswith("_by_step")}
     return {**last, "steps": evaluator.mean(taken, torch.ones_like(taken), group)}

@@ -91,6 +91,33 @@ def open_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(folder, folder.name, phase_at(folder))
 
 
+def is_causal(folder: Path, backbone: Path, *, pipeline: bool) -> bool | None:
+    """Tell whether the model that answers from a folder writes token after token; None where only opening it will tell.
+
+    Args:
+        folder: of the model, as ``load_inference_model`` takes it.
+        backbone: folder of the backbone of what is not exported.
+        pipeline: whether the pipeline's own models do, which need not be there yet.
+    """
+    if (folder / MANIFEST).is_file():
+        backbone = folder / BASE
+    elif _holds_backbone(folder):
+        backbone = folder
+    if phase_at(backbone) == "backbone":
+        return pipeline
+    try:
+        return bool(ModelFolder(backbone, "backbone").description["vocabulary"]["causal"])
+    except (DataError, KeyError, TypeError):
+        return None
+
+
+def _holds_backbone(folder: Path) -> bool:
+    try:
+        return ModelFolder(folder, folder.name).kind == "backbone"
+    except DataError:
+        return False
+
+
 def check(folder: Path) -> None:
     """Raise DataError unless every file of an exported folder is what it was."""
     try:

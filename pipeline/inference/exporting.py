@@ -85,6 +85,21 @@ def export(model: Path, backbone: Path, prepared: Path, evaluation: Path, out: P
     return f"wrote {out}: {len(files)} files, {sum((out / name).stat().st_size for name in files):,} bytes, and {CARD_FILE}"
 
 
+def push(out: Path, repository: str) -> str:
+    """Upload an exported model, its card included, and nothing else that lies in its folder.
+
+    Args:
+        out: folder that ``export`` wrote.
+        repository: on the hub, ``owner/name``.
+
+    Returns:
+        What was uploaded, in words.
+    """
+    names = [*json.loads((out / MANIFEST).read_bytes())[HASHES], MANIFEST, CARD_FILE]
+    address = hub.push(out, names, repository)
+    return f"pushed {len(names)} files to {repository}: {address}"
+
+
 def _refuse_to_replace(out: Path, digests: Mapping[str, str]) -> None:
     """Raise ConfigError if a file that is to be written, with this sha256, would replace one that no export wrote.
 

@@ -37,13 +37,20 @@ GREEDY = Sampler()  # one token a pass, the most certain first
 
 
 def check_together(
-    sampler: Sampler = GREEDY, halt: Rule | None = None, prefix: Prefix | None = None, *, causal: bool = False
+    sampler: Sampler = GREEDY,
+    halt: Rule | None = None,
+    prefix: Prefix | None = None,
+    refined_passes: int | None = None,
+    *,
+    causal: bool = False,
+    remembers: bool = False,
 ) -> None:
     """Check that the settings of a ``Generator`` go together.
 
     Args:
-        sampler, halt, prefix: as the generator's.
+        sampler, halt, prefix, refined_passes: as the generator's.
         causal: the model that answers writes token after token.
+        remembers: the model that answers hands its carry on from pass to pass.
 
     Raises:
         ConfigError: they do not.
@@ -54,6 +61,16 @@ def check_together(
         raise ConfigError(f"sampling.Sampler: {error}") from None
     if prefix is not None and (halt is not None or sampler.guidance):
         raise ConfigError("generation.Generator.prefix goes with neither halt nor sampling.Sampler.guidance; set one to None or 0")
+    if prefix is not None and sampler.revise is not None:
+        raise ConfigError(
+            "generation.Generator.prefix reads out what is masked alone, and sampling.Sampler.revise asks for what is decided; set "
+            "one to None"
+        )
+    if remembers and (sampler.guidance or halt is not None or prefix is not None or refined_passes):
+        raise ConfigError(
+            "a model with memory hands the carry of a whole pass to the next: it goes with none of sampling.Sampler.guidance, "
+            "generation.Generator.halt, prefix and refined_passes; set them to 0 and None"
+        )
     drawn_alone = replace(sampler, temperature=0.0, seed=0) == GREEDY and halt is None and prefix is None
     if causal and not drawn_alone:
         raise ConfigError(
@@ -118,7 +135,7 @@ class Generator:
         remote_code: bool = False,
         runtime: Runtime | None = None,
     ) -> None:
-        check_together(sampler, halt, prefix)
+        check_together(sampler, halt, prefix, refined_passes)
         limits = (("length", length, 1), ("refined_passes", refined_passes, 0), ("batch_size", batch_size, 1))
         for name, value, least in (*limits, ("recursion_steps", recursion_steps, 1)):
             if value is not None and value < least:
@@ -130,7 +147,7 @@ class Generator:
         loaded.model.set_steps(recursion_steps)
         self.model, self.vocabulary = loaded.model.to(self.runtime.device).eval(), loaded.backbone.vocabulary
         self.prompts = loaded.prompts
-        check_together(sampler, halt, prefix, causal=self.vocabulary.causal)
+        check_together(sampler, halt, prefix, refined_passes, causal=self.vocabulary.causal, remembers=self.model.remembers)
 
     @overload
     def __call__(self, prompt: Prompt) -> Answer: ...  # type: ignore[overload-overlap]  # a str is no sequence of prompts

@@ -11,6 +11,7 @@ from components.inference import halting
 from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
 from components.inference.left_to_right import Read, continued, reread
+from components.inference.pass_memory import PassMemory
 from components.inference.sampling import Predict
 from components.model import Model
 from pipeline.corpora.prepared import Vocabulary
@@ -26,8 +27,9 @@ def predictor(
     halt: Rule | None = None,
     prefix: Prefix | None = None,
     blocks: int = 1,
+    memory: PassMemory | None = None,
 ) -> Predict:
-    """Predicts what is still masked of ``batch``.
+    """Predicts what is still masked of ``batch``, one pass of a decode after the other.
 
     Args:
         model: any.
@@ -37,7 +39,9 @@ def predictor(
         halt: rule by which sequences leave the recursion; None = after all steps.
         prefix: what is kept of the tokens before a block while it is decoded; None = nothing, everything is read in every pass.
         blocks: as the sampler's; of concern to ``prefix`` alone.
+        memory: what the passes of the decode so far have left, for a model that remembers; None = this predicts the first.
     """
+    memory = PassMemory() if memory is None else memory
     from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, vocabulary, blocks)
 
     @torch.no_grad()
@@ -46,6 +50,8 @@ def predictor(
         with runtime.autocast():
             if from_prefix is not None:
                 return from_prefix(tokens)
+            if model.remembers:
+                return model.readout(memory.run(model, now).hidden)
             return model.readout(model.states(now) if halt is None else _halted(model, now, halt))
 
     return predict

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("components", "pipeline", "stages")
+PARTS = (".html", ".css", ".js")  # of a module, beside it
 # Messages and progress bars: imported everywhere, without influence on what is written.
 NEUTRAL = ("pipeline/errors.py", "pipeline/progress.py")
 
@@ -43,6 +44,19 @@ def closure(files: Iterable[str], code: Path, without: Collection[str] = ()) -> 
         seen.add(path)
         queue |= imports(code / path, code)
     return sorted(seen)
+
+
+def beside(files: Iterable[str], code: Path) -> list[str]:
+    """List what lies beside Python files under their own names, sorted: templates and the like, which they read.
+
+    Args:
+        files: Python files, relative to ``code``.
+        code: folder that holds the packages.
+    """
+    names = {folder: os.listdir(code / folder) for folder in {os.path.dirname(file) for file in files}}
+    modules = {os.path.splitext(file)[0] for file in files}
+    paths = (f"{folder}/{name}" for folder, inside in names.items() for name in inside)
+    return sorted(path for path in paths if os.path.splitext(path)[0] in modules and path.endswith(PARTS))
 
 
 def imports(path: Path, code: Path) -> set[str]:
@@ -108,7 +122,7 @@ def project_file(module: str, code: Path) -> str:
 
 
 def source_hash(path: Path) -> str:
-    """Hash a Python file without its comments and blank lines (sha256, in hex); docstrings count.
+    """Hash a Python file without its comments and blank lines (sha256, in hex), docstrings count; any other file as it is.
 
     The text is hashed and not the tokens, which differ from one Python to the next, and take five times as long to find.
     """
@@ -117,5 +131,7 @@ def source_hash(path: Path) -> str:
 
 @cache
 def _source_hash(path: Path, stamp: tuple[int, int]) -> str:
+    if path.suffix in PARTS:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     with tokenize.open(path) as file:
         return hashlib.sha256(_LEFT_OUT.sub(r"\1", file.read()).encode()).hexdigest()

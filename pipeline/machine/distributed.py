@@ -122,21 +122,32 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     if world() == 1:
         return list(tensors)
     whole = [tensor.detach().contiguous() for tensor in tensors]
-    for bucket in _buckets([tensor.view(-1) for tensor in whole], BUCKET):
-        parts = _exchanged(torch.cat([part.float() for part in bucket])).split([len(part) for part in bucket])
-        for part, total in zip(bucket, parts, strict=True):
+    if not any(map(len, flat := [tensor.view(-1) for tensor in whole])):
+        return whole
+    exchange = _Exchange(min(BUCKET, sum(map(len, flat))), flat[0].device)
+    for bucket in _buckets(flat, BUCKET):
+        for part, total in zip(bucket, exchange(bucket), strict=True):
             part.copy_(total)
     return whole
 
 
-def _exchanged(mine: Tensor) -> Tensor:
-    """Sum of every process's numbers, padded so that each process sums as many."""
-    size = -(-len(mine) // world())
-    shares = torch.empty(world(), size, device=mine.device)
-    dist.all_to_all_single(shares, torch.nn.functional.pad(mine, (0, size * world() - len(mine))).view(world(), size))
-    sums = torch.empty(world(), size, device=mine.device)
-    dist.all_gather(list(sums.unbind()), pairwise(shares))
-    return sums.flatten()[: len(mine)]
+class _Exchange:
+    """Sums of one bucket after another, in the same memory: the library lets a finished exchange's tensors go only later."""
+
+    def __init__(self, numbers: int, device: torch.device) -> None:
+        share = -(-numbers // world())  # padded, so that each process sums as many
+        self.mine, self.theirs, self.sums = (torch.zeros(world() * share, device=device) for _ in range(3))
+        self.total = torch.zeros(share, device=device)
+
+    def __call__(self, bucket: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The sum of every process's bucket, cut as the bucket is; the next call overwrites it."""
+        sizes = [len(part) for part in bucket]
+        share = -(-sum(sizes) // world())
+        mine, theirs, sums = (every[: world() * share].view(world(), share) for every in (self.mine, self.theirs, self.sums))
+        torch.cat([part.float() for part in bucket], out=self.mine[: sum(sizes)])
+        dist.all_to_all_single(theirs, mine)
+        dist.all_gather(list(sums.unbind()), self.total[:share].copy_(pairwise(theirs)))
+        return self.sums[: sum(sizes)].split(sizes)
 
 
 def _buckets(flat: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -22,14 +21,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from components.training.finiteness import first_non_finite
 from pipeline.errors import DataError, UserError
-from pipeline.files import sha256, storing, synced, verify
+from pipeline.files import remove, sha256, storing, synced, verify
 from pipeline.machine.distributed import barrier, rank
+from pipeline.tensor_files import write_tensors
 
 STATE, DESCRIPTION = "state.safetensors", "state.json"
 STALE_AFTER = 14 * 24 * 3600.0  # seconds
@@ -160,7 +159,7 @@ class Scratch:
         if self.folder is None:
             return
         temporary, final = self.folder / "writing", self.folder / f"step-{step:09d}"
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         with storing(final, temporary):
             self._write(temporary, final, tensors, numbers, out)
         for older in self._snapshots()[KEPT:]:
@@ -169,7 +168,7 @@ class Scratch:
     def _write(self, temporary: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
         """Write a snapshot's folder beside its place and put it there durably."""
         temporary.mkdir(parents=True)
-        _store(tensors, temporary / STATE)
+        write_tensors(temporary / STATE, tensors)
         for file in (f for f in out.iterdir() if f.is_file()):
             shutil.copyfile(file, temporary / f"out-{file.name}")
         files = {file.name: sha256(file) for file in temporary.iterdir()}
@@ -226,18 +225,3 @@ def _collect(keep: Path) -> None:
         newest = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
         if folder != keep and time.time() - newest > STALE_AFTER:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _store(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors from where they lie: a second copy of all that training keeps would be most of what it takes.
-
-    Raises:
-        OSError: the disk refuses.
-    """
-    on_host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(on_host, file)
-    except SafetensorError as error:  # also of the disk, whose error it puts in words
-        if (refused := re.search(r"\(os error (\d+)\)", str(error))) is None:
-            raise
-        raise OSError(int(refused[1]), os.strerror(int(refused[1])), os.fspath(file)) from None

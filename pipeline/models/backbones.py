@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from components.backbones.backbone import BackboneModel
 from components.backbones.backbones import build_backbone
@@ -20,10 +18,11 @@ from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.sentence_table import SentenceTable
 from pipeline.corpora.prepared import SENTENCES, Prepared, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import sha256, verify, write_atomic, write_json
+from pipeline.files import sha256, verify, write_json
 from pipeline.manifests import HASHES, check_inputs, write_manifest
 from pipeline.models import pretrained
-from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights, read_weights
+from pipeline.models.model_folder import DESCRIPTION, WEIGHTS, ModelFolder, check_weights
+from pipeline.tensor_files import read_tensors, write_tensors
 
 PRETRAINED = "PretrainedLM"  # as an architecture's ``model``
 CHECKPOINT = (WEIGHTS, pretrained.CONFIG)
@@ -65,7 +64,7 @@ class Backbone:
         with torch.device("meta"):  # without weights, which are set from the file: they are there once
             model = build_backbone(self.architecture, first_layer)
         names = set(model.state_dict())
-        weights = read_weights(self.folder / WEIGHTS, names)
+        weights = read_tensors(self.folder / WEIGHTS, names)
         check_weights(weights, names, self.folder / WEIGHTS, "backbone")
         model.load_state_dict(weights, assign=True)
         return model
@@ -103,7 +102,7 @@ def save_backbone(folder: Path, model: BackboneModel, vocabulary: Vocabulary) ->
         return
     if isinstance(model, SentenceTable):
         description |= {"origin": model.origin}
-    write_atomic(folder / WEIGHTS, save(contiguous(model.state_dict())))
+    write_tensors(folder / WEIGHTS, model.state_dict())
     digest = sha256(folder / WEIGHTS)
     write_manifest(folder / DESCRIPTION, {**description, "fingerprint": digest, HASHES: {WEIGHTS: digest}})
 
@@ -123,7 +122,7 @@ def _write_checkpoint(folder: Path, model: Any) -> dict[str, Any]:
     state = model.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(state.items())}
     weights = {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
-    write_atomic(folder / WEIGHTS, save(contiguous(weights), metadata={"format": "pt"}))
+    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     write_json(folder / pretrained.CONFIG, model.config.to_diff_dict())
     hashes = {name: sha256(folder / name) for name in CHECKPOINT}
     return {"fingerprint": hashes[WEIGHTS], HASHES: hashes}
@@ -133,11 +132,6 @@ def check_sound(backbone: BackboneModel) -> None:
     """Raise ConfigError if a pretrained backbone is not what it is taken for: told before hours of training are spent on it."""
     if isinstance(backbone, PretrainedLM):
         pretrained.checked(backbone)
-
-
-def contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copy weights as safetensors wants them: on the host, contiguous."""
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any]) -> str:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from components.backbones.backbone import BackboneModel
@@ -22,10 +20,11 @@ from components.nn.sharing import twin
 from components.refined_lm import RefinedLM
 from components.refiners.architectures import build_core
 from pipeline.errors import DataError
-from pipeline.files import sha256, write_atomic
+from pipeline.files import sha256
 from pipeline.manifests import HASHES, INPUTS, check_inputs, write_manifest
-from pipeline.models.backbones import Backbone, contiguous
+from pipeline.models.backbones import Backbone
 from pipeline.models.model_folder import DESCRIPTION, PHASES, WEIGHTS, ModelFolder, check_weights, phase_folder
+from pipeline.tensor_files import read_tensors, tensor_names, write_tensors
 
 
 def save_model(folder: Path, model: Model, backbone: Backbone, start: ModelFolder | None = None) -> None:
@@ -40,11 +39,11 @@ def save_model(folder: Path, model: Model, backbone: Backbone, start: ModelFolde
     refined = isinstance(model, RefinedLM)
     prefix = "" if refined else "backbone."
     chosen = {prefix + name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad}
-    chosen |= set() if start is None else _stored_names(start.path)
+    chosen |= set() if start is None else tensor_names(start.weights).keys()
     first = _first_names(model)
     weights = {prefix + name: value for name, value in model.state_dict().items() if first[name] == name}
     stored = {name: value for name, value in weights.items() if name in chosen or name.startswith("refiner.")}
-    write_atomic(folder / WEIGHTS, save(contiguous(stored)))
+    write_tensors(folder / WEIGHTS, stored)
     before = {} if start is None else {start.manifest.writer or "start": start.manifest.digest}
     description: dict[str, Any] = {
         "kind": "refined" if refined else "backbone_trained_on",
@@ -78,7 +77,7 @@ def load_model(
         raise DataError(f"{model_folder.path} holds a backbone, expected the model of stage {stage}; run dvc repro {stage}")
     model_folder.manifest.verify(WEIGHTS)
     backbone.check_over(model_folder.manifest.inputs, model_folder.path, stage)
-    under, weights = backbone.model(first_layer) if base is None else twin(base), load_file(model_folder.weights)
+    under, weights = backbone.model(first_layer) if base is None else twin(base), read_tensors(model_folder.weights)
     model: Model = under
     if "refiner" in description:
         try:
@@ -136,12 +135,6 @@ def load_refined(folder: str | Path | ModelFolder, backbone: Backbone, stage: st
         raise DataError(f"{place} holds a backbone without a refiner; expected the model of stage {stage}")
     model.requires_grad_(False)
     return model
-
-
-def _stored_names(folder: Path) -> set[str]:
-    """Names of the weights that a model's folder holds; the weights themselves are not read."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
-        return set(file.keys())
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -7,7 +7,6 @@ what it read, so that the weights are written here: plain numbers in the dtype a
 A folder's name is the file's hash, the dtype and the version of transformers. It appears whole or not at all.
 """
 
-import errno
 import fcntl
 import importlib.metadata
 import importlib.util
@@ -22,12 +21,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import save_file
-
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import json_bytes, sha256, storing, synced
 from pipeline.machine.file_hashes import content_hash
 from pipeline.models.transformers import DTYPES, complete, transformers
+from pipeline.tensor_files import write_tensors
 
 SUFFIX, WEIGHTS, MANIFEST, TOKENIZER = ".gguf", "model.safetensors", "manifest.json", "tokenizer.json"
 MAGIC = b"GGUF"
@@ -130,7 +128,7 @@ def _convert(file: Path, description: Path, dtype: str, part: Path) -> None:
         )
     complete(str(file), loading)
     by_place = {(value.data_ptr(), value.shape): (name, value) for name, value in reversed(model.state_dict().items())}
-    weights = {name: value.contiguous() for name, value in sorted(by_place.values())}
+    weights = dict(sorted(by_place.values()))
     numbers, stored = sum(value.numel() for value in weights.values()), sum(int(tensor.n_elements) for tensor in reader.tensors)
     if numbers != stored:
         scaled = " (rope_freqs scales rotary positions)" if any("rope_freqs" in tensor.name for tensor in reader.tensors) else ""
@@ -138,10 +136,7 @@ def _convert(file: Path, description: Path, dtype: str, part: Path) -> None:
     for path in description.iterdir():
         if path.name != MANIFEST:
             shutil.copyfile(path, part / path.name)
-    if sum(value.nbytes for value in weights.values()) > shutil.disk_usage(part).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # safetensors' own error is none that ``storing`` could tell
-    save_file(weights, part / WEIGHTS, metadata={"format": "pt"})
-    (part / WEIGHTS).chmod((part / "config.json").stat().st_mode)  # others may read it too
+    write_tensors(part / WEIGHTS, weights, {"format": "pt"})
 
 
 def _reader(file: Path) -> Any:

@@ -7,7 +7,7 @@ imported), or a name on the hub. What a GGUF file is turned into lies in the hub
 import importlib.util
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,52 @@ def licence(path: str, revision: str | None) -> str | None:
     return stated[1] if stated else None
 
 
+def push(folder: Path, names: Sequence[str], repository: str) -> str:
+    """Upload files of a folder to a model repository on the hub, as one commit; a new one is private.
+
+    Args:
+        folder: that holds them.
+        names: of the files, relative to it; no other is sent.
+        repository: ``owner/name``.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        DataError: the hub cannot be reached or refuses; no message holds a token.
+    """
+    library = _library()
+    with _refusals_in_words(repository):
+        api = library.HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        operations = [library.CommitOperationAdd(name, folder / name) for name in names]
+        with Progress(f"push {repository}"):
+            commit = api.create_commit(repository, operations, commit_message="Exported with slotloop")
+        return str(commit.commit_url)
+
+
+@contextmanager
+def _refusals_in_words(repository: str) -> Iterator[None]:
+    """What goes wrong with a push, in a line without the token: the library's own words may hold it, and are not repeated."""
+    token = _library().get_token() or ""
+    from huggingface_hub import errors
+
+    if not (token.isascii() and token.isprintable()):
+        raise DataError(f"{repository}: the token of this machine holds characters that no token has; run: hf auth login")
+    try:
+        yield
+    except errors.HFValidationError:
+        raise ConfigError(f"--push takes owner/name, a repository on the hub, got {repository!r:.100}") from None
+    except (errors.HTTPError, OSError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is None:
+            what = f"cannot be reached ({type(error).__name__}, or HF_HUB_OFFLINE is set)"
+            mend = "the folder is written; push it where there is a network, and after: hf auth login"
+            raise DataError(f"{repository}: the hub {what}; {mend}") from None
+        mend = "log in with a token that may write there: hf auth login" if status in (401, 403, 404) else "try again later"
+        raise DataError(f"{repository}: the hub refused the push (HTTP {status}); {mend}") from None
+
+
 def _stored(folder: Path) -> int:
     """Bytes of a folder's files, those that are being written too."""
     with suppress(OSError):  # one has just been renamed
@@ -186,7 +232,7 @@ def _errors_in_words(path: str, revision: str | None) -> Iterator[None]:
         ) from None
     except errors.EntryNotFoundError as error:
         raise DataError(f"{at}: {str(error).splitlines()[0]}") from None
-    except (errors.HfHubHTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # HTTPError: of whichever library the hub's speaks with
         raise DataError(
             f"{at} could not be fetched: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from None

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.errors import DataError
@@ -15,24 +14,13 @@ from pipeline.manifests import HASHES, INPUTS, STAGE, Manifest, write_manifest
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 METRICS, CURVES = "metrics.json", "curves.csv"  # of a phase: covered by its ``model.json``
+VALIDATION = "validation.csv"  # to be read while a phase goes on; ``metrics.json`` holds the same numbers
 UNFINISHED = "unfinished"  # a file that a phase's folder holds until the phase has ended
 PHASES = {  # that train the models which evaluation and report know by these names
     "backbone": "backbone", "warmup": "warmup", "joint": "joint", "finetune": "finetune",
     "control_backbone": "controls/backbone", "control_warmup": "controls/warmup", "control_adapter": "controls/optional/adapter",
     "control_lora": "controls/optional/lora", "control_refiner_lora": "controls/optional/refiner_lora",
 }  # fmt: skip
-
-
-def read_weights(file: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Read those of the named weights that a file holds, one after the other: a file that is mapped as a whole counts as memory of
-    the process, beside what was read.
-    """
-    weights = {}
-    for name in names:
-        with safe_open(file, "pt") as source:
-            if name in source.keys():  # noqa: SIM118  # no dictionary
-                weights[name] = source.get_tensor(name).clone()
-    return weights
 
 
 def check_weights(weights: Mapping[str, Tensor], needed: Iterable[str], origin: Path, stage: str) -> None:
@@ -107,7 +95,7 @@ def seal(folder: Path, phase: str, inputs: Mapping[str, str]) -> None:
         inputs: digests of what it was made from beside what the model names, by stage.
     """
     content = Manifest(folder / DESCRIPTION, phase.partition("/")[0]).content
-    names = [METRICS, *sorted(file.name for file in folder.glob("*.csv"))]
+    names = [METRICS, *sorted(file.name for file in folder.glob("*.csv") if file.name != VALIDATION)]
     hashes = {name: sha256(folder / name) for name in names}
     more = {STAGE: phase, HASHES: {**content.get(HASHES, {}), **hashes}, INPUTS: {**inputs, **content.get(INPUTS, {})}}
     write_manifest(folder / DESCRIPTION, {**content, **more})

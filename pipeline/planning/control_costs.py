@@ -13,13 +13,14 @@ from components.backbones.backbone import BackboneModel
 from components.model import Model
 from components.refined_lm import RefinedLM
 from components.refiners.core import Core
-from components.training.freezing import freeze_except
+from components.training.freezing import count_parameters, freeze_except
 from pipeline.data import sources
 from pipeline.models.lora import TRAINED
 from pipeline.planning.cost import Cost
-from pipeline.planning.cost_model import META, CostModel, count_parameters
+from pipeline.planning.cost_model import CostModel
 from pipeline.settings import config
 from pipeline.training.lora_phase import REFINER
+from pipeline.training.shapes import META
 
 Optional = tuple[Model, Sequence[Tensor]]  # a control as it is evaluated: whole, and the weights that it does not share
 
@@ -73,12 +74,14 @@ class ControlCosts:
             peak, adapters = self._with_adapters(backbone, TRAINED, "controls", "backbone_batch_size")
             peaks.append(peak)
             spent, added = spent + warmup + joint, added + adapters
-        freeze_except(backbone, self._argument("unfreeze_backbone"))
-        peaks.append(self.cost_model.control_memory(backbone, "controls", "backbone_batch_size"))
+        if freeze_except(backbone, self._argument("unfreeze_backbone")).trainable:
+            peaks.append(self.cost_model.control_memory(backbone, "controls", "backbone_batch_size"))
+        else:  # a table of embeddings has nothing to train on
+            spent -= warmup + joint
         whole = count_parameters(backbone) + count_parameters(self.cost_model.refined)
         loaded, trained = (sum(count_parameters(m, trained=which) for m in (backbone, continued)) for which in (False, True))
         flops = len(self._argument("rates")) * spent
-        return Cost("controls", whole + added, trained + added, loaded + added, max(peaks), flops=flops)
+        return Cost("controls", whole + added, trained + added, loaded + added, max(peaks, default=0), flops=flops)
 
     def _with_adapters(self, model: Model, trains: Sequence[str], masks: str, batch: str) -> tuple[int, int]:
         """Bytes that training takes with adapters in a model, and how many parameters these have."""

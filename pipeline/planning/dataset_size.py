@@ -8,11 +8,15 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
+from pipeline.corpora.ambiguous import joined
 from pipeline.corpora.corpus import Corpus
+from pipeline.corpora.further_tests import UNSEEN
 from pipeline.corpora.prepared import Split
 from pipeline.corpora.sudoku import Sudoku
 from pipeline.errors import ConfigError
+from pipeline.text.embeddings import Embeddings
 from pipeline.text.jsonl import QuestionAnswers
+from pipeline.text.puzzle_files import PuzzleFiles
 
 CHARACTERS = 2.7  # of a token: what 4,096 byte pairs reach on GSM8K; larger vocabularies reach more
 
@@ -39,8 +43,26 @@ def _(corpus: Sudoku) -> Expected:
         return _split(given, torch.full((n,), cells), cells)
 
     tests = {f"test_{n}": split(corpus.test, (n, n)) for n in corpus.test_clues}
-    splits = {"train": split(corpus.train, corpus.clues), "validation": split(corpus.validation, corpus.clues), **tests}
+    train = split(corpus.train, corpus.clues)
+    if corpus.ambiguous:
+        train = joined(train, split(corpus.ambiguous, (cells // 4, cells * 5 // 8)))
+    splits = {"train": train, "validation": split(corpus.validation, corpus.clues), **tests}
+    for name, file in corpus.further.items():
+        clues = file.clues(corpus.size, 0)
+        splits |= dict.fromkeys((name, name + UNSEEN), _split(clues, torch.full_like(clues, cells), cells))
     return splits, "every number of clues is as frequent as any other"
+
+
+@expected.register
+def _(corpus: PuzzleFiles) -> Expected:
+    cells = corpus.shape()[1]
+    counts = {name: file.clues(corpus.size, 0) for name, file in corpus.files().items()}
+    for name in ("test", "validation"):
+        if not isinstance(share := getattr(corpus, name), str):
+            n = round(len(counts["train"]) * share)
+            counts[name], counts["train"] = counts["train"][:n], counts["train"][n:]
+    splits = {name: _split(clues, torch.full_like(clues, cells), cells) for name, clues in counts.items()}
+    return splits, "which puzzles are held out by a share decides a few examples"
 
 
 @expected.register
@@ -60,6 +82,20 @@ def _(corpus: QuestionAnswers) -> Expected:
     parts = {"train": train.take(slice(validation, None)), "validation": train.take(slice(validation)), **splits}
     frame = ", the chat template is left out" if corpus.chat else ""
     return parts, f"a token is {CHARACTERS} characters{frame}; which questions are held out for validation decides a few examples"
+
+
+@expected.register
+def _(corpus: Embeddings) -> Expected:
+    files = {name: corpus.read(name) for name in corpus.raw_files()}
+    lengths = {"train": files[corpus.train].lengths}
+    if isinstance(corpus.test, str):
+        lengths["test"] = files[corpus.test].lengths
+    for name, share in (("test", corpus.test), ("validation", corpus.validation)):
+        if not isinstance(share, str):
+            n = round(len(lengths["train"]) * share)
+            lengths[name], lengths["train"] = lengths["train"][:n], lengths["train"][n:]
+    splits = {name: _split(torch.ones_like(ends), ends, corpus.sequence) for name, ends in lengths.items()}
+    return splits, "which examples are held out by a share decides a few"
 
 
 def _split(begin: Tensor, end: Tensor, sequence: int) -> Split:

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 from components.nn.masters import widen
 
-KEPT = 3  # of a trained weight beside itself: two moments and the average
 STANDING_BY = 2  # during a validation: what the average stands in for, and the last gradient
 AModel = TypeVar("AModel", bound=nn.Module)
 
@@ -39,16 +38,30 @@ def own(model: nn.Module) -> list[Tensor]:
     return [tensor for name, tensor in named if tensor.requires_grad or name.startswith("refiner.")]
 
 
-def training(model: nn.Module, step: int, validation: int) -> int:
-    """The most bytes that training takes at once, under AdamW with an average of the weights.
+def moments(model: nn.Module, optimizer: Callable[..., torch.optim.Optimizer]) -> int:
+    """Bytes that an optimizer keeps of what is trained; it takes a step on shapes, and the model has no gradients afterwards."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    made = optimizer(trained.items())
+    for group in made.param_groups:
+        group.update({"fused": False} if "fused" in group else {})  # which is not for shapes
+    for parameter in trained.values():
+        parameter.grad = torch.empty_like(parameter)
+    made.step()
+    model.zero_grad()
+    return size(value for state in made.state.values() for value in state.values() if value.ndim)
+
+
+def training(model: nn.Module, moments: int, step: int, validation: int) -> int:
+    """The most bytes that training takes at once, with an average of the weights.
 
     Args:
         model: as ``in_training`` made it.
+        moments: what the optimizer keeps.
         step: the most that what a step makes takes, its gradients and their partial sums over microbatches included.
         validation: the most that what a validation makes takes.
     """
     trained = size(parameter for parameter in model.parameters() if parameter.requires_grad)
-    return weights(model) + KEPT * trained + max(step, STANDING_BY * trained + validation)
+    return weights(model) + moments + trained + max(step, STANDING_BY * trained + validation)
 
 
 def peak(work: Callable[[], object]) -> int:

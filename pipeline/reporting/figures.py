@@ -1,7 +1,11 @@
-"""Draw the pictures of the report. The only door to ``matplotlib``; PNGs hold no clock and no version, so same data, same bytes."""
+"""Draw the pictures of the report. With ``panels`` the door to ``matplotlib``.
+
+PNGs hold no clock and no version, so same data, same bytes.
+"""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle, product
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -11,9 +15,11 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from components.inference.parallelism import PLAIN
 from pipeline.files import write_atomic
 
 Curves = Mapping[str, Sequence[float]]
@@ -22,11 +28,15 @@ STYLE = {
     "grid.alpha": 0.25, "legend.frameon": False, "axes.titlesize": 10, "axes.titlelocation": "left",
 }  # fmt: skip
 COLOURS = plt.get_cmap("viridis")
+SEVERAL = [to_hex(colour) for colour in plt.get_cmap("tab10").colors]  # for things without an order
 MODELS = {
     "frozen": "#7f7f7f", "control_backbone": "#c49c94", "control_lora": "#8c6d5f", "control_adapter": "#b5bd61",
     "control_refiner_lora": "#5a7d3a",
     "control_warmup": "#f2a65a", "warmup": "#4c9f9f", "joint": "#2b5c8a", "finetune": "#6b3f87",
 }  # fmt: skip
+UNKNOWN = "#9a9a9a"  # baselines by other names
+
+LABELS = {"steps": "recursion steps", "flops_per_answer": "FLOPs an answer", "change": "change of state"}
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -36,8 +46,13 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomic(path, image.getvalue())
 
 
-def _smooth(values: Sequence[float], width: int) -> list[float]:
-    """Mean over the last ``width`` values."""
+def of_step(number: int, steps: int, first: float = 0.85, last: float = 0.15) -> str:
+    """Name the colour of a recursion step: the later, the darker; ``first`` and ``last`` are places in the colour map."""
+    return str(to_hex(COLOURS(first - (first - last) * number / max(1, steps - 1)))) if steps > 1 else MODELS["frozen"]
+
+
+def smoothed(values: Sequence[float], width: int) -> list[float]:
+    """Average each value with those before it, ``width`` at most."""
     return [sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
 
 
@@ -49,9 +64,8 @@ def losses(curves: Mapping[str, Curves], path: Path) -> None:
         for axis, (name, columns) in zip(axes[0], shown.items(), strict=True):
             steps = [k for k in columns if k.startswith("loss/step_")]
             for i, key in enumerate(steps):
-                colour = COLOURS(0.85 - 0.7 * i / max(1, len(steps) - 1)) if len(steps) > 1 else MODELS["frozen"]
-                smooth = _smooth(columns[key], max(1, len(columns[key]) // 50))
-                axis.plot(columns["step"], smooth, color=colour, lw=1.3, label=f"step {i + 1}")
+                smooth = smoothed(columns[key], max(1, len(columns[key]) // 50))
+                axis.plot(columns["step"], smooth, color=of_step(i, len(steps)), lw=1.3, label=f"step {i + 1}")
             axis.set(title=name, xlabel="optimizer step", yscale="log")
         axes[0][0].set_ylabel("loss (nats per answer token)")
         axes[0][-1].legend(fontsize=8)
@@ -97,6 +111,116 @@ def by_step(models: Mapping[str, Any], metric: str, label: str, path: Path) -> N
         _save(figure, path)
 
 
+def parallelism(models: Mapping[str, Any], scores: Sequence[str], path: Path) -> None:
+    """A score over the tokens decoded in a pass, one panel a score; the plain sampler's line is whole and has its interval."""
+    samplers = sorted(next(iter(models.values()))["parallelism"], key=lambda name: (name != PLAIN, name))
+    styles = list(zip(samplers, cycle(("-", "--", ":", "-."))))  # as many as there are samplers
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(scores), figsize=(4.2 * len(scores), 3.2), squeeze=False)
+        for axis, score in zip(axes[0], scores, strict=True):
+            for (name, measured), (sampler, style) in product(models.items(), styles):
+                points = sorted(
+                    measured["parallelism"][sampler]["points"].values(), key=lambda point: point["tokens_per_pass"]["mean"]
+                )
+                x, values = [point["tokens_per_pass"]["mean"] for point in points], [point[score] for point in points]
+                label = name if sampler == PLAIN else f"{name}, {sampler}"
+                axis.plot(x, [v["mean"] for v in values], color=MODELS.get(name), ls=style, lw=1.3, marker="o", ms=3, label=label)
+                if sampler == PLAIN:  # the bands of all would hide the lines
+                    band = ([v[end] for v in values] for end in ("low", "high"))
+                    axis.fill_between(x, *band, color=MODELS.get(name), alpha=0.08, lw=0)
+            axis.set_xscale("log", base=2)
+            axis.set(title=score, xlabel="tokens a pass")
+        axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, path)
+
+
+def over_depth(by_split: Mapping[str, Mapping[str, Sequence[Mapping[int, float]]]], trained: int, path: Path) -> None:
+    """Exact answers over recursion steps, one panel a split: the mean over seeds as a line, each seed thin beside it.
+
+    Args:
+        by_split: split -> model -> for each seed, exact by number of steps.
+        trained: number of steps.
+        path: of the picture.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(by_split), figsize=(3.2 * len(by_split), 2.8), squeeze=False, sharey=True, layout="constrained"
+        )
+        for axis, (split, curves) in zip(axes[0], by_split.items(), strict=True):
+            for (name, by_seed), colour in zip(curves.items(), (MODELS["joint"], MODELS["control_warmup"]), strict=False):
+                steps = list(by_seed[0])
+                for curve in by_seed:
+                    axis.plot(steps, [curve[n] for n in steps], color=colour, alpha=0.3, lw=0.8)
+                axis.plot(
+                    steps, [sum(c[n] for c in by_seed) / len(by_seed) for n in steps], color=colour, marker="o", ms=3, label=name
+                )
+            axis.axvline(trained, color="#7f7f7f", lw=0.8, ls=":")
+            axis.set(title=split, xscale="log", xlabel="recursion steps", ylim=(-0.02, 1.02))
+            axis.set_xticks(steps, steps)
+            axis.minorticks_off()
+        axes[0][0].set_ylabel("exact")
+        axes[0][-1].legend(fontsize=8)
+        _save(figure, path)
+
+
+def depths(models: Mapping[str, Any], metric: str, label: str, path: Path) -> None:
+    """A metric over recursion steps and over operations, nll and the change of the states; the trained number of steps is ringed.
+
+    Args:
+        models: metrics by model; those without depths are left out.
+        metric: by which models are compared.
+        label: what was measured.
+        path: of the picture.
+    """
+    shown = [("steps", metric), ("flops_per_answer", metric), ("steps", "nll"), ("steps", "change")]
+    panels = list(dict.fromkeys(shown))  # nll may be the metric
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 3), squeeze=False, layout="constrained")
+        for axis, (across, value) in zip(axes[0], panels, strict=True):
+            for name, measured in models.items():
+                at = [row for row in measured.get("depths", ()) if value in row]
+                if not at:
+                    continue
+                x, colour = [row[across] for row in at], MODELS.get(name)
+                axis.plot(x, [row[value]["mean"] for row in at], color=colour, marker="o", ms=3, lw=1.4, label=name)
+                axis.fill_between(x, *([row[value][end] for row in at] for end in ("low", "high")), color=colour, alpha=0.12, lw=0)
+                own = [(row[across], row[value]["mean"]) for row in at if row["trained"]]
+                axis.plot(*zip(*own, strict=True), "o", ms=9, mfc="none", color=colour)
+            axis.set(xscale="log", xlabel=LABELS[across], ylabel=LABELS.get(value, value))
+            if across == "steps":
+                steps = sorted({row["steps"] for measured in models.values() for row in measured.get("depths", ())})
+                axis.set_xticks(steps, steps)
+                axis.minorticks_off()
+        axes[0][0].set_title(label)
+        axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, path)
+
+
+def breadth(models: Mapping[str, Any], metric: str, label: str, path: Path) -> None:
+    """A metric over all operations of an answer: more steps of one recursion, and more restarts by each rule. A panel a model.
+
+    Args:
+        models: metrics by model; those without restarts are left out.
+        metric: by which models are compared.
+        label: what was measured.
+        path: of the picture.
+    """
+    shown = {name: measured for name, measured in models.items() if "breadth" in measured}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3), squeeze=False, sharey=True, layout="constrained")
+        for axis, (name, measured) in zip(axes[0], shown.items(), strict=True):
+            curves = {**({"depth": measured["depths"]} if "depths" in measured else {}), **measured["breadth"]}
+            for (way, at), style in zip(curves.items(), cycle(("-", "--", ":", "-."))):
+                x, values = [row["flops_per_answer"] for row in at], [row[metric] for row in at]
+                colour, text = ("#222222", way) if way == "depth" else (MODELS.get(name), f"breadth, by {way}")
+                axis.plot(x, [v["mean"] for v in values], color=colour, ls=style, lw=1.3, marker="o", ms=3, label=text)
+                axis.fill_between(x, *([v[end] for v in values] for end in ("low", "high")), color=colour, alpha=0.08, lw=0)
+            axis.set(title=f"{label}: {name}", xscale="log", xlabel=LABELS["flops_per_answer"])
+        axes[0][0].set_ylabel(metric)
+        axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        _save(figure, path)
+
+
 def slots(curves: Mapping[str, Curves], path: Path) -> None:
     """Slot norms and gates over training, phase beside phase; every phase given has measured slots."""
     with plt.rc_context(STYLE):
@@ -105,8 +229,8 @@ def slots(curves: Mapping[str, Curves], path: Path) -> None:
             for row, (kind, label) in enumerate((("slot/", "slot rms"), ("gate/", "gate"))):
                 axis = axes[row][column]
                 for i, key in enumerate(k for k in columns if k.startswith(kind)):
-                    smooth = _smooth(columns[key], max(1, len(columns[key]) // 50))
-                    axis.plot(columns["step"], smooth, color=plt.get_cmap("tab10")(i), lw=1.3, label=key.removeprefix(kind))
+                    smooth = smoothed(columns[key], max(1, len(columns[key]) // 50))
+                    axis.plot(columns["step"], smooth, color=SEVERAL[i % 10], lw=1.3, label=key.removeprefix(kind))
                 if column == 0:
                     axis.set_ylabel(label)
             axes[0][column].set_title(name)
@@ -157,5 +281,4 @@ def _grid(
     for k in range(size + 1):
         for line in (axis.axhline, axis.axvline):
             line(k, color="#444444", lw=1.6 if k % max(1, isqrt(size)) == 0 else 0.4)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.set_axis_off()

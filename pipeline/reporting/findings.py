@@ -4,20 +4,18 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
-from pipeline.reporting.figures import Curves
 from pipeline.reporting.intervals import is_clear
 from pipeline.reporting.markdown import cell
 from pipeline.reporting.tables import METRICS, headline_metric
 
 
-def findings(headline: str, models: Mapping[str, Any], differences: Mapping[str, Any], curve: Mapping[str, Curves]) -> list[str]:
-    """Say of each paired difference what it shows, whether steps help, what was forgotten, and which slots close or take over.
+def findings(headline: str, models: Mapping[str, Any], differences: Mapping[str, Any]) -> list[str]:
+    """Say of each paired difference what it shows, whether steps help, and what more of them or restarts do.
 
     Args:
         headline: the measure that models are compared on.
         models: metrics of each model.
         differences: paired differences by pair and measure.
-        curve: of each phase that took steps.
     """
     lines = []
     metric = headline_metric(models)
@@ -32,12 +30,16 @@ def findings(headline: str, models: Mapping[str, Any], differences: Mapping[str,
             falling = all(b <= a for a, b in pairwise(steps))
             lines.append(f"{name}: nll falls with every recursion step" if falling else f"{name}: more steps are not always better")
     for name, measured in models.items():
-        lost = measured["forgetting"]["minus_frozen"]["prompt_nll"] if "forgetting" in measured else None
-        if lost and is_clear(lost) and lost["mean"] > 0:
-            lines.append(f"{name}: has forgotten, nll of prompts' tokens is {cell(lost)} above the frozen backbone's")
-    for name, columns in curve.items():
-        for gate in (k for k in columns if k.startswith("gate/")):
-            if not 0.3 <= (value := columns[gate][-1]) <= 0.7:
-                becoming = "closing" if value < 0.3 else "taking over"
-                lines.append(f"{name}: {gate} ends at {value:.2f}, outside 0.3..0.7: this slot is {becoming}")
+        for at in (at for at in measured.get("depths", ()) if not at["trained"] and is_clear(at["minus_trained"][metric])):
+            better = (at["minus_trained"][metric]["mean"] > 0) == (metric == "exact")
+            trained = next(row["steps"] for row in measured["depths"] if row["trained"])
+            if at["steps"] > trained:
+                verdict = f"{at['steps']} recursion steps are {'better' if better else 'worse'} than the trained {trained}"
+                lines.append(f"{name}: {verdict} on {headline} {METRICS[metric]} ({cell(at['minus_trained'][metric])})")
+    for name, measured in models.items():
+        for rule, most in ((rule, rows[-1]) for rule, rows in measured.get("breadth", {}).items()):
+            if is_clear(apart := most["minus_one"][metric]):
+                better = "better" if (apart["mean"] > 0) == (metric == "exact") else "worse"
+                verdict = f"{most['restarts']} restarts chosen from by {rule} are {better} than one recursion"
+                lines.append(f"{name}: {verdict} on {headline} {METRICS[metric]} ({cell(apart)})")
     return lines

@@ -1,9 +1,11 @@
 """Tables of numbers with intervals, as markdown."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from pipeline.reporting.intervals import is_clear
 
+_MEANING = re.compile(r"[!-/:-@\[-`{-~]")  # every sign that could mean something in markdown
 UNITS = ("", " k", " M", " G", " T", " P", " E", " Z")
 
 
@@ -31,6 +33,15 @@ def with_unit(value: float) -> str:
     while value >= 999.5:
         value, thousands = value / 1000, thousands + 1
     return f"{value:.3g}{UNITS[thousands]}"
+
+
+def escaped(text: str) -> str:
+    """Write text for a cell so that nothing of it is markdown.
+
+    >>> print(escaped("a|b *c*"))
+    a\\|b \\*c\\*
+    """
+    return _MEANING.sub(lambda sign: f"\\{sign[0]}", " ".join(text.split()))
 
 
 def bold_if_clear(value: Mapping[str, float]) -> str:

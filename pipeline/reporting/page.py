@@ -1,6 +1,7 @@
-"""The report: one readable page (markdown) with the results table, the pictures and what looks unhealthy."""
+"""The report: results, pictures and what looks unhealthy, as markdown and as one page that opens without a network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ from pipeline.data.shard_index import read_index
 from pipeline.files import write_atomic
 from pipeline.manifests import Manifest, check_inputs
 from pipeline.models.model_folder import CURVES, METRICS, ModelFolder, phase_folder
-from pipeline.reporting import concept_reporting, figures, tables
+from pipeline.reporting import chapters, concept_reporting, figures, health, tables, webpage
 from pipeline.reporting.findings import findings
 from pipeline.reporting.lost_references import without_result
-from pipeline.text.rendering import rendering_of
+from pipeline.reporting.provenance import Provenance, provenance
+from pipeline.reporting.refinement import refinement
+from pipeline.settings.params import Params
+from pipeline.text.rendering import is_reference, rendering_of
 from pipeline.training import curves
 
-HEAD = """# Results on test
-
+RESULTS = "Results on test"
+HEAD = """\
 Means with 95 % intervals (bootstrap over independent groups). *nll* is in nats per masked token. `control_backbone` is the
 backbone trained on for the compute of warmup and joint; `control_warmup` is warmup simply continued for joint's compute.
 
@@ -32,6 +36,15 @@ OF_COSTS = (
     "*training TFLOP*: on top of the backbone's own. *FLOPs an answer*: of one parallel decode of the headline with all recursion "
     "steps. *cache bytes*: states that extract stored, for models that were trained from them.\n\n"
 )
+OF_DIFFERENCES = "Bold: the interval is clear of zero.\n\n"
+OF_DEPTHS = (
+    "All read off in one pass of the deepest; bold steps: the trained number. Differences from it are paired, bold where clear of "
+    "zero; *change of state*: |h - h before| / |h| of the last step.\n\n"
+)
+OF_BREADTH = (
+    "The recursion begun several times, from the states as they are and from noised ones; each number holds the smaller ones. "
+    "Differences from the one without noise are paired, bold where clear of zero.\n\n"
+)
 OF_RATES = (
     "Each control was trained once with every multiplier of its learning rate, for as many steps; the best on validation (bold) is "
     "the one above.\n\n"
@@ -39,7 +52,10 @@ OF_RATES = (
 CAPTIONS = {
     "losses": "Loss of each recursion step over training (smoothed over 2 % of the steps).",
     "steps": "The headline after each recursion step, with 95 % intervals.",
+    "depths": "The headline after any number of recursion steps, the trained one ringed; how far a step still moves the states.",
+    "breadth": "The headline over all operations of an answer: more steps of one recursion, and more restarts by each rule.",
     "slots": "Slot norms and gates over training.",
+    "parallelism": "Scores of whole answers over the tokens that a pass decodes, with 95 % intervals.",
     "puzzles": "Traced puzzles on which the frozen backbone errs most, refined step by step: clues bold, right cells green, "
     "wrong cells red, stronger colour = more certain.",
 }
@@ -56,6 +72,18 @@ OPTIONAL = {  # metrics that only some evaluations hold: title, explanation and 
         "An upper bound on -log p in nats an answer, after ± the standard error of its Monte-Carlo estimate.",
         tables.likelihood,
     ),
+    "parallelism": (
+        "Few passes",
+        "Whole answers, decoded in few passes and in many. AUP: accuracy under parallelism, the weighted area under the curve of a "
+        "score in percent over tokens decoded in a pass (d3LLM's leaderboard; docs/evaluation.md). Bold: clear of zero.",
+        tables.parallelism,
+    ),
+    "by_difficulty": (
+        "By difficulty",
+        "Exact answers of the headline by a puzzle's clues, and by what the reference solver takes for it: rounds of singles, and "
+        "guesses where no single is left (docs/data.md).",
+        tables.difficulty,
+    ),
     "forgetting": (
         "Forgetting",
         "Hidden tokens of prompts, which no phase supervises: what does worse there than the frozen backbone has forgotten.",
@@ -64,8 +92,30 @@ OPTIONAL = {  # metrics that only some evaluations hold: title, explanation and 
 }
 
 
-def report(out: Path, evaluation: Path, shards: Path, phases: Mapping[str, str]) -> str:
-    """Write ``report.md``, ``table.md`` and the pictures into ``out``; returns the table."""
+def report(
+    out: Path,
+    evaluation: Path,
+    shards: Path,
+    phases: Mapping[str, str],
+    *,
+    runtime: Mapping[str, Any],
+    params: Params | None = None,
+    sections: Sequence[str] = (),
+) -> str:
+    """Write ``report.md``, ``table.md``, the pictures and ``index.html`` into ``out``.
+
+    Args:
+        out: folder of the report.
+        evaluation: folder that evaluate wrote.
+        shards: folder of the states that phases read.
+        phases: folder of each training phase.
+        runtime: device, precision and threads, by the settings.
+        params: settings over the preset; None = not known.
+        sections: of ``params`` that the pipeline's stages read, in their order.
+
+    Returns:
+        The table of results, as markdown.
+    """
     manifest = Manifest(evaluation / METRICS, "evaluate", "evaluate")
     metrics, trace = manifest.content, manifest.json("trace.json")
     folders = {name: phase_folder(name, phases[name]) for name in sorted(phases, key=["backbone", *figures.MODELS].index)}
@@ -73,42 +123,86 @@ def report(out: Path, evaluation: Path, shards: Path, phases: Mapping[str, str])
     trained = {name: {**folder.metrics(), "cache_bytes": _stored(folder, shards)} for name, folder in folders.items()}
     curve = {name: curves.read(folder.manifest.verify(CURVES)) for name, folder in folders.items() if trained[name]["steps"]}
     models = {name: metrics["models"][name] for name in figures.MODELS if name in metrics["models"]}
-    rendering = rendering_of(trace["rendering"])
-    if rendering.predicts == "embeddings":
+    origin = provenance(manifest, runtime, params, sections)
+    of_health = health.section(health.findings(curve, trained, metrics), curve)
+    if rendering_of(trace["rendering"]).predicts == "embeddings":
         write_atomic(out / "steps.csv", tables.steps_csv(models, "cosine").encode())
-        return concept_reporting.report(out, metrics, curve)
-    measures, differences, headline = (metrics[key] for key in ("measures", "differences", "headline"))
-    compared = tables.headline_metric(models)
-
-    figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
-    figures.by_step(models, compared, f"{headline}: after each recursion step", out / "steps.png")
-    write_atomic(out / "steps.csv", tables.steps_csv(models, compared).encode())
-    pictures = ["losses", "steps"]
-    if slotted := {n: c for n, c in curve.items() if any(column.startswith("slot/") for column in c)}:
-        figures.slots({n: c for n, c in slotted.items() if n in ("warmup", "joint", "finetune")}, out / "slots.png")
-        pictures.append("slots")
-    refined = next(name for name in ("finetune", "joint", "warmup") if name in models)
-    if rendering.cell is not None:
-        figures.puzzles(trace, refined, _hardest(trace, 3), rendering.cell, out / "puzzles.png")
-        pictures.append("puzzles")
-
-    table = tables.results(models, measures, trained)
+        return concept_reporting.report(out, metrics, curve, origin, of_health)
+    headline, differences = metrics["headline"], metrics["differences"]
+    pictures = _pictures(out, models, headline, curve, trace)
+    table = tables.results(models, metrics["measures"], trained)
     write_atomic(out / "table.md", table.encode())
-    sections = {
-        "Differences, paired": f"Bold: the interval is clear of zero.\n\n{tables.differences(metrics['differences'], measures)}",
+    parts = {
+        "Differences, paired": f"{OF_DIFFERENCES}{tables.differences(differences, metrics['measures'])}",
         "Whole answers, decoded in several passes": tables.decodes(models),
         **({"Learning rates": OF_RATES + tables.rates(searched)} if (searched := _searched(trained)) else {}),
         **optional(models),
         "After each recursion step": tables.steps(models),
+        **({"At any number of recursion steps": OF_DEPTHS + tables.depths(models)} if "depths" in pictures else {}),
+        **({"With restarts": OF_BREADTH + tables.breadth(models)} if "breadth" in pictures else {}),
         "Halting": tables.halting(models),
-        "Findings": "".join(f"- {line}\n" for line in findings(headline, models, differences, curve)),
+    }
+    said = findings(headline, models, differences)
+    lost = without_result(metrics.get("lost_references", {}))
+    controls = "".join(text.format(**trained[name]) for name, text in OF_OPTIONAL.items() if name in models)
+    warnings = "".join(f"**{line}**\n\n" for line in lost)
+    all_parts = {
+        **parts,
+        "Findings": "".join(f"- {line}\n" for line in said),
+        "Health": of_health,
         "Pictures": "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)\n\n*{CAPTIONS[name]}*" for name in pictures) + "\n",
     }
-    warnings = "".join(f"**{line}**\n\n" for line in without_result(metrics.get("lost_references", {})))
-    controls = "".join(text.format(**trained[name]) for name, text in OF_OPTIONAL.items() if name in models)
-    page = HEAD + warnings + controls + OF_COSTS + table + "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
-    write_atomic(out / "report.md", page.encode())
+    notes = OF_COSTS + "".join(f"{line}\n\n" for line in tables.several_solutions(metrics.get("several_solutions", {})))
+    text = f"# {RESULTS}\n\n{HEAD}{warnings}{controls}{notes}{table}"
+    text += "".join(f"\n## {title}\n\n{part}" for title, part in all_parts.items())
+    write_atomic(out / "report.md", text.encode())
+    tabled = {RESULTS: f"{HEAD}{controls}{notes}{table}", **parts}
+    content = [*chapters.chapters(models, trace, curve, trained, tabled), webpage.Chapter("Health", of_health)]
+    page = _page(models, metrics, trace, content, origin)
+    write_atomic(out / "index.html", webpage.render(replace(page, warnings=lost, findings=said)).encode())
     return table
+
+
+def _pictures(
+    out: Path, models: Mapping[str, Any], headline: str, curve: Mapping[str, figures.Curves], trace: Mapping[str, Any]
+) -> list[str]:
+    """Write the pictures and the table of steps; returns their names."""
+    compared = tables.headline_metric(models)
+    figures.losses({n: c for n, c in curve.items() if not n.startswith("control")}, out / "losses.png")
+    figures.by_step(models, compared, f"{headline}: after each recursion step", out / "steps.png")
+    write_atomic(out / "steps.csv", tables.steps_csv(models, compared).encode())
+    pictures = ["losses", "steps"]
+    if any("depths" in measured for measured in models.values()):
+        figures.depths(models, compared, headline, out / "depths.png")
+        pictures.append("depths")
+    if any("breadth" in measured for measured in models.values()):
+        figures.breadth(models, compared, headline, out / "breadth.png")
+        pictures.append("breadth")
+    if slotted := {n: c for n, c in curve.items() if any(column.startswith("slot/") for column in c)}:
+        figures.slots({n: c for n, c in slotted.items() if n in chapters.PHASES}, out / "slots.png")
+        pictures.append("slots")
+    if (cell := rendering_of(trace["rendering"]).cell) is not None:
+        figures.puzzles(trace, chapters.last_phase(models), _hardest(trace, 3), cell, out / "puzzles.png")
+        pictures.append("puzzles")
+    if "parallelism" in models["frozen"]:
+        figures.parallelism(models, tables.curve_scores(models), out / "parallelism.png")
+        pictures.append("parallelism")
+    return pictures
+
+
+def _page(
+    models: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    trace: Mapping[str, Any],
+    content: Sequence[webpage.Chapter],
+    origin: Provenance,
+) -> webpage.Page:
+    """Put together what the page shows of models of tokens."""
+    rendering, metric = rendering_of(trace["rendering"]), tables.headline_metric(models)
+    right = rendering.solves if "several_solutions" in metrics else is_reference
+    played = refinement(trace, chapters.last_phase(models), right, rendering.cell)
+    title = chapters.headline(models, metric, metrics["headline"])
+    return webpage.Page(origin, title, chapters.bars(models, metric), content, played)
 
 
 def _stored(folder: ModelFolder, shards: Path) -> int:

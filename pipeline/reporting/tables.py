@@ -1,9 +1,10 @@
 """Tables of the report: a row a model, means with 95 % intervals."""
 
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import product, zip_longest
 from typing import Any
 
+from components.inference.parallelism import PLAIN
 from pipeline.reporting.intervals import compares_exact
 from pipeline.reporting.markdown import bold_if_clear, cell, markdown, with_unit
 
@@ -13,6 +14,7 @@ CHAINS = {  # phases that a model was trained by, one after the other
     "control_warmup": ["warmup", "control_warmup"], "control_refiner_lora": ["warmup", "control_refiner_lora"],
 }  # fmt: skip
 METRICS = {"exact": "exact", "token_accuracy": "token accuracy", "nll": "nll"}
+ANY = "any solution"  # the share of examples with any of their right answers, where some have several
 
 
 def headline_metric(models: Mapping[str, Any]) -> str:
@@ -32,6 +34,7 @@ def results(models: Mapping[str, Any], measures: Sequence[str], trained: Mapping
     header = ["model", "training TFLOP", "trained parameters", "FLOPs an answer", "cache bytes"]
     for measure in measures:
         header += [f"{measure} exact"] if exact[measure] else []
+        header += [f"{measure} {ANY}"] if "solved" in models["frozen"][measure] else []
         header += [f"{measure} nll", f"{measure} tokens right"]
     rows = []
     for name, measured in models.items():
@@ -39,6 +42,7 @@ def results(models: Mapping[str, Any], measures: Sequence[str], trained: Mapping
         for measure in measures:
             values = measured[measure]
             row += [cell(values["exact"])] if exact[measure] else []
+            row += [cell(values["solved"])] if "solved" in values else []
             row += [cell(values["nll"]), cell(values["token_accuracy"])]
         rows.append(row)
     return markdown([header, *rows])
@@ -82,15 +86,30 @@ def decodes(models: Mapping[str, Any]) -> str:
     header = ["model"]
     for name, key in entries:
         passes = f"{name}, {key.removeprefix('decode_')} passes"
-        header += [f"{passes}: exact", f"{passes}: tokens right", f"{passes}: FLOPs an answer"]
+        solved = [f"{passes}: {ANY}"] if "solved" in models["frozen"][name][key] else []
+        header += [f"{passes}: exact", *solved, f"{passes}: tokens right", f"{passes}: FLOPs an answer"]
     rows = [header]
     for model, measured in models.items():
         values = [measured[name][key] for name, key in entries]
         row = [model]
         for value in values:
-            row += [cell(value["exact"]), cell(value["token_accuracy"]), with_unit(value["flops_per_answer"])]
+            row += [cell(value[key]) for key in ("exact", "solved", "token_accuracy") if key in value]
+            row += [with_unit(value["flops_per_answer"])]
         rows.append(row)
     return markdown(rows)
+
+
+def several_solutions(by_split: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Say of each split that has examples of several right answers how many, and how they are judged.
+
+    >>> several_solutions({"public": {"several": 124, "of": 500}})[0][:60]
+    '124 of the 500 puzzles of public have more than one solution'
+    """
+    return [
+        f"{counts['several']} of the {counts['of']} puzzles of {split} have more than one solution: exact counts the listed one, "
+        f"'{ANY}' any that keeps clues and rules."
+        for split, counts in by_split.items()
+    ]
 
 
 def differences(pairs: Mapping[str, Any], measures: Sequence[str]) -> str:
@@ -131,6 +150,44 @@ def likelihood(models: Mapping[str, Any]) -> str:
     return markdown(rows)
 
 
+def curve_scores(models: Mapping[str, Any]) -> list[str]:
+    """Name the scores that curves over parallelism are shown by; exact answers where any model gets some at any point."""
+    curves = [curve for measured in models.values() for curve in measured["parallelism"].values()]
+    exact = [point["exact"]["mean"] for curve in curves for point in curve["points"].values()]
+    return [score for score in sorted(curves[0]["aup"]) if score != "exact" or compares_exact(exact)]
+
+
+def parallelism(models: Mapping[str, Any]) -> str:
+    """By score, each model's and sampler's answers in every number of passes, and the area under the curve; where there are several
+    samplers, what the others differ by from the plain one.
+    """
+    curves = models["frozen"]["parallelism"]
+    others = sorted(name for name in curves if name != PLAIN)
+    points = {passes: curves[PLAIN]["points"][passes] for passes in sorted(curves[PLAIN]["points"], key=int)}
+    titles = [
+        f"{passes} {'pass' if passes == '1' else 'passes'}, {point['tokens_per_pass']['mean']:.3g} tokens each"
+        for passes, point in points.items()
+    ]
+    parts = []
+    for score in curve_scores(models):
+        label = METRICS.get(score, score)
+        rows = [["model", "sampler", *titles, "AUP", "AUP - frozen", *(["AUP - plain"] if others else [])]]
+        apart = [["difference", *titles]]
+        for (name, measured), sampler in product(models.items(), [PLAIN, *others]):
+            curve = measured["parallelism"][sampler]
+            values = [curve["points"][passes][score] for passes in points]
+            rows.append(
+                [name, sampler, *map(cell, values), cell(curve["aup"][score]), bold_if_clear(curve["aup_minus_frozen"][score])]
+            )
+            if others:
+                rows[-1].append("" if sampler == PLAIN else bold_if_clear(curve["aup_minus_plain"][score]))
+            if sampler != PLAIN:
+                differing = [bold_if_clear(curve["points"][passes]["minus_plain"][score]) for passes in points]
+                apart.append([f"{name}: {sampler} - plain", *differing])
+        parts += [f"*{label}*\n\n{markdown(rows)}", *([f"*{label}, paired*\n\n{markdown(apart)}"] if others else [])]
+    return "\n".join(parts)
+
+
 def forgetting(models: Mapping[str, Any]) -> str:
     """What each model says of hidden tokens of prompts, and the paired difference from the frozen backbone."""
     rows = [["model", "nll", "nll - frozen", "tokens right"]]
@@ -138,6 +195,16 @@ def forgetting(models: Mapping[str, Any]) -> str:
         values = measured["forgetting"]
         lost = bold_if_clear(values["minus_frozen"]["prompt_nll"])
         rows.append([name, cell(values["prompt_nll"]), lost, cell(values["prompt_token_accuracy"])])
+    return markdown(rows)
+
+
+def difficulty(models: Mapping[str, Any]) -> str:
+    """Exact answers of each model, a row a band of clues, rounds or guesses."""
+    rows = [["of the puzzle", "n", *models]]
+    for kind, bands in models["frozen"]["by_difficulty"].items():
+        for band, value in bands.items():
+            own = [cell(measured["by_difficulty"][kind][band]) for measured in models.values()]
+            rows.append([f"{band} {kind}", str(value["n"]), *own])
     return markdown(rows)
 
 
@@ -162,6 +229,30 @@ def steps(models: Mapping[str, Any]) -> str:
         for key, label in METRICS.items():
             values = measured[f"{key}_by_step"]
             rows.append([name, label, *(f"{v['mean']:.3f}" for v in values), *([""] * (longest - len(values)))])
+    return markdown(rows)
+
+
+def depths(models: Mapping[str, Any]) -> str:
+    """The headline measure after any number of recursion steps, the trained one bold; what each costs and still changes."""
+    header = ["model", "steps", *METRICS.values(), "exact - trained", "nll - trained", "change of state", "FLOPs an answer"]
+    rows = [header]
+    for name, measured in models.items():
+        for at in measured.get("depths", ()):
+            steps = f"**{at['steps']}**" if at["trained"] else str(at["steps"])
+            apart = ["" if at["trained"] else bold_if_clear(at["minus_trained"][key]) for key in ("exact", "nll")]
+            change = f"{at['change']['mean']:.4f}" if "change" in at else ""
+            rows.append([name, steps, *(cell(at[key]) for key in METRICS), *apart, change, with_unit(at["flops_per_answer"])])
+    return markdown(rows)
+
+
+def breadth(models: Mapping[str, Any]) -> str:
+    """The headline measure with every number of restarts by each rule, and the paired difference from one recursion."""
+    rows = [["model", "chosen by", "restarts", *METRICS.values(), "exact - one", "nll - one", "FLOPs an answer"]]
+    for name, measured in models.items():
+        for rule, at in ((rule, at) for rule, curve in measured.get("breadth", {}).items() for at in curve):
+            apart = ["" if at["restarts"] == 1 else bold_if_clear(at["minus_one"][key]) for key in ("exact", "nll")]
+            cells = [*(cell(at[key]) for key in METRICS), *apart, with_unit(at["flops_per_answer"])]
+            rows.append([name, rule, str(at["restarts"]), *cells])
     return markdown(rows)
 
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.machine import experiment, snapshots
-from pipeline.machine.closure import closure, gin_modules, imported_modules, imports, project_file, source_hash
+from pipeline.machine.closure import beside, closure, gin_modules, imported_modules, imports, project_file, source_hash
 from pipeline.machine.file_hashes import content_hash
 from pipeline.models import hub
+from pipeline.models.model_folder import DESCRIPTION
 from pipeline.settings import config
 from pipeline.settings.allowed_modules import allowed_by_environment
-from pipeline.text.jsonl import RAW_DEFAULT, raw_folder
+from pipeline.text.raw_files import RAW_DEFAULT, raw_folder
 
 CODE = Path(__file__).resolve().parents[2]
 LAUNCHER = "stages/__main__.py"
@@ -99,6 +100,7 @@ def _code_lines(stage: str, text: str, code: Path, launcher: Iterable[str]) -> s
     for path in _allowed_modules(modules).values():
         reached |= imports(path, code)
     files = {*closure(reached, code, [LAUNCHER]), *launcher}
+    files |= {*beside(files, code)}
     return "".join(f"{name} {source_hash(code / name)}\n" for name in sorted(files))
 
 
@@ -150,11 +152,16 @@ def _checkpoint_files(text: str) -> Iterator[OutsideFile]:
             continue
         if folder is not None and folder.is_file():
             yield OutsideFile(f"checkpoint/{folder.name}", folder)
-        elif folder is not None and (folder / "config.json").is_file():
+        elif folder is not None and (folder / "config.json").is_file() and not _written_by_a_stage(folder):
             inside = (*folder.iterdir(), *folder.glob("*/config.json"))  # a sentence encoder's pooling has a folder of its own
             names = sorted(str(path.relative_to(folder)) for path in inside if path.is_file())
             shown = [name for name in names if not name.startswith(".")]
             yield from (OutsideFile(f"checkpoint/{folder.resolve().name}/{name}", folder / name) for name in shown)
+
+
+def _written_by_a_stage(folder: Path) -> bool:
+    """Tell whether a folder of this project holds a model of its own: data of another stage, which DVC watches."""
+    return (folder / DESCRIPTION).is_file() and Path.cwd() in folder.absolute().parents
 
 
 def _allowed_modules(modules: list[str]) -> dict[str, Path]:

@@ -17,6 +17,8 @@ from ruamel.yaml.error import YAMLError
 from pipeline.errors import ConfigError
 from pipeline.files import write_atomic
 
+STAGES = ("prepare", "backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "report")  # in their order
+SECTIONS = (*STAGES, "generate", "export", "ablate", "track")  # what params.yaml configures
 MACRO_NAME = re.compile(r"[A-Z][A-Z0-9_]*$")
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 

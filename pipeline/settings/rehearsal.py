@@ -16,25 +16,27 @@ from torch.overrides import TorchFunctionMode
 from components.backbones.backbone import BackboneModel
 from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.split import split_layer, tail_of
-from components.inference.answers import Answers
-from components.inference.halting import by_learning
-from components.inference.measures import check_measures, check_split
+from components.backbones.taps import below_split
 from components.model import Model
+from components.objective.nested import check_draws
 from components.refined_lm import RefinedLM
-from components.training.freezing import freeze_except
+from components.training.freezing import count_parameters, freeze_except
 from pipeline.corpora.corpus import Corpus
 from pipeline.data import sources
+from pipeline.data.batches import NO_GRID
 from pipeline.errors import ConfigError
-from pipeline.inference.generation import check_together
 from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
 from pipeline.models.pretrained import check_trainable
 from pipeline.settings import config, ginstate
+from pipeline.settings.evaluation_rehearsal import check_evaluation, check_generation, check_halts
+from pipeline.settings.unrolled_passes import check_passes
 from pipeline.training import loop
 
 FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
 COMPUTING = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "generate")
-GENERATOR = "pipeline.inference.generation.Generator"
+LIVE = "pipeline.data.sources.live"
+AUGMENTING = (LIVE, "pipeline.data.sources.tokens")
 RUNTIME = "pipeline.machine.runtime.Runtime"
 WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
 
@@ -65,7 +67,11 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
             _freeze("backbone", backbone)
             _check_rows("backbone", corpus)
         with _stage("extract", texts):
-            split = split_layer(backbone.architecture["layers"], _argument("extract", "tail_layers"))
+            split = split_layer(layers := backbone.architecture["layers"], _argument("extract", "tail_layers"))
+            taps = below_split(_argument("extract", "taps"), layers, split)
+            for layer in taps:
+                backbone.entrance(layer)
+            check_draws(masking := _argument("extract", "masking"), _argument("extract", "draws"))
         with _stage("controls", texts):
             _freeze("controls", backbone, "unfreeze_backbone", "fit_backbone")
             _check_rows("controls", corpus, "fit_backbone", "backbone_batch_size")
@@ -77,19 +83,21 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
                 norms = stage in ("warmup", "joint") and _argument(stage, "layer_norms")
                 _freeze(stage, model, layer_norms=norms)
                 _check_rows(stage, corpus)
+                model.check_taps(_taps(stage, taps, layers, split))
+                check_passes(stage, model, masking, trains=_takes_steps(stage, "fit"))
                 models[stage] = model
         with _stage("controls", texts):
             _check_controls(backbone, models["warmup"], split, corpus)
     with _stage("evaluate", texts):
-        _check_evaluation(corpus)
-        _check_halts(models["warmup"])
+        check_evaluation(corpus, models["finetune"])
+        check_halts(models["warmup"])
     if "generate" in texts:
         with _stage("generate", texts):
-            if chosen := ginstate.arguments("stages.generate.run", GENERATOR, ("sampler", "halt", "prefix")):
-                check_together(**chosen, causal=corpus.causal)
+            check_generation(corpus, remembers=models["warmup"].remembers)
     for stage in (stage for stage in COMPUTING if stage in texts):
         with _stage(stage, texts):
             _check_device(stage)
+            _check_augment(stage, corpus)
     return models
 
 
@@ -100,6 +108,14 @@ def _check_device(stage: str) -> None:
             device_of(bound["device"])
         except ConfigError as error:
             raise ConfigError(f"{stage}: {error}") from None
+
+
+def _check_augment(stage: str, corpus: Corpus) -> None:
+    """Raise ConfigError if a stage makes other grid puzzles of examples that are none."""
+    root = f"stages.{stage}.run"
+    readings = [ginstate.arguments(root, reader, ["augment"]) for reader in (AUGMENTING if stage != "backbone" else [root])]
+    if getattr(corpus, "is_text", True) and any(reading is not None and reading["augment"] is not None for reading in readings):
+        raise ConfigError(f"{stage}: {NO_GRID}")
 
 
 def _check_rows(stage: str, corpus: Corpus, fit: str = "fit", batch_size: str = "batch_size") -> None:
@@ -121,46 +137,6 @@ def _takes_steps(stage: str, fit: str) -> bool:
     return not (off or (stage == "finetune" and not _argument(stage, "steps")))
 
 
-def _check_evaluation(corpus: Corpus) -> None:
-    """What evaluate would refuse, after everything was trained for it."""
-    names = ("measures", "decodes", "forgetting", "headline")
-    measures, decodes, forgetting, headline = (_argument("evaluate", name) for name in names)
-    splits = corpus.split_names() if hasattr(corpus, "split_names") else None
-    check_measures(measures, decodes, forgetting, headline, splits)
-    if corpus.causal and decodes:
-        raise ConfigError("evaluate.run.decodes fills masks, and a causal backbone has none: set DECODES = {}")
-    for name in ("answers", "likelihood"):
-        if (make := _argument("evaluate", name)) is not None:
-            if name == "answers" and not getattr(corpus, "is_text", True):
-                raise ConfigError("evaluate.run.answers is for text corpora; set ANSWERS: null for this one")
-            check_split(name, (made := make()).split, splits)
-            if name == "answers" and hasattr(corpus, "references"):
-                _check_references(made, corpus.references(made.split, made.items))
-
-
-def _check_halts(model: Model) -> None:
-    """Raise ConfigError if a rule asks the model when to halt, and no part of it learns that."""
-    rules = [name for name, rule in _argument("evaluate", "halts").items() if inspect.unwrap(rule) is inspect.unwrap(by_learning)]
-    if rules and not any(getattr(part, "architecture", {}).get("halting") for part in model.modules()):
-        raise ConfigError(
-            f"evaluate.run.halts: '{rules[0]}' is @halting.by_learning, and the refiner does not learn to halt; set REFINER: "
-            "'@recursive_core.RecursiveCore' and recursive_core.RecursiveCore.halting: true, or leave the rule out"
-        )
-
-
-def _check_references(answers: Answers, references: Sequence[str]) -> None:
-    """Answers are judged by the result that the reference comes to: where there is none, every answer would be wrong."""
-    lacking = sum(answers.expected(reference) is None for reference in references)
-    what = f"{lacking} of the first {len(references)} references hold no result by the pattern '{answers.reference}'"
-    if references and lacking == len(references):
-        raise ConfigError(
-            f"evaluate.run.answers: {what}, so that every answer would count as wrong; set answers.Answers.patterns and "
-            ".reference, or ANSWERS: null"
-        )
-    if lacking:
-        print(f"configure: {what}; answers to them count as wrong", file=sys.stderr)
-
-
 def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fit", *, layer_norms: bool = False) -> None:
     """Freeze as the stage will and make its objective; if it takes steps, something must be left to train."""
     frozen = freeze_except(model, _argument(stage, unfreeze), layer_norms=layer_norms)
@@ -168,7 +144,7 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
     with ginstate.within(f"stages.{stage}.run", fit) as bindings:
         if frozen.trainable and "optimizer" in bindings:
             rates = _rates(bindings["optimizer"], model)
-        _ = "objective" in bindings and bindings["objective"](model.n_steps)
+        _make_objective(stage, bindings, model)
     trains = _takes_steps(stage, fit)
     if trains and not frozen.trainable:
         raise ConfigError(
@@ -188,7 +164,7 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
 
 def _check_controls(backbone: BackboneModel, warmup: Model, split: int, corpus: Corpus) -> None:
     """What the controls that can be switched on would refuse, those that are on; and rates that are none."""
-    rates, parameters = _argument("controls", "rates"), parameters_to_train(warmup)
+    rates, parameters = _argument("controls", "rates"), count_parameters(warmup, trained=True)
     if not rates or len(set(rates)) < len(rates):
         raise ConfigError(f"controls.run.rates must name each rate once, and at least one, got {list(rates)}; (1.0,) = no search")
     if _is_on("fit_adapter"):
@@ -203,6 +179,12 @@ def _check_controls(backbone: BackboneModel, warmup: Model, split: int, corpus: 
         _check_loop("fit_refiner_lora", warmup, corpus, "batch_size")
 
 
+def _taps(stage: str, stored: Sequence[int], layers: int, split: int) -> Sequence[int]:
+    """Layers whose entering states come with a stage's batches: those that extract stores, or that a live trunk hands on."""
+    live = ginstate.arguments(f"stages.{stage}.run", LIVE, ("taps",))
+    return stored if live is None else below_split(live["taps"], layers, split)
+
+
 def _is_on(fit: str) -> bool:
     return _argument("controls", fit) is not None
 
@@ -210,8 +192,25 @@ def _is_on(fit: str) -> bool:
 def _check_loop(fit: str, model: Model, corpus: Corpus, batch_size: str) -> None:
     """Make the objective of an optional control, and count the rows of its steps."""
     with ginstate.within("stages.controls.run", fit) as bindings:
-        _ = "objective" in bindings and bindings["objective"](model.n_steps)
+        _make_objective("controls", bindings, model, below=fit == "fit_refiner_lora")
     _check_rows("controls", corpus, fit, batch_size)
+
+
+def _make_objective(stage: str, bindings: Mapping[str, Any], model: Model, *, below: bool = False) -> None:
+    """Make the objective of a loop. Steps without gradient can keep it from what is trained ``below`` the refiner."""
+    if "objective" not in bindings:
+        return
+    objective = bindings["objective"](model.n_steps)
+    objective.check(model)
+    if objective.lead is None or not isinstance(model, RefinedLM) or model.refiner.anchored:
+        return
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad and not name.startswith("refiner.")]
+    if trained or below:
+        raise ConfigError(
+            f"{stage}: objective.Objective.lead would keep the gradient from what is trained below the refiner "
+            f"({trained[0] if trained else 'adapters'}), which sees its start in the first step alone; choose update "
+            "@delta.Damped() or an injection, bind the lead in the section warmup alone, or set it to None here"
+        )
 
 
 def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:
@@ -255,12 +254,7 @@ def _check_warmup(stage: str, steps: int) -> None:
 
 def sizes(models: Mapping[str, Model]) -> str:
     """How many parameters each stage trains, in words."""
-    return ", ".join(f"{stage} {parameters_to_train(model):,}" for stage, model in models.items())
-
-
-def parameters_to_train(model: Model) -> int:
-    """Count what is not frozen, a tensor that several modules share once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return ", ".join(f"{stage} {count_parameters(model, trained=True):,}" for stage, model in models.items())
 
 
 class _NoInitialisation(TorchFunctionMode):

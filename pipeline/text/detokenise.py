@@ -1,6 +1,6 @@
 """Token ids as people read them: puzzles as rows of digits, text through its tokenizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isqrt
 from pathlib import Path
 
@@ -45,6 +45,23 @@ def text_renderer(vocabulary: Vocabulary, prepared: Path) -> Render:
         return "".join(pieces[:-1])
 
     return text
+
+
+def pieces(ids: Iterable[int], render: Render) -> dict[str, str]:
+    """Spell every id as it stands within a text: some tokenizers drop a space at a text's beginning.
+
+    A token that is a part of a character, as byte-level tokenizers have, shows as the replacement character.
+
+    Args:
+        ids: of the tokens, in any order.
+        render: writes sequences of ids as text.
+    """
+    alone = sorted(set(ids))
+    before = next((token for token in alone if render([token]).isalnum()), None)
+    if before is None:
+        return {str(token): render([token]) for token in alone}
+    beginning = render([before])
+    return {str(token): render([before, token]).removeprefix(beginning) for token in alone}
 
 
 def _puzzle(ids: Sequence[int], mask_id: int) -> str:

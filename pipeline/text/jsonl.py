@@ -1,10 +1,9 @@
-"""Pairs of prompt and response from JSON lines or Parquet (GSM8K's format, and your own), in the words of templates.
+"""Pairs of prompt and response from JSON lines, CSV or Parquet (GSM8K's format, and your own), in the words of templates.
 
 Token ids are those of a byte-pair encoding trained here, or of a pretrained model's tokenizer.
 """
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -17,21 +16,13 @@ import torch
 from components.ranges import InnerShare, PositiveInt
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import absence, sha256
+from pipeline.files import sha256
 from pipeline.progress import Progress, watched
 from pipeline.text import pretrained_text, prompt_template
 from pipeline.text import tokenizer as bpe
-from pipeline.text.fields import checked, fields_of
+from pipeline.text.filled_rows import Pair, filled, read_pairs
 from pipeline.text.prompt_template import PromptTemplate
-from pipeline.text.tables import rows
-
-RAW_VARIABLE = "SLOTLOOP_RAW"
-RAW_DEFAULT = "data/raw"
-
-
-def raw_folder() -> Path:
-    """Where raw corpora lie: the environment variable SLOTLOOP_RAW if set, else ``data/raw``."""
-    return Path(os.environ.get(RAW_VARIABLE, RAW_DEFAULT))
+from pipeline.text.raw_files import raw_folder
 
 
 @dataclass(frozen=True)
@@ -39,12 +30,14 @@ class QuestionAnswers:
     """A corpus of ``{"question": ..., "answer": ...}`` rows; other fields by other templates.
 
     Args:
-        train: training file, relative to the raw folder (see ``raw_folder``): one JSON object a line, or ``*.parquet``.
-        test: test file; read for the ``test`` split only, never for vocabulary or training.
+        train: training file, relative to the raw folder (see ``raw_folder``): one JSON object a line, ``*.csv`` or ``*.parquet``.
+        test: test file, read for the ``test`` split only, never for vocabulary or training; or the fraction of training examples
+            that is held out for it, by a hash of the question, so that the same question is never on both sides.
         download: command that fetches the files, shown when they are missing.
         vocabulary: size of the BPE vocabulary.
         sequence: tokens in a sequence.
-        limits: examples at most by file, the first of each: {"train": 1000, "test": 300}; None = all. Validation is of train's.
+        limits: examples at most by file, the first of each: {"train": 1000, "test": 300}; None = all. Validation is of train's, and
+            so is a test without a file.
         validation: fraction of training examples kept for validation, chosen by a hash of the question.
         prompt: template of the prompt, over the line's fields.
         response: template of what is learned.
@@ -63,7 +56,7 @@ class QuestionAnswers:
     """
 
     train: str
-    test: str
+    test: str | InnerShare
     download: str
     vocabulary: PositiveInt = 4096
     sequence: PositiveInt = 256
@@ -85,17 +78,17 @@ class QuestionAnswers:
         """Token ids at most (a small corpus yields fewer), and tokens in a sequence.
 
         Raises:
-            ConfigError: ``chat_date`` is no date, or ``limits`` names something else than files.
+            ConfigError: ``chat_date`` is no date, ``test`` is no share, or ``limits`` names something else than files.
         """
         self._date()
         self._check_limits()
         if self.tokenizer is not None:
-            return self._pretrained().size, self.sequence
+            return self.pretrained_encoding().size, self.sequence
         return self.vocabulary, self.sequence
 
-    def raw_files(self) -> tuple[str, str]:
+    def raw_files(self) -> tuple[str, ...]:
         """Name the files that are read, relative to the raw folder."""
-        return self.train, self.test
+        return (self.train, self.test) if isinstance(self.test, str) else (self.train,)
 
     def split_names(self) -> tuple[str, ...]:
         """Name the splits that are prepared."""
@@ -107,15 +100,28 @@ class QuestionAnswers:
 
     def references(self, split: str, count: int) -> list[str]:
         """Read the first answers of the file that a split is made of; none where the file is not here yet."""
-        file, fields = raw_folder() / (self.test if split == "test" else self.train), fields_of(self.response)
+        file = raw_folder() / self.raw_files()[-1 if split == "test" else 0]
         if not file.is_file():
             return []
-        return [self.response.format(**checked(row, origin, fields, ())) for origin, row in islice(rows(file), count)]
+        if split != "test" or isinstance(self.test, str):
+            return [texts.texts[0] for texts in islice(filled(file, [self.response]), count)]
+        pairs = filled(file, [self.response, self.prompt])
+        return [texts.texts[0] for texts in islice((one for one in pairs if self.is_test(one.texts[1])), count)]
 
-    def pairs(self, file: str, reserved: Sequence[str]) -> list["Pair"]:
-        """Read the pairs of the ``"train"`` or ``"test"`` file, see ``read_texts``: the first ones, if they are limited."""
-        path = raw_folder() / {"train": self.train, "test": self.test}[file]
-        return read_pairs(path, self.download, self.prompt, self.response, reserved)[: (self.limits or {}).get(file)]
+    def pairs(self, file: str, reserved: Sequence[str]) -> list[Pair]:
+        """Read the pairs of ``"train"`` or ``"test"``, see ``read_texts``: the first ones of the file, if they are limited."""
+        name, of_file = ("test", self.test) if file == "test" and isinstance(self.test, str) else ("train", self.train)
+        pairs = read_pairs(raw_folder() / of_file, self.download, self.prompt, self.response, reserved)
+        pairs = pairs[: (self.limits or {}).get(name)]
+        return pairs if isinstance(self.test, str) else [pair for pair in pairs if self.is_test(pair.prompt) == (file == "test")]
+
+    def is_test(self, prompt: str) -> bool:
+        """Tell whether a prompt of the training file is held out for the test."""
+        return not isinstance(self.test, str) and held_out(f"test/{prompt.strip()}", self.test)
+
+    def is_validation(self, prompt: str) -> bool:
+        """Tell whether a prompt that is not held out for the test is for validation."""
+        return held_out(prompt.strip(), self.validation)
 
     def prepare(self, seed: int, out: Path) -> tuple[Vocabulary, dict[str, Split], dict[str, str]]:
         """Read, split, train the tokenizer on the train split alone, and encode.
@@ -127,10 +133,10 @@ class QuestionAnswers:
             DataError: a file is missing, a line is malformed (file and line named), a prompt or an answer does not fit.
         """
         folder = raw_folder()
-        encoding = None if self.tokenizer is None else self._pretrained()
+        encoding = None if self.tokenizer is None else self.pretrained_encoding()
         reserved = bpe.SPECIAL if encoding is None else tuple(encoding.special.values())
         pairs, test = (self.pairs(split, reserved) for split in ("train", "test"))
-        flags = [held_out(pair.prompt.strip(), self.validation) for pair in pairs]
+        flags = [self.is_validation(pair.prompt) for pair in pairs]
         parts = {
             "train": [pair for pair, flag in zip(pairs, flags, strict=True) if not flag],
             "validation": [pair for pair, flag in zip(pairs, flags, strict=True) if flag],
@@ -142,7 +148,7 @@ class QuestionAnswers:
         if encoding is None:
             with Progress("prepare trains the tokenizer"):
                 encoding = bpe.trained((text for p in parts["train"] for text in (p.prompt, p.response)), self.vocabulary)
-        wording = PromptTemplate(self.prompt, dict(encoding.special), *self._chat())
+        wording = self.wording(encoding)
         prompt_template.write(out, encoding, wording)
         splits, first = {}, 0
         for name, part in parts.items():
@@ -152,7 +158,24 @@ class QuestionAnswers:
         vocabulary = Vocabulary(encoding.size, mark, encoding.id("pad"), self.sequence, "text", self.causal)
         return vocabulary, splits, {name: sha256(folder / name) for name in self.raw_files()}
 
-    def _pretrained(self) -> bpe.Encoding:
+    def wording(self, encoding: bpe.Encoding) -> PromptTemplate:
+        """Make the template that prompts are written by, with what a chat puts around it."""
+        return PromptTemplate(self.prompt, dict(encoding.special), *self._chat())
+
+    def lengths(self, pairs: Sequence[Pair], encoding: bpe.Encoding) -> list[tuple[int, int]]:
+        """Count the tokens of each prompt, and of each answer with its end."""
+        wording, response = self.wording(encoding).marked(encoding), encoding.marked(self.response)
+        return [
+            (len(encoding.prompt(wording.filled(pair.fields))), len(encoding.encode(response.format(**pair.fields))) + 1)
+            for pair in watched(pairs, "count tokens", len(pairs), "example")
+        ]
+
+    def pretrained_encoding(self) -> bpe.Encoding:
+        """Read the tokenizer of the pretrained model that is named, with its special tokens.
+
+        Raises:
+            DataError: it cannot be had, or has no such tokens.
+        """
         assert self.tokenizer is not None
         roles = [role for role in bpe.ROLES if role != "mask" or not self.causal]
         return bpe.pretrained(pretrained_text.tokenizer(self.tokenizer, self.revision), self.tokenizer, self.special, roles)
@@ -177,11 +200,15 @@ class QuestionAnswers:
         return *prompt_template.around(pretrained_text.chat(self.tokenizer, self.revision, today)), today.isoformat()
 
     def _check_limits(self) -> None:
+        if not isinstance(self.test, str) and not 0 < self.test < 1:
+            raise ConfigError(f"QuestionAnswers.test must be a file, or a share between 0 and 1, got {self.test}")
+        files = ("train", "test") if isinstance(self.test, str) else ("train",)
         for name in self.limits or {}:
-            if name not in ("train", "test"):
-                raise ConfigError(f"QuestionAnswers.limits counts examples of the files 'train' and 'test', got {name!r}")
+            if name not in files:
+                known = "files 'train' and 'test'" if len(files) > 1 else "file 'train' alone"
+                raise ConfigError(f"QuestionAnswers.limits counts examples of the {known}, got {name!r}")
 
-    def _encode(self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], first: int, wording: PromptTemplate) -> Split:
+    def _encode(self, name: str, encoding: bpe.Encoding, pairs: list[Pair], first: int, wording: PromptTemplate) -> Split:
         room = self._with_room(name, encoding, pairs, wording)
         n, end = len(room), encoding.id("end")
         fills = self.padding == "end"
@@ -197,7 +224,7 @@ class QuestionAnswers:
         return Split(tokens=tokens, response=response, group=torch.arange(first, first + n), valid=None if fills else valid)
 
     def _with_room(
-        self, name: str, encoding: bpe.Encoding, pairs: list["Pair"], wording: PromptTemplate
+        self, name: str, encoding: bpe.Encoding, pairs: list[Pair], wording: PromptTemplate
     ) -> list[tuple[list[int], list[int]]]:
         """Ids of prompts and of answers with their ends, as far as they fit or are to be cut; tells how many do not."""
         room, long, response = [], [], encoding.marked(self.response)
@@ -239,52 +266,3 @@ class QuestionAnswers:
 def held_out(text: str, share: float) -> bool:
     """Whether a text is among the ``share`` kept for validation: by content, not by place, so that adding some moves no other."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What templates made of the fields of a line, and where it came from (``file:line``)."""
-
-    texts: list[str]
-    fields: Mapping[str, str]
-    origin: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One example, the fields that it was made of, and where it came from (``file:line``)."""
-
-    prompt: str
-    response: str
-    fields: Mapping[str, str]
-    origin: str
-
-
-def read_pairs(path: Path, download: str, prompt: str, response: str, reserved: Sequence[str]) -> list[Pair]:
-    """Read every line by two templates, as ``read_texts`` does."""
-    both = read_texts(path, download, (prompt, response), reserved)
-    return [Pair(one.texts[0], one.texts[1], one.fields, one.origin) for one in both]
-
-
-def read_texts(path: Path, download: str, templates: Sequence[str], reserved: Sequence[str] = ()) -> list[Texts]:
-    """Read every line; nothing is skipped.
-
-    Args:
-        path: of the file.
-        download: command that fetches it.
-        templates: over the fields of a line.
-        reserved: tokens that no field may hold.
-
-    Raises:
-        DataError: the file is missing, or a line is not a JSON object with non-empty strings for what the templates name.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} {absence(path)}; fetch it with: {download} (or set {RAW_VARIABLE} to the folder that holds it)")
-    fields = [field for template in templates for field in fields_of(template)]
-    texts = []
-    for origin, row in watched(rows(path), f"prepare {path.name}", 0, "row"):
-        values = checked(row, origin, fields, reserved)
-        texts.append(Texts([template.format(**values) for template in templates], values, origin))
-    if not texts:
-        raise DataError(f"{path} holds no examples; expected one object with {' and '.join(fields)} a line")
-    return texts

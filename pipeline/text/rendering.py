@@ -40,13 +40,13 @@ class Rendering(Protocol):
         predicts: what a model says at a position: "tokens" or "embeddings". Evaluation and report follow it.
         cell: a token's mark in a square grid, as which traces are drawn; None = traces are not drawn.
         files: of the prepared data, without which a model cannot be asked: part of an exported model.
-        right: tells which decoded sequences are right answers.
+        solves: tells which decoded sequences are right where an example allows several; is_reference where none does.
     """
 
     predicts: str
     cell: Callable[[int], str] | None
     files: tuple[str, ...]
-    right: Right
+    solves: Right
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
         """Make the function that turns ids into text; ``folder``: of the prepared data."""
@@ -70,10 +70,8 @@ class GridPuzzle:
 
     predicts = "tokens"
     cell: Callable[[int], str] | None = staticmethod(cell)
+    solves: Right = staticmethod(is_solution)
     files: tuple[str, ...] = ()
-
-    def __init__(self, right: Right = is_reference) -> None:
-        self.right = right
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
         """Make the function that writes rows of digits, "." where a cell is empty."""
@@ -97,7 +95,7 @@ class Text:
 
     predicts = "tokens"
     cell: Callable[[int], str] | None = None
-    right: Right = staticmethod(is_reference)
+    solves: Right = staticmethod(is_reference)
     files: tuple[str, ...] = (prompt_template.TOKENIZER, prompt_template.WORDING)
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
@@ -122,7 +120,7 @@ class Sentences:
 
     predicts = "embeddings"
     cell: Callable[[int], str] | None = None
-    right: Right = staticmethod(is_reference)
+    solves: Right = staticmethod(is_reference)
     files: tuple[str, ...] = ()
 
     def renderer(self, vocabulary: Vocabulary, folder: Path) -> Render:
@@ -149,7 +147,6 @@ class Sentences:
 
 RENDERINGS: dict[str, Rendering] = {
     "sudoku": GridPuzzle(),
-    "sudoku_any": GridPuzzle(is_solution),
     "text": Text(),
     "sentences": Sentences(),
 }
@@ -164,6 +161,11 @@ def rendering_of(name: str) -> Rendering:
     if name not in RENDERINGS:
         raise DataError(f"Vocabulary.rendering is '{name}'; expected one of {', '.join(RENDERINGS)} (pipeline/text/rendering.py)")
     return RENDERINGS[name]
+
+
+def right_of(split: Split, vocabulary: Vocabulary) -> Right:
+    """Choose what tells that an example of a split is solved: by its reference alone, unless some allow several answers."""
+    return is_reference if split.several is None else rendering_of(vocabulary.rendering).solves
 
 
 def known_ids(prepared: Prepared) -> Tensor | None:

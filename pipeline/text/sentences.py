@@ -16,7 +16,9 @@ from components.ranges import InnerShare, PositiveInt, Range
 from pipeline.corpora.prepared import SENTENCES, Split, Vocabulary
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256, write_atomic
-from pipeline.text.jsonl import Texts, held_out, raw_folder, read_texts
+from pipeline.text.filled_rows import Texts, read_texts
+from pipeline.text.jsonl import held_out
+from pipeline.text.raw_files import raw_folder
 
 MOST = 1 << 20  # distinct sentences
 END = re.compile(  # white space behind a full stop that is not that of a title, with its closing quote or bracket

@@ -1,4 +1,4 @@
-"""Rows of a file of examples: JSON lines, CSV with a header, or Parquet as datasets on the hub come. The only door to ``pyarrow``.
+"""Rows of a file of examples: JSON lines, a JSON list, CSV with a header, or Parquet. The only door to ``pyarrow``.
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; anything else is an error that names the line.
 """
@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def rows(path: Path) -> Iterator[Row]:
         DataError: a line is no JSON object, or the file is no Parquet file (file and line are named).
         ConfigError: the library that reads Parquet is not installed.
     """
-    return {".parquet": _parquet, ".csv": _csv}.get(path.suffix, _json_lines)(path)
+    return {".parquet": _parquet, ".csv": csv_rows, ".json": _json}.get(path.suffix, _json_lines)(path)
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -39,8 +39,27 @@ def _json_lines(path: Path) -> Iterator[Row]:
             yield origin, json_object(line, origin)
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    """Rows under a header of names; a row stands where its last line does."""
+def _json(path: Path) -> Iterator[Row]:
+    """Objects of one list, or JSON lines under that name."""
+    with path.open("rb") as file:
+        is_list = file.read(64).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
+    if not is_list:
+        yield from _json_lines(path)
+        return
+    for number, value in enumerate(_parsed(path.read_bytes(), str(path)), 1):
+        yield f"{path}: item {number}", _object(value, f"{path}: item {number}")
+
+
+def csv_rows(path: Path, columns: Callable[[list[str]], Sequence[str] | None] = lambda first: None) -> Iterator[Row]:
+    """Rows of values between commas under a header of names; a row stands where its last line does.
+
+    Args:
+        path: of the file.
+        columns: gives the names of the columns if the first row is no header but values; None = it is one.
+
+    Raises:
+        DataError: a row is no CSV, or has not as many values as there are names.
+    """
     origin = f"{path}:1"
 
     def lines(file: io.BufferedReader) -> Iterator[str]:
@@ -50,11 +69,15 @@ def _csv(path: Path) -> Iterator[Row]:
             yield line
 
     with path.open("rb") as file:
+        names: Sequence[str] | None = None
         try:
-            for row in csv.DictReader(lines(file), strict=True):
-                if None in row or None in row.values():
+            for values in csv.reader(lines(file), strict=True):
+                header = names is None and (names := columns(values)) is None
+                names = names or values
+                if len(values) != len(names):
                     raise DataError(f"{origin}: expected as many values as the header has names")
-                yield origin, row
+                if not header:
+                    yield origin, dict(zip(names, values, strict=True))
         except csv.Error as error:
             raise DataError(f"{origin}: not valid CSV: {error}") from None
 
@@ -96,12 +119,19 @@ def json_object(line: str, origin: str) -> dict[str, Any]:
     Raises:
         DataError: it does not; names ``origin``.
     """
+    return _object(_parsed(line, origin), origin)
+
+
+def _parsed(text: str | bytes, origin: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(text)
     except ValueError as error:
         raise DataError(f"{origin}: not valid JSON: {error}") from None
     except RecursionError:
         raise DataError(f"{origin}: not valid JSON: nested too deeply; a line holds texts by name") from None
+
+
+def _object(value: Any, origin: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{origin}: expected an object, got {type(value).__name__}")
     return value

@@ -32,7 +32,7 @@ from pipeline.tracking.revision import revision, without_places
 
 SWITCH = "SLOTLOOP_TRACKING"
 GRACE = 30.0  # seconds after which a finished run no longer waits for a sender that says nothing
-REPORTED = ("curves.csv", "metrics.json", "*.md", "*.png")
+REPORTED = ("curves.csv", "validation.csv", "metrics.json", "*.md", "*.png")
 
 
 class TrackingError(UserError):
@@ -164,10 +164,10 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / ".tracking"
 
 
-def all_records() -> tuple[list[Record], list[str]]:
-    """Every record, oldest first; and what is wrong with those that cannot be read."""
+def all_records(folder: Path | None = None) -> tuple[list[Record], list[str]]:
+    """Every record of a folder (None = ``root``), oldest first; and what is wrong with those that cannot be read."""
     readable, wrong = [], []
-    for file in sorted(root().glob("*/record.json")):
+    for file in sorted((folder or root()).glob("*/record.json")):
         record = Record(file.parent)
         try:
             readable.append((record.facts["began"], record.facts["order"], record.folder.name, record))

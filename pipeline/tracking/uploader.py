@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.diagnosis import diagnosis
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import write_atomic, write_json
 from pipeline.tracking.run_log import Record, TrackingError, all_records, lock, read, root
 
 Row = tuple[int, dict[str, float]]
+SERIES = {"curves.csv": "", "validation.csv": "validation"}  # files of rows that grow with a run: what goes before their names
 POLL, ROWS = 0.1, 200  # seconds between looks at the run, rows of one delivery
 
 
@@ -55,7 +57,9 @@ class Tracker(Protocol):
         """Report to this run from now on; all its rows follow, also those that an earlier sender has sent."""
 
     def scalars(self, series: str, rows: Sequence[Row]) -> None:
-        """Report rows of a curves file; ``series`` is its folder within the run's output, "" for the output itself."""
+        """Report rows of a curves file; ``series`` is its folder within the run's output, "" for the output itself, and for
+        validations "validation" after that.
+        """
 
     def end(self, facts: dict[str, Any], files: Path) -> None:
         """Report metrics, pictures and models of a run, and its ``status`` (``facts``); of one that was killed the status alone."""
@@ -87,8 +91,8 @@ class Delivery:
             self.tracker.begin(self.created(), self.record.facts)
             self._keep(ended="")
             self.begun, self.last_steps = True, {}
-        for file in sorted(source.rglob("curves.csv")):
-            series = file.parent.relative_to(source).as_posix().removeprefix(".")
+        for file in (file for name in SERIES for file in sorted(source.rglob(name))):
+            series = "/".join(part for part in (*file.parent.relative_to(source).parts, SERIES[file.name]) if part)
             for rows in rows_after(file, self.last_steps.get(series, -1)):
                 self.tracker.scalars(series, rows)
                 self.last_steps[series] = rows[-1][0]
@@ -100,6 +104,8 @@ class Delivery:
             return
         self.advance(self.record.files)
         self.begun = False  # whatever comes of it: to be begun again
+        if health := diagnosis.as_markdown(self.record.files, self.record.facts["stage"]):
+            write_atomic(self.record.files / "health.md", health.encode())
         self.tracker.end({**self.record.facts, **end}, self.record.files)
         self._keep(ended=end["status"])
 

@@ -17,9 +17,10 @@ def single(files: Path) -> dict[str, float]:
 
 
 def curves(files: Path) -> Iterator[tuple[str, str, list[tuple[int, float]]]]:
-    """Validations over training steps and evaluations over recursion steps: folder, name, points."""
+    """Evaluations over recursion steps, and validations over training steps that no file of rows holds: folder, name, points."""
     for folder, metrics in _metrics(files):
-        if metrics.get("validation"):
+        rows = (files / folder / "validation.csv").is_file() and "rates" not in metrics  # of a search rows are mixed
+        if metrics.get("validation") and not rows:
             yield folder, "validation/loss", [(entry["step"], entry["loss"]) for entry in metrics["validation"]]
         for model, measured in metrics.get("models", {}).items():
             for name, values in measured.items():

@@ -89,6 +89,8 @@ class WandB:
             self._run.log(pictures, step=self._step + 1)
             self._run.summary.update(values.single(files))
             self._run.config.update({"models": facts["models"]})
+            if (health := files / "health.md").is_file():
+                self._run.summary["health"] = health.read_text()
         self._run.summary["status"] = facts["status"]
         try:
             self._run.finish(exit_code=0 if facts["status"] == "completed" else 1)
@@ -96,6 +98,8 @@ class WandB:
             raise Unreachable(f"Weights & Biases has not taken everything within {TIMEOUT:g} s") from None
         finally:
             self._run = None
+        if self.mode == "offline":
+            wandb.teardown()  # its service may write the run's file only after finish has returned (0.31.0), and is waited for here
 
 
 def _library() -> Any:

@@ -23,10 +23,11 @@ def eager(model: Model) -> Model:
 
 
 def compiled(model: Model) -> Model:
-    """Compile one supervised step and use it for all K of them, for fixed shapes: a length of the batches costs a compilation.
+    """Compile what all K supervised steps share, for fixed shapes: a length of the batches costs a compilation.
 
-    Two graphs serve any K: the first step starts from what needs no gradient, every other from what a step left (with
-    ``activations.checkpoint`` four: statistics are measured in the second pass only). Works with any ``bptt``; a model without a
+    That is a step, or a block of the recursive core. Two graphs of a step serve any K: the first step starts from what needs no
+    gradient, every other from what a step left (with ``activations.checkpoint`` four: statistics are measured in the second pass
+    only); of a block one with gradient and one without. Works with any ``bptt``; a model without a
     repeated step (a backbone alone) runs as written. Compiling takes from seconds to a minute, so it pays for long runs, and most
     on a GPU, where launching kernels is what a small step waits for.
 

@@ -1,12 +1,14 @@
-"""Floating-point operations: counted by running a computation (what compute-matched controls are matched by) or by running it on
-shapes alone; and the rate at which a training works, beside what its device can do.
+"""Floating-point operations, counted by running a computation; those of training (what compute-matched controls are matched by) on
+shapes alone. And the rate at which a training works, beside what its device can do.
 """
 
 import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from components.model import Model
 from components.objective.activations import keep
 from components.objective.objective import Objective
 from pipeline.machine.runtime import Runtime
-from pipeline.training.shapes import Shapes
+from pipeline.training.shapes import OnShapes, Shapes
 
 ONEDNN = "_linear_pointwise"  # what components.nn.fused calls; absent where torch is built without oneDNN
 
@@ -42,11 +44,12 @@ class _Count(TorchDispatchMode):
     asks of every call whether its operator is made of others, which takes twice as long.
     """
 
+    _primitive: ClassVar[set[Any]] = set()  # operators that are made of no others
+
     def __init__(self) -> None:
         super().__init__()
         self.formulas = FlopCounterMode(display=False, custom_mapping=_known()).flop_registry
         self.total = 0
-        self._primitive: set[Any] = set()  # operators that are made of no others
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, formula = kwargs or {}, self.formulas.get(func.overloadpacket)
@@ -57,8 +60,22 @@ class _Count(TorchDispatchMode):
                 return made
             self._primitive.add(func)
         made = func(*args, **kwargs)
-        self.total += int(formula(*args, **kwargs, out_val=made)) if formula else 0
+        self.total += _evaluated(formula, args, kwargs, made) if formula else 0
         return made
+
+
+def _evaluated(formula: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> int:
+    """A formula's value. Those of shapes get them as they stand in the list of arguments; torch would search these as trees."""
+    if (of_shapes := getattr(formula, "__wrapped__", None)) is None:
+        return int(formula(*args, **kwargs, out_val=made))
+    shapes = {name: _shape(value) for name, value in kwargs.items()}
+    return int(of_shapes(*map(_shape, args), **shapes, out_shape=_shape(made)))
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_shape(part) for part in value]
+    return value.shape if isinstance(value, Tensor) else value
 
 
 def _known() -> dict[Any, Any]:
@@ -78,22 +95,61 @@ def _of_grouped(a: tuple[int, ...], b: tuple[int, ...], *_: object, **__: object
 def of_gradient(model: Model, objective: Objective, batch: Batch, progress: float = 1.0) -> int:
     """Count the operations that the gradient of a microbatch needs, whatever is computed twice to save memory: what MFU counts.
 
-    Counted on shapes alone (the meta device). With C the operations of a recursion step whose every weight is trained, and a frozen
-    head, it is 3 C + 4 dim vocab rows a step; 6 operations a weight and token would be wrong by far: weights serve every step,
-    frozen ones need no gradient of their own, and the head reads supervised positions only.
+    With C the operations of a recursion step whose every weight is trained, and a frozen head, it is 3 C + 4 dim vocab rows a step;
+    6 operations a weight and token would be wrong by far: weights serve every step, frozen ones need no gradient of their own, and
+    the head reads supervised positions only.
     """
+    needed = copy.copy(objective)
+    needed.activations = keep
+    return GradientCounter(model, needed, OnShapes()).count(batch, progress)
+
+
+class GradientCounter:
+    """Counts the operations that the gradients of microbatches take, with what is computed twice to save memory.
+
+    Counted on shapes, of copies without weights: nothing is computed. Only where shapes depend on what is in the tokens a gradient
+    is made, and left in the parameters.
+
+    Args:
+        model: frozen as wanted.
+        objective: makes the gradient.
+        runtime: where it is made if it has to be.
+    """
+
+    def __init__(self, model: Model, objective: Objective, runtime: Runtime) -> None:
+        self._model, self._objective, self._runtime = model, objective, runtime
+        self._within: AbstractContextManager[object] = nullcontext()
+        if has_fixed_shapes(model):
+            self._model, self._objective = _on_meta(model, objective)
+            self._runtime, self._within = OnShapes(), Shapes()
+
+    def count(self, batch: Batch, progress: float = 1.0, lead: int = 0) -> int:
+        """Count those of a microbatch at a share of the run, with so many steps before the supervised ones."""
+        make = partial(self._objective.gradient, self._model, batch.to(self._runtime.device), sequences=len(batch))
+        with self._within:
+            return count(partial(make, progress=progress, lead=lead, autocast=self._runtime.autocast))
+
+
+def has_fixed_shapes(model: Model) -> bool:
+    """Tell whether what a model computes can be told from shapes, or depends on what is in the tokens."""
+    try:
+        model.compile_targets()
+    except ValueError:
+        return False
+    return True
+
+
+def _on_meta(model: Model, objective: Objective) -> tuple[Model, Objective]:
+    """Copy both to the meta device."""
     tensors: list[Tensor] = [*model.parameters(), *model.buffers(), *objective.parameters()]
-    on_meta = {id(tensor): _on_meta(tensor) for tensor in tensors}  # the copies' weights take no memory
+    on_meta = {id(tensor): _shape_of(tensor) for tensor in tensors}  # the copies' weights take no memory
     model, objective = copy.deepcopy((model, objective), on_meta)
-    objective.activations = keep
     for module in model.modules():
         module.__dict__.pop("forward", None)  # a compiled one, which would call the original
-    moved = batch.to(torch.device("meta"))
-    with Shapes():
-        return count(lambda: objective.gradient(model, moved, sequences=len(batch), progress=progress))
+    return model, objective
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
+def _shape_of(tensor: Tensor) -> Tensor:
     """Its shape, in bfloat16: products take as many operations, and those of experts have shapes of no other type."""
     empty = tensor.detach().to("meta", torch.bfloat16 if tensor.is_floating_point() else None)
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
@@ -114,11 +170,7 @@ class Meter:
         """Tell the rate in words, for the microbatches of a step at a share of the run and ``speed`` steps a second; "" in a run's
         first seconds, and for a model without fixed shapes, since there the work depends on what is in the tokens.
         """
-        if time.monotonic() - self._began < PATIENCE:
-            return ""
-        try:
-            self.model.compile_targets()
-        except ValueError:
+        if time.monotonic() - self._began < PATIENCE or not has_fixed_shapes(self.model):
             return ""
         depth = self.objective.depth(progress)
         if depth not in self._flops:

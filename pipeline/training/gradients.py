@@ -36,6 +36,7 @@ def accumulate(
     seed: int,
     step: int,
     progress: float,
+    lead: int = 0,
     statistics: bool,
 ) -> dict[str, Tensor]:
     """Leave the step's gradient in the parameters; returns loss, loss of each step and statistics, still on the device.
@@ -46,9 +47,10 @@ def accumulate(
         micro: this process's share of the step's microbatches.
         runtime: device and precision.
         sequences: of the step, over all processes.
-        seed: of what the model draws (dropout), with the step and the microbatch's number.
+        seed: of the step's noise, and of what the model draws (dropout), with the microbatch's number.
         step: number of the step.
         progress: share of the run that is done.
+        lead: steps of the recursion before the supervised ones.
         statistics: also measure slots, gates, ...
     """
     parameters = list(trainable(model, objective).values())
@@ -58,8 +60,9 @@ def accumulate(
     for number, batch in enumerate(micro, rank() * len(micro)):
         torch.manual_seed(noise.key(seed, step, number))
         supervised = objective.gradient(
-            model, batch, sequences=sequences, progress=progress, statistics=statistics, autocast=runtime.autocast
-        )
+            model, batch, sequences=sequences, progress=progress, lead=lead, key=noise.key(seed, step), statistics=statistics,
+            autocast=runtime.autocast,
+        )  # fmt: skip
         values = _values(supervised, share=len(batch) / sequences)
         if len(micro) == world() == 1:
             for parameter in parameters:

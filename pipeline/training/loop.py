@@ -2,8 +2,8 @@
 
 Order of one optimizer step: microbatches forward and backward -> clip -> step -> average -> record. Every ``log_every`` steps the
 recorded rows reach the host in one sync; a step whose loss or gradient was not finite was not taken, and stops the run there. Every
-``validate_every`` steps the averaged weights are validated and, if they are the best so far, saved. Every ``save_every`` steps the
-whole state goes to scratch: nothing random has to be in it, order and masks are functions of the step.
+``validate_every`` steps the averaged weights are validated, a row of ``validation.csv``, and, if they are the best so far, saved.
+Every ``save_every`` steps the whole state goes to scratch: nothing random has to be in it, order and masks are functions of a step.
 """
 
 import math
@@ -14,6 +14,7 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
+from components import noise
 from components.batch import Batch
 from components.model import Model
 from components.nn.masters import widen
@@ -28,17 +29,17 @@ from pipeline.machine import snapshots
 from pipeline.machine.distributed import any_of, gathered, rank
 from pipeline.machine.process import Interrupted, termination_noted
 from pipeline.machine.runtime import Runtime
+from pipeline.models.model_folder import CURVES, VALIDATION
 from pipeline.progress import Progress
 from pipeline.training import flops
 from pipeline.training.curves import Curves
 from pipeline.training.execution import Execution, eager
 from pipeline.training.gradients import accumulate, trainable
+from pipeline.training.health import Health
 from pipeline.training.step_guard import StepGuard
 from pipeline.training.train_state import TrainRun, TrainState, numbers_of, resume, tensors_of
 
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
-
-Gradient = Callable[..., dict[str, Tensor]]  # (micro, step, progress, statistics): ``accumulate`` with the rest bound
 
 
 @in_range
@@ -88,18 +89,19 @@ def fit(
     widen(model, trainable(model, goal).values())
     trained = trainable(model, goal)
     optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
-    curves = Curves(run.out / "curves.csv", writes=rank() == 0)
+    curves = Curves(run.out / CURVES, writes=rank() == 0)
     result = resume(scratch, run.out, trained, optimise, average, train, accumulation)
-    guard = StepGuard(trained, optimise, clip)
+    guard, health = StepGuard(trained, optimise, clip), Health(run, clip)
     gradient = partial(accumulate, model, goal, runtime=runtime, sequences=train.sequences(accumulation), seed=train.seed)
-    batches = _counted(train.steps(result.steps, accumulation), gradient, goal, steps, runtime, result)
+    batches = _counted(train.steps(result.steps, accumulation), model, goal, steps, runtime, result)
     steps = _affordable(steps, budget, result.flops_per_step)
     meter = flops.Meter(execution(model), goal, runtime)
     with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated:
         for step in range(result.steps, 0 if result.stopped else steps):
-            micro = [batch.to(runtime.device) for batch in next(batches)]
+            micro = [batch.to(runtime.device) for batch in health.waited(batches)]
             set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))
-            values = gradient(micro=micro, step=step, progress=step / steps, statistics=True)
+            lead = goal.steps_before(noise.key(train.seed, step))
+            values = gradient(micro=micro, step=step, progress=step / steps, lead=lead, statistics=True)
             norm, refused = guard.step(step, values["loss"])
             average.update()
             curves.record(step, {**values, "lr": optimise.param_groups[0]["lr"], "grad_norm": norm})
@@ -114,6 +116,8 @@ def fit(
                 _check_finite(tensors, bar, result)
             if due:
                 _validate(run, goal, average, result, bar)
+                if rank() == 0 and (wrong := health.news(result, steps)):
+                    bar.line(f"health: {wrong}; python -m stages doctor says what mends it")
                 result.stopped = 0 < patience <= result.worse()
             if saving and rank() == 0:
                 scratch.save(result.steps, tensors, numbers_of(average, result, train, accumulation), run.out)
@@ -132,8 +136,11 @@ def as_it_is(run: TrainRun, *, budget: PositiveInt | None = None, objective: Cal
     losses = validation_losses(run.model, run.validation(), run.runtime, goal)
     if not rank():
         run.save()
-        write_atomic(run.out / "curves.csv", b"step,loss\n")
-    return TrainState(best_loss=losses[-1], validation=[{"step": 0, "loss": losses[-1], "loss_by_step": losses}])
+        write_atomic(run.out / CURVES, b"step,loss\n")
+        (run.out / VALIDATION).unlink(missing_ok=True)
+    result = TrainState(best_loss=losses[-1])
+    _note(run, result, losses)
+    return result
 
 
 def objective_of(model: Model, objective: Callable[[int], Objective]) -> Objective:
@@ -143,7 +150,9 @@ def objective_of(model: Model, objective: Callable[[int], Objective]) -> Objecti
         ConfigError: its settings do not fit them, or each other.
     """
     try:
-        return objective(model.n_steps)
+        made = objective(model.n_steps)
+        made.check(model)
+        return made
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -153,7 +162,7 @@ def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
 
 
 def _counted(
-    batches: Iterator[list[Batch]], gradient: Gradient, objective: Objective, steps: int, runtime: Runtime, result: TrainState
+    batches: Iterator[list[Batch]], model: Model, objective: Objective, steps: int, runtime: Runtime, result: TrainState
 ) -> Iterator[list[Batch]]:
     """The same batches, once the floating-point operations of an optimizer step, over all processes, are known: the mean over the
     first ones' microbatches and over a whole run. A step that supervises fewer recursion steps takes fewer.
@@ -161,27 +170,34 @@ def _counted(
     if result.flops_per_step:
         return batches
     first = list(islice(batches, COUNTED))
-    moved = [[batch.to(runtime.device) for batch in micro] for micro in first]
-    depths = {objective.depth(step / steps) for step in range(steps)}
-    with Progress("operations", len(first) * len(depths), "step") as bar:
-        result.flops_per_step = flops_per_step(moved, bar.counting(gradient), objective, steps)
+    counter, depths = flops.GradientCounter(model, objective, runtime), {objective.depth(step / steps) for step in range(steps)}
+    passes = len(depths) + 2 * (objective.lead is not None)
+    with Progress("operations", sum(map(len, first)) * passes, "microbatch") as bar:
+        result.flops_per_step = flops_per_step(first, bar.counting(counter.count), objective, steps)
     return chain(first, batches)
 
 
-def flops_per_step(first: Sequence[Sequence[Batch]], gradient: Gradient, objective: Objective, steps: int) -> int:
+def flops_per_step(first: Sequence[Sequence[Batch]], count: Callable[..., int], objective: Objective, steps: int) -> int:
     """Count the floating-point operations of an optimizer step, over all processes: the mean over the ``first`` steps' microbatches
-    and over a run of ``steps`` steps, in the course of which the number of supervised recursion steps may grow.
+    and over a run of ``steps`` steps, in the course of which the number of supervised recursion steps may grow, with as many steps
+    before them as on average.
+
+    Args:
+        first: microbatches of each of the first steps, those of this process.
+        count: (microbatch, share of the run, steps before the supervised ones) -> operations of its gradient.
+        objective: says how many recursion steps are supervised.
+        steps: of the run.
     """
-
-    def work(progress: float) -> None:
-        for step, micro in enumerate(first):
-            gradient(micro=micro, step=step, progress=progress, statistics=False)
-
     alike: dict[int, list[float]] = {}
     for step in range(steps):
         alike.setdefault(objective.depth(step / steps), []).append(step / steps)
-    mine = sum(len(shares) * flops.count(partial(work, shares[0])) for shares in alike.values())
-    return int(sum(gathered(mine))) // (len(first) * steps)
+    batches = [batch for micro in first for batch in micro]
+    mine = sum(len(shares) * sum(count(batch, shares[0]) for batch in batches) for shares in alike.values())
+    supervised = int(sum(gathered(mine))) // (len(first) * steps)
+    if objective.lead is None:
+        return supervised
+    one = sum(count(batch, 0.0, 1) - count(batch, 0.0) for batch in batches)
+    return supervised + round(objective.lead.mean * sum(gathered(one)) / len(first))
 
 
 def _multiplier(schedule: Callable[[int, int], float], step: int, steps: int, label: str) -> float:
@@ -223,12 +239,20 @@ def _validate(run: TrainRun, objective: Objective, average: EMA, result: TrainSt
             raise TrainingError(
                 f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_last_checkpoint(result)}"
             )
-        result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
+        _note(run, result, losses)
         if losses[-1] < result.best_loss:
             result.best_step, result.best_loss = result.steps, losses[-1]
             if rank() == 0:
                 run.save()
     bar.line(f"step {result.steps} validation " + " ".join(f"{x:.4f}" for x in losses))
+
+
+def _note(run: TrainRun, result: TrainState, losses: list[float]) -> None:
+    """Add a validation to the run's numbers, and a row to ``validation.csv``, which can be read while the run goes on."""
+    result.validation.append({"step": result.steps, "loss": losses[-1], "loss_by_step": losses})
+    rows = Curves(run.out / VALIDATION, writes=rank() == 0)
+    rows.record(result.steps, {"loss": losses[-1], **{f"loss/step_{number}": loss for number, loss in enumerate(losses)}})
+    rows.flush()
 
 
 def validation_losses(model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime, objective: Objective) -> list[float]:

@@ -1,5 +1,6 @@
 """What every training phase has in common: freeze, load, fit, save, report. The stages say what differs."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,8 +21,9 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_atomic, write_json
 from pipeline.machine.distributed import rank
 from pipeline.machine.runtime import Runtime
-from pipeline.models.model_folder import CURVES, METRICS, UNFINISHED, ModelFolder, seal
+from pipeline.models.model_folder import CURVES, METRICS, UNFINISHED, VALIDATION, ModelFolder, seal
 from pipeline.training import rate_search
+from pipeline.training.loop import as_it_is
 from pipeline.training.train_state import TrainRun, TrainState
 
 
@@ -71,12 +73,15 @@ def run_phase(
     """
     out = Path(out)
     limit = {"budget": sum(int(folder.metrics()["flops"]) for folder in matched)} if matched else {}
+    examples = sources("train")
     try:
+        if isinstance(model, RefinedLM):
+            model.check_taps(examples.taps)
         frozen = freeze_except(model, unfreeze, layer_norms=layer_norms)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
-    print(f"{name}: training\n{table(frozen)}", flush=True)
-    examples = sources("train")
+    idle = not frozen.trainable or inspect.unwrap(fit) is inspect.unwrap(as_it_is)
+    print(f"{name}: nothing is trained" if idle else f"{name}: training\n{table(frozen)}", flush=True)
     training = TrainLoader(examples, batch_size, seed, pin=runtime.device.type == "cuda")
     validation = partial(in_order, sources("validation"), validation_batch_size)
     if not rank():
@@ -137,4 +142,5 @@ def skipped(name: str, out: str | Path, save: Callable[[], None]) -> None:
     write_json(out / METRICS, {"steps": 0, "flops": 0})
     write_atomic(out / CURVES, b"step,loss\n")
     seal(out, name, {})
-    (out / UNFINISHED).unlink(missing_ok=True)  # of an earlier run that was killed
+    for name in (UNFINISHED, VALIDATION):
+        (out / name).unlink(missing_ok=True)  # of an earlier run

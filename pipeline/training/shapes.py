@@ -1,6 +1,7 @@
 """Operators on shapes alone: on the meta device torch reckons in Python, slower than a CPU computes; what is known is kept."""
 
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.machine.runtime import Runtime
+
+META = torch.device("meta")
 Made = Callable[[], Any]
+
+
+class OnShapes(Runtime):
+    """The meta device; nothing of this machine is set or asked for."""
+
+    def __init__(self) -> None:
+        self.device, self.precision = META, "fp32"
+
+    def autocast(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Do nothing: shapes have no precision."""
+        return nullcontext()
 
 
 class Shapes(TorchDispatchMode):
@@ -28,9 +43,10 @@ class Shapes(TorchDispatchMode):
             return made()
         experts = func.name() == "aten::_grouped_mm" and args[0].dtype != torch.bfloat16
         result = _of_experts(*args) if experts else func(*args, **kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if key and all(tensor.is_meta for tensor in tensors) and (again := _again(result, tensors)):
-            self._known[key] = again
+        if key:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            if all(tensor.is_meta for tensor in tensors) and (again := _again(result, tensors)):
+                self._known[key] = again
         return result
 
 

@@ -16,6 +16,7 @@ from pipeline.data.loading import TrainLoader
 from pipeline.machine.distributed import first_alone, rank
 from pipeline.machine.runtime import Runtime
 from pipeline.machine.snapshots import Scratch
+from pipeline.models.model_folder import CURVES, VALIDATION
 
 Validation = Callable[[], Iterator[tuple[int, Batch]]]  # this process's batches, with their numbers
 
@@ -114,7 +115,8 @@ def resume(
     with first_alone():
         snapshot = scratch.load(None if rank() else out)
         if snapshot is None and rank() == 0:
-            (out / "curves.csv").unlink(missing_ok=True)
+            (out / CURVES).unlink(missing_ok=True)
+            (out / VALIDATION).unlink(missing_ok=True)
     if snapshot is None:
         return TrainState()
     tensors, numbers = snapshot

@@ -17,9 +17,25 @@ def test_length_is_the_number_of_sequences():
 
 
 def test_to_moves_every_tensor():
-    batch = make(attention=torch.ones(3, 4, dtype=torch.bool), hidden=torch.ones(3, 4, 5)).to(torch.device("meta"))
-    moved = [value for f in dataclasses.fields(batch) if (value := getattr(batch, f.name)) is not None]
-    assert [value.device.type for value in moved] == ["meta"] * 7  # with the rows, which were found on the way
+    whole = make(attention=torch.ones(3, 4, dtype=torch.bool), hidden=torch.ones(3, 4, 5), taps=torch.ones(3, 4, 10))
+    batch = whole.to(torch.device("meta"))
+    moved = [value for f in dataclasses.fields(batch) if isinstance(value := getattr(batch, f.name), torch.Tensor)]
+    assert [value.device.type for value in moved] == ["meta"] * 8  # with the rows, which were found on the way
+
+
+def test_later_passes_go_where_the_batch_goes():
+    batch = make(later=(make(attention=torch.ones(3, 4, dtype=torch.bool)),))
+    assert batch.passes[0] is batch and len(batch.passes) == 2 and make().passes[0].later is None
+    moved = batch.to(torch.device("meta")).later[0]
+    assert moved.tokens.device.type == moved.attention.device.type == moved.rows.device.type == "meta"
+    assert torch.equal(batch.cut(2).later[0].tokens, batch.tokens[:, :2])
+    assert torch.equal(batch.to(torch.device("cpu")).take(torch.tensor([2])).later[0].masked, batch.masked[2:])
+
+
+def test_states_of_later_passes_are_expanded_too(eight_bits):
+    batch, _ = eight_bits
+    moved = dataclasses.replace(batch, later=(batch,)).to(torch.device("cpu"))
+    assert torch.equal(moved.later[0].hidden, moved.hidden) and moved.later[0].scale is None
 
 
 def test_to_keeps_absent_tensors_absent():
@@ -35,7 +51,9 @@ def test_to_the_same_device_keeps_every_value_and_dtype():
     for f in dataclasses.fields(batch):
         if f.name == "rows":
             continue
-        value = getattr(batch, f.name)
+        if not isinstance(value := getattr(batch, f.name), torch.Tensor):
+            assert value == getattr(moved, f.name)
+            continue
         assert value is getattr(moved, f.name) is None or torch.equal(getattr(moved, f.name), value)
         assert value is None or getattr(moved, f.name).dtype == value.dtype
 
@@ -107,3 +125,48 @@ def test_supervised_positions_come_sequence_after_sequence_and_survive_to():
     expected = [i for i in range(12) if batch.masked.flatten()[i]]
     assert batch.supervised.tolist() == batch.to(torch.device("cpu")).supervised.tolist() == expected
     assert batch.rows is None and batch.to(torch.device("cpu")).rows.tolist() == expected
+
+
+# Taps
+
+
+@pytest.fixture(params=["fp32", "int8", "fp8"])
+def tapped(request):
+    """A batch with the states of the split and of layers 7 and 2, and these states as ``to`` must give them."""
+    states = torch.randn(12, 15, generator=torch.Generator().manual_seed(3))
+    if request.param == "fp32":
+        return make().entered(states.view(3, 4, 15), (7, 2)), states.view(3, 4, 15)
+    channel = calibrated(states, request.param)
+    stored, scale = quantised(states, channel, request.param)
+    batch = make(scale=scale.view(3, 4), channel=channel).entered(stored.view(3, 4, 15), (7, 2))
+    return batch, expanded(stored, scale, channel).view(3, 4, 15)
+
+
+def test_states_side_by_side_are_told_apart(tapped):
+    batch, states = tapped
+    moved = batch.to(torch.device("cpu"))
+    assert moved.tap_layers == (7, 2) and moved.scale is None and moved.channel is None
+    for ours, begin in ((moved.hidden, 0), (moved.tap(7), 5), (moved.tap(2), 10)):
+        assert torch.equal(ours, states[..., begin : begin + 5])
+    assert torch.equal(moved.to(torch.device("cpu")).taps, moved.taps)
+
+
+@pytest.mark.parametrize("rows", [[0], [2, 0], []])
+def test_sequences_and_positions_take_their_taps_along(tapped, rows):
+    batch, states = tapped
+    some = batch.cut(3).to(torch.device("cpu")).take(torch.tensor(rows, dtype=torch.long))
+    assert torch.equal(some.tap(2), states[rows, :3, 10:]) and some.tap_layers == (7, 2)
+
+
+@pytest.mark.parametrize("layer", [0, 5, -7])
+def test_a_tap_that_did_not_come_along_is_named_with_those_that_did(tapped, layer):
+    with pytest.raises(ValueError, match=rf"that enter layer {layer}, this batch has those of \[7, 2\]"):
+        tapped[0].tap(layer)
+
+
+def test_states_without_taps_are_the_hidden_ones():
+    states = torch.randn(3, 4, 5)
+    batch = make().entered(states, ())
+    assert batch.hidden is states and batch.taps is None and batch.tap_layers == ()
+    with pytest.raises(ValueError, match=r"layer 1, this batch has those of \[\]"):
+        batch.tap(1)

@@ -1,11 +1,12 @@
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.noise import key, permutation, uniform
+from components.noise import identity, key, normal, permutation, uniform
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -132,3 +133,26 @@ def test_keys_of_neighbouring_numbers_all_differ_and_seed_a_generator():
 
 def test_key_tells_order_and_number_of_its_numbers_apart():
     assert len({key(*numbers) for numbers in ((0,), (0, 0), (0, 1), (1, 0), (1,), (0, 0, 0), (0, 1, 0), (0, 0, 1))}) == 8
+
+
+def test_normal_numbers_are_the_quantiles_of_the_uniform_ones():
+    numbers = normal(3, 1, torch.arange(40), 100)
+    flat = uniform(3, 1, torch.arange(40), 100).flatten().tolist()
+    expected = torch.tensor([NormalDist().inv_cdf(u + 2.0**-54) for u in flat], dtype=torch.float64)
+    assert torch.allclose(numbers.flatten(), expected, rtol=1e-9, atol=1e-12) and numbers.isfinite().all()
+    assert abs(numbers.mean()) < 0.06 and abs(numbers.std() - 1) < 0.05  # 4 deviations of 4,000 draws
+
+
+@hypothesis_settings
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), st.integers(0, 4), st.integers(0, 2**31 - 1))
+def test_identity_is_of_the_tokens_and_their_places_alone(tokens, padding, fill):
+    """The sum, modulo 2^64, of what two rounds of mixing make of every token and its place."""
+    expected = sum(SplitMix64.mix(SplitMix64.mix(t + 1) + p * 0x9E3779B97F4A7C15) for p, t in enumerate(tokens, 1)) % 2**64
+    row = torch.tensor([tokens + [fill] * padding], dtype=torch.int32)
+    attention = torch.arange(row.shape[1])[None] < len(tokens)
+    assert identity(row, attention).item() % 2**64 == expected == identity(row[:, : len(tokens)]).item() % 2**64
+
+
+def test_identities_of_like_sequences_differ():
+    rows = torch.cartesian_prod(*[torch.arange(5)] * 4)
+    assert identity(rows).unique().numel() == 5**4

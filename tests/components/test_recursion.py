@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.recursion import State, bptt_segments, full_gradient, mapped, one_step_gradient, tensors, truncated_gradient
+from components.recursion import (
+    State,
+    bptt_segments,
+    detached,
+    full_gradient,
+    mapped,
+    one_step_gradient,
+    tensors,
+    truncated_gradient,
+)
 
 STEPS = st.integers(1, 40)
 
@@ -74,3 +83,11 @@ def test_a_state_hands_on_nothing_unless_told():
     assert state.carry == {} and state.statistics == {} and state.penalty is None and state.halt is None
     with pytest.raises(FrozenInstanceError):
         state.hidden = torch.ones(1, 2, 3)
+
+
+def test_what_a_step_makes_is_detached_and_what_it_hands_on_is_not():
+    handed, made = (torch.ones(2, requires_grad=True) * 2 for _ in range(2))
+    before = {"a": handed, "inner": {"a": handed, "b": handed}}
+    after = detached({"a": handed, "inner": {"a": handed, "b": made}, "new": made}, before)
+    assert after["a"] is handed and after["inner"]["a"] is handed
+    assert not after["inner"]["b"].requires_grad and not after["new"].requires_grad and torch.equal(after["new"], made)

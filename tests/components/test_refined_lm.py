@@ -5,12 +5,16 @@ from itertools import pairwise
 import pytest
 import torch
 
+from components.backbones.recursive_lm import RecursiveLM
 from components.backbones.split import tail_of
+from components.backbones.taps import tapped_trunk
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.refined_lm import RefinedLM
 from components.refiners.hybrid import Hybrid
+from components.refiners.recursive_core import RecursiveCore
 from components.refiners.refiner import SlotRefiner
+from components.refiners.tapped import Tapped
 
 LAYERS = 3
 
@@ -145,6 +149,78 @@ def awake_hybrid():
     torch.manual_seed(1)
     torch.nn.init.normal_(model.refiner.doubtful.delta_out.weight)
     return model
+
+
+# Taps
+
+
+def tapped(layers, wake=True):
+    """A refiner that also reads the states which enter these layers; with weights that let it say something of them."""
+    model = make(core=lambda dim, **given: Tapped(dim, partial(SlotRefiner, **given), layers))
+    if wake:
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.refiner.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model
+
+
+def test_at_the_start_taps_say_nothing(batch):
+    model, plain = tapped((0, 2), wake=False), make()
+    for ours, expected in zip(model.steps(batch), plain.steps(batch), strict=True):
+        assert torch.equal(ours.hidden, expected.hidden)
+
+
+def test_states_of_the_backbones_layers_reach_a_refiner_that_reads_them(batch):
+    model = tapped((2, 0, -2))
+    entering = {layer: model.backbone.trunk(batch.tokens, batch.attention, layer % LAYERS) for layer in (2, 0, -2)}
+    x = model.backbone.states(batch)
+    expected = model.refiner.refine(x, model.backbone.embed(batch.tokens), batch.attention, taps=entering)
+    for ours, plain in zip(model.steps(batch), expected, strict=True):
+        assert torch.equal(ours.hidden, plain.hidden)
+
+
+@pytest.mark.parametrize("layers", [(0,), (2, 0), (0, 1, 2), (-1, -3)])
+@pytest.mark.parametrize("split", range(1, LAYERS + 1))
+def test_a_tail_reads_taps_below_it_from_the_batch_and_those_above_as_they_run(batch, split, layers):
+    full = tapped(layers)
+    tail = RefinedLM(tail_of(full.backbone, split), full.refiner)
+    below = tuple(sorted({layer % LAYERS for layer in layers} & set(range(split))))
+    assert set(tail.stored_taps) == set(below) and full.stored_taps == ()
+    assert set(tail.live_taps) == {layer % LAYERS for layer in layers} - set(below)
+    states = tapped_trunk(full.backbone, batch.tokens, batch.attention, split, below)
+    cached = batch.entered(states, below)
+    assert torch.equal(tail.readout(tail.states(cached)), full.readout(full.states(batch)))
+    tail.check_taps((*below, 7))
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        ((), r"that enter layer 0, below the split, and those of no layer come .* set TAPS .* to \[0, 1\]$"),
+        ((1,), r"that enter layer 0, below the split, and those of \[1\] come"),
+        ((0, 2), r"that enter layer 1, below the split, and those of \[0, 2\] come"),
+    ],
+)
+def test_taps_that_do_not_come_with_the_batches_are_named(stored, message):
+    whole = tapped((0, 1, 2))
+    tail = RefinedLM(tail_of(whole.backbone, 2), whole.refiner)
+    with pytest.raises(ValueError, match=message):
+        tail.check_taps(stored)
+    whole.check_taps(stored)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [((3,), "0 to 2.*got 3"), ((0, -4), "0 to 2.*got -4"), ((1, -2), r"layer 1 twice in \[1, -2\]")]
+)
+def test_taps_that_the_backbone_does_not_have_are_named(layers, message):
+    with pytest.raises(ValueError, match=message):
+        tapped(layers)
+
+
+def test_taps_of_a_backbone_without_layers_of_its_own_are_refused():
+    backbone = RecursiveLM(11, 6, 16, partial(RecursiveCore, heads=2, blocks=1, steps=2))
+    with pytest.raises(ValueError, match="a layer of a RecursiveLM cannot be read: leave out taps"):
+        RefinedLM(backbone, Tapped(16, partial(SlotRefiner, heads=2), (0,)))
 
 
 def test_the_head_and_the_steps_are_those_of_its_parts():

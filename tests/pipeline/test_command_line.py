@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from pipeline import command_line
-from pipeline.command_line import COMMANDS, SECTIONS, Request, parse
+from pipeline.command_line import COMMANDS, SECTIONS, TOOLS, Request, parse
 from pipeline.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -40,6 +40,12 @@ def test_flags_and_overrides_stand_in_any_order(order):
     assert parse("warmup", arguments) == Request("warmup", ("SEED=1",), out="a", device="cpu", check=True)
 
 
+@pytest.mark.parametrize("words", [[], ["outputs/warmup"], ["a", "b"], ["True"], ["12"]])
+def test_a_tools_words_arrive_as_they_were_typed(words):
+    """Though it has no switch at all."""
+    assert parse("doctor", words) == Request("doctor", tuple(words))
+
+
 def test_a_switch_takes_no_word_from_the_overrides():
     assert parse("warmup", ["--check", "SEED=1", "--print-config", "BATCH=2"]) == Request(
         "warmup", ("SEED=1", "BATCH=2"), check=True, print_config=True
@@ -67,8 +73,10 @@ def defaulted(stage):
 
 
 OWN = {
-    "configure": {"plan", "peak", "mfu"}, "extract": {"verify"}, "evaluate": {"limit"}, "export": {"model"},
-    "generate": {"model", "prompt", "prompts", "confidence"}, "track": {"ship", "follow"},
+    "compare": {"out"}, "configure": {"plan", "peak", "mfu"}, "extract": {"verify"}, "evaluate": {"limit"},
+    "export": {"model", "push"}, "generate": {"model", "prompt", "prompts", "confidence"}, "track": {"ship", "follow"},
+    "new": {"train", "test", "prompt", "response", "backbone", "overwrite"},
+    "visualise": {"model", "evaluation", "out"}, "watch": {"once"},
 }  # fmt: skip
 
 
@@ -86,8 +94,9 @@ def test_help_names_every_flag_with_its_meaning_and_runs_nothing(stage):
     lines = command_line.stage_help(stage).splitlines()
     assert lines[0] == "NAME" and lines[1].startswith(f"    python -m stages {stage} - ") and "FIRE_METADATA" not in lines
     shown = {line.split("--")[1].partition("=")[0]: i for i, line in enumerate(lines) if line.lstrip(" ").startswith("-")}
-    shared = {"device", "check"} | ({"config", "print_config"} if stage in SECTIONS else set())
-    shared |= set() if stage in ("generate", "track") else {"out"}
+    shared = {"device", "check"} if stage not in TOOLS else set()
+    shared |= {"config", "print_config"} if stage in SECTIONS else set()
+    shared |= set() if stage in ("generate", "track", *TOOLS) else {"out"}
     assert shown.keys() == OWN.get(stage, set()) | shared
     for line in shown.values():
         kind, default, meaning = lines[line + 1 : line + 4]
@@ -136,6 +145,12 @@ def test_the_overview_has_a_line_for_each_stage():
         (["track", "--verify"], "--verify belongs to: python -m stages extract"),
         (["configure", "--print-config"], "--print-config belongs to: python -m stages prepare or backbone or"),
         (["warmup", "--loop.fit.steps=3"], "unknown flag --loop.fit.steps=3; a setting stands without dashes: loop.fit.steps=3"),
+        (["env", "a.b=3"], "env takes no words, got: a.b=3"),
+        (["report", "--compare", "HEAD"], "--compare is no flag but a command of its own: python -m stages compare"),
+        (["compare", "--limit", "3"], "--limit belongs to: python -m stages evaluate"),
+        (["doctor", "--check"], "--check belongs to: python -m stages"),
+        (["doctor", "--runs=a"], "unknown flag --runs=a; known: help"),
+        (["env", "--check"], "--check belongs to: python -m stages"),
         (["warmpu"], "unknown stage 'warmpu'; did you mean 'warmup'?"),
         (["__main__"], "unknown stage '__main__'; known: ablate"),
         ([""], "name a stage: configure, prepare"),
@@ -157,6 +172,6 @@ def test_reading_a_command_line_runs_nothing(monkeypatch):
 
         run.__signature__, run.__doc__ = signature, command_line.run_function(stage).__doc__
         monkeypatch.setattr(f"stages.{stage}.run", run)
-        parse(stage, ["--check"]), command_line.stage_help(stage)
+        parse(stage, ["--check"] if stage not in TOOLS else []), command_line.stage_help(stage)
         with pytest.raises(ConfigError):
             parse(stage, ["SEED=1", "--unknown"])

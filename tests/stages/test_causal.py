@@ -50,12 +50,6 @@ def finished(tmp_path_factory):
     return run_over(folder, "gsm8k_qwen3", checkpoint, ("configure", *TRAINING), BINDINGS)
 
 
-@pytest.fixture
-def inside(finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    return finished
-
-
 def test_every_phase_trains_and_the_answer_is_measured(inside):
     for phase, steps in (("warmup", 4), ("joint", 3)):
         assert json.loads((inside / f"outputs/{phase}/metrics.json").read_text())["steps"] == steps

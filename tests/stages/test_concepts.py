@@ -52,12 +52,6 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def inside(finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    return finished
-
-
-@pytest.fixture
 def metrics(inside):
     return json.loads((inside / "outputs/evaluate/metrics.json").read_text())
 

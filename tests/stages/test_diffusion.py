@@ -52,12 +52,6 @@ def finished(tmp_path_factory):
     return run_over(folder, "gsm8k_smol_diffusion_smoke", checkpoint, ("configure", *TRAINING), BINDINGS)
 
 
-@pytest.fixture
-def inside(finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    return finished
-
-
 def metrics_of(folder):
     return json.loads((Path(folder) / "metrics.json").read_text())
 
@@ -193,6 +187,6 @@ SPECIAL = "jsonl.QuestionAnswers.special={{'mask': '{}', 'end': '<end>', 'pad': 
 )
 def test_configure_refuses_what_cannot_be_adapted_in_one_line(inside, monkeypatch, capsys, setting, message):
     monkeypatch.setenv("SLOTLOOP_RAW", str(inside / "raw"))
-    assert main(["configure", "--plan", "BACKBONE_LR=1e-4", setting]) != 0
+    assert main(["configure", "--plan", "--peak=1", "BACKBONE_LR=1e-4", setting]) != 0
     error = capsys.readouterr().err.strip()
     assert re.search(message, error) and "\n" not in error and "Traceback" not in error

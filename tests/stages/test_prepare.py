@@ -30,6 +30,6 @@ def test_a_corpus_of_ones_own_is_prepared(tmp_path):
 
 
 def test_a_rendering_that_no_later_stage_knows_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(DataError, match=r"Vocabulary.rendering is 'chess'; expected one of sudoku, sudoku_any, text, sentences"):
+    with pytest.raises(DataError, match=r"Vocabulary.rendering is 'chess'; expected one of sudoku, text, sentences"):
         prepare.run(out=str(tmp_path / "out"), corpus=Handmade("chess"), seed=0)
     assert not (tmp_path / "out").exists()

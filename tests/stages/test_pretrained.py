@@ -88,12 +88,6 @@ def test_in_half_precision_every_phase_trains_float32_and_what_uses_them_runs(tm
     assert Generator("exported", length=6)(QUESTIONS) == Generator("outputs/joint", length=6)(QUESTIONS)
 
 
-@pytest.fixture
-def inside(finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    return finished
-
-
 def test_the_backbone_is_described_and_not_copied(inside):
     description = json.loads((inside / "data/backbone/model.json").read_text())
     assert not (inside / "data/backbone/model.safetensors").exists()

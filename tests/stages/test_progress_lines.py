@@ -12,7 +12,7 @@ from tests.conftest import run_stages, workspace
 TIMED = r"\d+ of \d+ \| [\d.]+ (s a {unit}|{unit}s/s), \d+ s left"
 PUZZLES = {
     "prepare": [("prepare train", "puzzle"), ("prepare test_5", "puzzle")],
-    "backbone": [("operations", "step"), ("backbone", "step"), ("validation", "batch")],
+    "backbone": [("operations", "microbatch"), ("backbone", "step"), ("validation", "batch")],
     "extract": [("extract", "token")],
     "warmup": [("warmup", "step"), ("validation", "batch")],
     "joint": [("joint", "step")],

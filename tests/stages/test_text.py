@@ -60,7 +60,7 @@ def test_a_model_that_knows_the_answers_is_right(inside, tmp_path, monkeypatch):
     """One that reads them off the batch: strict and flexible, every item."""
     size = Prepared("data/prepared").vocabulary.size
 
-    def known(model, batch, vocabulary, runtime):
+    def known(model, batch, vocabulary, runtime, **_):
         return lambda tokens: torch.nn.functional.one_hot(batch.targets, size).float()
 
     monkeypatch.setattr(answering, "predictor", known)

@@ -13,18 +13,20 @@ from components.refiners.adapter import Adapter
 from components.refiners.cascade import Cascade
 from components.refiners.chunk_masking import ChunkMasking
 from components.refiners.core import Inputs, Layout
-from components.refiners.delta import Clamped
+from components.refiners.delta import Clamped, RmsScaled
 from components.refiners.entry import Normed
 from components.refiners.hybrid import Hybrid
+from components.refiners.memory import Memory
 from components.refiners.mlp_refiner import MLPRefiner
 from components.refiners.recursive_core import RecursiveCore
 from components.refiners.refiner import SlotRefiner
+from components.refiners.tapped import Tapped
 
 DIM, HEADS, SEQ, RMS = 16, 2, 6, 1.7
 ATTENTION = torch.arange(SEQ) < torch.tensor([6, 3, 5])[:, None]
 
 LITERAL = {"entry": Normed, "injection": None, "update": Clamped()}  # the founding design
-DESIGNS = {"residual": {}, "literal": LITERAL}
+DESIGNS = {"damped": {}, "residual": {"update": RmsScaled()}, "literal": LITERAL}
 slots = partial(SlotRefiner, heads=HEADS)
 recursive = partial(RecursiveCore, heads=HEADS, blocks=1)
 mlp = partial(MLPRefiner, chunk=4, ratio=2)
@@ -33,6 +35,7 @@ RESIDUAL = {
     "slots": partial(slots, steps=3),
     "slots_blocks_rotary": partial(slots, steps=2, blocks=2, rotary=True),
     "slots_penalty": partial(slots, steps=3, orthogonality=0.5),
+    "slots_added": partial(slots, steps=3, update=RmsScaled()),
     "slots_of_backbone": partial(slots, steps=3, context_layers=(0, 2)),
     "recursive": partial(recursive, steps=3),
     "recursive_two_blocks_rotary": partial(RecursiveCore, heads=HEADS, blocks=2, steps=2, rotary=True),
@@ -49,6 +52,15 @@ RESIDUAL = {
     "hybrid_penalties": partial(
         Hybrid, doubtful=partial(slots, steps=2, orthogonality=0.5), confident=partial(slots, steps=2, orthogonality=0.25), chunk=2
     ),
+    "slots_of_taps": partial(
+        slots, steps=3, slots=[("low", "tap 0", 4), ("self", "state", 4), ("moved", "change", 4), ("high", "tap -1", 8)]
+    ),
+    "tapped": partial(Tapped, refiner=partial(slots, steps=3), layers=(0, 2)),
+    "tapped_recursive": partial(Tapped, refiner=partial(recursive, steps=2, halting=True), layers=(1,)),
+    "tapped_mlp": partial(Tapped, refiner=partial(mlp, steps=3), layers=(0, 1, -1)),
+    "memory": partial(Memory, refiner=partial(slots, steps=3)),
+    "tapped_selective": partial(Tapped, refiner=partial(Hybrid, doubtful=partial(slots, steps=2), chunk=2), layers=(1, 2)),
+    "selective_tapped": partial(Hybrid, doubtful=partial(Tapped, refiner=partial(slots, steps=2), layers=(1, 2)), chunk=2),
     "chunk_masking": partial(ChunkMasking, refiner=partial(slots, steps=3), chunk=2, refined=(0, 2)),
     "all_doubtful": partial(
         Hybrid, doubtful=partial(slots, steps=2), confident=partial(mlp, steps=2), chunk=2, route="doubtful"
@@ -84,10 +96,18 @@ def inputs(core, seed=0, dtype=torch.float32):
         given["heads"] = heads
     if core.needs_confidence:
         given["confidence"] = torch.tensor([[1, 0.5, 1, 1, 0.95, 1], [0.2, 0.3, 0.4, 1, 1, 1], [1, 1, 1, 0.91, 0.1, 1]])
+    if core.taps:
+        given["taps"] = torch.randn(3, SEQ, DIM * len(core.taps), generator=g)  # side by side
     return {name: value.to(dtype) for name, value in given.items()}
 
 
+def taps(core, given):
+    """States by the layer that they enter, as a core takes them."""
+    return dict(zip(core.taps, given["taps"].split(DIM, -1), strict=True)) if core.taps else {}
+
+
 def states(core, attention=None, **given):
+    given["taps"] = taps(core, given)
     return list(core.refine(given.pop("x"), given.pop("embedding"), attention, **given))
 
 
@@ -95,7 +115,8 @@ def begun(core, given, layout=None):
     """Condition, first carry and layout, for steps taken by hand."""
     layout = Layout() if layout is None else layout
     given = dict(given)
-    condition = core.condition(Inputs(given["x"], given["embedding"], given.get("heads"), given.get("confidence")), layout)
+    optional = [given.get(name) for name in ("heads", "confidence")]
+    condition = core.condition(Inputs(given["x"], given["embedding"], *optional, taps(core, given)), layout)
     return condition, core.initial_carry(given["x"], condition), layout
 
 

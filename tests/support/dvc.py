@@ -153,6 +153,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
+def kept_by_dvc(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but the phases' validation.csv, which is there to be watched: metrics.json has its rows."""
+    return {name: data for name, data in content(folder).items() if not name.endswith("validation.csv")}
+
+
 def snapshot(folder: Path, stage: str) -> int:
     """Step of the newest snapshot that a stage of one training run keeps in ``.scratch``; 0 if there is none."""
     found = glob.glob(str(folder / ".scratch" / stage / "*" / stage / "step-*"))  # unlike Path's, at ease with what vanishes

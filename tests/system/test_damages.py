@@ -35,7 +35,7 @@ BESIDE = {
     "generate": ["data/backbone", "data/prepared", "outputs/joint"],
     "exported": ["exported"],
 }
-RECORDS = ("config.gin", "config.yaml", "samples.jsonl", "report")  # of what was done: no stage reads them
+RECORDS = ("config.gin", "config.yaml", "samples.jsonl", "validation.csv", "report")  # of what was done: no stage reads them
 CHAIN = ("data/prepared", "data/backbone", "data/shards", *(f"outputs/{name}" for name in PHASES), "outputs/evaluate")
 UNREAD = {  # a card is its owner's to edit; a phase that is switched off is neither evaluated nor drawn
     "data/shards/metrics.json", "exported/README.md", "outputs/finetune/model.safetensors", "outputs/finetune/curves.csv",
@@ -310,7 +310,7 @@ STAGES = [*TRAINING[1:], *BESIDE]
 
 def test_a_sample_of_damages_is_refused_or_harmless(puzzles, tmp_path, monkeypatch, capfd):
     """A few of each kind, each before the first stage that reads it."""
-    damages = [*file_damages(puzzles, (*CHAIN, "exported"), 2, 1), *exchanges(puzzles)][::3]
+    damages = [*file_damages(puzzles, (*CHAIN, "exported"), 2, 1), *exchanges(puzzles)][::5]
     first = {id(damage): (readers_of(damage[1]) or ["none"])[-1] for damage in damages}
     amiss, results = [], {}
     for stage in ("joint", "controls", "report", "generate", "exported"):
@@ -319,7 +319,7 @@ def test_a_sample_of_damages_is_refused_or_harmless(puzzles, tmp_path, monkeypat
         amiss += wrong
         results |= {id(chosen[number]): ends for number, ends in some.items()}
     assert not amiss, "\n".join(amiss)
-    assert sum("refused" in ends for ends in results.values()) >= 25, results
+    assert sum("refused" in ends for ends in results.values()) >= 15, results
 
 
 @pytest.mark.slow

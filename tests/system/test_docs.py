@@ -11,7 +11,14 @@ from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE, committed_clone, dvc, environment, nothing_left, processes, wait_until
 from tests.support.once import shared_folder
 
-PAGES = ("README.md", "docs/configuration.md")
+PAGES = {  # with params.yaml files, or parts of one, for this preset
+    "README.md": "sudoku4",
+    "docs/configuration.md": "sudoku4",
+    "docs/phases.md": "sudoku4",
+    "docs/deep_supervision.md": "sudoku4",
+    "docs/recipes.md": "sudoku4",
+    "docs/controls.md": "gsm8k_smol",
+}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -46,7 +53,7 @@ def test_a_shown_params_file_resolves(page, tmp_path):
     shown = blocks(page, "yaml")
     assert shown
     for text in shown:
-        (tmp_path / "params.yaml").write_text(text)
+        (tmp_path / "params.yaml").write_text(text if "preset:" in text else f"preset: {PAGES[page]}\n{text}")
         rehearsal.rehearse(config.resolve_all(SECTIONS, params.read(tmp_path / "params.yaml", SECTIONS), root=ROOT))
 
 

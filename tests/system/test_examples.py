@@ -84,7 +84,7 @@ def gates(out):
 
 def orthogonality(out):
     rows = table(out, 5)
-    assert [row[0] for row in rows] == [0, 40, 80, 120] and rows[0][1:3] == rows[0][3:]
+    assert [row[0] for row in rows] == [0, 40, 80, 120, 160] and rows[0][1:3] == rows[0][3:]
     assert all(penalised < 0.5 * without for _, _, without, _, penalised in rows[1:])
     assert all(loss < 0.1 * rows[0][1] for loss in rows[-1][1::2])
 

@@ -73,6 +73,7 @@ def test_every_setting_of_its_table_exists_and_none_is_missing():
         ("generation.Generator.refined_passes=0", 12),
         ("generation.Generator.batch_size=1", 12),
         ("sampling.Sampler.end_confidence=0.0", 12),
+        ("sampling.Sampler.revise=@revising.least_probable", 12),
     ],
 )
 def test_settings_reach_the_generator(here, capsys, setting, evaluations):

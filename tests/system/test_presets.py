@@ -18,11 +18,12 @@ PRETRAINED = {  # need weights from elsewhere: tests/stages run them with small 
     "gsm8k_smol_diffusion", "gsm8k_smol_diffusion_smoke",
 }  # fmt: skip
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.gin") if path.stem not in {"defaults", *PRETRAINED})
+RECIPES = ["d1_4x4", "memory", "quick", "reasoning", "text"]  # each is named for all stages
 SIZES = sorted(path.stem for path in (ROOT / "gin" / "sizes").glob("*.gin"))
 REFINERS = {
     "adapter": "Adapter", "attention_context": "SlotRefiner", "cascade": "Cascade", "chunk_masking": "ChunkMasking",
     "hybrid": "Hybrid", "mlp": "MLPRefiner",
-    "recursive_core": "RecursiveCore", "selective": "Hybrid",
+    "recursive_core": "RecursiveCore", "selective": "Hybrid", "taps": "Tapped",
 }  # fmt: skip
 FULL = ("gsm8k", "literal", "sudoku4", "sudoku6")  # those whose numbers mean something
 REFINED = ("warmup", "joint", "finetune", "controls")
@@ -57,8 +58,12 @@ def rehearsed(resolved):
 
 
 def test_presets_and_sizes_are_found():
-    assert PRESETS == ["gsm8k", "gsm8k_smoke", "literal", "recursive4", "recursive6", "smoke", "sudoku4", "sudoku6"]
+    assert PRESETS == [
+        "gsm8k", "gsm8k_smoke", "literal", "recursive4", "recursive6", "recursive9", "smoke", "sudoku4", "sudoku6", "sudoku9",
+        "sudoku_extreme",
+    ]  # fmt: skip
     assert {path.stem for path in (ROOT / "gin" / "refiners").glob("*.gin")} == set(REFINERS)
+    assert {path.stem for path in (ROOT / "gin" / "recipes").glob("*.gin")} == set(RECIPES)
     assert SIZES == ["base", "large", "tiny"] and set(FULL) <= set(PRESETS)
 
 
@@ -121,6 +126,9 @@ OWN = [["mood", "state", 5], ["drift", "change", 3], ["doubt", "variance", 2]]
         ("literal", {}, {"entry": "Normed", "injection": None}),
         ("literal", {"refiner.SlotRefiner.entry": "@entry.Identity"}, {"entry": "Identity", "injection": None}),
         ("sudoku4", {"refiner.SlotRefiner.update": "@delta.Clamped()"}, {"entry": "Identity", "injection": "Injection"}),
+        ("sudoku4", {}, {"update": {"update": "Damped"}}),
+        ("sudoku4", {"refiner.SlotRefiner.update": "@delta.RmsScaled()"}, {"update": {"update": "RmsScaled"}}),
+        ("gsm8k_smoke", {}, {"update": {"update": "RmsScaled"}}),
         ("sudoku4", {"refiner.SlotRefiner.heads": None, "refiner.SlotRefiner.head_width": 8}, {"heads": 8}),
         (
             "sudoku4",
@@ -161,8 +169,9 @@ def run_on_shapes(model, preset, stage):
         states = list(model.steps(batch))
         logits = [model.readout(state.hidden) for state in states]
         gathered = model.readout(states[-1].hidden[:, 0])
-    recursive = stage in REFINED or preset.startswith("recursive")
-    assert len(states) == steps == ((6 if preset[-1] == "6" or preset.startswith("recursive") else 4) if recursive else 1)
+    alone = preset.startswith("recursive") or preset == "sudoku_extreme"
+    supervised = {"sudoku_extreme": 16}.get(preset, 6 if preset[-1] in "69" or alone else 4)
+    assert len(states) == steps == (supervised if alone or stage in REFINED else 1)
     assert all(state.hidden.shape == (rows, seq, dim) and state.hidden.device.type == "meta" for state in states)
     assert all(each.shape == (rows, seq, sizes["vocab"]) for each in logits) and gathered.shape == (rows, sizes["vocab"])
 
@@ -191,9 +200,16 @@ def test_every_size_fits_every_preset(resolved, rehearsed, preset, size):
 )
 def test_every_refiner_fits_every_preset(resolved, refiner, preset):
     read = params.Params(ROOT / "params.yaml", preset, {"preset": preset, "warmup": {"gin": [f"gin/refiners/{refiner}.gin"]}})
-    models = rehearsal.rehearse(resolved(preset) | {"warmup": config.resolve("warmup", read, root=ROOT).text})
+    warmup = config.resolve("warmup", read, root=ROOT, overrides=["TAPS=[-1]"] if refiner == "taps" else []).text
+    models = rehearsal.rehearse(resolved(preset) | {"warmup": warmup})
     assert all(models[stage].refiner.architecture["core"] == REFINERS[refiner] for stage in REFINED)
     assert models["warmup"].context_layers == ((models["backbone"].architecture["layers"] - 1,) if "context" in refiner else ())
+
+
+@pytest.mark.parametrize("preset", ["sudoku4", "sudoku6", "gsm8k"])
+def test_memory_fits_presets_of_masked_diffusion(resolved, preset):
+    models = rehearsal.rehearse(resolved(preset, "common: {gin: [gin/recipes/memory.gin]}"))
+    assert all(models[stage].refiner.architecture["core"] == "Memory" for stage in REFINED)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -218,5 +234,6 @@ def test_every_gin_file_is_reached():
     files = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "gin").rglob("*.gin")}
     included = set(re.findall(r"^include '(.+)'", "".join(files.values()), re.MULTILINE))
     named = {f"gin/sizes/{size}.gin" for size in SIZES} | {f"gin/refiners/{refiner}.gin" for refiner in REFINERS}
+    named |= {f"gin/recipes/{recipe}.gin" for recipe in RECIPES}
     direct = {f"gin/{stage}.gin" for stage in SECTIONS} | {f"gin/presets/{preset}.gin" for preset in {*PRESETS, *PRETRAINED}}
     assert set(files) == included | direct | named and len(files) >= 30

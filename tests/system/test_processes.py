@@ -254,5 +254,5 @@ def test_the_gradient_of_two_processes_is_that_of_one_graph_over_the_whole_step(
     for mine, other, reference in zip(found[0]["gradients"], found[1]["gradients"], expected, strict=True):
         assert torch.equal(mine, other)
         reference = torch.zeros_like(mine) if reference is None else reference
-        assert (mine - reference).norm() <= 1e-6 * reference.norm()
+        assert (mine - reference).norm() <= 2e-6 * reference.norm()  # of sums in float32, in another order
     assert sum(g is not None and g.norm() > 0 for g in expected) > len(expected) // 2

@@ -66,8 +66,8 @@ def test_a_setting_without_fault_runs_and_one_with_a_fault_is_refused(finished, 
 
 
 def test_random_settings_are_resolved_or_refused_in_a_line(finished, tmp_path):
-    kinds, amiss = ends(finished, tmp_path, range(30), steps=False)
-    assert not amiss and kinds.count("refused") >= 8 and kinds.count("ran") >= 8
+    kinds, amiss = ends(finished, tmp_path, range(20), steps=False)
+    assert not amiss and kinds.count("refused") >= 5 and kinds.count("ran") >= 5
 
 
 @pytest.mark.slow

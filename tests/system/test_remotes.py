@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.dvc import PATIENCE, TEN, bind, committed_clone, content, dvc, git, locked, ran
+from tests.support.dvc import PATIENCE, TEN, bind, committed_clone, content, dvc, git, kept_by_dvc, locked, ran
 from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ def test_a_clone_that_pulls_runs_nothing(shared, tmp_path):
     shared.dvc(folder, "pull")
     assert ran(shared.dvc(folder, "repro")) == []
     for part in ("data", "outputs", "build/config"):
-        assert content(folder / part) == content(shared.origin / part)
+        assert kept_by_dvc(folder / part) == kept_by_dvc(shared.origin / part)
     assert git(folder, "status", "--porcelain") == ""
 
 

@@ -1,6 +1,5 @@
 """Shared layers: run once they give what each model computes from the tokens, and a model that differs below them runs whole."""
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -69,7 +68,7 @@ def test_what_most_have_in_common_is_shared(frozen, batch, case):
     models = {"frozen": frozen, **{name: trained(frozen, *patterns, refiner=slots()) for name, patterns in own.items()}}
     trunk = SharedTrunk(frozen, models)
     assert trunk.split == split and list(trunk.above) == sharing
-    states = replace(batch, hidden=trunk.states(batch)) if sharing else batch
+    states = trunk.with_states(batch) if sharing else batch
     with torch.no_grad():
         for name in sharing:
             plain = [model_state.hidden for model_state in models[name].steps(batch)]
@@ -82,8 +81,22 @@ def test_a_layer_whose_heads_are_read_runs_for_each(frozen, batch):
     models = {"frozen": frozen, "warmup": trained(frozen, refiner=slots(context_layers=(-2,)))}
     trunk = SharedTrunk(frozen, models)
     assert trunk.split == 2 and set(trunk.above) == set(models)
-    states = replace(batch, hidden=trunk.states(batch))
+    states = trunk.with_states(batch)
     assert torch.equal(trunk.above["warmup"].states(states), models["warmup"].states(batch))
+
+
+def test_states_of_taps_come_with_those_at_the_split(frozen, batch):
+    """Models read different layers, one its own, and the backbone none."""
+    models = {"frozen": frozen}
+    for name, own, taps in (("warmup", (), (0, 2)), ("joint", ("blocks.3",), (-3, 3)), ("plain", (), ())):
+        core = slots(slots=[(f"s{i}", f"tap {tap}", 4) for i, tap in enumerate(taps)] + [("a", "change", 4), ("b", "state", 4)])
+        models[name] = trained(frozen, *own, refiner=core)
+    trunk = SharedTrunk(frozen, models)
+    assert trunk.split == 3 and trunk.taps == (0, 1, 2) and set(trunk.above) == set(models)
+    states = trunk.with_states(batch)
+    with torch.no_grad():
+        for name, model in models.items():
+            assert torch.equal(trunk.above[name].states(states), model.states(batch)), name
 
 
 def test_models_from_the_split_on_take_no_memory_of_their_own(frozen):

@@ -1,7 +1,7 @@
 """Results in text: found in any surroundings, compared without what is only spelling."""
 
+import functools
 import json
-import os
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.inference.answers import GSM8K, Answers, extracted, normalised
+from components.inference.approximate_prefix import approximate_prefix, approximate_surroundings
 from components.inference.exact_match import GSM8K_FILTERS, is_exact_match
+from tests.conftest import RAW, ROOT
 
 ANSWERS = Answers(items=1, passes=1)
 NUMBERS = st.integers(-(10**9), 10**9)
@@ -112,7 +114,7 @@ def test_what_is_no_number_is_compared_as_text():
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_every_reference_of_gsm8k_has_its_result(split):
     """It stands behind the last ####, a whole number with or without commas; by each pattern, and as the harness reads it."""
-    raw = Path(os.environ.get("SLOTLOOP_RAW", Path(__file__).resolve().parents[3] / "data/raw"))
+    raw = Path(RAW or ROOT / "data/raw")
     if not (file := raw / "gsm8k" / f"{split}.jsonl").is_file():
         pytest.skip("GSM8K is not here")
     references = [json.loads(line)["answer"] for line in file.read_text().splitlines()]
@@ -144,6 +146,10 @@ def test_the_reference_is_read_by_its_pattern():
         ({"reference": "strct"}, "reference is 'strct', which is none of the patterns strict, flexible"),
         ({"exact_match": {"mine": ("(", 0)}}, "pattern 'mine' is no regular expression: missing"),
         ({"patterns": {"minus_frozen": (".", 0)}, "reference": "minus_frozen"}, "pattern 'minus_frozen' has the name of another"),
+        (
+            {"patterns": {"approximation": (".", 0)}, "reference": "approximation"},
+            "pattern 'approximation' has the name of another",
+        ),
         ({"patterns": {"strict": ("(", 0)}}, "pattern 'strict' is no regular expression: missing"),
     ],
 )
@@ -166,3 +172,17 @@ def test_what_makes_no_sense_is_refused(settings, message):
 def test_a_reference_that_was_cut_has_only_the_result_that_nothing_behind_it_changes(reference, result):
     assert ANSWERS.expected(reference, whole=False) == result
     assert Answers(1, 1, reference="flexible").expected(reference, whole=False) is None
+
+
+@pytest.mark.parametrize(
+    ("prefix", "name"),
+    [
+        (None, None),
+        (approximate_prefix, "approximate_prefix"),
+        (approximate_surroundings, "approximate_surroundings"),
+        (functools.wraps(approximate_prefix)(lambda *given: approximate_prefix(*given)), "approximate_prefix"),
+        (functools.partial(approximate_prefix), "partial"),
+    ],
+)
+def test_an_approximation_is_named(prefix, name):
+    assert Answers(1, 1, prefix=prefix).approximation == name

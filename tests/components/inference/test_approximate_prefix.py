@@ -48,8 +48,11 @@ def llama(shift):
 
 
 BASES = {"tiny": tiny, "llada": lambda: llama(0), "dream": lambda: llama(1)}
-CASES = [
-    (base, core) for base in BASES for core in (None, "slots", "mlp", "recursive_two_blocks_rotary", "chunk_masking", "cascade")
+CORES = ("slots", "mlp", "recursive_two_blocks_rotary", "chunk_masking", "cascade", "tapped")
+CASES = [  # a backbone of one's own with every core, each of the library's with none and some
+    *(("tiny", core) for core in (None, *CORES)),
+    *(("llada", core) for core in (None, "slots", "recursive_two_blocks_rotary", "slots_of_taps")),
+    *(("dream", core) for core in (None, "mlp", "chunk_masking", "cascade", "tapped")),
 ]
 
 
@@ -83,8 +86,7 @@ def counted(model):
     return read
 
 
-@pytest.mark.parametrize("way", [approximate_prefix, approximate_surroundings])
-@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize(("way", "blocks"), [(approximate_prefix, 3), (approximate_surroundings, 3), (approximate_prefix, 1)])
 def test_with_as_many_passes_as_blocks_nothing_is_approximated(model, batch, blocks, way):
     exact = low_confidence_remasking(plain(model, batch), batch.tokens, MASK, blocks, blocks)
     prefix = low_confidence_remasking(way(model, batch, MASK, blocks), batch.tokens, MASK, blocks, blocks)

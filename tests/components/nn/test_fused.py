@@ -145,8 +145,30 @@ def test_a_linear_layer_follows_autocast_and_does_without_onednn(monkeypatch):
     x, layer = numbers(3, 8, dtype=torch.float32), Linear(8, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(fused, "BY_ONEDNN", False)
     assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+@pytest.mark.parametrize(
+    ("name", "by_onednn"),
+    [("Intel(R) Xeon(R) Platinum 8488C", False), ("AMD EPYC 9R14", True), ("Neoverse-V2", True), ("", True), (None, True)],
+)
+def test_products_are_those_that_are_faster_on_the_processor(monkeypatch, name, by_onednn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {}, raising=False)
+    monkeypatch.setattr(fused, "BY_ONEDNN", not fused.mkl_is_faster())
+    x, layer, called = numbers(3, 8, dtype=torch.float32), Linear(8, 4), []
+    plain = fused.onednn
+    monkeypatch.setattr(fused, "onednn", lambda *given: called.append(given) or plain(*given))
+    same(lambda x, w: torch.func.functional_call(layer, {"weight": w}, x), lambda x, w: x @ w.T,
+         x, numbers(4, 8, dtype=torch.float32, seed=1), **SINGLE)  # fmt: skip
+    assert bool(called) == by_onednn
+
+
+def test_mkl_multiplies_where_torch_has_no_onednn_and_onednn_where_it_does_not_tell_the_processor(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not fused.mkl_is_faster()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert fused.mkl_is_faster()
 
 
 def test_gradients_are_right_by_differences():

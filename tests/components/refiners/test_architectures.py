@@ -7,7 +7,7 @@ import torch
 
 from components.refiners.architectures import CORES as NAMES
 from components.refiners.architectures import build_core
-from components.refiners.delta import Clamped
+from components.refiners.delta import Clamped, RmsScaled
 from components.refiners.entry import Normed
 from components.refiners.refiner import SlotRefiner
 from tests.support.cores import ATTENTION, CORES, DIM, inputs, made, slots, states
@@ -15,6 +15,7 @@ from tests.support.cores import ATTENTION, CORES, DIM, inputs, made, slots, stat
 SETTINGS = {
     "slots_of_ones_own": lambda dim: slots(dim, slots=[("mood", "state", 4), ("drift", "change", 5), ("doubt", "variance", 7)]),
     "slots_clamped": lambda dim: slots(dim, update=Clamped(0.3, 0.2)),
+    "slots_added": lambda dim: slots(dim, update=RmsScaled()),
     "slots_normed": lambda dim: slots(dim, entry=Normed),
     "slots_without_injection": lambda dim: slots(dim, injection=None),
     "slots_of_a_head_width": lambda dim: SlotRefiner(dim, heads=None, head_width=4),
@@ -54,7 +55,9 @@ def test_every_name_is_that_of_the_core_it_builds():
 
 @pytest.mark.parametrize(("given", "told"), [({"core": "SlotRefinr"}, "SlotRefinr"), ({}, "None"), ({"core": "TinyLM"}, "TinyLM")])
 def test_an_unknown_core_is_an_error_naming_those_there_are(given, told):
-    with pytest.raises(ValueError, match=rf"^no core is called '{told}'; there are SlotRefiner, RecursiveCore, .*ChunkMasking$"):
+    with pytest.raises(
+        ValueError, match=rf"^no core is called '{told}'; there are SlotRefiner, RecursiveCore, .*ChunkMasking, Memory$"
+    ):
         build_core({**given, "dim": DIM})
 
 

@@ -43,7 +43,7 @@ every_residual_core = pytest.mark.parametrize("name", RESIDUAL)
 
 def test_the_list_of_cores_is_whole():
     assert len(CORES) >= 20 and {type(made(core)).__name__ for core in CORES.values()} == {
-        "SlotRefiner", "RecursiveCore", "MLPRefiner", "Adapter", "Cascade", "Hybrid", "ChunkMasking"
+        "SlotRefiner", "RecursiveCore", "MLPRefiner", "Adapter", "Cascade", "Tapped", "Hybrid", "ChunkMasking", "Memory"
     }  # fmt: skip
 
 

@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from components.refiners.cascade import Cascade
+from components.refiners.chunk_masking import ChunkMasking
 from components.refiners.core import Inputs, Layout
 from components.refiners.delta import Clamped
+from components.refiners.hybrid import Hybrid
+from components.refiners.memory import Memory
 from components.refiners.refiner import SlotRefiner
+from components.refiners.tapped import Tapped
 from tests.support import plain
-from tests.support.cores import DESIGNS, begun
+from tests.support.cores import CORES, DESIGNS, begun, made
 
 DIM, HEADS, RMS = 16, 2, 1.7
 NAMES = ("context", "reasoning", "refinement", "confidence")
@@ -50,14 +55,14 @@ def plain_step(w, h, previous, x, embedding, attention, design, blocks, heads=No
         return plain.attention(u, qkv, HEADS, attention, places, rotary)
 
     u = h
-    if design == "residual":
+    if design != "literal":
         u = plain.layer_norm(h, w["state_norm.weight"]) + plain.injection(plain.below(w, "injection."), x, embedding)
     for i in range(blocks - 1):
         b = plain.below(w, f"blocks.{i}.")
         u = u + F.linear(attend(plain.rms_norm(u, b["attention_norm.weight"]), b["attention.qkv.weight"]), b["out.weight"])
         u = u + F.linear(plain.gelu(F.linear(plain.rms_norm(u, b["mlp_norm.weight"]), b["up.weight"])), b["down.weight"])
     context = attend(plain.layer_norm(u, w["attention_norm.weight"]), w["attention.qkv.weight"])
-    channel = h / RMS if design == "residual" else h
+    channel = h if design == "literal" else h / RMS
     variance = torch.log(1 + (channel - channel.mean(-1, keepdim=True)) ** 2)
     previous = context if previous is None else previous
     source = context if heads is None else heads
@@ -70,7 +75,8 @@ def plain_step(w, h, previous, x, embedding, attention, design, blocks, heads=No
     confidence = torch.sigmoid(F.linear(gated["confidence"], w["confidence.weight"], w["confidence.bias"]))
     wide = plain.gelu(F.linear(torch.cat([gated[n] for n in NAMES], -1), w["delta_in.weight"], w["delta_in.bias"]))
     delta = F.linear(wide, w["delta_out.weight"], w["delta_out.bias"])
-    update = confidence * (delta * RMS if design == "residual" else (0.1 * delta.tanh()).clamp(-0.5, 0.5))
+    change = {"residual": delta * RMS, "damped": delta * RMS + x - h, "literal": (0.1 * delta.tanh()).clamp(-0.5, 0.5)}[design]
+    update = confidence * change
     return {"hidden": h + update, "context": context, "slots": slots, "gates": gates, "confidence": confidence, "update": update}
 
 
@@ -99,7 +105,7 @@ def plain_overlap(slots):
 
 @pytest.mark.parametrize("attention", [None, ATTENTION], ids=["no_mask", "padding"])
 @pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_every_step_equals_a_plain_recomputation_from_the_weights(design, blocks, attention):
     refiner = make(**DESIGNS[design], blocks=blocks)
     x, embedding = inputs()
@@ -117,7 +123,7 @@ def test_heads_of_the_backbone_are_the_context_slots_source(layers, attention):
     refiner, (x, embedding) = make(context_layers=layers), inputs()
     heads = torch.randn(3, 5, DIM * len(layers), generator=torch.Generator().manual_seed(5))
     assert refiner.context_layers == layers and refiner.slots.project["context"].in_features == DIM * len(layers)
-    expected = plain_steps(refiner, x, embedding, attention, "residual", heads=heads)
+    expected = plain_steps(refiner, x, embedding, attention, "damped", heads=heads)
     for state, by_hand in zip(refiner.refine(x, embedding, attention, heads=heads), expected, strict=True):
         torch.testing.assert_close(state.hidden, by_hand["hidden"], rtol=1e-3, atol=1e-4)
 
@@ -133,17 +139,17 @@ def test_heads_that_are_missing_are_an_error_naming_the_layers():
 def test_rotary_attention_equals_the_plain_recomputation(blocks, places):
     refiner, (x, embedding) = make(blocks=blocks, rotary=True), inputs()
     places = None if places is None else torch.tensor(places)
-    expected = plain_steps(refiner, x, embedding, ATTENTION, "residual", blocks, rotary=True, places=places)
+    expected = plain_steps(refiner, x, embedding, ATTENTION, "damped", blocks, rotary=True, places=places)
     condition, carry, layout = begun(refiner, {"x": x, "embedding": embedding}, Layout(ATTENTION, places=places))
     for number, by_hand in enumerate(expected):
         state = refiner.step(number, carry, condition, layout)
         torch.testing.assert_close(state.hidden, by_hand["hidden"], rtol=1e-3, atol=1e-4)
         carry = state.carry
-    without = plain_steps(refiner, x, embedding, ATTENTION, "residual", blocks)
+    without = plain_steps(refiner, x, embedding, ATTENTION, "damped", blocks)
     assert not torch.allclose(without[-1]["hidden"], state.hidden, rtol=1e-2)
 
 
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_steps_share_their_weights(design):
     sizes = {sum(p.numel() for p in SlotRefiner(DIM, HEADS, steps=steps, **DESIGNS[design]).parameters()) for steps in (1, 6)}
     assert len(sizes) == 1
@@ -153,7 +159,7 @@ def test_steps_share_their_weights(design):
     assert all(torch.equal(a, b) for a, b in zip(short, long[:2], strict=True))
 
 
-def test_at_the_start_residual_states_equal_x_bit_for_bit():
+def test_at_the_start_damped_states_equal_x_bit_for_bit():
     x, embedding = inputs()
     states = hidden(make(awake=False), x, embedding, ATTENTION)
     assert [torch.equal(h, x) for h in states] == [True] * 3
@@ -177,8 +183,8 @@ def test_literal_states_enter_through_a_layer_norm_and_move_by_a_tenth_at_most()
         before = after
 
 
-@pytest.mark.parametrize(("design", "injected"), [("residual", True), ("literal", False)])
-def test_embeddings_enter_in_the_residual_design_only(design, injected):
+@pytest.mark.parametrize(("design", "injected"), [("damped", True), ("residual", True), ("literal", False)])
+def test_embeddings_enter_but_in_the_literal_design(design, injected):
     refiner = make(**DESIGNS[design])
     x, embedding = inputs()
     same = [torch.equal(a, b) for a, b in zip(hidden(refiner, x, embedding), hidden(refiner, x, -embedding), strict=True)]
@@ -212,7 +218,7 @@ def test_sizes_that_do_not_fit_are_an_error_naming_them(options, message):
         SlotRefiner(**options)
 
 
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_custom_widths_equal_the_plain_recomputation(design):
     refiner = make(**DESIGNS[design], slots=OWN_WIDTHS)
     x, embedding = inputs()
@@ -227,7 +233,7 @@ def test_a_width_not_divisible_by_eight_works_with_custom_widths():
     assert hidden(refiner, torch.randn(1, 2, 100), torch.randn(1, 2, 100))[-1].shape == (1, 2, 100)
 
 
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.booleans(), min_size=15, max_size=15))
 def test_positions_outside_the_mask_stay_bit_identical_to_x_and_others_change(design, mask):
@@ -238,7 +244,7 @@ def test_positions_outside_the_mask_stay_bit_identical_to_x_and_others_change(de
         assert (h[positions] != x[positions]).any(-1).all()
 
 
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_positions_that_change_read_the_others_as_they_are(design):
     refiner, (x, embedding) = make(**DESIGNS[design]), inputs()
     positions = torch.arange(15).view(3, 5) % 3 == 0
@@ -253,7 +259,7 @@ def test_a_mask_that_lets_everything_change_is_no_mask():
     assert all(torch.equal(a, b) for a, b in zip(masked, hidden(refiner, x, embedding), strict=True))
 
 
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_statistics_equal_a_plain_computation(design):
     refiner, (x, embedding) = make(**DESIGNS[design]), inputs()
     expected = plain_steps(refiner, x, embedding, ATTENTION, design)
@@ -293,7 +299,7 @@ def test_the_refinement_slot_is_zero_at_the_first_step_and_only_there():
 @pytest.mark.parametrize("weight", [0.5, 2.0])
 def test_penalty_is_the_weighted_overlap_of_the_slots(weight):
     refiner, (x, embedding) = make(orthogonality=weight), inputs()
-    expected = plain_steps(refiner, x, embedding, None, "residual")
+    expected = plain_steps(refiner, x, embedding, None, "damped")
     for state, by_hand in zip(refiner.refine(x, embedding), expected, strict=True):
         assert state.penalty.item() == pytest.approx(weight * plain_overlap(by_hand["slots"]).item(), rel=1e-3)
 
@@ -310,7 +316,7 @@ def test_without_orthogonality_there_is_no_penalty():
     assert all(state.penalty is None for state in make().refine(*inputs()))
 
 
-@pytest.mark.parametrize("design", ["residual", "literal"])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_a_step_from_detached_carries_learns_from_its_own_loss_alone(design):
     refiner, (x, embedding) = make(**DESIGNS[design]), inputs()
     matrices = [p for p in refiner.parameters() if p.ndim == 2]
@@ -415,7 +421,8 @@ def test_slots_of_other_names_and_sources_equal_the_plain_recomputation():
         gated = [gates[i] * plain.layer_norm(slots[n], w[f"slots.norms.{n}.weight"], eps=1.0) for i, n in enumerate(slots)]
         confidence = torch.sigmoid(F.linear(gated[-1], w["confidence.weight"], w["confidence.bias"]))
         wide = plain.gelu(F.linear(torch.cat(gated, -1), w["delta_in.weight"], w["delta_in.bias"]))
-        h, previous = h + confidence * F.linear(wide, w["delta_out.weight"], w["delta_out.bias"]) * RMS, now
+        delta, previous = F.linear(wide, w["delta_out.weight"], w["delta_out.bias"]), now
+        h = h + confidence * (delta * RMS + x - h)
         torch.testing.assert_close(state.hidden, h, rtol=1e-3, atol=1e-4)
         assert {name for name in state.statistics if "/" in name} == {f"{kind}/{n}" for kind in ("slot", "gate") for n in values}
         for i, name in enumerate(values):
@@ -431,3 +438,39 @@ def test_heads_are_the_widest_of_at_most_that_width(dim, width, heads):
     with torch.device("meta"):
         refiner = SlotRefiner(dim, heads=None, head_width=width)
     assert refiner.attention.heads == refiner.architecture["heads"] == heads
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damped_states_stay_within_the_largest_proposal_of_x_and_added_ones_do_not(seed):
+    """|h - x| is at most the largest |rms * delta| so far, channel by channel, after 300 steps as after one."""
+    (x, embedding), largest = inputs(seed), 0.0
+    refiner, adding = (make(seed, **DESIGNS[design]) for design in ("damped", "residual"))
+    refiner.delta_out.register_forward_hook(lambda module, given, out: proposals.append(RMS * out.detach().abs()))
+    proposals: list[torch.Tensor] = []
+    with torch.no_grad():
+        for state in refiner.refine(x, embedding, steps=300):
+            largest = torch.maximum(proposals[-1], torch.as_tensor(largest))
+            assert ((state.hidden - x).abs() <= largest * (1 + 1e-5)).all()
+        *_, last = adding.refine(x, embedding, steps=300)
+    assert (last.hidden - x).abs().max() > 5 * largest.max()
+
+
+def test_damped_states_stay_where_the_recursion_started_if_nothing_is_proposed():
+    core = made(CORES["slots"], awake=False)
+    x, embedding = inputs()
+    condition, _, layout = begun(core, {"x": x, "embedding": embedding})
+    start = x + 3.0  # as another refiner, or a tap, has left them
+    carry = core.initial_carry(start, condition)
+    for number in range(9):
+        carry = core.step(number, carry, condition, layout).carry
+    assert torch.allclose(carry["hidden"], start)
+
+
+def test_a_wrapper_is_anchored_where_what_it_wraps_is():
+    def founding(dim):
+        return SlotRefiner(dim, injection=None, update=Clamped())
+
+    for of, anchored in ((founding, False), (SlotRefiner, True)):
+        assert of(16).anchored == anchored
+        wrappers = [ChunkMasking(16, of), Cascade(16, of, of), Hybrid(16, of), Tapped(16, of, [0]), Memory(16, of)]
+        assert [wrapper.anchored for wrapper in wrappers] == [anchored] * 5

@@ -98,7 +98,15 @@ def test_the_width_of_the_context_is_that_of_its_source_alone():
         (16, [*OTHERS, ("context", "state", 2)], "got 'context' twice"),
         (16, [*OTHERS, ("mo.od", "state", 2)], "plain word .* got 'mo.od'"),
         (16, [*OTHERS, ("keys", "state", 2)], "plain word .* got 'keys'"),
-        (16, [*OTHERS, ("mood", "hormones", 2)], "'mood' must be one of context, .*, backbone, got 'hormones'"),
+        (
+            16,
+            [*OTHERS, ("mood", "hormones", 2)],
+            "'mood' must be one of context, .*, backbone or 'tap' and a layer's number, got 'hormones'",
+        ),
+        (16, [*OTHERS, ("mood", "tap", 2)], "'tap' and a layer's number, got 'tap'"),
+        (16, [*OTHERS, ("mood", "tap 1.5", 2)], "got 'tap 1.5'"),
+        (16, [*OTHERS, ("mood", "tap --1", 2)], "got 'tap --1'"),
+        (16, [*OTHERS, ("mood", "tap 10 ", 2)], "got 'tap 10 '"),
         (16, OTHERS[:1], "at least 2 slots, .* got 1"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from components.training.optim import adamw, set_lr, warmup_cosine
+from components.training.optim import adamw, muon, set_lr, warmup_cosine
 
 
 class Model(nn.Module):
@@ -55,9 +55,10 @@ def test_frozen_parameters_are_left_out():
     assert set(settings_of(model, adamw(model.named_parameters()))) == {"backbone_like.weight", "backbone_like.bias", "cube"}
 
 
-def test_nothing_trainable_is_an_error():
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_nothing_trainable_is_an_error(optimizer):
     with pytest.raises(ValueError, match="nothing is trainable"):
-        adamw(Model().requires_grad_(False).named_parameters())
+        optimizer(Model().requires_grad_(False).named_parameters())
 
 
 def test_two_steps_equal_adamw_written_out():
@@ -77,6 +78,104 @@ def test_two_steps_equal_adamw_written_out():
         optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name])
+
+
+class Network(nn.Module):
+    """What Muon trains (the matrices of ``inner``, ``project_embedding`` and ``backbone.up``) among what it does not."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.lm_head = nn.Embedding(5, 4), nn.Linear(4, 5)
+        self.inner, self.project_embedding, self.gate = nn.Linear(4, 6), nn.Linear(3, 4, bias=False), nn.Linear(4, 1)
+        self.backbone = nn.ModuleDict({"up": nn.Linear(4, 4, bias=False), "head": nn.Linear(4, 5, bias=False)})
+        self.stack, self.positions = nn.Parameter(torch.randn(2, 3, 3)), nn.Parameter(torch.randn(3, 4))
+
+
+MATRICES = {"inner.weight", "project_embedding.weight", "backbone.up.weight"}
+
+
+def taken_by_muon(model, optimizer):
+    """Names of what has one moment."""
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) if p.requires_grad else None
+    optimizer.step()
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)] for p, state in optimizer.state.items() if set(state) == {"momentum_buffer"}}
+
+
+def test_muon_takes_the_matrices_inside_adamw_all_else_and_rates_and_decays_are_as_for_adamw():
+    model, given = Network(), {"lr": 0.1, "backbone_lr": 0.01, "weight_decay": 0.5}
+    optimizer = muon(model.named_parameters(), **given)
+    assert settings_of(model, optimizer) == settings_of(model, adamw(model.named_parameters(), **given))
+    assert taken_by_muon(model, optimizer) == MATRICES and len(optimizer.state) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ((), MATRICES | {"embedding.weight", "lm_head.weight", "backbone.head.weight", "positions"}),
+        (("up", "inner"), {"embedding.weight", "lm_head.weight", "backbone.head.weight", "positions", "project_embedding.weight"}),
+        (("positions", "head", "backbone"), MATRICES | {"embedding.weight", "lm_head.weight"}),
+    ],
+)
+def test_which_matrices_are_not_muons_can_be_set(others, expected):
+    model = Network()
+    assert taken_by_muon(model, muon(model.named_parameters(), others=others)) == expected
+
+
+@pytest.mark.parametrize("trained", ["inner.weight", "inner.bias"])
+def test_muon_works_where_there_are_matrices_alone_or_none(trained):
+    model = Network().requires_grad_(False)
+    weight = model.get_parameter(trained).requires_grad_()
+    before = weight.detach().clone()
+    assert taken_by_muon(model, muon(model.named_parameters())) == {trained} & MATRICES and not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("momentum", [0.95, 0.5, 0.0])
+def test_muons_step_is_its_momentum_with_singular_values_near_one(momentum):
+    """Two steps with Nesterov's momentum; each of a rms of about a fifth of the rate, whatever the gradient's size."""
+    model, lr = Network(), 0.1
+    optimizer = muon(model.named_parameters(), lr=lr, weight_decay=0.5, momentum=momentum)
+    moment = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for _ in range(2):
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for p in model.parameters():
+            p.grad = 1e3 * torch.randn(p.shape)
+        optimizer.step()
+        for name in MATRICES:
+            p = model.get_parameter(name)
+            moment[name] = momentum * moment[name] + (1 - momentum) * p.grad
+            u, _, v = torch.linalg.svd(momentum * moment[name] + (1 - momentum) * p.grad, full_matrices=False)
+            step = (before[name] * (1 - lr * 0.5) - p.detach()) / (0.2 * max(p.shape) ** 0.5 * lr)
+            values = u.T @ step @ v.T
+            assert values.diagonal().min() > 0.5 and values.diagonal().max() < 1.5
+            assert (values - values.diagonal().diag()).abs().max() < 0.1
+
+
+def test_muon_leaves_what_it_does_not_take_to_adamw_bit_for_bit():
+    one, other = Network(), Network()
+    pair = [f(model.named_parameters(), lr=0.1, betas=(0.8, 0.9)) for f, model in ((adamw, one), (muon, other))]
+    for _ in range(3):
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in pair:
+            set_lr(optimizer, 0.5)
+            optimizer.step()
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q) == (name not in MATRICES), name
+
+
+def test_a_rate_set_after_a_state_was_loaded_is_the_one_that_is_used():
+    model = Network()
+    optimizer = muon(model.named_parameters(), lr=0.1)
+    taken_by_muon(model, optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    set_lr(optimizer, 0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    taken_by_muon(model, optimizer)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ def make(n, seed=0, padded=False):
     response[:, 2:4] = True
     valid = torch.arange(5).expand(n, 5) < 4 if padded else None
     tokens = torch.randint(7, (n, 5), generator=generator, dtype=torch.int32)
-    return Split(tokens=tokens, response=response, group=torch.arange(n) // 2, valid=valid)
+    difficulty = torch.arange(2 * n, dtype=torch.int32).reshape(n, 2) if padded else None
+    return Split(tokens=tokens, response=response, group=torch.arange(n) // 2, valid=valid, difficulty=difficulty)
 
 
 def splits(padded=False):
@@ -35,6 +36,7 @@ def test_what_is_read_is_what_was_written(tmp_path, padded):
         assert torch.equal(read.tokens, split.tokens) and torch.equal(read.response, split.response)
         assert torch.equal(read.group, split.group)
         assert torch.equal(read.valid, split.valid) if padded else read.valid is None
+        assert torch.equal(read.difficulty, split.difficulty) if padded else read.difficulty is None
 
 
 def test_every_row_has_an_identity_of_its_own(tmp_path):
@@ -56,7 +58,7 @@ def test_rows_are_taken_from_every_field(tmp_path):
     split = Prepared(tmp_path).split("train")
     for rows in (torch.tensor([4, 1]), slice(2, 4)):
         taken = split.take(rows)
-        for field in ("tokens", "response", "group", "valid", "uid"):
+        for field in ("tokens", "response", "group", "valid", "uid", "difficulty"):
             assert torch.equal(getattr(taken, field), getattr(split, field)[rows])
 
 

@@ -1,5 +1,6 @@
 """Generated puzzles: one solution each (checked without the solver), clues within range, splits apart, the same from a seed."""
 
+import hashlib
 import random
 from itertools import combinations, permutations, product
 
@@ -177,6 +178,9 @@ def test_a_size_without_boxes_is_refused(tmp_path, size):
         ({"grids": 0}, "60 different train puzzles"),
         ({"held_out": 0.0}, "Sudoku.held_out must lie between 0 and 1, got 0.0"),
         ({"held_out": 1.0}, "Sudoku.held_out must lie between 0 and 1, got 1.0"),
+        ({"guesses": (3, 2)}, "Sudoku.guesses must be the fewest and the most, the lower number first, got (3, 2)"),
+        ({"guesses": (-1, 2)}, "Sudoku.guesses must be the fewest and the most"),
+        ({"guesses": (0, -1)}, "the lower number first, got (0, -1)"),
         ({"size": 6, "clues": (9, 20), "test_clues": (), "grids": 28_200_961}, "and there are 28200960 at size 6"),
     ],
 )  # fmt: skip
@@ -211,3 +215,42 @@ def test_more_puzzles_than_are_found_are_refused(tmp_path, monkeypatch):
         ConfigError, match=r"found only \d+ of 768 different test_15 puzzles with 15..15 clues on 48 grids in 768 attempts"
     ):
         prepare(tmp_path, train=1, clues=(6, 6), validation=1, test=768, test_clues=(15,))
+
+
+@pytest.mark.parametrize(
+    ("sha", "size", "grids", "train", "clues", "test_clues"),
+    [
+        ("8bbda2b4cfdbcc1c", 4, 288, 300, (4, 8), (7, 5)),
+        ("f36e4be4208f849e", 6, 40, 120, (12, 20), (18, 13)),
+        ("3b3db8d0f0e0fdd3", 9, 40, 30, (26, 40), (32, 27)),
+    ],
+)
+def test_puzzles_stay_what_they_were(tmp_path, sha, size, grids, train, clues, test_clues):
+    """Digests of tokens, responses and groups by the commits before: who trained on them finds them again."""
+    digest = hashlib.sha256()
+    for split in prepare(tmp_path, 3, size=size, grids=grids, train=train, clues=clues, test_clues=test_clues)[1].values():
+        for tensor in (split.tokens, split.response, split.group):
+            digest.update(tensor.numpy().tobytes())
+    assert digest.hexdigest()[:16] == sha
+
+
+@pytest.mark.parametrize("guesses", [(0, 0), (1, 3), (0, 99)])
+def test_puzzles_are_as_hard_as_was_asked_for(tmp_path, guesses):
+    nine = {"size": 9, "grids": 20, "train": 30, "validation": 3, "test": 4, "clues": (24, 26), "test_clues": (25,)}
+    splits = prepare(tmp_path, guesses=guesses, **nine)[1]
+    for split in splits.values():
+        searches = [Rules(9).solver.search(puzzle) for puzzle in puzzles(split)]
+        assert split.difficulty.tolist() == [[search.rounds, search.guesses] for search in searches]
+        assert all(guesses[0] <= search.guesses <= guesses[1] for search in searches)
+    assert guesses != (0, 99) or len(splits["train"].difficulty[:, 1].unique()) > 1
+
+
+def test_nobody_counts_where_no_difficulty_is_asked_for(tmp_path):
+    assert all(split.difficulty is None for split in prepare(tmp_path)[1].values())
+
+
+def test_a_difficulty_that_no_puzzle_has_is_given_up(tmp_path, monkeypatch):
+    """Every 4x4 puzzle of 10 clues falls to singles."""
+    monkeypatch.setattr("pipeline.corpora.sudoku.HOPELESS", 20)
+    with pytest.raises(ConfigError, match=r"found only 0 of 60 different train puzzles with 10..10 clues and 5..9 guesses on"):
+        prepare(tmp_path, guesses=(5, 9), clues=(10, 10))

@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
+from components.noise import uniform
 from components.objective.masking import exact_count, often_full
+from components.objective.nested import Nested
+from components.training.grid_symmetries import grid_symmetries
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary, write
 from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, assemble, padded_lengths
 from pipeline.data.reader import ShardReader
+from pipeline.errors import ConfigError
 from pipeline.models.backbones import Backbone, save_backbone
 from stages import extract
 from tests.pipeline.conftest import write_shards
@@ -25,10 +29,10 @@ def same(a: Batch, b: Batch):
     kept = torch.ones_like(a.masked) if a.attention is None else a.attention
     for name in (f.name for f in fields(Batch)):
         x, y = getattr(a, name), getattr(b, name)
-        if x is None or y is None:
-            assert x is y, name
+        if not isinstance(x, torch.Tensor):
+            assert x == y, name
         else:
-            x, y = (x[kept], y[kept]) if name == "hidden" else (x, y)
+            x, y = (x[kept], y[kept]) if name in ("hidden", "taps") else (x, y)
             assert x.dtype == y.dtype and torch.equal(x, y), name
     return True
 
@@ -147,6 +151,62 @@ def test_validation_masks_are_fixed_and_no_training_masks(rows, vocabulary, draw
     assert not any(torch.equal(masks(source, 0), masks(LiveSource(rows(16), vocabulary, exact_count, 0), e)) for e in range(5))
 
 
+PUZZLES = Vocabulary(size=5, mask_id=4, pad_id=4, sequence=16, rendering="sudoku")
+
+
+def puzzles(n, uid=0):
+    """n rows of a 4x4 grid, of which other cells are to be found."""
+    grid = torch.tensor([int(cell) - 1 for cell in "1234341221434321"], dtype=torch.int32)
+    numbers = uid + torch.arange(n)
+    return Split(grid.expand(n, -1), (torch.arange(16) * 7 + numbers[:, None]) % 3 > 0, torch.zeros(n).long(), uid=numbers)
+
+
+def augmented(split, masking=exact_count, **settings):
+    return LiveSource(split, PUZZLES, masking, 0, **{"augment": grid_symmetries, **settings})
+
+
+def test_other_puzzles_are_drawn_every_epoch_whatever_else_is_read(tmp_path):
+    source, plain = augmented(puzzles(16)), LiveSource(puzzles(16), PUZZLES, exact_count, 0)
+    first, second = at(source, ALL), at(source, ALL, 1)
+    assert not torch.equal(first.targets, second.targets) and len(first.targets.unique(dim=0)) > 8
+    again = augmented(puzzles(16))  # a run that goes on in epoch 1, a process that reads other rows, another order
+    for rows in ([5], [9, 5, 2], list(range(15, -1, -1))):
+        other = at(again, rows, 1)
+        assert torch.equal(other.targets, second.targets[rows]) and torch.equal(other.masked, second.masked[rows])
+    mixed = again.batch(torch.tensor([3, 3, 4]), torch.tensor([1, 0, 1]))
+    assert torch.equal(mixed.targets, torch.stack([second.targets[3], first.targets[3], second.targets[4]]))
+    assert torch.equal(first.masked.sum(1), at(plain, ALL).masked.sum(1)), "as many are masked as without"
+
+
+def test_other_puzzles_are_those_that_the_noise_of_row_and_epoch_says():
+    split, epochs = puzzles(8, uid=40), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3])
+    batch = augmented(split, draws=3).batch(torch.arange(8), epochs)
+    for row, epoch in enumerate(epochs.tolist()):
+        one, numbers = split.take(slice(row, row + 1)), uniform(0, (1 << 35) + epoch % 3, split.uid[row : row + 1], 17)
+        tokens, response = grid_symmetries(one.tokens, one.response, numbers)
+        assert torch.equal(batch.targets[row], tokens[0].long()) and not (batch.masked[row] & ~response[0]).any()
+
+
+def test_the_draws_of_a_nested_group_are_of_one_puzzle():
+    source = augmented(puzzles(12), Nested(exact_count, 2))
+    for epoch in (0, 2):
+        (more, fewer), next_group = (at(source, range(12), epoch + i) for i in (0, 1)), at(source, range(12), epoch + 2)
+        assert torch.equal(more.targets, fewer.targets) and not (fewer.masked & ~more.masked).any()
+        assert not torch.equal(more.targets, next_group.targets)
+
+
+def test_validation_puzzles_stay_as_they_are():
+    fixed = augmented(puzzles(6), stream=VALIDATION)
+    assert torch.equal(at(fixed, range(6)).targets, puzzles(6).tokens.long())
+
+
+def test_text_is_not_made_into_other_puzzles(rows, vocabulary):
+    with pytest.raises(
+        ConfigError, match="augment makes other grid puzzles of those of the corpus, and this one holds none; set it"
+    ):
+        LiveSource(rows(3), replace(vocabulary, rendering="text"), exact_count, 0, augment=grid_symmetries)
+
+
 def test_assemble_hides_the_masked_targets_alone():
     tokens = torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32)
     masked = torch.tensor([[False, True, False], [True, False, True]])
@@ -241,22 +301,23 @@ def text(n, seed):
 
 @pytest.mark.parametrize("buckets", [(), (8, 14)])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_cached_batches_of_ragged_rows_equal_live_ones_bit_for_bit(runtime, vocabulary, tmp_path, buckets, dtype):
+@pytest.mark.parametrize("taps", [(), (0,), (1, 0)])
+def test_cached_batches_of_ragged_rows_equal_live_ones_bit_for_bit(runtime, vocabulary, tmp_path, buckets, dtype, taps):
     vocabulary = replace(vocabulary, size=32, mask_id=30, pad_id=31, sequence=20)
     write(tmp_path / "prepared", vocabulary, {"train": text(50, 0), "validation": text(9, 1)}, {})
-    model = TinyLM(vocab=32, seq=20, dim=8, layers=2, heads=2)
+    model = TinyLM(vocab=32, seq=20, dim=8, layers=3, heads=2)
     model.init_weights(torch.Generator().manual_seed(0))
     save_backbone(tmp_path / "backbone", model, vocabulary)
     extract.run(
         out=str(tmp_path / "shards"), prepared=str(tmp_path / "prepared"), backbone=str(tmp_path / "backbone"),
-        masking=exact_count, tail_layers=1, draws=2, dtype=dtype, batch_size=7, buckets=buckets, seed=3,
+        masking=exact_count, tail_layers=1, taps=taps, draws=2, dtype=dtype, batch_size=7, buckets=buckets, seed=3,
         shard_bytes=14 * 20 * 45, block_bytes=5 * 20 * 45, runtime=runtime,
     )  # fmt: skip
     shards, compared = ShardReader(tmp_path / "shards"), 0
     for split, draw in (("train", 0), ("train", 1), ("validation", 0)):
         live = LiveSource(
             Prepared(tmp_path / "prepared").split(split), vocabulary, exact_count, 3, buckets=buckets,
-            stream=VALIDATION if split == "validation" else None, trunk=model.eval().requires_grad_(False), layer=1,
+            stream=VALIDATION if split == "validation" else None, trunk=model.eval().requires_grad_(False), layer=2, taps=taps,
             dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
         )  # fmt: skip
         cached = CachedSource(shards, split, buckets)

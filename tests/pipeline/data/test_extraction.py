@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,18 @@ from components.quantisation import expanded
 from pipeline.corpora import prepared
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.data import extraction as module
-from pipeline.data.batches import VALIDATION, LiveSource
+from pipeline.data.batches import VALIDATION, CachedSource, LiveSource
 from pipeline.data.extraction import Extraction, extract
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_writer import ShardError
+from pipeline.data.streaming import StreamedSource
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json
 from pipeline.machine import snapshots
 from pipeline.models.backbones import Backbone, save_backbone
 from stages.__main__ import main
 from tests.conftest import workspace
-from tests.pipeline.conftest import put, write_shards
+from tests.pipeline.conftest import forge, put, write_shards
 from tests.support.dvc import content
 
 WORDS = Vocabulary(size=32, mask_id=30, pad_id=31, sequence=12, rendering="text")
@@ -61,7 +63,16 @@ def planned(inputs, runtime):
     """``planned(...)``: an extraction of two draws; shards of at most two batches of five, blocks of at most three rows."""
 
     def planned(rows="ragged", **changes):
-        settings = {"layer": 2, "draws": 2, "batch_size": 5, "buckets": (), "dtype": "fp32", "seed": 0, "masking": exact_count}
+        settings = {
+            "layer": 2,
+            "taps": (),
+            "draws": 2,
+            "batch_size": 5,
+            "buckets": (),
+            "dtype": "fp32",
+            "seed": 0,
+            "masking": exact_count,
+        }
         row = 12 * (8 * module.STORED[changes.get("dtype", "fp32")].itemsize + 17)
         settings |= {"shard_bytes": 10 * row, "block_bytes": 3 * row, **changes}
         return Extraction(Prepared(inputs / rows), Backbone(inputs / "backbone"), runtime, **settings)
@@ -116,6 +127,50 @@ def test_states_enter_the_layer_that_was_asked_for(extracted, inputs, layer):
     with torch.no_grad():
         states = trunk.trunk(found["tokens"].long(), attention, layer)
     assert torch.allclose(found["hidden"], states * attention[..., None], atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [(0,), (1, 0)])
+def test_states_of_taps_lie_behind_those_at_the_split(extracted, inputs, taps):
+    shards, plain = extracted(taps=taps), extracted("plain")
+    assert shards.index["taps"] == list(taps) and "taps" not in plain.index
+    assert shards.verify() > plain.verify() and shards.table.width == (1 + len(taps)) * plain.table.width
+    trunk = Backbone(inputs / "backbone").model().eval()
+    for split, draw in (("train", 0), ("train", 1), ("validation", 0)):
+        ours, alone = stored(shards, split, draw), stored(plain, split, draw)
+        assert all(torch.equal(ours[name], alone[name]) for name in alone if name != "hidden")
+        attention = torch.arange(12) < ours["length"][:, None]
+        with torch.no_grad():
+            expected = [trunk.trunk(ours["tokens"].long(), attention, layer) for layer in (2, *taps)]
+        torch.testing.assert_close(ours["hidden"], torch.cat(expected, -1) * attention[..., None], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8", "bf16"])
+def test_states_of_taps_are_restored_as_batches_from_every_dtype(extracted, dtype):
+    """At random and as a stream: the same Batch."""
+    shards, full = extracted(dtype=dtype, taps=(1, 0)), extracted("full", taps=(1, 0))
+    rows, epochs = torch.arange(7), torch.zeros(7, dtype=torch.long)
+    source, exact = (CachedSource(reader, "validation") for reader in (shards, full))
+    batch, expected = (each.batch(rows, epochs).to(torch.device("cpu")) for each in (source, exact))
+    streamed = StreamedSource(shards.table, "validation")
+    order = torch.from_numpy(shards.uid)[shards.table.stored("validation", 0)].argsort()
+    again = streamed.batch(order, epochs).to(torch.device("cpu"))
+    assert source.taps == streamed.taps == batch.tap_layers == again.tap_layers == (1, 0)
+    for tap in (1, 0):
+        error = (batch.tap(tap).float() - expected.tap(tap)).norm(dim=-1) / expected.tap(tap).norm(dim=-1).clamp_min(1e-9)
+        assert 0 < float(error.max()) < 0.15 and torch.equal(again.tap(tap), batch.tap(tap))
+
+
+def inside(index, taps):
+    index["taps"] = taps
+
+
+@pytest.mark.parametrize("taps", [None, 1, "1", [2], [1, 5], [-1], [0, 0], [1.0, 0], [True, 0], [[0]], [1]], ids=str)
+def test_taps_that_extract_never_wrote_are_named(extracted, taps):
+    """With two taps in the shards; a list of one that could be one is found when the bytes are read."""
+    shards = extracted(taps=(1, 0))
+    forge(shards.folder, in_index=partial(inside, taps=taps))
+    with pytest.raises(ShardError, match="run dvc repro extract"):
+        stored(ShardReader(shards.folder))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("int8", "int8"), ("fp8", "float8_e4m3fn")])

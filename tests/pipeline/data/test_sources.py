@@ -8,6 +8,7 @@ import torch
 
 from components.backbones.backbones import build_backbone
 from components.objective.masking import exact_count
+from components.training.grid_symmetries import grid_symmetries
 from pipeline.corpora.prepared import Prepared, write
 from pipeline.data import sources
 from pipeline.data.batches import LiveSource
@@ -113,7 +114,7 @@ def test_extract_refuses_data_with_other_token_ids(copy_of, resized, runtime):
     with pytest.raises(DataError, match=r"size 7 instead of 5, mask_id 6 instead of 4 than the backbone"):
         extract.run(
             out=str(copy_of / "elsewhere"), prepared=resized, backbone=str(copy_of / "data/backbone"), masking=exact_count,
-            tail_layers=1, draws=1, dtype="fp32", batch_size=50, buckets=(), shard_bytes=10_000,
+            tail_layers=1, taps=(), draws=1, dtype="fp32", batch_size=50, buckets=(), shard_bytes=10_000,
             block_bytes=1000, seed=0, runtime=runtime,
         )  # fmt: skip
     assert not (copy_of / "elsewhere").exists()
@@ -126,6 +127,18 @@ def test_tokens_come_without_states_and_with_the_masks_of_the_live_source(finish
         a, b = first(tokens, 20, epoch), first(live(split=split), 20, epoch)
         assert a.hidden is None and b.hidden is not None
         assert torch.equal(a.masked, b.masked) and torch.equal(a.tokens, b.tokens)
+
+
+def test_other_puzzles_come_with_the_states_of_their_own(finished, backbone, live):
+    """The live trunk and the reader of tokens draw the same puzzles, whose states are those of the trunk; validation's stay."""
+    augment = {"augment": grid_symmetries}
+    tokens = sources.tokens("train", backbone=backbone, prepared=str(finished / "data/prepared"), **DATA, **augment)
+    here, there, plain = first(live(**augment), 6), first(tokens, 6), first(live(), 6)
+    assert torch.equal(here.tokens, there.tokens) and torch.equal(here.targets, there.targets)
+    assert not torch.equal(here.targets, plain.targets)
+    assert not torch.equal(here.hidden, plain.hidden)
+    same = first(live(split="validation", **augment), 6), first(live(split="validation"), 6)
+    assert torch.equal(same[0].targets, same[1].targets) and torch.equal(same[0].hidden, same[1].hidden)
 
 
 def test_training_masks_change_with_the_epoch_and_validation_masks_do_not(finished, backbone):
@@ -145,17 +158,20 @@ def test_live_states_enter_the_layer_below_the_tail(backbone, live, tail):
     assert not batch.hidden.requires_grad
 
 
+@pytest.mark.parametrize("taps", [(), (0,)])
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "bf16"), ("bf16", "bf16"), ("bf16", "fp32")])
-def test_live_states_are_computed_and_rounded_as_stored_ones(finished, backbone, live, tmp_path, precision, dtype):
+def test_live_states_are_computed_and_rounded_as_stored_ones(finished, backbone, live, tmp_path, precision, dtype, taps):
     runtime = Runtime(precision=precision, threads=1)
     extract.run(
         out=str(tmp_path / "shards"), prepared=str(finished / "data/prepared"), backbone=str(backbone.folder), masking=exact_count,
-        tail_layers=1, draws=1, dtype=dtype, batch_size=30, buckets=(), shard_bytes=10_000_000, block_bytes=100_000, seed=0,
-        runtime=runtime,
+        tail_layers=1, taps=taps, draws=1, dtype=dtype, batch_size=30, buckets=(), shard_bytes=10_000_000, block_bytes=100_000,
+        seed=0, runtime=runtime,
     )  # fmt: skip
     cached = sources.cached("train", backbone=backbone, shards=str(tmp_path / "shards"))
-    stored, fresh = (first(source, 30).hidden for source in (cached, live(dtype=dtype, runtime=runtime)))
-    assert stored.dtype == fresh.dtype == sources.DTYPES[dtype] and torch.equal(stored, fresh)
+    stored, fresh = (first(source, 30) for source in (cached, live(dtype=dtype, runtime=runtime, taps=taps)))
+    for ours, expected in ((fresh.hidden, stored.hidden), *((fresh.tap(layer), stored.tap(layer)) for layer in taps)):
+        assert ours.dtype == expected.dtype == sources.DTYPES[dtype] and torch.equal(ours, expected)
+    assert fresh.tap_layers == stored.tap_layers == cached.taps == taps
 
 
 def test_one_opened_backbone_loads_its_trunk_once(backbone, live):
@@ -185,6 +201,14 @@ def test_threads_take_turns_in_a_pretrained_trunk(tmp_path, rows, vocabulary, mo
             assert torch.equal(a.tokens, b.tokens) and torch.equal(a.hidden, b.hidden)
     for batch in alone[:3]:
         assert torch.equal(batch.hidden, trunk.trunk(batch.tokens, None, 2))
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"), [((1,), "tap 1 is layer 1, at or above the split"), ((-1,), "tap -1"), ((0, 0), "twice"), ((2,), "got 2")]
+)
+def test_live_taps_that_cannot_be_handed_on_are_refused(live, taps, message):
+    with pytest.raises(ValueError, match=message):
+        live(taps=taps)
 
 
 def test_a_live_tail_longer_than_the_backbone_is_refused(live):

@@ -57,7 +57,7 @@ def streamed(whole):
 
 def same(a: Batch, b: Batch):
     pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(Batch)]
-    return all(x is y if x is None or y is None else x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
+    return all(x == y if not isinstance(x, torch.Tensor) else x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
 def ids(step):
@@ -237,11 +237,11 @@ def read_all(folder):
 def damages(content):
     rng = random.Random(0)
     used = len(content.rstrip(b"\0"))
-    for position in [*range(0, 1100), *(rng.randrange(used) for _ in range(150))]:
+    for position in [*range(0, 1100, 2), *(rng.randrange(used) for _ in range(100))]:
         damaged = bytearray(content)
         damaged[position] ^= 1 << rng.randrange(8)
         yield f"a bit of byte {position}", bytes(damaged)
-    for length in (*range(0, used, 97), *range(0, used, TAR_UNIT)):
+    for length in (*range(0, used, 197), *range(0, used, TAR_UNIT)):
         yield f"cut to {length}", content[:length]
     for _ in range(30):
         one, other = sorted(rng.randrange(used // TAR_UNIT) * TAR_UNIT for _ in range(2))
@@ -266,7 +266,7 @@ def test_no_damage_is_ever_accepted(folder, monkeypatch):
             refused += 1
             amiss += [] if "\n" not in str(error) and "run dvc repro extract" in str(error) else [f"{what}: {error}"]
     put(path, content)
-    assert not amiss and refused > 1000 and read_all(folder) == expected
+    assert not amiss and refused > 500 and read_all(folder) == expected
 
 
 @pytest.mark.parametrize("readers", [0, 1, 3])

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from components.inference.answers import Answers
+from components.inference.approximate_prefix import approximate_prefix, approximate_surroundings
 from pipeline.corpora.prepared import Prepared
 from pipeline.evaluation import answering
 from pipeline.models.backbones import Backbone
@@ -118,3 +119,23 @@ def test_lost_references_stand_on_top_of_the_report(text, tmp_path, monkeypatch)
     assert page.index(f"**{line}**") < page.index("| model")
     whole = json.loads((text / "outputs/evaluate/metrics.json").read_text())
     assert "lost_references" not in whole and "references of split" not in (text / "outputs/report/report.md").read_text()
+
+
+@pytest.mark.parametrize("prefix", [approximate_prefix, approximate_surroundings])
+def test_an_approximate_prefix_answers_in_blocks_and_is_named(answered, prefix):
+    """With a pass a block nothing is approximated: the answers are those of reading everything."""
+    plain, exact, _ = answered({}, blocks=4)
+    metrics, lines, _ = answered({}, blocks=4, prefix=prefix)
+    assert [line["generated"] for line in lines] == [line["generated"] for line in exact]
+    assert metrics["frozen"] == {**plain["frozen"], "approximation": prefix.__name__} and "approximation" not in plain["frozen"]
+
+
+def test_what_is_kept_is_asked_in_the_models_place(answered):
+    asked = []
+
+    def prefix(model, batch, mask_id, blocks):
+        asked.append(blocks)
+        return approximate_prefix(model, batch, mask_id, blocks)
+
+    answered({}, blocks=2, prefix=prefix)
+    assert asked == [2, 2]  # eight examples, four a batch

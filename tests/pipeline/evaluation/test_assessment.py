@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from components.inference import breadth as restarting
 from components.inference.answers import Answers
 from components.inference.halting import by_probability
 from components.inference.likelihood import Likelihood
@@ -114,6 +115,23 @@ def test_samples_end_with_the_split(evaluate, tmp_path, asked, written):
     assert len(trace["tokens"]) == len(trace["models"]["joint"]) == written and trace["rendering"] == "sudoku"
 
 
+def test_the_headlines_masks_are_traced_where_they_leave_some_of_an_answer(evaluate, tmp_path):
+    whole, trace = (evaluate(samples=3), json.loads((tmp_path / "out/trace.json").read_text()))
+    assert set(trace) == {"rendering", "mask_id", "tokens", "response", "models"} and whole["headline"] == "test_5"
+    evaluate(samples=3, headline="half")
+    trace = json.loads((tmp_path / "out/trace.json").read_text())
+    part = trace["headline"]
+    assert part["ratio"] == 0.5 and set(part["models"]) == set(trace["models"])
+    for row, masked in enumerate(part["masked"]):
+        response = trace["response"][row]
+        assert sum(masked) in (sum(response) // 2, sum(response) // 2 + sum(response) % 2) and all(
+            r for m, r in zip(masked, response, strict=True) if m
+        )
+        for steps in (of[row] for of in part["models"].values()):
+            kept = [[i for i, m in zip(step["ids"], masked, strict=True) if not m] for step in steps]
+            assert kept == [[i for i, m in zip(trace["tokens"][row], masked, strict=True) if not m]] * len(steps)
+
+
 def test_another_number_of_recursion_steps_is_taken_by_what_recurs(evaluate):
     own, more = evaluate()["models"], evaluate(recursion_steps=6)["models"]
     assert len(own["joint"]["nll_by_step"]) == 4 and len(more["joint"]["nll_by_step"]) == 6
@@ -123,9 +141,45 @@ def test_another_number_of_recursion_steps_is_taken_by_what_recurs(evaluate):
     assert more["frozen"] == own["frozen"] and len(more["warmup"]["statistics_by_step"]) == 6
 
 
+def test_depths_stand_with_what_recurs_whatever_number_of_steps_is_taken(evaluate):
+    own, more = evaluate(depths=(2, 8)), evaluate(depths=(2, 8), recursion_steps=1)
+    assert [at["steps"] for at in own["models"]["joint"]["depths"]] == [2, 4, 8] and "depths" not in own["models"]["frozen"]
+    assert (
+        own["models"]["joint"]["depths"] == more["models"]["joint"]["depths"] and len(more["models"]["joint"]["nll_by_step"]) == 1
+    )
+    trained = own["models"]["joint"]["depths"][1]
+    assert trained["trained"] and all(trained[name] == own["models"]["joint"][name] for name in ("nll", "exact", "token_accuracy"))
+    assert trained["flops_per_answer"] == own["models"]["joint"]["flops_per_answer"]
+    plain = evaluate()["models"]
+    without = {name: {k: v for k, v in values.items() if k != "depths"} for name, values in own["models"].items()}
+    assert plain == without
+
+
+def test_restarts_stand_with_what_recurs_beside_all_else(evaluate):
+    breadth = partial(
+        restarting.Breadth, {"change": restarting.by_change, "surest": restarting.by_probability}, (1, 2, 3), noise=2.0
+    )
+    metrics, plain = evaluate(breadth=breadth, depths=(2,))["models"], evaluate()["models"]
+    assert {name for name, values in metrics.items() if "breadth" in values} == {"warmup", "joint"}
+    one, two, three = metrics["joint"]["breadth"]["change"]
+    assert all(one[name] == metrics["joint"][name] for name in ("nll", "exact", "token_accuracy", "flops_per_answer"))
+    assert three["flops_per_answer"] - two["flops_per_answer"] == two["flops_per_answer"] - one["flops_per_answer"] > 0
+    assert [at["restarts"] for at in metrics["joint"]["breadth"]["surest"]] == [1, 2, 3]
+    without = {name: {k: v for k, v in values.items() if k not in ("depths", "breadth")} for name, values in metrics.items()}
+    assert plain == without
+
+
+@pytest.mark.parametrize("settings", [{"restarts": (0,)}, {"restarts": ()}, {"noise": -1.0}, {"steps": 1}, {"choices": {}}])
+def test_restarts_that_mean_nothing_are_refused_in_one_line(evaluate, settings):
+    with pytest.raises(ConfigError, match=r"^evaluate\.run\.breadth: .*got") as error:
+        evaluate(breadth=partial(restarting.Breadth, **{"choices": {"change": restarting.by_change}, **settings}))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "stated"),
     [
+        *(("depths", depths, "at least 1, at most 10000") for depths in ((0,), (4, -8), (1, 10**5), (64, float("nan")))),
         ("recursion_steps", 0, "at least 1, at most 10000"),
         ("samples", 0, "at least 1"),
         ("batch_size", -1, "at least 1"),
@@ -143,7 +197,7 @@ def test_a_number_outside_the_range_that_the_stage_states_is_refused_from_python
     settings = {
         "out": "out", "prepared": "nowhere", "backbone": "nowhere", "models": {}, "measures": MEASURES, "decodes": {}, "halts": {},
         "answers": None, "likelihood": None, "forgetting": None, "headline": "test_5", "samples": 2, "recursion_steps": None,
-        "batch_size": 20, "seed": 0, "runtime": None,
+        "depths": (), "breadth": None, "parallelism": None, "batch_size": 20, "seed": 0, "runtime": None,
     }  # fmt: skip
     with pytest.raises(ValueError, match=rf"evaluate.run.{name} must be {stated}, got"):
         run(**settings | {name: value})

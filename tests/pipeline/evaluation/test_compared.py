@@ -7,6 +7,8 @@ import torch
 
 from components.backbones.tiny_lm import TinyLM
 from components.inference.likelihood import Likelihood
+from components.inference.revising import least_probable
+from components.inference.sampling import Sampler
 from pipeline.corpora.prepared import Prepared
 from pipeline.evaluation import evaluator
 from pipeline.evaluation.answer_likelihood import sampled
@@ -109,9 +111,24 @@ def test_decoded_answers_are_those_of_each_model_by_itself(together, apart, data
         assert torch.equal(tokens, plain["its " + name][0]) and metrics == plain["its " + name][1]
 
 
+@pytest.mark.parametrize("sampler", [Sampler(3, guidance=1.5), Sampler(4, revise=least_probable), Sampler(4, 2, threshold=0.4)])
+def test_filled_answers_are_those_of_each_model_by_itself(together, apart, data, sampler):
+    """With guidance, whose first pass begins with another text, too."""
+    split = data.split("test_5").take(slice(0, 10))
+
+    def fill(models):
+        batches = evaluator.batches(split, data.vocabulary, 1.0, 0, SIZE)
+        return evaluator.fill(models, batches, data.vocabulary, "fill", sampler, None)
+
+    plain = fill(apart)
+    for name, parts in fill(together).items():
+        for part, other in zip(parts, plain["its " + name], strict=True):
+            assert all(torch.equal(part[key], other[key]) for key in ("tokens", "evaluations", "revised"))
+
+
 def test_traces_are_those_of_each_model_by_itself(together, apart, data):
     split = data.split("test_5").take(slice(0, 3))
-    ours, plain = (evaluator.trace(models, split, data.vocabulary) for models in (together, apart))
+    ours, plain = (evaluator.trace(models, split, data.vocabulary)[0] for models in (together, apart))
     assert all(trace == plain["its " + name] for name, trace in ours.items()) and len(ours["joint"][0]) == 4
 
 

@@ -128,7 +128,7 @@ def test_decoding_counts_the_answer_alone(split, vocabulary, runtime):
 
 
 def test_a_trace_shows_every_step_and_leaves_the_prompt(split, vocabulary, runtime):
-    trace = evaluator.trace(Compared({"it": Known(vocabulary, steps=2, wrong=[7])}, runtime), split, vocabulary)["it"]
+    trace = evaluator.trace(Compared({"it": Known(vocabulary, steps=2, wrong=[7])}, runtime), split, vocabulary)[0]["it"]
     assert len(trace) == 10 and {len(steps) for steps in trace} == {2}
     assert trace[7][0]["ids"] == [7, 7, 7, 7, 7, 8] and trace[7][1]["ids"] == [7] * 6
     assert all(0.99 < p <= 1 for p in trace[7][1]["probability"])
@@ -139,5 +139,5 @@ def test_a_trace_never_shows_the_mask(rows, vocabulary, runtime):
         def readout(self, state):
             return F.one_hot(torch.full(state.shape[:-1], vocabulary.mask_id), vocabulary.size).float() * 50 + state / 50
 
-    trace = evaluator.trace(Compared({"it": Masking(vocabulary)}, runtime), rows(3), vocabulary)["it"]
+    trace = evaluator.trace(Compared({"it": Masking(vocabulary)}, runtime), rows(3), vocabulary)[0]["it"]
     assert [steps[0]["ids"] for steps in trace] == [[i] * 6 for i in range(3)]

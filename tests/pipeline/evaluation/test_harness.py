@@ -65,7 +65,7 @@ def saying(model, text, monkeypatch):
     """Make the model say one thing, from the first place of an answer on."""
     ids = torch.tensor([*model._ids(text), model.end])
 
-    def predictor(_, batch, vocabulary, runtime):
+    def predictor(_, batch, vocabulary, runtime, **__):
         place = (batch.masked.cumsum(1) - 1).clamp(0, len(ids) - 1)
         return lambda tokens: F.one_hot(ids[place], model.vocabulary.size).float()
 
@@ -150,7 +150,7 @@ def test_a_continuation_leaves_room_for_the_beginning(beginning):
 def test_an_id_that_the_tokenizer_does_not_know_is_never_written(model, monkeypatch):
     size = model.vocabulary.size
 
-    def predictor(*_):
+    def predictor(*_, **__):
         return lambda tokens: F.one_hot(torch.full(tokens.shape, size + 3), size + 9).float() * 9 + torch.eye(size + 9)[7]
 
     monkeypatch.setattr(answering, "predictor", predictor)

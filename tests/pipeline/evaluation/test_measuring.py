@@ -18,7 +18,7 @@ from pipeline.evaluation.compared import Compared
 from pipeline.evaluation.measuring import measure, of_refiner
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import load_model
-from pipeline.text.rendering import rendering_of
+from pipeline.text.rendering import right_of
 from tests.support.known import Known
 from tests.support.trained import PUZZLES
 
@@ -87,19 +87,25 @@ class Solver(Known):
         ("2134341212434321", 1.0, 1.0),  # what it says of clues is not looked at
     ],
 )
-def test_any_solution_is_exact_where_the_kind_says_so(runtime, grid, by_reference, by_rules):
+def test_a_puzzle_is_judged_by_the_listed_solution_and_by_the_rules_where_others_solve_it(runtime, grid, by_reference, by_rules):
     reference = torch.tensor([[int(cell) - 1 for cell in "1234341221434321"]], dtype=torch.int32)
     response = torch.zeros(1, 16, dtype=torch.bool)
     response[0, [2, 3, 10, 11]] = True
     puzzle = Split(tokens=reference, response=response, group=torch.arange(1), uid=torch.arange(1))
     model = Solver(PUZZLES, [int(cell) - 1 for cell in grid])
-    for kind, expected in (("sudoku", by_reference), ("sudoku_any", by_rules)):
-        vocabulary = replace(PUZZLES, rendering=kind)
-        (counts,) = measured(model, puzzle, vocabulary, runtime, right=rendering_of(kind).right).steps
-        assert counts.exact.tolist() == [expected]
+    for several, by_any in ((None, by_reference), (torch.tensor([True]), by_rules)):
+        puzzle = replace(puzzle, several=several)
+        right = right_of(puzzle, PUZZLES)
+        (counts,) = measured(model, puzzle, PUZZLES, runtime, right=right).steps
+        assert counts.exact.tolist() == [by_reference] and counts.solved.tolist() == [by_any]
         models = Compared({"it": model}, runtime)
-        _, decoded = evaluator.decode(models, puzzle, vocabulary, "decode", steps=4, blocks=1, size=1)["it"]
-        assert decoded["exact"]["mean"] == expected
+        _, decoded = evaluator.decode(models, puzzle, PUZZLES, "decode", steps=4, blocks=1, size=1)["it"]
+        summary = evaluator.summary([counts], puzzle.group, right)
+        apart = evaluator.compare(counts, counts, puzzle.group, right)
+        for metrics in (decoded, summary):
+            assert metrics["exact"]["mean"] == by_reference
+            assert ("solved" in metrics) == ("solved" in apart) == (several is not None)
+            assert several is None or metrics["solved"]["mean"] == by_any
 
 
 class Measuring(Known):

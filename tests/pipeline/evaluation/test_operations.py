@@ -1,15 +1,19 @@
 """Operations of an answer, against what matrix products of these sizes take."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 
 from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
+from components.refiners.core import recur
+from components.refiners.hybrid import Hybrid
 from components.refiners.refiner import SlotRefiner
 from pipeline.corpora.prepared import Split, Vocabulary
-from pipeline.evaluation.operations import EXAMPLES, add_operations
+from pipeline.evaluation import operations
+from pipeline.evaluation.operations import EXAMPLES, add_operations, of_depths, of_restarts
 from pipeline.training import flops
 
 DIM, LAYERS, VOCAB, SEQUENCE = 16, 2, 30, 12
@@ -84,8 +88,53 @@ def test_a_decode_takes_all_its_passes_and_reads_every_position(counted):
     assert found["decode_8"]["flops_per_answer"] == 8 * mean_over_examples(lambda n: layers_of(n) + 2 * n * DIM * VOCAB)
 
 
+@pytest.mark.parametrize(
+    ("measures", "decodes", "sizes"),
+    [
+        ({"all": ("test", 1.0)}, {}, 2),  # two lengths, four masked in each
+        ({"half": ("test", 0.5), "all": ("test", 1.0)}, {}, 4),
+        ({"all": ("test", 1.0)}, {"all": ("test", 8, 1, 3)}, 4),
+    ],
+)
+def test_examples_that_must_take_as_many_are_counted_once(models, counted, monkeypatch, measures, decodes, sizes):
+    """Not those of a model that computes what their tokens call for: each of eight."""
+    models["some_chunks"] = RefinedLM(models["frozen"], Hybrid(DIM, partial(SlotRefiner, heads=2, steps=2), chunk=2)).eval()
+    runs, count = [], flops.count
+    monkeypatch.setattr(flops, "count", lambda work: runs.append(work) or count(work))
+    counted(measures, decodes)
+    assert len(runs) == 3 * sizes + EXAMPLES * (len(measures) + len(decodes))
+
+
 def test_what_is_counted_changes_no_model(models, counted):
     before = {name: value.clone() for name, value in models["four"].state_dict().items()}
     counted({"all": ("test", 1.0)}, {})
     assert all(torch.equal(value, before[name]) for name, value in models["four"].state_dict().items())
     assert flops.count(lambda: None) == 0
+
+
+@pytest.mark.parametrize("depths", [(1, 4), (2, 3, 7), (16, 5)])
+def test_a_depth_takes_what_a_recursion_of_that_length_takes(models, counted, runtime, depths):
+    """Counted for the steps beyond the model's own too, which are reckoned from the first of them."""
+    look = ("test", 1.0)
+    told = of_depths(Examples(WORDS), models["four"], look, depths, 0, runtime)
+    for steps, number in zip(depths, told, strict=True):
+        models["four"].set_steps(steps if steps > 1 else None)
+        model = models["four"] if steps > 1 else models["one"]
+        expected = of_depths(Examples(WORDS), model, look, (steps,), 0, runtime)
+        models["four"].set_steps(4)
+        assert expected == [number]
+
+
+def test_restarts_share_what_is_made_once_and_all_are_read_out(models, runtime):
+    """The trunk once; steps and readout as often as there are restarts."""
+    look, model, restarts = ("test", 1.0), models["four"], (1, 2, 5)
+    told = of_restarts(Examples(WORDS), model, look, 3, restarts, 0, runtime)
+
+    def run(number, batch):
+        condition, carry, layout = model.begin(batch)
+        for _ in range(number):
+            *_, last = recur(model.step, range(3), carry, condition, layout, False)
+            model.readout(last.hidden[batch.masked])
+
+    expected = [operations._mean(model, Examples(WORDS), *look, 0, runtime, partial(run, number)) for number in restarts]
+    assert told == pytest.approx(expected, abs=len(restarts))  # each is rounded down

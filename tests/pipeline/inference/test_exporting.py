@@ -11,9 +11,10 @@ from pipeline import files
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import sha256
 from pipeline.inference import exported as exported_models
-from pipeline.inference.exporting import export
+from pipeline.inference.exporting import export, push
 from pipeline.inference.generation import Generator
 from pipeline.manifests import write_manifest
+from pipeline.models import hub
 from pipeline.models.backbones import Backbone
 from pipeline.models.checkpoint import save_model
 from tests.support.trained import PUZZLE, puzzles, texts
@@ -265,3 +266,11 @@ def test_what_is_read_is_not_written_over(made):
 def test_a_model_of_another_backbone_is_refused(made, tmp_path):
     with pytest.raises(DataError, match="belongs to backbone"):
         Generator(made["texts"] / "outputs/joint", backbone=str(made["puzzles"] / "data/backbone"))
+
+
+def test_a_push_sends_what_the_export_wrote_and_nothing_that_lies_beside_it(copied, monkeypatch):
+    (copied / "notes.txt").write_text("mine")
+    sent = []
+    monkeypatch.setattr(hub, "push", lambda folder, files, repository: sent.append((folder, set(files), repository)) or "address")
+    assert push(copied, "someone/model") == f"pushed {len(WRITTEN | OF_TEXT)} files to someone/model: address"
+    assert sent == [(copied, WRITTEN | OF_TEXT, "someone/model")]

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from components.inference import halting
 from components.inference.approximate_prefix import approximate_prefix
+from components.inference.revising import least_probable
 from components.inference.sampling import Sampler
 from components.model import Model
 from components.recursion import State
@@ -77,8 +79,9 @@ def test_a_puzzle_without_empty_cells_is_its_own_answer(make):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("settings", [{}, {"length": 9}, {"refined_passes": 1}])
-def test_an_answer_does_not_depend_on_its_neighbours(make, temperature, settings):
-    generator = make("texts", sampler=Sampler(temperature=temperature, end_confidence=0.5), **settings)
+@pytest.mark.parametrize("revise", [None, least_probable])
+def test_an_answer_does_not_depend_on_its_neighbours(make, temperature, settings, revise):
+    generator = make("texts", sampler=Sampler(temperature=temperature, end_confidence=0.5, revise=revise), **settings)
     together = generator(PROMPTS)
     assert len({answer.text for answer in together}) == 3
     for prompt, answer in zip(PROMPTS, together, strict=True):
@@ -200,6 +203,15 @@ def test_guidance_runs_the_model_twice(make):
     assert plain.text != guided.text
 
 
+def test_an_answer_is_revised_within_its_passes(make):
+    """Each cell once at most, and only before the last pass; what is masked again shows as empty."""
+    generator = make(sampler=Sampler(steps=6, revise=least_probable))
+    texts = [answer.text for answer in generator.stream(PUZZLE)]
+    emptied = [sum(a != "." == b for a, b in zip(*pair, strict=True)) for pair in pairwise(texts)]
+    assert [text.count(".") for text in texts] == [12, 10, 9, 7, 5, 3, 0] and emptied == [0, 1, 1, 1, 1, 0]
+    assert generator(PUZZLE).text == texts[-1] and generator(PUZZLE).evaluations == 6
+
+
 def test_a_threshold_saves_passes(make):
     assert make(sampler=Sampler(threshold=0.0))(PUZZLE).evaluations == 1
 
@@ -214,6 +226,8 @@ def test_a_threshold_saves_passes(make):
         ({"recursion_steps": 0}, "generation.Generator.recursion_steps must be at least 1, got 0"),
         ({"prefix": approximate_prefix, "halt": halting.by_change}, "prefix goes with neither halt nor sampling.Sampler.guidance"),
         ({"prefix": approximate_prefix, "sampler": Sampler(guidance=1.0)}, "prefix goes with neither halt nor"),
+        ({"prefix": approximate_prefix, "sampler": Sampler(revise=least_probable)}, "prefix reads out what is masked alone"),
+        ({"sampler": Sampler(revise=least_probable, revisions=0)}, "sampling.Sampler: revisions must be at least 1"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(make, settings, told):

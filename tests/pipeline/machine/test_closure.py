@@ -6,7 +6,7 @@ import tokenize
 
 import pytest
 
-from pipeline.machine.closure import closure, gin_modules, imported_modules, imports, project_file, source_hash
+from pipeline.machine.closure import beside, closure, gin_modules, imported_modules, imports, project_file, source_hash
 from tests.conftest import ROOT
 
 
@@ -39,6 +39,17 @@ def test_files_without_influence_are_neither_listed_nor_followed(code):
     assert closure({"components/c.py"}, code) == ["components/c.py"]
     assert closure({"stages/a.py"}, code, ["pipeline/b.py"]) == ["stages/a.py"]
     assert closure({"pipeline/inner/f.py", "components/d.py"}, code, ["pipeline/inner/"]) == ["components/d.py"]
+
+
+def test_templates_belong_to_the_module_of_their_name(code):
+    """A page's template, style and script are read by the module beside them; a change of one is a change of its code."""
+    for name in ("pipeline/b.html", "pipeline/b.js", "pipeline/other.css", "pipeline/b.txt", "components/c.css", "b.html"):
+        (code / name).write_text("# one\n")
+    files = closure({"stages/a.py"}, code)
+    assert beside(files, code) == ["components/c.css", "pipeline/b.html", "pipeline/b.js"]
+    before = source_hash(code / "pipeline/b.js")
+    (code / "pipeline/b.js").write_text("# other\n")
+    assert source_hash(code / "pipeline/b.js") == hashlib.sha256(b"# other\n").hexdigest() != before
 
 
 def test_relative_imports_are_those_of_the_package(tmp_path):

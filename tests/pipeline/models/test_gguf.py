@@ -4,21 +4,21 @@ import errno
 import json
 import multiprocessing
 import os
-import shutil
 import struct
 import sys
 from datetime import date
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from components.backbones.selfcheck import selfcheck
 from components.batch import Batch
 from components.training.freezing import freeze_except
+from pipeline import tensor_files
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import ConfigError, DataError, StorageError
 from pipeline.models import gguf, hub
@@ -165,7 +165,7 @@ def test_a_kill_while_it_is_converted_leaves_nothing_that_counts(file, cache, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(gguf, "save_file", killed)
+        patch.setattr(tensor_files, "save_file", killed)
         hub.folder(str(file), None, "fp32")
     digest = hub.describe_files(str(file), None)["tiny.gguf"]["sha256"][:16]
     left = next(folder for folder in cache.iterdir() if folder.name.startswith(f"{digest}-described") and folder.is_dir())
@@ -177,10 +177,12 @@ def test_a_kill_while_it_is_converted_leaves_nothing_that_counts(file, cache, mo
 
 def test_a_disk_that_is_too_small_is_told(file, cache, monkeypatch):
     hub.file(str(file), None, "config.json")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(
-        StorageError, match=r"-fp32-.* cannot be written: the disk of .* is full \(1,000 bytes are free\); make room"
-    ):
+
+    def full(*_):
+        raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})")
+
+    monkeypatch.setattr(tensor_files, "save_file", full)
+    with pytest.raises(StorageError, match=r"-fp32-.* cannot be written: the disk of .* is full \([\d,]+ bytes are free"):
         hub.folder(str(file), None, "fp32")
     assert not [folder for folder in cache.iterdir() if folder.is_dir() and "fp32" in folder.name]
 

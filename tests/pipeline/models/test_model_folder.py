@@ -103,3 +103,11 @@ def test_weights_are_all_there_and_finite():
     for bad in (float("nan"), float("inf"), -float("inf")):
         with pytest.raises(DataError, match="file: weight 'a' holds numbers that are not finite"):
             check_weights(weights | {"a": torch.tensor([1.0, bad])}, [], Path("file"), "joint")
+
+
+def test_a_seal_covers_curves_and_metrics_but_not_the_validations_that_metrics_hold(tmp_path):
+    write_manifest(tmp_path / "model.json", {"kind": "refined"})
+    for name in ("metrics.json", "curves.csv", "validation.csv"):
+        (tmp_path / name).write_text("1\n")
+    seal(tmp_path, "warmup", {})
+    assert ModelFolder(tmp_path, "warmup").manifest.hashes.keys() == {"metrics.json", "curves.csv"}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ from safetensors.torch import load_file
 
 from components.backbones.selfcheck import selfcheck
 from components.backbones.shared_trunk import SharedTrunk
+from components.backbones.taps import tapped_trunk
 from components.batch import Batch
 from components.nn.masters import widen
 from components.nn.sharing import twin
+from components.refined_lm import RefinedLM
+from components.refiners.mlp_refiner import MLPRefiner
+from components.refiners.tapped import Tapped
 from pipeline import progress
 from pipeline.errors import ConfigError, DataError
 from pipeline.models import pretrained
@@ -86,6 +91,28 @@ def test_dream_is_shifted_by_one_and_llada_is_not(tmp_path):
         logits = model.readout(model.states(Batch(tokens, tokens, nothing, nothing.float())))
         plain = model.model(input_ids=tokens).logits
         torch.testing.assert_close(logits[:, shift:], plain[:, : 6 - shift])
+
+
+@pytest.mark.parametrize("split", [2, LAYERS])
+def test_taps_stand_where_the_last_states_stand_whole_and_cut(checkpoint, split):
+    """Behind a shift of the logits, as Dream has it, too."""
+    whole, tail = build(source(checkpoint)), build(source(checkpoint), split)
+    dim = whole.architecture["dim"]
+    tokens = torch.randint(VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
+    batch = Batch(tokens, tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.zeros(2, 7))
+    core = Tapped(dim, partial(MLPRefiner, chunk=4, ratio=2), (0, 1))
+    core.init_weights(1.0, generator := torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(core.project.weight, generator=generator)
+    read = []
+    core.condition = lambda inputs, layout, condition=core.condition: read.append(inputs.taps) or condition(inputs, layout)
+    with torch.no_grad():
+        cached = batch.entered(tapped_trunk(whole, tokens, None, split, (0, 1)), (0, 1))
+        ours, expected = RefinedLM(tail, core).states(cached), RefinedLM(whole, core).states(batch)
+        entering = whole.embed(tokens), whole.trunk(tokens, None, 1)
+    assert torch.equal(ours, expected)
+    for layer, states in enumerate(entering):
+        placed = torch.cat([states[:, :1], states[:, :-1]], 1) if whole.shift else states
+        assert all(torch.equal(taps[layer], placed) for taps in read) and len(read) == 2
 
 
 def test_a_pretrained_model_is_called_like_any_other(checkpoint):

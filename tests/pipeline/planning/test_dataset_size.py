@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from pipeline.corpora.sudoku import Sudoku
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning.dataset_size import expected
 from pipeline.text.jsonl import QuestionAnswers
+from pipeline.text.puzzle_files import PuzzleFile, PuzzleFiles
 
 
 @pytest.fixture
@@ -36,6 +38,32 @@ def test_puzzles_are_as_many_and_as_full_as_they_become(tmp_path):
         assert split.tokens.shape == made[name].tokens.shape and split.valid is None
         assert int(split.response.sum()) == pytest.approx(int(made[name].response.sum()), rel=0.05)
     assert guess["test_7"].response.sum(1).unique().tolist() == [9] and "clues" in told
+
+
+def test_puzzles_of_several_solutions_are_counted_among_those_to_learn_from(tmp_path):
+    puzzles = Sudoku(train=100, validation=20, test=15, ambiguous=60)
+    guess, made = expected(puzzles)[0]["train"], puzzles.prepare(0, tmp_path)[1]["train"]
+    assert len(guess) == len(made) == 160 == puzzles.training_examples()
+    assert int(guess.response.sum()) == pytest.approx(int(made.response.sum()), rel=0.1)
+
+
+@pytest.mark.parametrize("several", [{"test": "test.csv"}, {"test": 0.2}, {"test": 0.2, "limits": {"train": 50}}])
+def test_puzzles_of_files_are_as_many_and_as_full_as_they_become(raw, several):
+    generated = Sudoku(train=100, validation=20, test=15).prepare(0, raw)[1]
+    for name, split in (("train", generated["train"]), ("test", generated["test_7"])):
+        puzzles = [
+            "".join("0" if r else str(int(t) + 1) for t, r in zip(*row, strict=True))
+            for row in zip(split.tokens, split.response, strict=True)
+        ]
+        (raw / f"{name}.csv").write_text("\n".join(puzzles))
+    files = PuzzleFiles(**{"train": "train.csv", "download": "", "size": 4, "validation": 0.2, **several})
+    guess, made = expected(files)[0], files.prepare(0, raw)[1]
+    assert set(guess) == set(made) and sum(map(len, guess.values())) == sum(map(len, made.values()))
+    for name, split in guess.items():
+        assert len(split) == pytest.approx(len(made[name]), abs=15)
+        assert split.response.double().mean() == pytest.approx(float(made[name].response.double().mean()), abs=0.1)
+    beside = Sudoku(train=100, validation=20, test=15, further={"public": PuzzleFile("test.csv", "")})
+    assert torch.equal(expected(beside)[0]["public"].response.sum(1), generated["test_7"].response.sum(1))
 
 
 def test_text_is_as_long_as_its_characters_let_expect(raw):

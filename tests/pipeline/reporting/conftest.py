@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.handmade import model, pair, value
+from tests.support.handmade import curve, model, pair, value
 
 
 @pytest.fixture
@@ -21,6 +21,14 @@ def metrics():
 @pytest.fixture
 def models(metrics):
     return metrics["models"]
+
+
+@pytest.fixture
+def curves(models):
+    """Answers over the number of passes, by two samplers."""
+    models["frozen"]["parallelism"] = {"plain": curve(0.25, 0.5, 90.0), "careful": curve(0.25, 0.5, 91.0)}
+    models["warmup"]["parallelism"] = {"plain": curve(0.5, 0.75, 120.0, 2.0), "careful": curve(0.5, 0.8, 130.0, -3.0)}
+    return models
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from components.inference.retrieval import METRICS
 from pipeline.reporting.concept_reporting import differences_table, report, results_table, steps_table
+from pipeline.reporting.provenance import Provenance
+from tests.support.html_page import read
 
 
 def value(mean):
@@ -44,7 +46,12 @@ def test_steps_are_shown_of_models_that_take_several():
 
 def test_the_page_holds_tables_and_the_pictures_that_there_are(tmp_path):
     curve = {"warmup": {"step": [0.0, 1.0], "loss/step_0": [2.0, 1.0], "loss/step_1": [2.0, 1.0]}}
-    table = report(tmp_path, METRICS_OF_TWO, curve)
+    table = report(tmp_path, METRICS_OF_TWO, curve, Provenance("concepts", [], [], [], ""), "- **warmup: gate dead**\n")
     page = (tmp_path / "report.md").read_text()
     assert table in page and "![losses](losses.png)" in page and "slots.png" not in page
+    assert "## Health\n\n- **warmup: gate dead**\n" in page
     assert (tmp_path / "steps.png").is_file() and (tmp_path / "table.md").read_text() == table
+    root = read((tmp_path / "index.html").read_text())
+    assert "warmup: gate dead" in root.text()
+    assert [e.text() for e in root.all("h1")] == ["slotloop: concepts"] and not root.all("article")
+    assert "0.625 [0.615, 0.635]" in root.text() and len(root.all("svg")) == 2

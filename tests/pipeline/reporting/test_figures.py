@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.reporting import figures
+from tests.support.handmade import curve, depth, restart
 
 
 def value(mean):
@@ -41,7 +42,32 @@ def puzzles(path, scale=1.0):
     figures.puzzles(trace(ids=int(scale)), "joint", [0], lambda token: str(token + 1), path)
 
 
-DRAWN = [losses, by_step, slots, puzzles]
+def parallelism(path, scale=1.0):
+    models = {
+        name: {"parallelism": {"plain": curve(0.2 * scale, 0.3, 90.0), "careful": curve(0.1, 0.3 * scale, 90.0)}}
+        for name in ("frozen", "joint")
+    }
+    figures.parallelism(models, ["exact", "token_accuracy"], path)
+
+
+def depths(path, scale=1.0):
+    models = {"frozen": {}, "joint": {"depths": [depth(1, 0.5, scale), depth(4, 0.75, 0.5), depth(64, 0.8, 0.4)]}}
+    figures.depths(models, "exact", "test", path)
+
+
+def breadth(path, scale=1.0):
+    rules = {"change": [restart(1, 0.5), restart(4, 0.2 * scale)], "majority": [restart(1, 0.5), restart(4, 0.7)]}
+    depths = [depth(1, 0.5, scale), depth(4, 0.75, 0.5)]
+    models = {"frozen": {}, "warmup": {"breadth": rules}, "joint": {"depths": depths, "breadth": rules}}
+    figures.breadth(models, "exact", "test", path)
+
+
+def over_depth(path, scale=1.0):
+    curves = {"damped": [{1: 0.1, 4: 0.2 * scale}, {1: 0.2, 4: 0.3}], "added": [{1: 0.1, 4: 0.1}, {1: 0.2, 4: 0.0}]}
+    figures.over_depth({"test_5": curves, "test_7": curves}, 4, path)
+
+
+DRAWN = [losses, by_step, slots, puzzles, parallelism, depths, breadth, over_depth]
 
 
 @pytest.mark.parametrize("draw", DRAWN)

@@ -25,7 +25,7 @@ def test_an_interval_is_clear_of_zero_everywhere_or_nowhere(low, high, n, clear)
     value = {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
     assert is_clear(value) is clear
     assert bold_if_clear(value).startswith("**") is clear
-    (line,) = findings("test", {"frozen": model(0.5, 1.0)}, {"a - b": {"test": {"exact": value}}}, {})
+    (line,) = findings("test", {"frozen": model(0.5, 1.0)}, {"a - b": {"test": {"exact": value}}})
     assert ("not distinguishable" not in line) is clear
 
 

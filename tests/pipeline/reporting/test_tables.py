@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.reporting import tables
-from tests.support.handmade import cells, model, pair, retained, value
+from tests.support.handmade import cells, depth, model, pair, restart, retained, value
 
 COSTS = ["training TFLOP", "trained parameters", "FLOPs an answer", "cache bytes"]
 
@@ -35,6 +35,21 @@ def test_the_results_table_has_a_row_a_model(models):
     assert table[0] == ["model", *COSTS, "test exact", "test nll", "test tokens right"]
     frozen = ["frozen", "0.00", "0", "3 M", "0", ".250 [.240, .260]", "1.500 [1.490, 1.510]", ".500 [.490, .510]"]
     assert table[2] == frozen and table[3][:6] == ["warmup", "2.00", "4,000", "3 M", "5 M", ".750 [.740, .760]"]
+
+
+def test_splits_of_several_solutions_have_a_column_for_any(models):
+    plain = cells(tables.results(models, ["test"], TRAINED))
+    for name, solved in (("frozen", 0.5), ("warmup", 0.875)):
+        models[name]["test"]["solved"] = value(solved)
+        models[name]["test"]["decode_8"]["solved"] = value(solved)
+    table, decoded = cells(tables.results(models, ["test"], TRAINED)), cells(tables.decodes(models))
+    assert table[0] == [*plain[0][:6], "test any solution", *plain[0][6:]] and table[2][6] == ".500 [.490, .510]"
+    assert decoded[0][1:3] == ["test, 8 passes: exact", "test, 8 passes: any solution"] and decoded[3][2] == ".875 [.865, .885]"
+    told = tables.several_solutions({"public": {"several": 124, "of": 500}})
+    assert told == [
+        "124 of the 500 puzzles of public have more than one solution: exact counts the listed one, 'any solution' any that keeps "
+        "clues and rules."
+    ]
 
 
 def test_decoded_answers_have_a_table_of_their_own(models):
@@ -116,3 +131,74 @@ def test_forgetting_has_a_table(models, lost, shown):
     table = cells(tables.forgetting(retained(models, lost)))
     assert table[0] == ["model", "nll", "nll - frozen", "tokens right"]
     assert table[2][2] == ".000 [.000, .000]" and table[3][2] == shown
+
+
+def test_answers_in_few_passes_have_a_table_by_score(curves):
+    exact, apart, tokens, _ = (cells(part) for part in tables.parallelism(curves).split("*\n\n")[1:])
+    titles = ["2 passes, 6 tokens each", "10 passes, 1.2 tokens each"]
+    assert exact[0] == ["model", "sampler", *titles, "AUP", "AUP - frozen", "AUP - plain"]
+    assert [row[:2] for row in exact[2:6]] == [[m, s] for m in ("frozen", "warmup") for s in ("plain", "careful")]
+    assert exact[4][2:5] == [".250 [.240, .260]", ".375 [.365, .385]", "60.000 [59.990, 60.010]"]
+    assert exact[4][5:] == ["**2.000 [1.990, 2.010]**", ""] and exact[5][6] == "**-3.000 [-3.010, -2.990]**"
+    assert apart[0] == ["difference", *titles] and apart[3][:2] == ["warmup: careful - plain", "**-3.000 [-3.010, -2.990]**"]
+    assert tokens[5][4:] == ["130.000 [129.990, 130.010]", ".000 [-1.000, 1.000]", ".000 [-1.000, 1.000]"]
+
+
+def test_one_sampler_is_compared_with_none(curves):
+    for measured in curves.values():
+        del measured["parallelism"]["careful"]
+    table = tables.parallelism(curves)
+    assert "AUP - plain" not in table and "paired" not in table and table.count("| model") == 2
+
+
+def test_a_curve_of_exact_answers_is_left_out_where_nobody_gets_any(curves):
+    assert tables.curve_scores(curves) == ["exact", "token_accuracy"]
+    for measured in curves.values():
+        for sampler in measured["parallelism"].values():
+            for point in sampler["points"].values():
+                point["exact"] = value(0.04)
+    assert tables.curve_scores(curves) == ["token_accuracy"]
+
+
+def test_difficulty_is_a_row_for_each_band(models):
+    for name, shares in (("frozen", (0.25, 0.5)), ("warmup", (0.75, 1.0))):
+        first, second = ({**value(share), "n": n} for share, n in zip(shares, (7, 5), strict=True))
+        models[name]["by_difficulty"] = {"clues": {"32..35": first}, "guesses": {"0": first, "1": second}}
+    rows = cells(tables.difficulty({name: models[name] for name in ("frozen", "warmup")}))
+    assert [row[:2] for row in rows if "---" not in row[0]] == [
+        ["of the puzzle", "n"], ["32..35 clues", "7"], ["0 guesses", "7"], ["1 guesses", "5"],
+    ]  # fmt: skip
+    assert rows[-1][2].startswith(".500 [") and rows[-1][3].startswith("1.000 [")
+
+
+def test_restarts_are_rows_by_the_rule_that_chooses(models):
+    models["warmup"]["breadth"] = {"change": [restart(1, 0.5), restart(4, 0.75)], "majority": [restart(4, 0.505, half=0.2)]}
+    header, _, *rows = cells(tables.breadth(models))
+    assert header == [
+        "model", "chosen by", "restarts", "exact", "token accuracy", "nll", "exact - one", "nll - one", "FLOPs an answer"
+    ]  # fmt: skip
+    assert [row[:3] for row in rows] == [["warmup", "change", "1"], ["warmup", "change", "4"], ["warmup", "majority", "4"]]
+    assert [row[6] for row in rows] == ["", "**.250 [.240, .260]**", ".005 [-.195, .205]"]
+    assert [row[8] for row in rows] == ["1 M", "4 M", "4 M"]
+
+
+def test_depths_are_rows_with_the_trained_number_bold(models):
+    models["warmup"]["depths"] = [depth(1, 0.5, 1.0), depth(4, 0.75, 0.5), depth(64, 0.755, 0.4, half=0.2)]
+    header, _, *rows = cells(tables.depths(models))
+    assert header == [
+        "model",
+        "steps",
+        "exact",
+        "token accuracy",
+        "nll",
+        "exact - trained",
+        "nll - trained",
+        "change of state",
+        "FLOPs an answer",
+    ]
+    assert [row[:2] for row in rows] == [["warmup", "1"], ["warmup", "**4**"], ["warmup", "64"]]
+    assert [row[5:] for row in rows] == [
+        ["**-.250 [-.260, -.240]**", "**.500 [.490, .510]**", "", "1 M"],
+        ["", "", "0.2500", "4 M"],
+        [".005 [-.195, .205]", "-.100 [-.300, .100]", "0.0156", "64 M"],
+    ]  # fmt: skip

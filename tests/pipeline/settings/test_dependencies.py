@@ -126,6 +126,17 @@ def test_files_of_a_checkpoint_in_a_folder_are_listed(tmp_path):
     assert "checkpoint/" not in dependencies.listing("backbone", text)
 
 
+def test_a_pretrained_model_that_a_stage_has_trained_is_data_of_that_stage(tmp_path, monkeypatch):
+    text = text_of(tmp_path, "extract", "gsm8k_smol_diffusion_smoke")
+    monkeypatch.chdir(tmp_path)
+    before = dependencies.listing("extract", text)
+    folder = tmp_path / "data/backbone"  # as the stage before leaves it
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "model.json"):
+        (folder / name).write_text("{}")
+    assert dependencies.listing("extract", text) == before
+
+
 def test_a_gguf_file_is_listed(tmp_path):
     file = tmp_path / "models/tiny.gguf"
     file.parent.mkdir()

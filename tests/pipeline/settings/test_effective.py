@@ -44,9 +44,10 @@ def under(stage, yaml, preset="smoke"):
     return f"preset: {preset}\n{stage}:\n  bindings:\n" + "".join(f"    {line}\n" for line in yaml.splitlines())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_gin_text_is_the_same_once_it_is_read_again(values_of, preset):
-    for stage in SECTIONS:
+@pytest.mark.parametrize(("number", "preset"), list(enumerate(PRESETS)))
+def test_the_gin_text_is_the_same_once_it_is_read_again(values_of, number, preset):
+    """Every preset with some stages, so that every stage meets some presets; two of them with all."""
+    for stage in SECTIONS if preset in ("smoke", "gsm8k") else SECTIONS[number % 4 :: 4]:
         values = values_of(stage, f"preset: {preset}\n")
         text = effective.gin_text(values)
         again = loaded(text, stage)

@@ -49,7 +49,7 @@ OUTSIDE = [
     ("warmup", "BATCH", 0), ("joint", "EMA", 1), ("extract", "DRAWS", 0), ("extract", "extract.run.shard_bytes", 0),
     ("evaluate", "evaluate.run.decodes", "{a: [test_5, 10001, 1, 4]}"), ("evaluate", "evaluate.run.recursion_steps", 10**5),
     ("generate", "sampling.Sampler.blocks", 10**6), ("generate", "sampling.Sampler.steps", 2**63),
-    ("generate", "generation.Generator.refined_passes", 10**30),
+    ("generate", "generation.Generator.refined_passes", 10**30), ("generate", "sampling.Sampler.revisions", 0),
     ("joint", "sources.cached.near", 10**30), ("joint", "sources.cached.near", -1),
     ("prepare", "sudoku.Sudoku.train", 0), ("prepare", "sudoku.Sudoku.clues", "[0, 6]"), ("prepare", "sudoku.Sudoku.held_out", 1.0),
     ("prepare", "sudoku.Sudoku.test_clues", "[-7]"), ("prepare", "sudoku.Sudoku.grids", 0),
@@ -63,6 +63,20 @@ def test_a_value_outside_its_range_is_one_line_that_names_the_key(resolve, stage
         resolve(stage, f"{key}: {value}")
     message = str(caught.value)
     assert re.search(r"params.yaml:3 .* must be (at least|above|at most|below)", message) and key in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", -0.01), ("backbone_lr", -1e-5), ("momentum", 1.0), ("momentum", -0.1), ("betas", "[0.9, 1.0]"), ("weight_decay", -0.1)],
+)
+def test_settings_of_muon_have_ranges_where_it_is_the_optimizer(resolve, name, value):
+    with pytest.raises(ConfigError, match=rf"optim.muon.{name}.* must be at least"):
+        resolve("joint", f"optim.muon.{name}: {value}", overrides=["loop.fit.optimizer=@optim.muon"])
+
+
+def test_a_stages_rates_are_those_of_the_optimizer_that_is_chosen(resolve):
+    text = resolve("joint", "loop.fit.optimizer: '@optim.muon'")
+    assert "optim.muon.lr = %JOINT_LR" in text and "optim.muon.backbone_lr = %TAIL_LR" in text and "optim.adamw" not in text
 
 
 @pytest.mark.parametrize(
@@ -102,6 +116,7 @@ FREE = {  # numbers without a range of their own: what they must fit says so
     "Sudoku.size", "Answers.patterns", "Answers.exact_match", "model.device_map", "SlotRefiner.slots",
     "TinyLM.first_layer", "RecursiveLM.first_layer",
     "RecursiveLM.layers", "SlotRefiner.context_layers",  # -1 is the last; RefinedLM says which layers run
+    "run.taps", "live.taps", "Tapped.layers",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Every model of a configuration, built on shapes: what is trained, what does not fit, and that nothing is computed or kept."""
 
 import json
+from contextlib import nullcontext
 
 import gin
 import pytest
@@ -10,7 +11,9 @@ from safetensors import safe_open
 from components.backbones.tiny_lm import TinyLM
 from components.refined_lm import RefinedLM
 from pipeline.command_line import SECTIONS
+from pipeline.corpora.sudoku import Sudoku
 from pipeline.errors import ConfigError
+from pipeline.manifests import write_manifest
 from pipeline.models import lora
 from pipeline.settings import config, params, rehearsal
 from pipeline.text import tokenizer as bpe
@@ -117,6 +120,42 @@ def test_after_a_mistake_too(rehearse):
             r"^Sudoku.test_clues must lie within 4 and 15 at size 4, .* got 17..17",
         ),
         ("extract: {bindings: {TAIL_LAYERS: -1}}", "extract.run.tail_layers must be at least 0, got -1"),
+        ("common: {bindings: {TAPS: [1]}}", r"^extract: tap 1 is layer 1, at or above the split \(layer 1\): .* from 0 to 0$"),
+        ("common: {bindings: {TAPS: [-1]}}", "^extract: tap -1 is layer 1, at or above the split"),
+        ("common: {bindings: {TAPS: [-3]}}", r"^extract: taps read the states that enter layers, .* 2 \(0 to 1\), got -3$"),
+        ("common: {bindings: {TAPS: [0, -2]}}", "^extract: taps must be layers of their own, got layer 0 twice"),
+        ("common: {bindings: {TAPS: [0], TAIL_LAYERS: 2}}", "^extract: tap 0 needs a layer below the split, which is layer 0"),
+        ("common: {bindings: {TAPS: deep}}", "extract.run.taps"),
+        ("warmup: {bindings: {REFINER: '@tapped.Tapped'}}", "^warmup: Tapped reads the states of no layer: set TAPS"),
+        (
+            "warmup: {bindings: {REFINER: '@tapped.Tapped', TAPS: [0]}}",
+            r"^warmup: the refiner reads the states that enter layer 0, .* those of no layer come .* set TAPS .* to \[0\]$",
+        ),
+        (
+            "common: {bindings: {LAYERS: 4, TAPS: [0, 2], REFINER: '@tapped.Tapped', tapped.Tapped.layers: [1, 2]}}",
+            r"^warmup: the refiner reads the states that enter layer 1, .* those of \[0, 2\] come .* to \[1, 2\]$",
+        ),
+        (
+            "common: {bindings: {REFINER: '@tapped.Tapped', tapped.Tapped.layers: [2]}}",
+            r"^warmup: taps read the states that enter layers, of which there are 2 \(0 to 1\), got 2$",
+        ),
+        (
+            "common: {bindings: {REFINER: '@tapped.Tapped', TAPS: [0]}}\n"
+            "warmup: {bindings: {warmup.run.states: '@sources.live', sources.live.taps: []}}",
+            r"^warmup: the refiner reads the states that enter layer 0, .* those of no layer come",
+        ),
+        (
+            "warmup: {bindings: {refiner.SlotRefiner.slots: [[low, tap 0, 3], [a, state, 3]]}}",
+            "^warmup: the refiner reads the states that enter layer 0, .* those of no layer come",
+        ),
+        (
+            "warmup: {bindings: {refiner.SlotRefiner.slots: [[low, tap x, 3], [a, state, 3]]}}",
+            "^warmup: the source of slot 'low' must be one of .* or 'tap' and a layer's number, got 'tap x'",
+        ),
+        (
+            "common: {bindings: {BACKBONE: '@recursive_lm.RecursiveLM', TAIL_LAYERS: 0, TAPS: [0]}}",
+            "^extract: the states that enter a layer of a RecursiveLM cannot be read: leave out taps",
+        ),
         ("backbone: {bindings: {LAYERS: 0}}", "^extract: a tail of 1 layers cannot be cut from a backbone of 0"),
         ("warmup: {bindings: {refiner.SlotRefiner.heads: 3}}", "^warmup: heads must divide dim, got dim 16 and heads 3"),
         ("warmup: {bindings: {RECURSION_STEPS: 0}}", "refiner.SlotRefiner.steps must be at least 1, at most 10000, got 0"),
@@ -209,6 +248,22 @@ def test_norms_count_where_they_are_trained(rehearse, stage):
     assert "backbone.norm.weight" in names
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "common: {bindings: {TAPS: [0]}}",
+        "common: {bindings: {TAPS: [-2], REFINER: '@tapped.Tapped'}}",
+        "common: {bindings: {TAPS: [0], REFINER: '@tapped.Tapped', tapped.Tapped.refiner: '@mlp_refiner.MLPRefiner'}}",
+        "common: {bindings: {REFINER: '@tapped.Tapped', tapped.Tapped.layers: [-1]}}",  # above the split: read as it runs
+        "common: {bindings: {TAPS: [0], REFINER: '@tapped.Tapped'}}\nwarmup: {bindings: {warmup.run.states: '@sources.live'}}",
+        "common: {bindings: {TAPS: [0]}}\nwarmup: {bindings: {refiner.SlotRefiner.slots: [[low, tap 0, 3], [a, state, 3]]}}",
+    ],
+)
+def test_taps_that_are_stored_or_run_may_be_read(rehearse, line):
+    refiner = rehearse(line)["warmup"].refiner
+    assert bool(refiner.taps) == ("Tapped" in line or "slots" in line)
+
+
 # What evaluate would refuse after hours
 
 MEASURED = {
@@ -225,6 +280,22 @@ MEASURED = {
     "evaluate.run.samples: 0": "evaluate.run.samples must be at least 1, got 0",
     "LIKELIHOOD: '@likelihood.Likelihood'": "likelihood: there is no split 'test'",
     "ANSWERS: '@answers.Answers'": "answers is for text corpora",
+    "PARALLELISM: '@parallelism.Parallelism'": "parallelism: there is no split 'test'",
+    "PARALLELISM: '@parallelism.Parallelism', parallelism.Parallelism: {split: test_5, results: '@answers.Answers()'}": (
+        "parallelism.Parallelism.results is for text corpora"
+    ),
+    "PARALLELISM: '@parallelism.Parallelism', parallelism.Parallelism: {split: test_5, passes: [2, 2]}": "got 64 items and .2, 2.",
+    "PARALLELISM: '@parallelism.Parallelism', parallelism.Parallelism: {split: test_5, passes: [0]}": "passes must be at least 1",
+    "PARALLELISM: '@parallelism.Parallelism', parallelism.Parallelism: {split: test_5, others: {plain: '@sampling.Sampler()'}}": (
+        "others: 'plain' is the curve of sampler"
+    ),
+    "BREADTH: '@breadth.Breadth', breadth.Breadth: {restarts: [4, 4]}": "restarts different positive numbers, got .*4, 4.",
+    "BREADTH: '@breadth.Breadth', breadth.Breadth: {restarts: [0]}": "breadth.Breadth.restarts must be at least 1",
+    "BREADTH: '@breadth.Breadth', breadth.Breadth: {steps: 1}": "breadth.Breadth.steps must be at least 2, at most 10000, got 1",
+    "BREADTH: '@breadth.Breadth', breadth.Breadth: {noise: 0}": "breadth.Breadth.noise must be above 0, got 0",
+    "BREADTH: '@breadth.Breadth', breadth.Breadth: {choices: {}}": "choices must name a rule",
+    "BREADTH: '@breadth.Breadth', breadth.Breadth: {choices: {it: '@halting.by_change'}}": "halting.by_change",
+    "BREADTH: 16": "evaluate.run.breadth",
 }
 
 
@@ -232,6 +303,60 @@ MEASURED = {
 def test_mistakes_of_the_evaluation_are_told_before_anything_is_trained(rehearse, binding, match):
     with pytest.raises(ConfigError, match=match):
         rehearse(f"evaluate: {{bindings: {{{binding}}}}}")
+
+
+AUGMENT = "@grid_symmetries.grid_symmetries"
+
+
+@pytest.mark.parametrize("lines", [
+    (f"backbone: {{bindings: {{backbone.run.augment: '{AUGMENT}'}}}}",),
+    (f"warmup: {{bindings: {{sources.live.augment: '{AUGMENT}', warmup.run.states: '@sources.live'}}}}",),
+    (f"controls: {{bindings: {{sources.tokens.augment: '{AUGMENT}'}}}}",),
+])  # fmt: skip
+def test_other_puzzles_are_made_of_puzzles_alone(rehearse, monkeypatch, lines):
+    assert rehearse(*lines)
+    monkeypatch.setattr(Sudoku, "is_text", True)
+    with pytest.raises(ConfigError, match=f"{lines[0].partition(':')[0]}: augment makes other grid puzzles of those of the corpus"):
+        rehearse(*lines)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("sources.cached.augment", "sources.cached has no parameter 'augment'; known: "),
+        ("sources.streamed.augment", "sources.streamed has no parameter 'augment'; known: "),
+        ("sources.live.augment", "'sources.live.augment' is valid, but nothing that stage warmup builds uses it"),
+        ("sources.tokens.augment", "'sources.tokens.augment'"),
+    ],
+)
+def test_states_that_are_stored_are_of_no_other_puzzles(rehearse, setting, told):
+    with pytest.raises(ConfigError) as error:
+        rehearse(f"warmup: {{bindings: {{{setting}: '{AUGMENT}'}}}}")
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+NO_STATES = {
+    "objective.Objective.noise: '@carry_noise.CarryNoise()', REFINER: '@cascade.Cascade'": r"objective\.Objective\.noise needs",
+    "objective.Objective.settling: '@fixed_point.FixedPoint()', REFINER: '@hybrid.Hybrid'": r"objective\.Objective\.settling needs",
+    "objective.Objective.noise: '@carry_noise.CarryNoise()', REFINER: '@chunk_masking.ChunkMasking'": "choose another REFINER",
+    "BREADTH: '@breadth.Breadth', REFINER: '@cascade.Cascade'": r"evaluate\.run\.breadth begins the recursion at noised states",
+    "BREADTH: '@breadth.Breadth', REFINER: '@hybrid.Hybrid'": "choose another, or set BREADTH to None",
+    "objective.Objective.noise: '@carry_noise.CarryNoise()', carry_noise.CarryNoise.start: -1": "start must be at least 0, got -1",
+    "objective.Objective.settling: '@fixed_point.FixedPoint()', fixed_point.FixedPoint.weight: 0": "weight must be above 0, got 0",
+    "objective.Objective.settling: '@carry_noise.CarryNoise()'": r"objective\.Objective\.settling",
+}
+
+
+@pytest.mark.parametrize(("bindings", "match"), NO_STATES.items(), ids=NO_STATES)
+def test_noise_a_price_and_restarts_want_a_recursion_that_carries_states(rehearse, bindings, match):
+    with pytest.raises(ConfigError, match=match) as error:
+        rehearse(f"common: {{bindings: {{{bindings}}}}}")
+    assert "\n" not in str(error.value)
+
+
+def test_noise_and_a_price_go_with_every_other_setting(rehearse):
+    own = "objective.Objective: {noise: '@carry_noise.CarryNoise()', settling: '@fixed_point.FixedPoint()'}"
+    assert rehearse(f"common: {{bindings: {{{own}, BREADTH: '@breadth.Breadth', REFINER: '@recursive_core.RecursiveCore'}}}}")
 
 
 @pytest.mark.parametrize("heads", [0, -2])
@@ -255,10 +380,10 @@ def judged(tmp_path, monkeypatch):
     """``judged(references)``: what a corpus of these answers is rehearsed to."""
     (tmp_path / "gsm8k").mkdir()
     monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
-    (tmp_path / "params.yaml").write_text("preset: gsm8k_smoke\ncommon: {bindings: {ANSWERS: '@answers.Answers'}}\n")
-    read = params.read(tmp_path / "params.yaml", SECTIONS)
 
-    def judged(references):
+    def judged(references, text="preset: gsm8k_smoke\ncommon: {bindings: {ANSWERS: '@answers.Answers'}}\n"):
+        (tmp_path / "params.yaml").write_text(text)
+        read = params.read(tmp_path / "params.yaml", SECTIONS)
         rows = [json.dumps({"question": f"{i}?", "answer": text}) + "\n" for i, text in enumerate(references)]
         (tmp_path / "gsm8k/test.jsonl").write_text("".join(rows))
         rehearsal.rehearse({stage: config.resolve(stage, read, root=ROOT).text for stage in NEEDED})
@@ -270,6 +395,13 @@ def judged(tmp_path, monkeypatch):
 def test_references_without_any_result_are_told_before_training(judged):
     with pytest.raises(ConfigError, match="3 of the first 3 references hold no result by the pattern 'strict'"):
         judged(["the answer is A", "B", "C"])
+
+
+def test_references_of_curves_over_few_passes_are_looked_at_too(judged):
+    curves = "PARALLELISM: '@parallelism.Parallelism', parallelism.Parallelism.results: '@answers.Answers()'"
+    message = r"^evaluate.run.parallelism: 2 of the first 2 references hold no result .*, or parallelism.Parallelism.results: null$"
+    with pytest.raises(ConfigError, match=message):
+        judged(["A", "B"], f"preset: gsm8k_smoke\ncommon: {{bindings: {{ANSWERS: null, {curves}}}}}\n")
 
 
 def test_references_of_which_some_lack_a_result_are_counted(judged, capsys):
@@ -376,3 +508,21 @@ def test_refiner_and_adapters_together_are_rehearsed_where_they_will_be(over_pre
     with pytest.raises(ConfigError, match=r"lora\.Lora\.targets: 'model\.model\.layers\.0\.\*' matches no linear layer"):
         over_pretrained(**above)  # the trunk's, which are not there above it
     over_pretrained(**above, REFINER_LORA_STATES="@sources.tokens")
+
+
+def test_an_approximate_prefix_that_evaluate_could_not_use_is_refused(judged, tmp_path):
+    answers = {"ANSWERS": "@answers.Answers", "answers.Answers.prefix": "@approximate_prefix.approximate_prefix"}
+    text = json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": {**answers, "REFINER": "@hybrid.Hybrid"}}})
+    with pytest.raises(ConfigError, match=r"answers.Answers.prefix approximates masked diffusion, and backbone or refiner cannot"):
+        judged(["#### 1"], text)
+    judged(["#### 1"], json.dumps({"preset": "gsm8k_smoke", "common": {"bindings": answers}}))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_settings_of_generate_are_those_of_the_model_that_answers(rehearse, tmp_path, causal):
+    """A model that was exported elsewhere is of its own kind, whatever the preset trains."""
+    (tmp_path / "export.json").write_text("{}")
+    write_manifest(tmp_path / "backbone/model.json", {"kind": "backbone", "vocabulary": {"causal": causal}})
+    refused = pytest.raises(ConfigError, match="a causal model writes token after token") if causal else nullcontext()
+    with refused:
+        rehearse(f"generate: {{bindings: {{generate.run.model: '{tmp_path}', sampling.Sampler.threshold: 0.9}}}}")

@@ -5,7 +5,7 @@ import pytest
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.errors import DataError
 from pipeline.text import tokenizer as bpe
-from pipeline.text.detokenise import puzzle_renderer, text_renderer
+from pipeline.text.detokenise import pieces, puzzle_renderer, text_renderer
 
 SUDOKU = Vocabulary(size=5, mask_id=4, pad_id=4, sequence=16, rendering="sudoku")
 
@@ -52,3 +52,25 @@ def test_the_end_token_is_shown(text):
 def test_text_without_its_tokenizer_names_the_stage(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer.json does not exist; run dvc repro prepare"):
         text_renderer(Vocabulary(300, 2, 0, 16, "text"), tmp_path)
+
+
+def test_tokens_are_spelled_as_within_a_text(text):
+    render, tokenizer, mask, pad = text
+    ids = tokenizer.encode("How many apples? Janet has 12.").ids
+    spelled = pieces([*ids, mask, pad], render)
+    assert "".join(spelled[str(token)] for token in ids) == "How many apples? Janet has 12."
+    assert spelled[str(mask)] == "_" and spelled[str(pad)] == "" and len(spelled) == len({*ids, mask, pad})
+
+
+@pytest.mark.parametrize(
+    ("ids", "spelled"),
+    [
+        ([1, 2], {"1": " a", "2": " b"}),
+        ([3, 2, 3], {"2": " b", "3": "?"}),
+        ([3], {"3": "?"}),
+        ([], {}),
+    ],
+)
+def test_a_space_that_a_tokenizer_drops_at_a_text_beginning_is_shown(ids, spelled):
+    words = {1: " a", 2: " b", 3: "?"}
+    assert pieces(ids, lambda tokens: "".join(words[token] for token in tokens).removeprefix(" ")) == spelled

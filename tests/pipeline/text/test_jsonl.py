@@ -9,15 +9,16 @@ import torch
 from pipeline.errors import ConfigError, DataError
 from pipeline.text import prompt_template
 from pipeline.text import tokenizer as bpe
-from pipeline.text.jsonl import QuestionAnswers, raw_folder
+from pipeline.text.jsonl import QuestionAnswers
+from pipeline.text.raw_files import raw_folder
 
 TRAIN = [{"question": f"How much is {i} plus {i + 1}?", "answer": f"It is {2 * i + 1} #### {2 * i + 1}"} for i in range(60)]
 TEST = [{"question": f"How much is {i} times 3?", "answer": f"{3 * i}"} for i in range(5)]
 
 
 def corpus(**changes):
-    sizes = {"vocabulary": 300, "sequence": 48, "validation": 0.2}
-    return QuestionAnswers("train.jsonl", "test.jsonl", "fetch --it", **{**sizes, **changes})
+    settings = {"test": "test.jsonl", "vocabulary": 300, "sequence": 48, "validation": 0.2}
+    return QuestionAnswers("train.jsonl", download="fetch --it", **{**settings, **changes})
 
 
 @pytest.fixture
@@ -106,6 +107,45 @@ def test_a_limit_of_something_else_than_a_file_is_refused(name):
     told = rf"^QuestionAnswers.limits counts examples of the files 'train' and 'test', got '{name}'$"
     with pytest.raises(ConfigError, match=told):
         corpus(limits={"train": 9, name: 3}).shape()
+
+
+def shares(raw, **changes):
+    """Questions of each split where the test is a share of the training file."""
+    (raw / "test.jsonl").unlink(missing_ok=True)
+    return {name: questions(raw, split) for name, split in prepare(raw, test=0.2, **changes)[1].items()}
+
+
+def test_a_share_of_the_training_file_is_held_out_for_the_test_by_content(raw):
+    parts = shares(raw)
+    assert sorted(question for part in parts.values() for question in part) == sorted(row["question"] for row in TRAIN)
+    assert all(2 <= len(parts[name]) <= 25 for name in ("test", "validation"))
+    fill(raw, [*TRAIN[30:], *TRAIN[:30], *TRAIN[:9]])  # another order, and some twice: each stays where it was
+    assert shares(raw) == parts
+    assert corpus(test=0.2).raw_files() == ("train.jsonl",)
+
+
+def test_examples_of_a_held_out_share_are_those_that_references_are_of(raw):
+    (raw / "test.jsonl").unlink()
+    made, encoding = prepare(raw, test=0.2)[1]["test"], bpe.load(raw.parent / "out/tokenizer.json")
+    answers = [encoding.decode(t[r].tolist()) for t, r in zip(made.tokens, made.response, strict=True)]
+    assert corpus(test=0.2).references("test", 3) == answers[:3] and len(answers) > 3
+    assert corpus(test=0.2).references("test", 1000) == answers
+
+
+def test_a_limit_of_the_training_file_comes_before_its_test_is_held_out(raw):
+    parts = shares(raw, limits={"train": 40})
+    assert {question for part in parts.values() for question in part} == {row["question"] for row in TRAIN[:40]}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 7])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ConfigError, match=rf"^QuestionAnswers.test must be a file, or a share between 0 and 1, got {share}$"):
+        corpus(test=share).shape()
+
+
+def test_a_limit_of_a_test_that_has_no_file_is_refused():
+    with pytest.raises(ConfigError, match=r"^QuestionAnswers.limits counts examples of the file 'train' alone, got 'test'$"):
+        corpus(test=0.2, limits={"test": 3}).shape()
 
 
 @pytest.mark.parametrize("content", ["", "\n\n  \n"])

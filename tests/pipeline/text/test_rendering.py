@@ -40,5 +40,5 @@ def test_sentences_are_joined_and_answer_no_prompt(tmp_path):
 
 
 def test_a_kind_that_nobody_knows_is_refused_with_those_there_are():
-    with pytest.raises(DataError, match=r"Vocabulary.rendering is 'chess'; expected one of sudoku, sudoku_any, text, sentences"):
+    with pytest.raises(DataError, match=r"Vocabulary.rendering is 'chess'; expected one of sudoku, text, sentences"):
         rendering_of("chess")

@@ -98,3 +98,37 @@ def test_text_that_is_not_what_its_mark_says_is_named(tmp_path, content):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=r"a.jsonl:\d: not text in utf-(16|32), as its mark says"):
         list(rows(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_of_objects_is_a_row_each(tmp_path, indent, encoding):
+    file = tmp_path / "a.json"
+    file.write_text("\n" + json.dumps(LINES, indent=indent, ensure_ascii=False), encoding=encoding)
+    if encoding == "utf-16":  # whose first bytes are no bracket: it is read line by line
+        with pytest.raises(DataError, match=r"a\.json:\d+: "):
+            list(rows(file))
+        return
+    assert list(rows(file)) == [(f"{file}: item {number}", row) for number, row in enumerate(LINES, 1)]
+
+
+def test_lines_may_have_the_name_of_a_list(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("".join(json.dumps(row) + "\n" for row in LINES))
+    assert list(rows(file)) == [(f"{file}:{number}", row) for number, row in enumerate(LINES, 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"a": 1}, 3]', r"a\.json: item 2: expected an object, got int"),
+        ('[{"a": 1},', r"a\.json: not valid JSON: "),
+        ('[{"a": 1}]\n[{"a": 2}]', r"a\.json: not valid JSON: Extra data"),
+        ("[" * 100_000, r"a\.json: not valid JSON: nested too deeply"),
+        ("[\udcff]", r"a\.json: not valid JSON: "),
+    ],
+)
+def test_a_list_that_is_none_is_named(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=message):
+        list(rows(tmp_path / "a.json"))

@@ -11,6 +11,7 @@ from pipeline.files import write_atomic
 from pipeline.tracking import run_log, uploader
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError, all_records, lock
 from pipeline.tracking.uploader import Delivery, Unreachable, follow, overview, rows_after, ship
+from tests.support.made_runs import write_run
 
 PATIENCE = 3600.0  # seconds: for ever
 
@@ -134,6 +135,38 @@ def test_a_file_that_was_set_back_gives_each_step_once(tmp_path):
         assert not steps_after(file, 5)
     write(9)
     assert steps_after(file, 5) == [6, 7, 8]
+
+
+def test_validations_are_sent_as_they_happen_beside_the_curves(here):
+    tracker, record = Memory(), begun()
+    delivery = Delivery(record, tracker)
+    for steps in ([0], [0, 1, 2]):
+        curves(record, 0, 1)
+        curves(record, *steps, name="validation.csv", value=0.5)
+        curves(record, *steps, name="backbone/validation.csv", value=2.0)
+        delivery.advance(Path(record.facts["out"]))
+        rows = tracker.of("warmup")["rows"]
+        assert {step: row["loss"] for (series, step), row in rows.items() if series == "validation"} == {s: s * 0.5 for s in steps}
+        assert {step for series, step in rows if series == "backbone/validation"} == set(steps)
+        assert {step for series, step in rows if series == ""} == {0, 1}
+    assert max(tracker.received.values()) == 1  # nothing twice
+    record.finish("completed")
+    assert (record.files / "validation.csv").is_file()
+
+
+@pytest.mark.parametrize(("ill", "said"), [({}, False), ({"confidence": 0.01}, True), ({"confidence": 0.99}, True)])
+def test_what_is_wrong_with_a_training_goes_along_as_text(here, ill, said):
+    seen = []
+
+    class Reading(Memory):
+        def end(self, facts, files):
+            seen.extend(file.read_text() for file in files.rglob("health.md"))
+
+    record = begun()
+    write_run(Path(record.facts["out"]), **ill)
+    record.finish("completed")
+    Delivery(record, Reading()).finish()
+    assert [text.startswith("- warmup: confidence uniform: mean confidence ends at 0.") for text in seen] == [True] * said
 
 
 def test_a_row_that_does_not_fit_its_header_is_an_error(tmp_path):

@@ -20,6 +20,7 @@ from pipeline.tracking.uploader import Delivery, Unreachable
 from pipeline.tracking.wandb import WandB
 from tests.conftest import ROOT
 from tests.pipeline.tracking.test_tensorboard import curves, finished
+from tests.support.made_runs import write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the package does is not ours
 
@@ -109,6 +110,23 @@ def test_every_row_settings_and_pictures_are_there_once(here):
     assert [message.exit.exit_code for message in kept(folder) if message.WhichOneof("record_type") == "exit"] == [0]
 
 
+@pytest.mark.parametrize("ill", [{}, {"confidence": 0.01}])
+def test_what_is_wrong_with_a_training_is_in_the_summary(here, ill):
+    record = begun()
+    write_run(Path(record.facts["out"]), **ill)
+    finished(record)
+    write_run(record.files, **ill)
+    Delivery(record, WandB()).finish()
+    said = [
+        json.loads(item.value_json)
+        for message in kept(runs()[0])
+        if message.WhichOneof("record_type") == "summary"
+        for item in message.summary.update
+        if item.key == "health"
+    ]
+    assert [text.startswith("- warmup: confidence uniform") for text in said] == [True] * bool(ill)
+
+
 TRAP = """
 import socket
 def nobody(*address, **_):
@@ -150,6 +168,7 @@ from pathlib import Path
 from pipeline.tracking.run_log import Record
 from pipeline.tracking.uploader import Delivery
 from pipeline.tracking.wandb import WandB
+from tests.support.made_runs import write_run
 delivery = Delivery(Record(Path(".tracking/warmup-aaaa-1")), WandB())
 delivery.advance(Path("outputs/warmup"))
 print("delivered", flush=True)

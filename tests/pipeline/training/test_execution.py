@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from components.backbones.tiny_lm import TinyLM
+from components.nn import fused
 from components.objective.activations import checkpoint
 from components.objective.deep_supervision import backward
 from components.objective.objective import Objective
@@ -80,14 +81,14 @@ def test_the_compiler_is_told_what_is_in_force(monkeypatch, mode):
 
 
 def test_what_is_repeated():
-    assert [type(m).__name__ for m in model_of("cascade_recursive").compile_targets()] == ["SlotRefiner", "RecursiveCore"]
-    assert [type(m).__name__ for m in model_of("recursive_updates").compile_targets()] == ["RecursiveNetwork"]
-    assert [type(m).__name__ for m in model_of("standalone").compile_targets()] == ["RecursiveCore"]
+    assert [type(m).__name__ for m in model_of("cascade_recursive").compile_targets()] == ["SlotRefiner", "PostNormBlock"]
+    assert [type(m).__name__ for m in model_of("recursive_updates").compile_targets()] == ["PostNormBlock"]
+    assert [type(m).__name__ for m in model_of("standalone").compile_targets()] == ["PostNormBlock"]
 
 
-def check_values(core):
-    core = {"slots": slots, "recursive": recursive}[core]
-    for steps, new in ((3, 2), (5, 0)):  # other numbers of steps, and other models of the same sizes, share them
+def check_values(name):
+    core, count = {"slots": (slots, 2), "recursive": (recursive, 1)}[name]
+    for steps, new in ((3, count), (5, 0)):  # other numbers of steps, and other models of the same sizes, share them
         written, fast = refined(core, steps).double(), refined(core, steps).double()  # rounding grows with the steps
         names = list(fast.state_dict())
         compiled(fast)
@@ -102,6 +103,17 @@ def check_values(core):
         assert graphs() - first == new
     settings = {"activations": checkpoint, "bptt": one_step_gradient}
     assert close(gradients(fast, steps, **settings), gradients(written, steps, **settings))
+
+
+def check_products():
+    """A layer whose products are oneDNN's, eager and compiled: the same bits, of values and of gradients."""
+    fused.BY_ONEDNN = True
+    x, layer = torch.randn(3, 5, 8, requires_grad=True), fused.Linear(8, 24)
+    written, fast = (
+        torch.autograd.grad(forward(x).square().sum(), (x, layer.weight))
+        for forward in (layer, torch.compile(layer.forward, dynamic=False, fullgraph=True))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(written, fast, strict=True))
 
 
 class Plain:
@@ -162,8 +174,14 @@ def plainly(call, folder=ROOT, **variables):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("core", ["slots", "recursive"])
-def test_two_graphs_serve_any_number_of_steps_and_give_the_same_values(core):
+def test_few_graphs_serve_any_number_of_steps_and_give_the_same_values(core):
     done = plainly(f"check_values('{core}')")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_products_by_onednn_are_compiled_without_a_difference():
+    done = plainly("check_products()")
     assert done.returncode == 0, done.stderr
 
 

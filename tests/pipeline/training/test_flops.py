@@ -1,5 +1,7 @@
 """Operations are counted as the products that a model is made of."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,11 +11,10 @@ from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.nn.fused import Linear
 from components.objective.activations import checkpoint
-from components.objective.losses import masked_cross_entropy
+from components.objective.losses import masked_cross_entropy, squared_error
 from components.objective.objective import Objective
-from components.objective.supervision import learned
+from components.objective.supervision import last_only, learned
 from components.recursion import full_gradient, one_step_gradient
-from components.refiners.hybrid import Hybrid
 from pipeline.machine.runtime import Runtime
 from pipeline.training import flops
 from tests.support import cores
@@ -92,7 +93,7 @@ def counted(model, batch, **settings):
     return flops.count(lambda: Objective(model.n_steps, **settings).gradient(model, batch, sequences=len(batch)))
 
 
-FIXED = [name for name in cores.CORES if not isinstance(cores.made(cores.CORES[name]), Hybrid)]  # shapes tell what they compute
+FIXED = [name for name in cores.CORES if flops.has_fixed_shapes(cores.model_of(name))]
 
 
 @cores.every_core_with_one("bptt", {f.__name__: f for f in (full_gradient, one_step_gradient)}, cores=FIXED)
@@ -108,6 +109,40 @@ def test_what_is_computed_twice_to_save_memory_does_not_count():
     needed, objective = counted(model, batch), Objective(model.n_steps, activations=checkpoint)
     assert flops.of_gradient(model, objective, batch) == needed < counted(model, batch, activations=checkpoint)
     assert objective.activations is checkpoint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"activations": checkpoint},
+        {"supervision": last_only, "bptt": one_step_gradient},
+        {"supervision": learned, "activations": checkpoint},
+        {"curriculum": 0.5},
+        {"loss": squared_error},
+    ],
+    ids=lambda settings: "-".join(settings) or "plain",
+)
+@pytest.mark.parametrize("name", ["slots", "recursive", "hybrid"])
+def test_a_counter_tells_what_making_the_gradient_takes(name, settings):
+    """As many on shapes as with values; of a hybrid, whose shapes are in the tokens, with values alone."""
+    model, objective = cores.model_of(name, joint=True, dtype=torch.float32), partial(Objective, 3, **settings)
+    counter = flops.GradientCounter(model, objective(), Runtime(threads=1))
+    for seed, progress in ((0, 1.0), (1, 0.2), (0, 0.2)):
+        batch = cores.batch(seed=seed)
+        work = partial(objective().gradient, model, batch, sequences=len(batch), progress=progress)
+        assert counter.count(batch, progress) == flops.count(work) > 1e5
+
+
+def test_nothing_is_computed_to_count_a_gradient(monkeypatch):
+    model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    devices = set()
+    states = type(model).begin
+    monkeypatch.setattr(type(model), "begin", lambda self, batch: devices.add(batch.tokens.device.type) or states(self, batch))
+    flops.GradientCounter(model, Objective(model.n_steps), Runtime(threads=1)).count(batch)
+    assert devices == {"meta"} and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_learned_weights_take_no_products():

@@ -19,7 +19,7 @@ from components.objective.objective import Objective
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
-from components.training.optim import adamw
+from components.training.optim import adamw, muon
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.machine import snapshots
 from pipeline.machine.process import Interrupted
@@ -196,7 +196,8 @@ def test_at_a_small_rate_every_weight_moves_as_in_float32(backbone_of, tmp_path,
         assert half.abs().mean() == pytest.approx(single.abs().mean().item(), rel=0.05)
 
 
-def test_moments_average_snapshots_and_file_hold_float32(backbone_of, runtime, tmp_path, monkeypatch):
+@pytest.mark.parametrize("chosen", [adamw, muon])
+def test_moments_average_snapshots_and_file_hold_float32(backbone_of, runtime, tmp_path, monkeypatch, chosen):
     monkeypatch.setenv("SLOTLOOP_SCRATCH", str(tmp_path / "scratch"))
     backbone = backbone_of("llada")
     model = refined(backbone)
@@ -204,7 +205,7 @@ def test_moments_average_snapshots_and_file_hold_float32(backbone_of, runtime, t
     made = []
 
     def optimizer(named):
-        made.append(adamw(named, lr=1e-3, backbone_lr=5e-6))
+        made.append(chosen(named, lr=1e-3, backbone_lr=5e-6))
         return made[0]
 
     with pytest.raises(RuntimeError, match="look"), snapshots.workspace("half", "k" * 64):

@@ -16,7 +16,7 @@ from components.objective.losses import masked_cross_entropy
 from components.objective.masking import exact_count
 from components.objective.objective import Objective
 from components.objective.supervision import last_only
-from components.training.optim import adamw
+from components.training.optim import adamw, muon
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.data.batches import assemble
 from pipeline.errors import DataError, TrainingError
@@ -64,7 +64,7 @@ def batch(n=8, seed=0):
 
 
 def part(whole, rows):
-    return replace(whole, **{k: v[rows] for k, v in vars(whole).items() if v is not None})
+    return replace(whole, **{k: v[rows] for k, v in vars(whole).items() if isinstance(v, torch.Tensor)})
 
 
 def broken(whole, value):
@@ -128,7 +128,7 @@ def test_accumulation_takes_the_step_of_the_whole_batch(train, model, sizes):
 
 
 def test_counting_operations_leaves_the_first_step_alone(train, model):
-    """The first batch is run once more to count: its gradient must not linger."""
+    """Operations are counted over the first batches: no gradient of theirs must linger."""
     start = weights(model).clone()
     whole = batch(8)
     logits = model.readout(model.states(whole)[whole.masked])
@@ -306,6 +306,36 @@ def content(tmp_path):
     return lambda name: {str(f.relative_to(tmp_path / name)): f.read_bytes() for f in (tmp_path / name).rglob("*") if f.is_file()}
 
 
+def test_a_validation_stands_in_its_file_as_soon_as_it_is_done(train, tmp_path, capsys):
+    """Rows are those of the state; each is there when the next step begins."""
+    rows = []
+
+    def looking(step, steps):
+        file = tmp_path / "validation.csv"
+        rows.append(file.read_text().splitlines()[1:] if file.is_file() else [])
+        return 1.0
+
+    result = train(batch(), steps=7, validate_every=3, schedule=looking)
+    assert [len(seen) for seen in rows] == [0, 0, 0, 1, 1, 1, 2]
+    columns = read(tmp_path / "validation.csv")
+    assert columns["step"] == [3, 6, 7] == [entry["step"] for entry in result.validation]
+    assert columns["loss"] == columns["loss/step_0"] == pytest.approx([entry["loss"] for entry in result.validation], rel=1e-8)
+
+
+def test_what_is_wrong_is_a_line_after_a_validation_and_once(train, capsys):
+    train(batch(), steps=60, validate_every=20, clip=1e-6)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "health" in line or "validation" in line]
+    assert lines[1].startswith("test: health: always clipped (100% of the last 10 steps; median norm ")
+    assert lines[1].endswith("; python -m stages doctor says what mends it")
+    assert sum("always clipped" in line for line in lines) == 1 and sum("step" in line.split()[1] for line in lines) == 3
+
+
+def test_another_training_in_the_same_folder_begins_its_validations_anew(train, tmp_path):
+    for _ in range(2):
+        train(batch(), steps=2, validate_every=1)
+        assert read(tmp_path / "validation.csv")["step"] == [1, 2]
+
+
 BATCHES = [batch(seed=seed) for seed in range(5)]
 LONG = {"steps": 12, "validate_every": 4, "log_every": 3, "save_every": 100, "accumulation": 2, "ema": 0.9}
 
@@ -332,9 +362,10 @@ def failing():
     raise RuntimeError("power")
 
 
-@pytest.mark.parametrize("last", [0, 2, 3, 8, 10])
-def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, last):
+@pytest.mark.parametrize(("last", "optimizer"), [*((last, adamw) for last in (0, 2, 3, 8, 10)), (0, muon), (3, muon), (8, muon)])
+def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, last, optimizer):
     """In the first step, between validations, with one, and in the last step but one."""
+    train = partial(train, optimizer=partial(optimizer, lr=1e-2))
     start = {name: value.clone() for name, value in model.state_dict().items()}
     expected = train(*BATCHES, out=tmp_path / "whole", schedule=falling, **LONG)
     ended = weights(model).clone()
@@ -400,7 +431,7 @@ def test_operations_count_the_steps_that_were_taken(train):
 
 def test_twice_the_sequences_take_twice_the_operations(train):
     whole = batch()
-    twice = replace(whole, **{k: torch.cat([v, v]) for k, v in vars(whole).items() if v is not None})
+    twice = replace(whole, **{k: torch.cat([v, v]) for k, v in vars(whole).items() if isinstance(v, torch.Tensor)})
     assert train(twice, steps=1).flops == train(whole, whole, steps=1, accumulation=2).flops == 2 * train(whole, steps=1).flops
 
 
@@ -452,7 +483,7 @@ def spoilt(model, name, value, at):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("optimizer", [partial(adamw, lr=1e-2), plain_descent])
+@pytest.mark.parametrize("optimizer", [partial(adamw, lr=1e-2), partial(muon, lr=1e-2), plain_descent])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_is_not_finite_changes_nothing(train, model, work, tmp_path, value, optimizer, clip):
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from components.backbones.tiny_lm import TinyLM
+from components.noise import key
 from components.objective.activations import checkpoint, keep
+from components.objective.carry_noise import CarryNoise
+from components.objective.fixed_point import FixedPoint
+from components.objective.lead import RandomLead
 from components.objective.objective import Objective
 from components.objective.supervision import constant, last_only, learned, linear_decay
 from components.recursion import full_gradient, one_step_gradient, truncated_gradient
@@ -32,7 +36,7 @@ from tests.pipeline.training.test_loop import VOCABULARY, Fixed, asked_to_end, b
 BATCHES = [batch(seed=seed) for seed in range(3)]
 LONG = {"steps": 6, "validate_every": 3, "log_every": 2, "ema": 0.9}
 STEPS = 3
-AIMS = ("supervision", "curriculum", "bptt", "activations")  # the objective's settings
+AIMS = ("supervision", "curriculum", "bptt", "activations", "lead", "noise", "settling")  # the objective's settings
 
 
 def refined(core, seed=0):
@@ -107,12 +111,24 @@ KINDS = {
     "learned_accumulated": {"supervision": learned, "accumulation": 2},
     "curriculum": {"curriculum": 0.8},
     "checkpointed": {"activations": checkpoint, "bptt": truncated_gradient},
+    "led": {"lead": RandomLead(8, 0.7), "accumulation": 2},
+    "noised": {"noise": CarryNoise(0.5, 0.1), "settling": FixedPoint(), "accumulation": 2},
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "last"), [("learned", 1), ("learned", 3), ("learned_accumulated", 1), ("curriculum", 3), ("checkpointed", 1)]
-)
+ENDED = [
+    ("learned", 1),
+    ("learned", 3),
+    ("learned_accumulated", 1),
+    ("curriculum", 3),
+    ("checkpointed", 1),
+    ("led", 1),
+    ("led", 3),
+    ("noised", 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "last"), ENDED)
 def test_a_killed_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, kind, last):
     settings = {**LONG, **KINDS[kind]}
     expected = train("whole", **settings)
@@ -124,7 +140,7 @@ def test_a_killed_run_ends_with_the_same_bytes(train, model, work, content, tmp_
     with work():
         result = train("parts", **settings)
     assert asdict(result) == asdict(expected) and torch.equal(weights(model), ended)
-    assert content("parts") == content("whole") and len(content("whole")) == 3
+    assert content("parts") == content("whole") and len(content("whole")) == 4
 
 
 # Learned weights
@@ -209,7 +225,7 @@ def test_a_curriculum_trains_otherwise_and_reports_every_step(train, model, tmp_
 def test_recomputation_ends_with_the_same_bytes(train, content, bptt, supervision):
     for name, activations in (("kept", keep), ("again", checkpoint)):
         train(name, bptt=bptt, supervision=supervision, activations=activations)
-    assert content("kept") == content("again") and len(content("kept")) == 3
+    assert content("kept") == content("again") and len(content("kept")) == 4
 
 
 def test_where_the_gradient_is_cut_decides_what_is_learned(train, model, tmp_path):
@@ -258,3 +274,20 @@ def test_the_budget_pays_for_what_memory_and_supervision_cost(train):
     assert stored < train(steps=1, supervision=constant, activations=checkpoint).flops_per_step < 1.5 * stored
     assert train(steps=1, supervision=last_only, bptt=one_step_gradient).flops_per_step < 0.7 * stored
     assert train(supervision=constant, budget=5 * stored).steps == 5
+
+
+def test_a_lead_is_drawn_anew_for_every_step_and_costs_its_forward_passes(train, model, runtime, monkeypatch):
+    """Operations are those of the supervised steps, and of as many more as come before them on average."""
+
+    def operations(lead):
+        settings = {"sequences": len(BATCHES[0]), "seed": 0, "step": 0, "progress": 0.0, "statistics": False}
+        return flops.count(lambda: accumulate(model, Objective(STEPS), [BATCHES[0]], runtime, lead=lead, **settings))
+
+    lead = RandomLead(8, 0.7)
+    one_step = (operations(5) - operations(0)) / 5
+    assert train(lead=lead, steps=1).flops == pytest.approx(operations(0) + lead.mean * one_step, rel=0.02)  # of three batches
+    taken, step = [], type(model.refiner).step
+    monkeypatch.setattr(type(model.refiner), "step", lambda self, number, *rest: taken.append(number) or step(self, number, *rest))
+    train(lead=lead, steps=6, validate_every=6)
+    drawn = [lead(key(0, step)) for step in range(6)]
+    assert len(set(drawn)) > 2 and Counter(taken)[STEPS + max(drawn) - 1] >= 1 and max(taken) == STEPS + max(drawn) - 1

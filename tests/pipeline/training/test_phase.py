@@ -1,5 +1,6 @@
 """What every training phase shares: freezing by pattern, checks before training, metrics."""
 
+import functools
 import json
 from functools import partial
 
@@ -17,7 +18,7 @@ from pipeline.files import write_json
 from pipeline.manifests import write_manifest
 from pipeline.models.model_folder import UNFINISHED, ModelFolder, seal
 from pipeline.training import phase
-from pipeline.training.loop import fit
+from pipeline.training.loop import as_it_is, fit
 from stages import warmup
 from stages.__main__ import main
 
@@ -56,6 +57,21 @@ def test_only_what_a_pattern_names_is_trained(run, model, capsys):
     assert changed and all(name.startswith(("blocks.1.", "head.")) for name in changed)
     assert any(name.startswith("blocks.1.") for name in changed) and "head.weight" in changed
     assert "warmup: training\nblocks.1." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, "warmup: training"),
+        ({"unfreeze": [""], "fit": as_it_is}, "warmup: nothing is trained"),
+        ({"unfreeze": [], "fit": as_it_is}, "warmup: nothing is trained"),
+        ({"unfreeze": ["head"], "fit": functools.wraps(as_it_is)(lambda run: as_it_is(run))}, "warmup: nothing is trained"),
+    ],
+)
+def test_a_phase_that_trains_nothing_says_so(run, capsys, settings, first):
+    run(**settings)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == first and any("Trainable parameters" in line for line in lines) == (first == "warmup: training")
 
 
 def test_the_table_can_be_written_by_weight(run, capsys):
@@ -152,10 +168,13 @@ def test_a_folder_is_marked_until_its_phase_has_ended(run, tmp_path):
 
 def test_a_skipped_phase_took_no_step(tmp_path):
     folder = tmp_path / "finetune"
+    folder.mkdir()
+    (folder / "validation.csv").write_text("step,loss\n1,1\n")  # of an earlier run, in which it was on
     phase.skipped("finetune", folder, lambda: write_manifest(folder / "model.json", {"kind": "refined"}))
     assert ModelFolder(folder, "finetune", "finetune").metrics()["flops"] == 0
     assert json.loads((tmp_path / "finetune/metrics.json").read_text())["steps"] == 0
     assert (tmp_path / "finetune/curves.csv").read_text() == "step,loss\n"
+    assert not (folder / "validation.csv").exists()
 
 
 def test_of_several_processes_the_first_alone_writes_a_skipped_phase(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from components.training.ema import EMA
-from components.training.optim import adamw
+from components.training.optim import adamw, muon
 from pipeline.errors import DataError
 from pipeline.machine.snapshots import Scratch
 from pipeline.training.train_state import TrainState, numbers_of, resume, tensors_of
@@ -20,7 +20,8 @@ class Half(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.frozen = nn.Parameter(torch.randn(3, generator=generator), requires_grad=False)
-        self.trained = nn.Parameter(torch.randn(3, generator=generator))
+        self.trained = nn.Parameter(torch.randn(3, 4, generator=generator))
+        self.scale = nn.Parameter(torch.randn(3, 1, generator=generator))
 
 
 class DeterministicSampler:
@@ -37,9 +38,9 @@ class DeterministicSampler:
             raise DataError("another order")
 
 
-def state(seed, steps=0):
+def state(seed, steps=0, optimizer=adamw):
     model = Half(seed)
-    optimizer, average = adamw(model.named_parameters(), lr=0.1), EMA(model.parameters(), 0.9)
+    optimizer, average = optimizer(model.named_parameters(), lr=0.1), EMA(model.parameters(), 0.9)
     for _ in range(steps):
         step(model, optimizer, average)
     return model, optimizer, average
@@ -61,18 +62,19 @@ def trainable(model):
 
 
 def step(model, optimizer, average):
-    (model.trained - 1).square().sum().backward()
+    (model.trained * model.scale - 1).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     average.update()
 
 
-def test_a_resumed_run_takes_the_same_next_step(tmp_path):
-    model, optimizer, average = state(seed=0, steps=3)
+@pytest.mark.parametrize("chosen", [adamw, muon])
+def test_a_resumed_run_takes_the_same_next_step(tmp_path, chosen):
+    model, optimizer, average = state(seed=0, steps=3, optimizer=chosen)
     result = TrainState(steps=3, flops_per_step=7, best_step=2, best_loss=0.5, validation=[{"step": 2, "loss": 0.5}])
     (tmp_path / "out").mkdir()
     Scratch(tmp_path / "scratch").save(3, *snapshot_of((trainable(model), optimizer, average), result), tmp_path / "out")
-    other, its_optimizer, its_average = state(seed=1)
+    other, its_optimizer, its_average = state(seed=1, optimizer=chosen)
     other.frozen.data.copy_(model.frozen)
     found = resume(
         Scratch(tmp_path / "scratch"), tmp_path / "out", trainable(other), its_optimizer, its_average, DeterministicSampler(), 2
@@ -81,7 +83,7 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path):
     for _ in range(2):
         step(model, optimizer, average)
         step(other, its_optimizer, its_average)
-        assert torch.equal(model.trained, other.trained)
+        assert torch.equal(model.trained, other.trained) and torch.equal(model.scale, other.scale)
         assert all(torch.equal(a, b) for a, b in zip(average.average, its_average.average, strict=True))
 
 
