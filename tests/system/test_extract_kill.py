@@ -41,7 +41,7 @@ def shards_of(out: Path) -> dict[str, bytes]:
 
 
 def surviving(folder: Path) -> dict[str, int]:
-    """When each shard that no kill has lost was written: an extraction that has ended removes its scratch, and may be killed at that."""
+    """When each shard that no kill has lost was written; one that comes while scratch is removed leaves all in the output."""
     return {**written(folder), **committed(folder)}
 
 
