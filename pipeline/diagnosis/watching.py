@@ -3,6 +3,8 @@
 No file of a run holds a time, so the rate comes from when files were written: newest rows, newest validation, snapshots.
 """
 
+import contextlib
+import glob
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -95,8 +97,9 @@ def moments(folder: Path, place: Path, name: str) -> Iterator[Moment]:
         if file.is_file():
             written, steps = file.stat().st_mtime, recorded.columns(file).get("step", [])
             yield from [Moment(written, int(steps[-1]) + offset)] if steps else []
-    for snapshot in folder.glob(f".scratch/*/*/{name}/step-*"):
-        yield Moment(snapshot.stat().st_mtime, int(snapshot.name.removeprefix("step-")))
+    for snapshot in glob.glob(f".scratch/*/*/{name}/step-*", root_dir=folder):  # unlike Path's, at ease with what vanishes
+        with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place
+            yield Moment((folder / snapshot).stat().st_mtime, int(snapshot.rpartition("step-")[2]))
 
 
 def rate(seen: Sequence[Moment]) -> float:

@@ -8,6 +8,7 @@ any moment leaves a whole snapshot or none. Removed when the stage is done; what
 import ast
 import contextlib
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -221,7 +222,16 @@ def folder(name: str) -> Path | None:
 
 def _collect(keep: Path) -> None:
     """Remove what nobody has touched for ``STALE_AFTER`` seconds."""
-    for folder in root().glob("*/*"):
-        newest = max((file.stat().st_mtime for file in folder.rglob("*")), default=folder.stat().st_mtime)
-        if folder != keep and time.time() - newest > STALE_AFTER:
+    for folder in map(Path, glob.glob(f"{glob.escape(str(root()))}/*/*")):
+        if folder != keep and time.time() - _touched(folder) > STALE_AFTER:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _touched(folder: Path) -> float:
+    """Find when anything in a folder was last written; another stage may be at work in it, and remove files meanwhile."""
+    times = []
+    for place, _, files in os.walk(folder):
+        for path in (place, *(os.path.join(place, name) for name in files)):
+            with contextlib.suppress(FileNotFoundError):
+                times.append(os.stat(path).st_mtime)
+    return max(times, default=float("inf"))  # it is gone

@@ -178,6 +178,7 @@ class ClearML:
         """Ask the server once, in a thread of its own: the SDK may wait for minutes, and where a certificate is wrong for ever."""
         import requests
 
+        _sdk()  # on a busy machine its import takes as long as a server may take to answer
         if self._asking is not None and self._asking.is_alive():
             self._asking.join(TIMEOUT)
         answers, errors = list[Any](), list[Exception]()
@@ -211,16 +212,25 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _session(host: str) -> Any:
-    """The SDK's session, which knows clearml.conf, made to try once and not to name this machine in each request."""
+def _sdk() -> Any:
+    """Import the class of the SDK's sessions.
+
+    Raises:
+        TrackingError: the package is not installed.
+    """
     try:
         from clearml.backend_api import Session
     except ImportError:
         raise TrackingError("the package clearml is not installed: pip install 'slotloop[clearml]'") from None
+    return Session
+
+
+def _session(host: str) -> Any:
+    """The SDK's session, which knows clearml.conf, made to try once and not to name this machine in each request."""
     import requests
 
     try:
-        return Session(worker=host or NOBODY, http_retries_config={"total": 0})
+        return _sdk()(worker=host or NOBODY, http_retries_config={"total": 0})
     except Exception as error:  # the SDK wraps whatever happened in a LoginError
         if isinstance(error.__context__, requests.RequestException) or isinstance(error, requests.RequestException):
             raise Unreachable(f"ClearML's server does not answer ({type(error.__context__ or error).__name__})") from None

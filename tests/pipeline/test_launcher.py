@@ -11,6 +11,7 @@ import pytest
 
 from stages.__main__ import main
 from tests.conftest import ROOT, workspace
+from tests.support.dvc import PATIENCE
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def launch(folder, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("DVC_STAGE", None)
     command = [sys.executable, "-m", "stages", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_a_user_error_names_the_stage_to_run_without_a_traceback(here):
@@ -278,7 +279,7 @@ def test_a_reader_that_has_enough_is_no_error(here):
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=pipe,
             stderr=subprocess.PIPE,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, b"")

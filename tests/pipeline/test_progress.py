@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import progress
 from pipeline.progress import Progress, tick, watched
+from tests.support.dvc import PATIENCE
 
 FIRST = progress.FIRST
 
@@ -163,7 +164,7 @@ def test_a_unit_that_takes_long_shows_life_by_itself(capsys, monkeypatch):
     monkeypatch.setattr(progress, "PULSE", 0.001)
     monkeypatch.setattr(Progress, "_print", lambda self, text, stream: (print(text), printed.set()))
     with Progress("warmup", 2, "step"):
-        assert printed.wait(60)
+        assert printed.wait(PATIENCE)
     assert lines(capsys)[0].startswith("warmup: 0 of 2 | ")
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
@@ -180,7 +181,7 @@ def test_lines_that_nobody_can_read_end_no_work(error, monkeypatch):
     monkeypatch.setattr(progress, "PULSE", 0.001)
     monkeypatch.setattr(Progress, "_print", fail)
     with Progress("warmup", 2, "step"):
-        assert tried.wait(60)
+        assert tried.wait(PATIENCE)
 
 
 def test_work_that_its_own_thread_ends_ends(monkeypatch):
@@ -188,10 +189,10 @@ def test_work_that_its_own_thread_ends_ends(monkeypatch):
     abandoned, ended = threading.Event(), threading.Event()
     monkeypatch.setattr(progress, "PULSE", 0.001)
     work = watched([1, 2], "validation", 2, "batch")
-    monkeypatch.setattr(progress, "tick", lambda: abandoned.wait(60) and (work.close(), ended.set()))
+    monkeypatch.setattr(progress, "tick", lambda: abandoned.wait(PATIENCE) and (work.close(), ended.set()))
     next(work)
     abandoned.set()  # a generator that still runs can be closed by nobody
-    assert ended.wait(60) and not Progress._open
+    assert ended.wait(PATIENCE) and not Progress._open
 
 
 def test_an_error_within_closes_what_was_open(now):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, run_stages
-from tests.support.dvc import PATIENCE, content, marked
+from tests.support.dvc import PATIENCE, content, marked, wait_until
 
 MARK = "SLOTLOOP_TEST_FOLDER"  # by which the processes of a folder are found
 PYTHON = (sys.executable, "-m", "stages")
@@ -66,8 +66,14 @@ def running(folder: Path) -> list[psutil.Process]:
 
 def member(folder: Path, rank: int) -> psutil.Process:
     """The process of a job with a number."""
-    [found] = [process for process in running(folder) if process.environ().get("RANK") == str(rank)]
+    [found] = [process for process in marked(MARK, str(folder)) if _rank(process) == str(rank)]
     return found
+
+
+def _rank(process: psutil.Process) -> str | None:
+    with contextlib.suppress(psutil.Error, OSError):  # it has ended meanwhile
+        return process.environ().get("RANK")
+    return None
 
 
 @contextlib.contextmanager
@@ -81,30 +87,47 @@ def nothing_left(folder: Path) -> Iterator[Path]:
                 process.kill()
 
 
+@contextlib.contextmanager
+def standing_still(processes: list[psutil.Process]) -> Iterator[None]:
+    """Within the block the processes are stopped, so that what is seen of them stays true; afterwards they go on."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.suspend()
+    try:
+        wait_until(lambda: all(map(_stands, processes)), "the processes stand still", pause=0.0)
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+
+
+def _stands(process: psutil.Process) -> bool:
+    """Whether a process is stopped, or has ended."""
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return True
+
+
 def together(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
     """Run a script in several processes that can find one another; returns how each ended and what it printed."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            cwd=folder,
-            env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for variables in _ranks(world)
-    ]
-    told = [process.communicate(timeout=PATIENCE) for process in started]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with _ranks(world) as ranks:
+        command = [sys.executable, "-c", script]
+        started = [subprocess.Popen(command, cwd=folder, env={**os.environ, **variables}, **pipes) for variables in ranks]
+        told = [process.communicate(timeout=PATIENCE) for process in started]
     return [subprocess.CompletedProcess(p.args, p.returncode, *pair) for p, pair in zip(started, told, strict=True)]
 
 
-def _ranks(world: int) -> list[dict[str, str]]:
-    """Variables of each of several processes that can find one another."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT)}
-    return [{**where, "RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world)]
+@contextlib.contextmanager
+def _ranks(world: int) -> Iterator[list[dict[str, str]]]:
+    """Variables of each of several processes that can find one another; within the block nobody else is given their port."""
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who listens there sets it too: both may have it
+        ours.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ours.getsockname()[1]), "WORLD_SIZE": str(world)}
+        yield [{**where, "PYTHONPATH": str(ROOT), "RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(world)]
 
 
 def forked(script: str, world: int, folder: Path) -> list[subprocess.CompletedProcess[str]]:
@@ -113,11 +136,12 @@ def forked(script: str, world: int, folder: Path) -> list[subprocess.CompletedPr
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "pipeline.training.gradients", "tests.system.test_processes"])
-    started = [context.Process(target=_run, args=(script, str(folder), variables)) for variables in _ranks(world)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(PATIENCE)
+    with _ranks(world) as ranks:
+        started = [context.Process(target=_run, args=(script, str(folder), variables)) for variables in ranks]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(PATIENCE)
     told = [[(folder / f"{rank}.{stream}").read_text() for stream in STREAMS] for rank in range(world)]
     return [subprocess.CompletedProcess(script, p.exitcode, *pair) for p, pair in zip(started, told, strict=True)]
 

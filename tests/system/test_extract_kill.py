@@ -1,25 +1,30 @@
 """Extraction killed at any moment: finished shards are never made again, and it ends with the bytes of an uninterrupted run."""
 
+import contextlib
+import glob
 import random
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.dvc import content
+from tests.support.dvc import content, wait_until
 from tests.support.jobs import alone, start
 
 pytestmark = pytest.mark.slow
 KILLS = 10
+ATTEMPTS = 100  # one for which the extraction was too fast, or this test too slow, does not count
 DRAWS = 12
 OVERRIDES = (f"extract.run.draws={DRAWS}", "extract.run.batch_size=2", "extract.run.shard_bytes=20_000")
 OUT = "data/shards"
 
 
-def started(folder: Path) -> subprocess.Popen[bytes]:
+def started(folder: Path) -> subprocess.Popen[str]:
     """extract as DVC starts it: its output removed."""
     shutil.rmtree(folder / OUT, ignore_errors=True)
     return start(folder, "extract", *OVERRIDES)
@@ -30,10 +35,23 @@ def completed(folder: Path) -> dict[str, bytes]:
     return alone(folder, "extract", *OVERRIDES, out=OUT)
 
 
+def times(tars: str) -> dict[str, int]:
+    """When each of these files was written; those that vanish meanwhile are left out."""
+    seen = {}
+    for tar in map(Path, glob.glob(tars)):  # unlike Path's, at ease with what vanishes
+        with contextlib.suppress(FileNotFoundError):
+            seen[tar.name] = tar.stat().st_mtime_ns
+    return seen
+
+
 def committed(folder: Path) -> dict[str, int]:
     """When each finished shard was written."""
-    building = {record.with_suffix(".tar") for record in folder.glob(".scratch/extract/*/shards/*-*-*.json")}
-    return {tar.name: tar.stat().st_mtime_ns for tar in building if tar.exists()}
+    records = glob.glob(f"{folder}/.scratch/extract/*/shards/*-*-*.json")
+    return {name: at for record in records for name, at in times(f"{record.removesuffix('.json')}.tar").items()}
+
+
+def written(folder: Path) -> dict[str, int]:
+    return times(f"{folder / OUT}/*.tar")
 
 
 def shards_of(out: Path) -> dict[str, bytes]:
@@ -41,25 +59,32 @@ def shards_of(out: Path) -> dict[str, bytes]:
 
 
 def surviving(folder: Path) -> dict[str, int]:
-    """When each shard that no kill has lost was written; one that comes while scratch is removed leaves all in the output."""
+    """When each shard that no kill has lost was written: one that has ended removes its scratch, and may be killed at that."""
     return {**written(folder), **committed(folder)}
 
 
-def written(folder: Path) -> dict[str, int]:
-    return {tar.name: tar.stat().st_mtime_ns for tar in (folder / OUT).glob("*.tar")}
+def complete(folder: Path) -> bool:
+    """Whether everything is in its place: what is written last is there."""
+    return (folder / OUT / "index.json").exists()
+
+
+def killed(folder: Path, moment: Callable[[], bool], delay: float) -> bool:
+    """Kill an extraction some seconds after a moment; False if it ended by itself first."""
+    process = started(folder)
+    wait_until(lambda: moment() or process.poll() is not None, "the extraction comes so far", pause=0.001)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    error = process.communicate()[1]
+    assert process.returncode in (0, -signal.SIGKILL), error
+    return process.returncode != 0
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float, float]:
-    """What extract writes, how many seconds it takes until its first shard is there, and in all."""
-    folder = workspace_of(finished, tmp_path_factory.mktemp("uninterrupted") / "run")
-    began, process = time.monotonic(), started(folder)
-    while not committed(folder) and process.poll() is None:
-        time.sleep(0.01)
-    first = time.monotonic() - began
-    error = process.communicate()[1]
-    assert process.returncode == 0, error.decode()
-    return content(folder / OUT), first, time.monotonic() - began
+def uninterrupted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What extract writes."""
+    expected = completed(workspace_of(finished, tmp_path_factory.mktemp("uninterrupted") / "run"))
+    assert sum(name.endswith(".tar") for name in expected) > 100
+    return expected
 
 
 def workspace_of(finished: Path, folder: Path) -> Path:
@@ -71,25 +96,23 @@ def workspace_of(finished: Path, folder: Path) -> Path:
 
 
 def test_a_killed_extraction_makes_no_finished_shard_again(finished, tmp_path, uninterrupted):
-    """Killed again and again at random moments, each time a few shards further on."""
-    expected, first, whole = uninterrupted
-    shards = sum(name.endswith(".tar") for name in expected)
-    assert shards > 100
-    rng, interrupted, folder = random.Random(0), 0, workspace_of(finished, tmp_path / "run")
-    while interrupted < KILLS:
+    """Killed again and again at random moments, the start of the interpreter included, each time some shards further on."""
+    expected, rng, folder = uninterrupted, random.Random(0), workspace_of(finished, tmp_path / "run")
+    further = sum(name.endswith(".tar") for name in expected) // KILLS
+    interrupted = resumed = 0
+    for _ in range(ATTEMPTS):
         before = committed(folder)
-        process = started(folder)
-        try:
-            process.communicate(timeout=rng.uniform(0.9 * first, first + 1.5 * (whole - first) / KILLS))
-            first, whole = 0.8 * first, 0.8 * whole  # the machine has become faster
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            interrupted += 1
+        target = len(before) + rng.choice((0, *range(1, further)))
+        moment = partial(lambda most: len(committed(folder)) >= most or complete(folder), target)
+        interrupted += killed(folder, moment, delay=rng.uniform(0, 0.02))
         after = surviving(folder)
         assert {name: after.get(name) for name in before} == before
-        if (folder / OUT / "index.json").exists():  # written last: everything is there
+        resumed += bool(before) and len(after) > len(before)
+        if complete(folder):
             assert shards_of(folder / OUT) == {name: expected[name] for name in expected if not name.startswith("config.")}
+        if interrupted == KILLS:
+            break
+    assert interrupted == KILLS and resumed
     before = committed(folder)
     assert completed(folder) == expected
     assert {name: written(folder)[name] for name in before} == before
@@ -97,18 +120,15 @@ def test_a_killed_extraction_makes_no_finished_shard_again(finished, tmp_path, u
 
 
 def test_a_kill_at_any_moment_ends_with_the_same_bytes(finished, tmp_path, uninterrupted):
-    """Each time from the beginning, up to its very end."""
-    expected, first, whole = uninterrupted
-    rng, interrupted, folder = random.Random(1), 0, workspace_of(finished, tmp_path / "run")
-    while interrupted < KILLS // 2:
-        process = started(folder)
-        try:
-            process.communicate(timeout=rng.uniform(first, whole))
-            first, whole = 0.8 * first, 0.8 * whole
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            interrupted += 1
+    """Each time from the beginning: while shards are made, while they come to their place, and when all have."""
+    expected, rng, folder = uninterrupted, random.Random(1), workspace_of(finished, tmp_path / "run")
+    shards = sum(name.endswith(".tar") for name in expected)
+
+    def so_far() -> int:
+        return 2 * shards if complete(folder) else len(committed(folder)) + len(written(folder))
+
+    for target in (rng.randint(1, shards - 1), rng.randint(1, shards - 1), shards, rng.randint(shards, 2 * shards), 2 * shards):
+        assert any(killed(folder, partial(lambda most: so_far() >= most, target), 0.0) for _ in range(ATTEMPTS))
         before = committed(folder)
         assert completed(folder) == expected
         assert {name: written(folder)[name] for name in before} == before

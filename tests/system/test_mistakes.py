@@ -11,6 +11,7 @@ import pytest
 
 from stages.__main__ import main
 from tests.conftest import ROOT
+from tests.support.dvc import PATIENCE
 
 SMOKE = "preset: smoke\n"
 MINE = "from __gin__ import dynamic_registration\ninclude 'gin/presets/smoke.gin'\n"
@@ -309,6 +310,6 @@ def test_a_process_of_its_own_tells_the_same(here):
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
     for name, process in started.items():
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
         check(chosen[name], process.returncode, out, err)
         assert "Traceback" not in err and set((here / name).rglob("*")) == before[name]

@@ -4,8 +4,8 @@ import hashlib
 import shutil
 import signal
 import sys
+from functools import partial
 
-import psutil
 import pytest
 import torch
 
@@ -16,7 +16,7 @@ from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
 from tests.support.dvc import PATIENCE, content, snapshot, wait_until
-from tests.support.jobs import PYTHON, TORCHRUN, alone, completed, forked, member, nothing_left, running, start
+from tests.support.jobs import PYTHON, TORCHRUN, alone, completed, forked, member, nothing_left, running, standing_still, start
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
 STEPS = 30
@@ -93,13 +93,24 @@ def uninterrupted(finished, tmp_path_factory) -> dict[str, bytes]:
     return alone(folder, "warmup", *TRAINING)
 
 
-def training(folder, processes="2"):
-    """A warmup of several processes a few steps further on than where it began."""
-    target = snapshot(folder, "warmup") + 3
-    process = start(folder, "warmup", *TRAINING, SLOTLOOP_PROCESSES=processes)
-    wait_until(lambda: snapshot(folder, "warmup") >= target or process.poll() is not None, "warmup trains", pause=0.01)
-    assert process.poll() is None, process.communicate()
-    return process
+def midway(folder, act, processes="2"):
+    """A warmup of several processes; ``act`` is done to it a few steps further on than where it began, while all stand still."""
+    for _ in range(20):
+        target = snapshot(folder, "warmup") + 3
+        process = start(folder, "warmup", *TRAINING, SLOTLOOP_PROCESSES=processes)
+        moment = partial(lambda step, job: snapshot(folder, "warmup") >= step or job.poll() is not None, target, process)
+        wait_until(moment, "warmup trains", pause=0.01)
+        with standing_still(running(folder)):
+            if target <= snapshot(folder, "warmup") <= STEPS - 5:  # so many are left, to end before they are done
+                act(process)
+                return process
+        assert ended(process) == (0, "")  # this test was too slow for it: from the beginning
+    pytest.fail("the stage always ended before anything was done to it")
+
+
+def kill(folder, *ranks):
+    for process in [member(folder, rank) for rank in ranks]:
+        process.kill()
 
 
 def ended(process):
@@ -119,15 +130,12 @@ def keys(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", ["1", "4"])
 def test_what_two_processes_began_any_number_ends(job, uninterrupted, processes):
-    process = training(job)
-    for rank in (0, 1):
-        member(job, rank).kill()
+    process = midway(job, lambda _: kill(job, 0, 1))
     assert ended(process)[0] == 1
     nothing_runs(job)
     [key], reached = keys(job), snapshot(job, "warmup")
     if processes == "4":
-        process = training(job, processes)
-        process.terminate()
+        process = midway(job, lambda launcher: launcher.terminate(), processes)
         assert ended(process)[0] == 143
         assert keys(job) == [key] and snapshot(job, "warmup") > reached
     assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES=processes) == uninterrupted
@@ -137,8 +145,7 @@ def test_what_two_processes_began_any_number_ends(job, uninterrupted, processes)
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job_with_its_name(job, uninterrupted, rank):
-    process = training(job)
-    member(job, rank).kill()
+    process = midway(job, lambda _: kill(job, rank))
     told = f"error: process {rank} of 2 was ended by SIGKILL, the others were stopped; run it again to continue\n"
     assert ended(process) == (1, told)
     assert not running(job)
@@ -156,8 +163,7 @@ def test_a_killed_process_ends_the_job_with_its_name(job, uninterrupted, rank):
     ],
 )
 def test_a_job_that_is_asked_to_end_saves_its_last_step(job, uninterrupted, whom, number, status):
-    process = training(job)
-    (psutil.Process(process.pid) if whom == "launcher" else member(job, int(whom))).send_signal(number)
+    process = midway(job, lambda launcher: (launcher if whom == "launcher" else member(job, int(whom))).send_signal(number))
     code, error = ended(process)
     assert code == status and not running(job)
     step = snapshot(job, "warmup")
@@ -171,8 +177,7 @@ def test_a_job_that_is_asked_to_end_saves_its_last_step(job, uninterrupted, whom
 @linux
 @pytest.mark.slow
 def test_processes_whose_launcher_is_killed_save_and_end(job, uninterrupted):
-    process = training(job)
-    process.kill()
+    process = midway(job, lambda launcher: launcher.kill())
     ended(process)
     nothing_runs(job)
     assert snapshot(job, "warmup") < STEPS, "the job went on to its end"

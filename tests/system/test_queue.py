@@ -74,6 +74,13 @@ def stop(folder: Path) -> None:
     wait_until(lambda: not processes(folder), "workers end", pause=0.5)
 
 
+def command(process: psutil.Process) -> list[str]:
+    """Of what ends meanwhile, nothing."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
+
+
 def experiments(folder: Path) -> dict[str, dict[str, Any]]:
     """What ``dvc exp show`` says of each finished experiment, by name."""
     found = [one for baseline in dvc_json(folder, "exp", "show") for one in baseline["experiments"] or ()]
@@ -106,7 +113,7 @@ def test_a_killed_experiment_queued_again_continues_to_the_same_bytes(clone, tmp
     dvc(clone, "exp", "run", "--queue", "--name", "killed", *settings, "warmup")
     dvc(clone, "queue", "start", "-j", "1")
     wait_until(lambda: snapshot(clone, "warmup") >= 5, "warmup trains")  # in the main repository, not in the experiment's copy
-    [stage] = [process for process in processes(clone) if process.cmdline()[1:4] == ["-m", "stages", "warmup"]]
+    [stage] = [process for process in processes(clone) if command(process)[1:4] == ["-m", "stages", "warmup"]]
     stage.send_signal(signal.SIGSTOP)  # time for DVC to start; what it sends is the first thing that is seen afterwards
     reached = snapshot(clone, "warmup")
     dvc(clone, "queue", "kill", "--force", "killed")

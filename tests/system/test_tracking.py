@@ -1,8 +1,10 @@
 """Tracking end to end: runs, senders and a server as processes that die, hang and come back. Every row is there once."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import ROOT, TRAINING, workspace
+from tests.support.dvc import snapshot
 from tests.support.fake_clearml import KEY, SECRET, SINGLE, FakeClearML, without_clearml
 
 PATIENCE = 900.0  # seconds until a test that waits for what never comes gives up
@@ -115,7 +118,8 @@ class Workspace:
 
     def kill_senders(self):
         for sender in self.senders():
-            sender.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends by itself at this very moment
+                sender.kill()
 
     def gone(self):
         """Wait until no sender is left."""
@@ -501,7 +505,7 @@ def check_against_files(server, task, folder):
     assert not any(name.endswith("safetensors") for name in server.files)
 
 
-LONG = ("loop.fit.steps=40", "loop.fit.save_every=1", "loop.fit.validate_every=7", "loop.fit.log_every=5")
+LONG = ("loop.fit.steps=160", "loop.fit.save_every=1", "loop.fit.validate_every=7", "loop.fit.log_every=5")
 
 
 @pytest.fixture
@@ -543,9 +547,10 @@ def test_a_real_stage_that_is_killed_and_resumes_is_one_task(trained, server):
     shutil.rmtree(trained.folder / "outputs")
     for target in (10, 25):
         process = stage(trained, "warmup", *LONG)
-        wait_until(lambda n=target: snapshot(trained.folder) >= n, "it trains")
+        wait_until(lambda n=target, p=process: snapshot(trained.folder, "warmup") >= n or p.poll() is not None, "it trains")
         process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         trained.gone()
         (task,) = server.tasks.values()
         assert task["status"] == "stopped"
@@ -556,8 +561,3 @@ def test_a_real_stage_that_is_killed_and_resumes_is_one_task(trained, server):
     assert there == expected_files and len(trained.records()) == 1 and len(server.tasks) == 1
     check_against_files(server, task, trained.folder / "outputs/warmup")
     assert task["status"] == "completed"
-
-
-def snapshot(folder):
-    steps = [int(path.name.removeprefix("step-")) for path in folder.glob(".scratch/warmup/*/warmup/step-*")]
-    return max(steps, default=0)

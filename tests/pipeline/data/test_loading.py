@@ -18,6 +18,7 @@ from pipeline.data.batches import CachedSource, LiveSource
 from pipeline.data.loading import TrainLoader, in_order
 from pipeline.data.shard_writer import ShardError
 from pipeline.errors import ConfigError, DataError
+from tests.support.dvc import PATIENCE
 
 READERS = pytest.mark.parametrize("readers", [0, 1, 3])
 PAIRS = [(0, 1), (0, 3), (1, 2), (1, 4), (3, 1), (3, 3)]  # readers, processes: every pair of kinds, none and one and several
@@ -238,7 +239,7 @@ def test_no_thread_outlives_its_loader(rows, vocabulary, reading, readers, end):
             list(steps)
     del steps
     for thread in readers_of(before):
-        thread.join(60)
+        thread.join(PATIENCE)
     assert not readers_of(before)
 
 
@@ -251,7 +252,7 @@ def test_no_batch_is_being_made_when_a_loader_has_ended(rows, vocabulary, readin
         def batch(self, rows, epochs):
             begun.append(rows)
             waiting.release()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE)
             found = super().batch(rows, epochs)
             made.append(rows)
             return found
@@ -261,9 +262,9 @@ def test_no_batch_is_being_made_when_a_loader_has_ended(rows, vocabulary, readin
     left = []
     consumer = threading.Thread(target=lambda: (next(steps), steps.close(), left.append(len(begun) - len(made))))
     consumer.start()
-    assert all(waiting.acquire(timeout=60) for _ in range(readers))
+    assert all(waiting.acquire(timeout=PATIENCE) for _ in range(readers))
     go_on.set()
-    consumer.join(60)
+    consumer.join(PATIENCE)
     assert left == [0] and len(begun) == len(made) >= readers
 
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from rich.console import Console
@@ -15,6 +14,7 @@ from pipeline.diagnosis.watching import Moment, drawing, newest, rate, watch
 from pipeline.errors import DataError
 from stages.__main__ import main
 from tests.conftest import ROOT
+from tests.support.dvc import PATIENCE, wait_until
 from tests.support.made_runs import columns, validations, write_record, write_run
 
 
@@ -47,6 +47,7 @@ def test_moments_are_when_rows_validations_and_snapshots_were_written(tmp_path):
         snapshot = tmp_path / f".scratch/warmup/0123/warmup/step-{step:09d}"
         snapshot.mkdir(parents=True)
         os.utime(snapshot, (at, at))
+    (tmp_path / ".scratch/warmup/0123/warmup/step-000000070").symlink_to("gone")  # as one that is removed between two looks
     seen = set(watching.moments(tmp_path, place, "warmup"))
     assert seen == {Moment(1000.0, 200), Moment(900.0, 100), Moment(800.0, 50), Moment(850.0, 60)}
     assert rate([*seen]) == 150 / 200
@@ -131,16 +132,22 @@ def test_a_run_is_watched_until_it_ends(tmp_path, monkeypatch):
     watcher = threading.Thread(target=watch, args=(tmp_path, Console(file=screen, width=60)))
     watcher.start()
 
+    def play(**changed):
+        """As a phase writes: each file is whole, or as it was."""
+        made = write_run(tmp_path / "made", **changed)
+        for file in sorted(made.iterdir(), key=lambda file: file.name == "metrics.json"):
+            os.replace(file, tmp_path / "outputs/warmup" / file.name)
+
     def seen(text):
-        while text not in screen.getvalue():
-            time.sleep(0.01)
+        wait_until(lambda: text in screen.getvalue() or not watcher.is_alive(), text, pause=0.01)
+        assert text in screen.getvalue()
 
     seen("step 200")
     longer = columns(202)
-    write_run(tmp_path / "outputs/warmup", ended=False, **longer)
+    play(ended=False, **longer)
     seen("step 202")
-    write_run(tmp_path / "outputs/warmup", **longer)
-    watcher.join(60)
+    play(**longer)
+    watcher.join(PATIENCE)
     assert not watcher.is_alive() and screen.getvalue().rstrip().count("\nended") == 1
 
 

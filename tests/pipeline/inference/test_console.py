@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from functools import partial
 
@@ -103,7 +104,7 @@ def test_prompts_in_the_encodings_of_other_tools_are_read(tmp_path, monkeypatch,
 
 
 def test_a_folder_of_prompts_is_told(tmp_path):
-    with pytest.raises(DataError, match=rf"{tmp_path} cannot be read: it is a folder, and a file is expected"):
+    with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))} cannot be read: it is a folder, and a file is expected"):
         console.read(str(tmp_path))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.machine import file_hashes, snapshots
 
-OLD = 1_000_000_000.0
+OLD, FUTURE = 1_000_000_000.0, 4_000_000_000.0
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def test_a_small_file_leaves_nothing_behind(tmp_path, root, reads):
 
 
 def test_what_was_just_written_is_not_remembered(tmp_path, root):
-    (tmp_path / "young").write_bytes(b"a" * 100)
+    write(tmp_path / "young", b"a" * 100, FUTURE)  # as young as can be, however long this test is kept waiting
     file_hashes.content_hash(tmp_path / "young")
     assert not root.exists()
 

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.machine import launch, process
 from stages.__main__ import main
 from tests.conftest import ROOT, workspace
+from tests.support.dvc import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_an_error_of_all_processes_is_told_once_as_one_process_tells_it(tmp_path
     env = {**os.environ, "PYTHONPATH": str(ROOT), launch.PROCESSES: "2", "TMPDIR": str(temporary)}
     env.pop("DVC_STAGE", None)
     command = [sys.executable, "-m", "stages", "warmup"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     message = "error: data/backbone/model.json does not exist; it is written by stage backbone: run dvc repro backbone\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     # The first process may be stopped before it has removed its empty folder of unfinished work.

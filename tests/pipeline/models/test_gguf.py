@@ -26,6 +26,7 @@ from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.pretrained import Source, build
 from pipeline.text import pretrained_text
 from tests.support import gguf_files
+from tests.support.dvc import PATIENCE
 from tests.support.optional import needs
 
 needs("transformers", "gguf")
@@ -204,7 +205,7 @@ def test_two_processes_make_one_folder(file, tmp_path, cache):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(300)
+        process.join(PATIENCE)
     assert [process.exitcode for process in processes] == [0, 0]
     folders = [folder for folder in cache.iterdir() if folder.is_dir()]
     assert len(folders) == 2 and not any(folder.name.endswith(".part") for folder in folders)

@@ -11,6 +11,8 @@ import subprocess
 
 import pytest
 
+from tests.support.dvc import PATIENCE
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 FLAGS = (
@@ -46,7 +48,9 @@ def visited(page, folder, width, script):
     code = f"<script>frame.onload = () => {{{script}}};</script>"
     (folder / "frame.html").write_text(f'<!DOCTYPE html><meta charset="utf-8"><body style="margin:0">{frame}{code}')
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={max(500, width)},900"]
-    ended = subprocess.run([*command, f"file://{folder / 'frame.html'}"], capture_output=True, text=True, timeout=300, check=True)
+    ended = subprocess.run(
+        [*command, f"file://{folder / 'frame.html'}"], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
     return [line for line in ended.stderr.splitlines() if "CONSOLE" in line], ended.stdout
 
 

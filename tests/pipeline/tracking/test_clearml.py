@@ -14,6 +14,7 @@ from pipeline.tracking import clearml
 from pipeline.tracking.clearml import ClearML
 from pipeline.tracking.run_log import TrackingError
 from pipeline.tracking.uploader import Unreachable
+from tests.support.dvc import PATIENCE
 from tests.support.fake_clearml import KEY, SECRET, SINGLE, FakeClearML, Refused
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pyparsing, as clearml's reader of its configuration uses it
@@ -36,6 +37,7 @@ def server(monkeypatch, tmp_path):
     for name in ("CLEARML_CONFIG_FILE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(clearml, "TIMEOUT", PATIENCE)  # where it does answer
     yield fake
     fake.stop()
 

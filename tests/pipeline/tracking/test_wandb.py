@@ -20,6 +20,7 @@ from pipeline.tracking.uploader import Delivery, Unreachable
 from pipeline.tracking.wandb import WandB
 from tests.conftest import ROOT
 from tests.pipeline.tracking.test_tensorboard import curves, finished
+from tests.support.dvc import PATIENCE
 from tests.support.made_runs import write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the package does is not ours
@@ -41,7 +42,7 @@ def here(tmp_path, monkeypatch):
 
 
 def gone_or_left(children):
-    return psutil.wait_procs(children, timeout=60)[1]
+    return psutil.wait_procs(children, timeout=PATIENCE)[1]
 
 
 def begun(stage="warmup"):
@@ -150,7 +151,7 @@ def test_nothing_of_the_machine_is_kept_and_nobody_is_called(here):
     record = begun()
     finished(record)
     environment = {**os.environ, "PYTHONPATH": f"{here / 'site'}{os.pathsep}{ROOT}", "A_SECRET": "environment-marker"}
-    subprocess.run([sys.executable, "-c", SHIP], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", SHIP], env=environment, check=True, timeout=PATIENCE)
     assert not (here / "called").exists(), (here / "called").read_text()
     (folder,) = runs()
     sent = b"".join(file.read_bytes() for file in [*folder.glob("*.wandb"), *folder.glob("files/**/*")] if file.is_file())
