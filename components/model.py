@@ -72,6 +72,12 @@ class Model(nn.Module):
         """What is worth compiling, see ``Core.compile_targets``; nothing if there is but one step."""
         return []
 
+    def shard_units(self) -> list[tuple[nn.Module, str]]:
+        """List modules whose weights several processes can share out, and the method that runs each: once a forward pass, within
+        ``begin``. Nothing else reads these weights.
+        """
+        return []
+
     def readout(self, state: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """Compute the logits of states. Gather the rows you need first; the head is the cost."""
         logits: Tensor = self.head(self.normed(state))

@@ -128,6 +128,10 @@ class RefinedLM(Model):
         """List the refiner's modules that are worth compiling."""
         return self.refiner.compile_targets()
 
+    def shard_units(self) -> list[tuple[nn.Module, str]]:
+        """List the backbone's: a refiner's weights serve every step."""
+        return self.backbone.shard_units()
+
     def _tapped(self, batch: Batch, entering: Mapping[int, Tensor], dtype: torch.dtype) -> dict[int, Tensor]:
         """States of the refiner's taps, by its own names for them: read as the backbone ran, or stored with the batch."""
         states = {name: entering[layer] if layer in entering else batch.tap(layer) for name, layer in self.taps.items()}

@@ -46,7 +46,7 @@ def read_tensors(file: Path, names: Iterable[str] | None = None) -> dict[str, Te
     The file is opened anew for each: what was looked at of a mapped file counts as memory of the process until it is closed.
     """
     stored = tensor_names(file)
-    return {name: _read(file, name) for name in (stored if names is None else names) if name in stored}
+    return {name: read_tensor(file, name) for name in (stored if names is None else names) if name in stored}
 
 
 def tensor_names(file: Path) -> dict[str, None]:
@@ -55,7 +55,8 @@ def tensor_names(file: Path) -> dict[str, None]:
         return dict.fromkeys(source.keys())
 
 
-def _read(file: Path, name: str) -> Tensor:
+def read_tensor(file: Path, name: str) -> Tensor:
+    """Read a tensor that a file holds; see ``read_tensors``."""
     with safe_open(file, "pt") as source:
         tensor: Tensor = source.get_tensor(name).clone()
     return tensor

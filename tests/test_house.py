@@ -60,7 +60,6 @@ DOORS = {  # outside library -> the only files that may import it
         "pipeline/tensor_files.py",
         "pipeline/machine/cached_results.py",
         "pipeline/corpora/prepared.py",
-        "pipeline/machine/snapshots.py",
         "pipeline/data/shard_index.py",
         "pipeline/data/shard_writer.py",
     },

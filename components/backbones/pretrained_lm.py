@@ -132,6 +132,10 @@ class PretrainedLM(BackboneModel):
         """Find a layer of the library's model."""
         return self.layers.blocks[layer]
 
+    def shard_units(self) -> list[tuple[nn.Module, str]]:
+        """List the layers of the library's model that are held here."""
+        return [(layer, "forward") for layer in self.layers.blocks[self.first_layer :]]
+
     def placed(
         self, states: Float[Tensor, "batch seq width"], cache: KeyValueCache | None = None
     ) -> Float[Tensor, "batch seq width"]:

@@ -135,6 +135,10 @@ class TinyLM(BackboneModel):
         assert isinstance(block, Block)
         return block.attention_norm
 
+    def shard_units(self) -> list[tuple[nn.Module, str]]:
+        """List the blocks that are held here."""
+        return [(block, "with_heads") for block in self.blocks.values()]
+
     def key_value_cache(self) -> KeyValueCache | None:
         """Make a cache, if the model is whole."""
         return None if self.first_layer else KeyValueCache(causal=False)

@@ -20,6 +20,7 @@ from components.training.summation import pairwise
 from pipeline.machine.process import Interrupted, Lost
 
 T = TypeVar("T")
+TRANSPORT = "/gloo/"  # in the errors of what carries messages between CPUs, which have no type of their own
 BUCKET = 25 * 2**20 // 4  # numbers in float32 that are summed at once: enough that a message's latency is nothing
 TIMEOUT = datetime.timedelta(minutes=30)  # a process waits so long for the others: loading and validation included
 
@@ -49,6 +50,18 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:  # what the libraries below raise for it
         reason = str(error).partition("] ")[2] or str(error)
         raise Lost(f"lost the other processes ({reason.partition('. ')[0]}); run it again to continue") from None
+
+
+@contextlib.contextmanager
+def as_one() -> Iterator[None]:
+    """Work in which a library lets the processes talk to one another: what fails because another is not there is ``Lost``."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or TRANSPORT in str(error):
+            with _together():
+                raise
+        raise
 
 
 @contextlib.contextmanager

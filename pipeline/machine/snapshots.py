@@ -17,21 +17,23 @@ import shutil
 import sys
 import time
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
-from safetensors.torch import load_file
+import torch
 from torch import Tensor
 
 from components.training.finiteness import first_non_finite
 from pipeline.errors import DataError, UserError
 from pipeline.files import remove, sha256, storing, synced, verify
 from pipeline.machine.distributed import barrier, rank
-from pipeline.tensor_files import write_tensors
+from pipeline.tensor_files import read_tensor, tensor_names, write_tensors
 
 STATE, DESCRIPTION = "state.safetensors", "state.json"
+PART = "part-"  # of a file with what one of several processes holds of some tensors
 STALE_AFTER = 14 * 24 * 3600.0  # seconds
 KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
 _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
@@ -155,20 +157,40 @@ class Scratch:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
-        """Write one snapshot and drop the older ones."""
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        numbers: Mapping[str, Any],
+        out: Path,
+        parts: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Write one snapshot and drop the older ones.
+
+        Args:
+            step: that it is of.
+            tensors: that this process holds whole.
+            numbers: beside them.
+            out: folder whose files are copied.
+            parts: rows of tensors of which every process holds some, in their order; then all processes must call it.
+        """
         if self.folder is None:
             return
         temporary, final = self.folder / "writing", self.folder / f"step-{step:09d}"
-        remove(temporary)
+        if rank():
+            _write_part(temporary, parts)
+            return
         with storing(final, temporary):
+            remove(temporary)
+            temporary.mkdir(parents=True)
+            if parts:
+                _write_part(temporary, parts)
             self._write(temporary, final, tensors, numbers, out)
         for older in self._snapshots()[KEPT:]:
             shutil.rmtree(older)
 
     def _write(self, temporary: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
-        """Write a snapshot's folder beside its place and put it there durably."""
-        temporary.mkdir(parents=True)
+        """Finish a snapshot's folder beside its place and put it there durably."""
         write_tensors(temporary / STATE, tensors)
         for file in (f for f in out.iterdir() if f.is_file()):
             shutil.copyfile(file, temporary / f"out-{file.name}")
@@ -179,20 +201,21 @@ class Scratch:
         os.replace(temporary, final)
         synced(final.parent)
 
-    def load(self, out: Path | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def load(
+        self, out: Path | None, cut: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The newest whole snapshot whose numbers are finite; None if there is none.
 
         Args:
             out: its files are put back there, and damaged snapshots are removed; None = only look.
+            cut: takes of each whole tensor, by name, what is to be kept of it.
         """
         for snapshot in self._snapshots():
             try:
                 description = json.loads((snapshot / DESCRIPTION).read_bytes())
                 for name, expected in description["files"].items():
                     verify(snapshot / name, expected, "")
-                tensors = load_file(snapshot / STATE)
-                if name := first_non_finite(tensors):
-                    raise DataError(f"{snapshot} holds numbers in '{name}' that are not finite")
+                tensors = {name: cut(name, tensor) for name, tensor in _finite_tensors(snapshot)}
             except (DataError, OSError, ValueError, KeyError):
                 if out is not None:
                     shutil.rmtree(snapshot)
@@ -207,6 +230,25 @@ class Scratch:
     def _snapshots(self) -> list[Path]:
         """Newest first."""
         return sorted(self.folder.glob("step-*"), reverse=True) if self.folder is not None and self.folder.is_dir() else []
+
+
+def _write_part(folder: Path, parts: Mapping[str, Tensor]) -> None:
+    """Add what this process holds to a snapshot that the first one has begun; afterwards all parts are there."""
+    barrier()
+    write_tensors(folder / f"{PART}{rank():05d}.safetensors", parts)
+    barrier()
+
+
+def _finite_tensors(snapshot: Path) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a snapshot, of several processes' rows put together; one that is not finite is a DataError."""
+    parts = sorted(snapshot.glob(f"{PART}*"))
+    for files in ([snapshot / STATE], parts):
+        for name in tensor_names(files[0]) if files else ():
+            rows = [read_tensor(file, name) for file in files]
+            whole = rows[0] if len(rows) == 1 else torch.cat(rows)
+            if first_non_finite({name: whole}):
+                raise DataError(f"{snapshot} holds numbers in '{name}' that are not finite")
+            yield name, whole
 
 
 def of(name: str) -> Scratch:

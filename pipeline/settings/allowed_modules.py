@@ -8,7 +8,7 @@ ALLOWED = (
     "components", "pipeline.corpora.sudoku", "pipeline.data.sources", "pipeline.inference.generation", "pipeline.machine.runtime",
     "pipeline.models.embedding_table", "pipeline.models.lora", "pipeline.models.pretrained", "pipeline.models.sentence_encoder",
     "pipeline.text.embeddings", "pipeline.text.jsonl", "pipeline.text.puzzle_files", "pipeline.text.sentences", "pipeline.tracking",
-    "pipeline.training.execution", "pipeline.training.loop", "stages", "torch.nn", "torch.optim",
+    "pipeline.training.execution", "pipeline.training.loop", "pipeline.training.sharding", "stages", "torch.nn", "torch.optim",
 )  # fmt: skip
 MORE_ALLOWED = "SLOTLOOP_ALLOW"  # environment variable: further modules, by whoever runs this and not by who wrote the files
 

@@ -99,9 +99,14 @@ def of_gradient(model: Model, objective: Objective, batch: Batch, progress: floa
     6 operations a weight and token would be wrong by far: weights serve every step, frozen ones need no gradient of their own, and
     the head reads supervised positions only.
     """
+    return needed_operations(model, objective).count(batch, progress)
+
+
+def needed_operations(model: Model, objective: Objective) -> "GradientCounter":
+    """Make what counts the operations that gradients need: see ``of_gradient``."""
     needed = copy.copy(objective)
     needed.activations = keep
-    return GradientCounter(model, needed, OnShapes()).count(batch, progress)
+    return GradientCounter(model, needed, OnShapes())
 
 
 class GradientCounter:
@@ -162,7 +167,8 @@ class Meter:
     """
 
     def __init__(self, model: Model, objective: Objective, runtime: Runtime) -> None:
-        self.model, self.objective, self.runtime = model, objective, runtime
+        self.objective, self.runtime = objective, runtime
+        self._counter = needed_operations(model, objective) if has_fixed_shapes(model) else None
         self._began, self._ceiling = time.monotonic(), 0.0
         self._flops: dict[int, int] = {}  # by the number of steps that are supervised
 
@@ -170,11 +176,11 @@ class Meter:
         """Tell the rate in words, for the microbatches of a step at a share of the run and ``speed`` steps a second; "" in a run's
         first seconds, and for a model without fixed shapes, since there the work depends on what is in the tokens.
         """
-        if time.monotonic() - self._began < PATIENCE or not has_fixed_shapes(self.model):
+        if time.monotonic() - self._began < PATIENCE or self._counter is None:
             return ""
         depth = self.objective.depth(progress)
         if depth not in self._flops:
-            self._flops[depth] = sum(of_gradient(self.model, self.objective, batch, progress) for batch in micro)
+            self._flops[depth] = sum(self._counter.count(batch, progress) for batch in micro)
         self._ceiling = self._ceiling or ceiling(self.runtime)
         rate = self._flops[depth] * speed
         return f"{rate / 1e12:.3g} TF/s, MFU {rate / self._ceiling:.1%}"

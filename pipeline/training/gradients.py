@@ -8,7 +8,7 @@ takes a few buckets more (``pipeline.machine.distributed``).
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components import noise
 from components.batch import Batch
@@ -16,14 +16,9 @@ from components.model import Model
 from components.objective.deep_supervision import Supervised
 from components.objective.objective import Objective
 from components.training.summation import PairwiseSum
-from pipeline.machine.distributed import rank, summed, world
+from pipeline.machine.distributed import rank, world
 from pipeline.machine.runtime import Runtime
-
-
-def trainable(model: nn.Module, objective: Objective) -> dict[str, nn.Parameter]:
-    """Collect the parameters that are not frozen, by name: the model's, then the objective's own below ``objective.``."""
-    named = [*model.named_parameters(), *objective.named_parameters("objective")]
-    return {name: parameter for name, parameter in named if parameter.requires_grad}
+from pipeline.training.sharding import Shares, replicated
 
 
 def accumulate(
@@ -38,8 +33,12 @@ def accumulate(
     progress: float,
     lead: int = 0,
     statistics: bool,
+    shares: Shares | None = None,
 ) -> dict[str, Tensor]:
-    """Leave the step's gradient in the parameters; returns loss, loss of each step and statistics, still on the device.
+    """Leave the step's gradient in the parameters, or in this process's shares of them.
+
+    Returns:
+        Loss, loss of each step and statistics, still on the device.
 
     Args:
         model: frozen as wanted.
@@ -52,10 +51,11 @@ def accumulate(
         progress: share of the run that is done.
         lead: steps of the recursion before the supervised ones.
         statistics: also measure slots, gates, ...
+        shares: what of the parameters this process holds; None = all.
     """
-    parameters = list(trainable(model, objective).values())
-    for parameter in parameters:
-        parameter.grad = None
+    shares = shares or replicated(model, objective)
+    shares.clear()
+    parameters = shares.parameters.values()
     total, names = PairwiseSum(), list[str]()
     for number, batch in enumerate(micro, rank() * len(micro)):
         torch.manual_seed(noise.key(seed, step, number))
@@ -65,21 +65,15 @@ def accumulate(
         )  # fmt: skip
         values = _values(supervised, share=len(batch) / sequences)
         if len(micro) == world() == 1:
-            for parameter in parameters:
-                parameter.grad = _taken(parameter)
+            for parameter, gradient in zip(parameters, shares.taken(), strict=True):
+                parameter.grad = gradient
             return values
         names = list(values)
-        total.add([*(_taken(parameter) for parameter in parameters), torch.stack(list(values.values()))])
-    *gradients, numbers = summed(total.result())
+        total.add([*shares.taken(), torch.stack(list(values.values()))])
+    *gradients, numbers = shares.summed(total.result())
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     return dict(zip(names, numbers.unbind(), strict=True))
-
-
-def _taken(parameter: nn.Parameter) -> Tensor:
-    """Take a parameter's gradient, which is removed from it; zeros if nothing reached it, whoever computes."""
-    gradient, parameter.grad = parameter.grad, None
-    return torch.zeros_like(parameter) if gradient is None else gradient
 
 
 def _values(supervised: Supervised, share: float) -> dict[str, Tensor]:

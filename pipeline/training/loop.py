@@ -23,10 +23,11 @@ from components.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveI
 from components.training.ema import EMA
 from components.training.finiteness import first_non_finite
 from components.training.optim import adamw, set_lr, warmup_cosine
+from components.training.two_optimizers import TwoOptimizers
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.files import write_atomic
 from pipeline.machine import snapshots
-from pipeline.machine.distributed import any_of, gathered, rank
+from pipeline.machine.distributed import any_of, as_one, gathered, rank
 from pipeline.machine.process import Interrupted, termination_noted
 from pipeline.machine.runtime import Runtime
 from pipeline.models.model_folder import CURVES, VALIDATION
@@ -34,11 +35,13 @@ from pipeline.progress import Progress
 from pipeline.training import flops
 from pipeline.training.curves import Curves
 from pipeline.training.execution import Execution, eager
-from pipeline.training.gradients import accumulate, trainable
+from pipeline.training.gradients import accumulate
 from pipeline.training.health import Health
+from pipeline.training.sharding import Sharding, Shares, replicated, trainable
 from pipeline.training.step_guard import StepGuard
-from pipeline.training.train_state import TrainRun, TrainState, numbers_of, resume, tensors_of
+from pipeline.training.train_state import TrainRun, TrainState, keep, resume, tensors_of
 
+Numbered = Iterator[tuple[int | None, Batch]]
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
 
@@ -52,6 +55,7 @@ def fit(
     optimizer: Callable[..., torch.optim.Optimizer] = adamw,
     schedule: Callable[[int, int], float] = warmup_cosine,
     execution: Execution = eager,
+    sharding: Sharding = replicated,
     accumulation: PositiveInt = 1,
     clip: NonNegativeFloat = 1.0,
     ema: Decay = 0.0,
@@ -70,6 +74,7 @@ def fit(
         optimizer: makes the optimizer from parameters with their names.
         schedule: (step, steps) -> multiplier of the peak learning rate.
         execution: how a step is run (``pipeline.training.execution``): as it is written, or compiled.
+        sharding: which process holds what is trained (``pipeline.training.sharding``).
         accumulation: microbatches per optimizer step, of all processes together.
         clip: largest gradient norm; 0 = off, the gradient is taken as it is.
         ema: decay of the weight average; 0 = no average.
@@ -79,29 +84,27 @@ def fit(
         save_every: steps between snapshots to continue from.
 
     Raises:
-        ConfigError: an objective that does not fit the model.
+        ConfigError: an objective that does not fit the model, or a way of sharing it out that does not fit the optimizer.
         TrainingError: loss, gradient or weights are not finite; names the step and the last good checkpoint. That step is not
             taken, and nothing of it is kept.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
-    model, train, runtime = run.model.to(run.runtime.device).train(), run.train, run.runtime
-    goal = objective_of(model, objective).to(runtime.device)
-    widen(model, trainable(model, goal).values())
-    trained = trainable(model, goal)
+    train, runtime, (goal, counter, meter, shares) = run.train, run.runtime, _set_up(run, objective, execution, sharding)
+    trained = shares.parameters
     optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
-    curves = Curves(run.out / CURVES, writes=rank() == 0)
-    result = resume(scratch, run.out, trained, optimise, average, train, accumulation)
-    guard, health = StepGuard(trained, optimise, clip), Health(run, clip)
-    gradient = partial(accumulate, model, goal, runtime=runtime, sequences=train.sequences(accumulation), seed=train.seed)
-    batches = _counted(train.steps(result.steps, accumulation), model, goal, steps, runtime, result)
+    _check_sharing(shares, optimise, run)
+    curves, moving = Curves(run.out / CURVES, writes=rank() == 0), (shares, optimise, average, train, accumulation)
+    result = resume(scratch, run.out, *moving)
+    guard, health = StepGuard(trained, optimise, clip, shares.norms), Health(run, clip)
+    gradient = partial(accumulate, run.model, goal, runtime=runtime, sequences=train.sequences(accumulation), shares=shares)
+    batches = _counted(train.steps(result.steps, accumulation), counter, goal, steps, result)
     steps = _affordable(steps, budget, result.flops_per_step)
-    meter = flops.Meter(execution(model), goal, runtime)
-    with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated:
+    with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated, as_one():
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in health.waited(batches)]
             set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))
             lead = goal.steps_before(noise.key(train.seed, step))
-            values = gradient(micro=micro, step=step, progress=step / steps, lead=lead, statistics=True)
+            values = gradient(micro=micro, seed=train.seed, step=step, progress=step / steps, lead=lead, statistics=True)
             norm, refused = guard.step(step, values["loss"])
             average.update()
             curves.record(step, {**values, "lr": optimise.param_groups[0]["lr"], "grad_norm": norm})
@@ -112,15 +115,14 @@ def fit(
             if refused or saving or result.steps % log_every == 0:
                 _report(curves.flush(), guard, bar, result, meter.summary(micro, step / steps, bar.speed()))
             if saving:
-                tensors = tensors_of(trained, optimise, average)
-                _check_finite(tensors, bar, result)
+                _check_finite(tensors_of(shares, optimise, average), bar, result)
             if due:
-                _validate(run, goal, average, result, bar)
+                _validate(run, goal, shares, average, result, bar)
                 if rank() == 0 and (wrong := health.news(result, steps)):
                     bar.line(f"health: {wrong}; python -m stages doctor says what mends it")
                 result.stopped = 0 < patience <= result.worse()
-            if saving and rank() == 0:
-                scratch.save(result.steps, tensors, numbers_of(average, result, train, accumulation), run.out)
+            if saving:
+                keep(result, scratch, run.out, *moving)
             if result.stopped:
                 return result
             if ending:
@@ -157,12 +159,36 @@ def objective_of(model: Model, objective: Callable[[int], Objective]) -> Objecti
         raise ConfigError(str(error)) from None
 
 
+def _set_up(
+    run: TrainRun, objective: Callable[[int], Objective], execution: Execution, sharding: Sharding
+) -> tuple[Objective, flops.GradientCounter, flops.Meter, Shares]:
+    """The objective, what counts operations, on the model as it is written, and what of the trained parameters is held here."""
+    model = run.model.to(run.runtime.device).train()
+    goal = objective_of(model, objective).to(run.runtime.device)
+    widen(model, trainable(model, goal).values())
+    counter, meter = flops.GradientCounter(model, goal, run.runtime), flops.Meter(execution(model), goal, run.runtime)
+    return goal, counter, meter, sharding(model, goal)
+
+
+def _check_sharing(shares: Shares, optimizer: torch.optim.Optimizer, run: TrainRun) -> None:
+    """Refuse what needs more of a weight than this process holds."""
+    if shares.are_parts and isinstance(optimizer, TwoOptimizers):
+        raise ConfigError(
+            "loop.fit.sharding = @sharding.fully_sharded shares matrices out and Muon needs whole ones: use @optim.adamw"
+        )
+    if shares.are_parts and run.trials > 1:
+        raise ConfigError(
+            "loop.fit.sharding = @sharding.fully_sharded shares a model out for one training, and CONTROL_RATES asks for "
+            f"{run.trials}: name one rate, or use @sharding.replicated"
+        )
+
+
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
     return steps if budget is None else max(1, round(budget / flops_per_step))
 
 
 def _counted(
-    batches: Iterator[list[Batch]], model: Model, objective: Objective, steps: int, runtime: Runtime, result: TrainState
+    batches: Iterator[list[Batch]], counter: flops.GradientCounter, objective: Objective, steps: int, result: TrainState
 ) -> Iterator[list[Batch]]:
     """The same batches, once the floating-point operations of an optimizer step, over all processes, are known: the mean over the
     first ones' microbatches and over a whole run. A step that supervises fewer recursion steps takes fewer.
@@ -170,7 +196,7 @@ def _counted(
     if result.flops_per_step:
         return batches
     first = list(islice(batches, COUNTED))
-    counter, depths = flops.GradientCounter(model, objective, runtime), {objective.depth(step / steps) for step in range(steps)}
+    depths = {objective.depth(step / steps) for step in range(steps)}
     passes = len(depths) + 2 * (objective.lead is not None)
     with Progress("operations", sum(map(len, first)) * passes, "microbatch") as bar:
         result.flops_per_step = flops_per_step(first, bar.counting(counter.count), objective, steps)
@@ -222,7 +248,7 @@ def _report(rows: list[dict[str, float]], guard: StepGuard, bar: Progress, resul
 
 def _check_finite(tensors: Mapping[str, Tensor], bar: Progress, result: TrainState) -> None:
     """Raise TrainingError if weights, moments or average are not finite: they are neither validated nor kept."""
-    if name := first_non_finite(tensors):
+    if name := next(filter(None, gathered(first_non_finite(tensors))), None):
         raise TrainingError(f"{bar.label}: '{name}' is not finite after step {result.steps}; {_last_checkpoint(result)}")
 
 
@@ -231,10 +257,10 @@ def _last_checkpoint(result: TrainState) -> str:
     return f"{saved}. Lower the learning rate or check the data"
 
 
-def _validate(run: TrainRun, objective: Objective, average: EMA, result: TrainState, bar: Progress) -> None:
+def _validate(run: TrainRun, objective: Objective, shares: Shares, average: EMA, result: TrainState, bar: Progress) -> None:
     """Validate the averaged weights; save them if they are the best so far."""
     with average.applied():
-        losses = validation_losses(run.model, run.validation(), run.runtime, objective)
+        losses = validation_losses(run.model, shares.in_step(run.validation()), run.runtime, objective)
         if not math.isfinite(losses[-1]):
             raise TrainingError(
                 f"{bar.label}: the validation loss became {losses[-1]} at step {result.steps}; {_last_checkpoint(result)}"
@@ -242,8 +268,9 @@ def _validate(run: TrainRun, objective: Objective, average: EMA, result: TrainSt
         _note(run, result, losses)
         if losses[-1] < result.best_loss:
             result.best_step, result.best_loss = result.steps, losses[-1]
-            if rank() == 0:
-                run.save()
+            with shares.model_whole():
+                if rank() == 0:
+                    run.save()
     bar.line(f"step {result.steps} validation " + " ".join(f"{x:.4f}" for x in losses))
 
 
@@ -255,15 +282,16 @@ def _note(run: TrainRun, result: TrainState, losses: list[float]) -> None:
     rows.flush()
 
 
-def validation_losses(model: Model, batches: Iterator[tuple[int, Batch]], runtime: Runtime, objective: Objective) -> list[float]:
-    """Average the loss of each recursion step over all validation sequences, added up in the order of the batches' numbers."""
+def validation_losses(model: Model, batches: Numbered, runtime: Runtime, objective: Objective) -> list[float]:
+    """Average the loss of each recursion step over all numbered validation sequences, added up in the order of the numbers."""
     model.eval()
     mine = []
     for number, batch in batches:
         batch = batch.to(runtime.device)
         with runtime.autocast():
             sums = objective.losses(model, batch)
-        mine.append((number, len(batch), sums.double()))
+        if number is not None:
+            mine.append((number, len(batch), sums.double()))
     model.train()
     parts = sorted((number, n, sums.tolist()) for share in gathered(mine) for number, n, sums in share)
     total = torch.tensor([sums for *_, sums in parts], dtype=torch.float64)

@@ -82,7 +82,14 @@ def search(run: TrainRun, rates: Sequence[float], fit: Callable[[TrainRun], Trai
         for number, rate in enumerate(rates):
             _begin_anew(run, start)
             last = number + 1 == len(rates) and not any(states)
-            states.append(_trial(replace(run, name=f"{run.name}/rate-{rate:g}", rate=rate), folder / str(number), fit, last=last))
+            states.append(
+                _trial(
+                    replace(run, name=f"{run.name}/rate-{rate:g}", rate=rate, trials=len(rates)),
+                    folder / str(number),
+                    fit,
+                    last=last,
+                )
+            )
             if states[0] is not None and not states[0].steps:
                 return Search((1.0,), states)
         searched = Search(rates, states)

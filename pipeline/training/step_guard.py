@@ -4,7 +4,7 @@ On a GPU nothing waits for the answer: a flag on the device tells the fused opti
 and all that follow, until the host reads it together with the recorded rows. Elsewhere it costs nothing and is read at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,17 @@ class StepGuard:
         parameters: what is trained, by name.
         optimizer: over them.
         clip: largest gradient norm; 0 = as it is.
+        norms: makes the norm of each gradient of those that this process knows, where it holds but parts.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, clip: float) -> None:
-        self.parameters, self.optimizer, self.clip = dict(parameters), optimizer, clip
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        clip: float,
+        norms: Callable[[Tensor], Tensor] = Tensor.detach,
+    ) -> None:
+        self.parameters, self.optimizer, self.clip, self.norms = dict(parameters), optimizer, clip, norms
         device = next(iter(self.parameters.values())).device
         self._refused = torch.zeros((), device=device)  # 1 from the first refused step on
         self._where = torch.full((2,), -1, dtype=torch.int64, device=device)  # that step, and the parameter's number
@@ -33,7 +40,7 @@ class StepGuard:
             The gradient's norm before it was clipped, and whether the host knows that the step was refused.
         """
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norms = torch.stack([norm.to(self._refused.device) for norm in torch._foreach_norm(gradients)])
+        norms = self.norms(torch.stack([norm.to(self._refused.device) for norm in torch._foreach_norm(gradients)]))
         norm = torch.linalg.vector_norm(norms)
         broken = ~(norm.isfinite() & loss.isfinite().to(norm.device))
         if self._waits:

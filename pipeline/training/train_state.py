@@ -1,13 +1,13 @@
 """A training run: what it is about, how far it has come (its report at the end), and what it needs to continue."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from components.batch import Batch
 from components.model import Model
@@ -17,6 +17,7 @@ from pipeline.machine.distributed import first_alone, rank
 from pipeline.machine.runtime import Runtime
 from pipeline.machine.snapshots import Scratch
 from pipeline.models.model_folder import CURVES, VALIDATION
+from pipeline.training.sharding import Shares
 
 Validation = Callable[[], Iterator[tuple[int, Batch]]]  # this process's batches, with their numbers
 
@@ -34,6 +35,7 @@ class TrainRun:
         save: writes the model as it stands; called with the averaged weights in place.
         runtime: device and precision.
         rate: multiplier of the optimizer's learning rates (``pipeline.training.rate_search``).
+        trials: trainings of this model, one after the other, of which this is one.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TrainRun:
     save: Callable[[], None]
     runtime: Runtime
     rate: float = 1.0
+    trials: int = 1
 
 
 @dataclass
@@ -82,13 +85,26 @@ class FitOfSteps(Protocol):
     def __call__(self, run: TrainRun, *, steps: int) -> TrainState: ...
 
 
-def tensors_of(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, average: EMA) -> dict[str, Tensor]:
-    """Collect the tensors that the next step depends on: weights, average and moments."""
-    tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in parameters.items()}
+def tensors_of(shares: Shares, optimizer: torch.optim.Optimizer, average: EMA) -> dict[str, Tensor]:
+    """Collect the tensors that the next step depends on, as this process holds them: weights, average and moments."""
+    tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in shares.parameters.items()}
     tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
     return tensors
+
+
+def _owners(shares: Shares, optimizer: torch.optim.Optimizer) -> Callable[[str], str]:
+    """Entry of a snapshot -> name of the parameter that it belongs to."""
+    names = list(shares.parameters)
+    by_id = {id(parameter): name for name, parameter in shares.parameters.items()}
+    moved = [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+    def owner(entry: str) -> str:
+        kind, _, rest = entry.partition("/")
+        return rest if kind == "parameter" else (names if kind == "average" else moved)[int(rest.partition("/")[0])]
+
+    return owner
 
 
 def numbers_of(average: EMA, result: TrainState, train: TrainLoader, accumulation: int) -> dict[str, Any]:
@@ -97,23 +113,42 @@ def numbers_of(average: EMA, result: TrainState, train: TrainLoader, accumulatio
     return {"fit": asdict(result), "average_updates": average.updates, "order": order}
 
 
+def keep(
+    result: TrainState,
+    scratch: Scratch,
+    out: Path,
+    shares: Shares,
+    optimizer: torch.optim.Optimizer,
+    average: EMA,
+    train: TrainLoader,
+    accumulation: int,
+) -> None:
+    """Write a snapshot of a run as it stands. All processes must call it."""
+    owner, tensors = _owners(shares, optimizer), tensors_of(shares, optimizer, average)
+    parts = {entry: tensor for entry, tensor in tensors.items() if shares.is_part(owner(entry), tensor)}
+    if parts or rank() == 0:
+        whole = {entry: tensor for entry, tensor in tensors.items() if entry not in parts}
+        scratch.save(result.steps, whole, numbers_of(average, result, train, accumulation), out, parts)
+
+
 @torch.no_grad()
 def resume(
     scratch: Scratch,
     out: Path,
-    parameters: Mapping[str, nn.Parameter],
+    shares: Shares,
     optimizer: torch.optim.Optimizer,
     average: EMA,
     train: TrainLoader,
     accumulation: int,
 ) -> TrainState:
-    """Put the newest whole snapshot back, in every process the same; a fresh ``TrainState`` if there is none.
+    """Put the newest whole snapshot back, in every process what it holds of it; a fresh ``TrainState`` if there is none.
 
     Raises:
         DataError: it belongs to another order of examples.
     """
+    owner = _owners(shares, optimizer)
     with first_alone():
-        snapshot = scratch.load(None if rank() else out)
+        snapshot = scratch.load(None if rank() else out, lambda entry, tensor: shares.cut(owner(entry), tensor))
         if snapshot is None and rank() == 0:
             (out / CURVES).unlink(missing_ok=True)
             (out / VALIDATION).unlink(missing_ok=True)
@@ -121,7 +156,7 @@ def resume(
         return TrainState()
     tensors, numbers = snapshot
     train.load_state_dict(numbers["order"], accumulation)
-    for name, parameter in parameters.items():
+    for name, parameter in shares.parameters.items():
         parameter.copy_(tensors[f"parameter/{name}"])
     for i, value in enumerate(average.average):
         value.copy_(tensors[f"average/{i}"])

@@ -242,3 +242,11 @@ def test_ways_to_decode_are_measured(tmp_path, finished, capsys):
     assert len(found) >= 10 and all(0 <= row["solved"]["mean"] <= 1 and row["ms"] > 0 for row in rows)
     assert found["one pass"]["evaluations"] == 1 and found["every cell a pass"]["evaluations"] == 11  # of 16, 5 are clues
     assert 2 <= found["threshold .9, guidance 1"]["evaluations"] <= 22 and "| solved" in out
+
+
+@pytest.mark.slow
+def test_sharing_out_is_measured_beside_holding_all(tmp_path, capsys):
+    out = printed(capsys, "bench.sharding", "--quick", "--json", str(tmp_path / "rows.json"))
+    rows = rows_of(tmp_path / "rows.json")
+    assert [row["trained"] for row in rows] == ["all in each", "shared out"] and "| shared out" in out
+    assert all(row["bytes"] > 10**8 for row in rows)

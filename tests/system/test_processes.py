@@ -197,7 +197,8 @@ def test_microbatches_that_cannot_be_shared_are_one_error(copy_of):
 GRADIENT = """
 import torch
 from pipeline.machine.distributed import joined, rank
-from pipeline.training.gradients import accumulate, trainable
+from pipeline.training.gradients import accumulate
+from pipeline.training.sharding import trainable
 from pipeline.machine.runtime import Runtime
 from tests.system.test_processes import SIZES, a_model, microbatches
 from components.objective.objective import Objective

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from components.nn.masters import HALF, read_dtype, widen
+from components.nn.masters import HALF, read_dtype, read_whole, widen
 from components.training.freezing import is_norm
 
 
@@ -117,3 +117,14 @@ def test_copies_moves_and_loads_go_on_with_their_masters():
         assert one.state_dict()["inner.weight"].dtype == torch.float32 and torch.equal(run(one, TOKENS), run(model, TOKENS))
     shapes = model.to("meta")
     assert run(shapes, TOKENS.to("meta")).dtype == torch.bfloat16 and shapes["inner"].weight.is_meta
+
+
+def test_masters_can_be_read_as_they_are():
+    model = layers(torch.bfloat16)
+    classes = [type(module) for module in model.modules()]
+    widen(model, model.parameters())
+    read_whole(model["inner"])
+    assert model["inner"].weight is model["inner"]._parameters["weight"] and read_dtype(model["inner"], "weight") == torch.float32
+    assert model["norm"].weight.dtype == torch.bfloat16
+    read_whole(model)
+    assert [type(module) for module in model.modules()] == classes

@@ -17,8 +17,9 @@ from components.refiners.core import Layout
 from components.training.summation import PairwiseSum
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.data.batches import assemble
-from pipeline.training import gradients
-from pipeline.training.gradients import accumulate, trainable
+from pipeline.training import sharding
+from pipeline.training.gradients import accumulate
+from pipeline.training.sharding import trainable
 
 
 class Twice(Model):
@@ -81,7 +82,7 @@ def process_of(monkeypatch, gradient):
             with monkeypatch.context() as patch:
                 patch.setenv("RANK", str(rank))
                 patch.setenv("WORLD_SIZE", str(world))
-                patch.setattr(gradients, "summed", list)
+                patch.setattr(sharding, "summed", list)
                 return gradient(*args, **settings)
 
         return partial

@@ -10,6 +10,7 @@ from components.training.ema import EMA
 from components.training.optim import adamw, muon
 from pipeline.errors import DataError
 from pipeline.machine.snapshots import Scratch
+from pipeline.training.sharding import Shares
 from pipeline.training.train_state import TrainState, numbers_of, resume, tensors_of
 
 
@@ -58,7 +59,7 @@ def snapshot_of(trained, result):
 
 
 def trainable(model):
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return Shares({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
 
 
 def step(model, optimizer, average):
@@ -115,11 +116,9 @@ def test_other_processes_resume_without_touching_files(tmp_path, monkeypatch):
     Scratch(tmp_path / "scratch").save(3, *snapshot_of(trained, TrainState(steps=3)), tmp_path / "out")
     (tmp_path / "out/curves.csv").write_text("later")
     monkeypatch.setenv("RANK", "1")
-    parameters, *rest = run(seed=0)
-    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", parameters, *rest, DeterministicSampler(), 2) == TrainState(
-        steps=3
-    )
-    assert torch.equal(parameters["trained"], trained[0]["trained"])
+    shares, *rest = run(seed=0)
+    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", shares, *rest, DeterministicSampler(), 2) == TrainState(steps=3)
+    assert torch.equal(shares.parameters["trained"], trained[0].parameters["trained"])
     assert resume(Scratch(tmp_path / "none"), tmp_path / "out", *run(seed=0), DeterministicSampler(), 2) == TrainState()
     assert (tmp_path / "out/curves.csv").read_text() == "later"
 
