@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.ranges import NonNegativeFloat, PositiveFloat
-from pipeline.tracking import uploader
+from pipeline.tracking import delivery, uploader
 
 
 def run(
-    *, trackers: Sequence[uploader.Tracker], every: PositiveFloat, patience: NonNegativeFloat, ship: bool = False, follow: str = ""
+    *, trackers: Sequence[delivery.Tracker], every: PositiveFloat, patience: NonNegativeFloat, ship: bool = False, follow: str = ""
 ) -> None:
     """List the records and where they were sent; with ``--ship``, send what is missing.
 

@@ -21,8 +21,8 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.tracking import values
+from pipeline.tracking.delivery import Row, Unreachable
 from pipeline.tracking.run_log import TrackingError, lock, root
-from pipeline.tracking.uploader import Row, Unreachable
 
 SINGLE = -(2**31)  # the iteration under which ClearML keeps single values
 BATCH = 500  # events of one request

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tracking import run_log, values
+from pipeline.tracking.delivery import Row
 from pipeline.tracking.run_log import TrackingError
-from pipeline.tracking.uploader import Row
 
 
 class TensorBoard:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.tracking import run_log, values
+from pipeline.tracking.delivery import Row, Unreachable
 from pipeline.tracking.run_log import TrackingError
-from pipeline.tracking.uploader import Row, Unreachable
 
 TIMEOUT = 30.0  # seconds for the beginning of a run, and for its end
 

@@ -12,8 +12,8 @@ import pytest
 from pipeline.files import write_atomic, write_json
 from pipeline.tracking import clearml
 from pipeline.tracking.clearml import ClearML
+from pipeline.tracking.delivery import Unreachable
 from pipeline.tracking.run_log import TrackingError
-from pipeline.tracking.uploader import Unreachable
 from tests.support.dvc import PATIENCE
 from tests.support.fake_clearml import KEY, SECRET, SINGLE, FakeClearML, Refused
 

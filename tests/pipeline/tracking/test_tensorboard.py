@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.files import write_atomic, write_json
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError
 from pipeline.tracking.tensorboard import TensorBoard
-from pipeline.tracking.uploader import Delivery
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy and protobuf, as tensorboard uses them
 

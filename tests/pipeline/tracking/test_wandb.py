@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.files import write_atomic, write_json
 from pipeline.tracking import wandb
+from pipeline.tracking.delivery import Delivery, Unreachable
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError
-from pipeline.tracking.uploader import Delivery, Unreachable
 from pipeline.tracking.wandb import WandB
 from tests.conftest import ROOT
 from tests.pipeline.tracking.test_tensorboard import curves, finished
@@ -139,7 +139,7 @@ socket.getaddrinfo = nobody
 SHIP = """
 from pathlib import Path
 from pipeline.tracking.run_log import Record
-from pipeline.tracking.uploader import Delivery
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.wandb import WandB
 Delivery(Record(Path(".tracking/warmup-aaaa-1")), WandB()).finish()
 """
@@ -167,7 +167,7 @@ SEND = """
 import sys, time
 from pathlib import Path
 from pipeline.tracking.run_log import Record
-from pipeline.tracking.uploader import Delivery
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.wandb import WandB
 from tests.support.made_runs import write_run
 delivery = Delivery(Record(Path(".tracking/warmup-aaaa-1")), WandB())
