@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.tracking import values
+from pipeline.tracking import reported, values
 from pipeline.tracking.delivery import Row, Unreachable
 from pipeline.tracking.run_log import TrackingError, lock, root
 
@@ -99,8 +99,8 @@ class ClearML:
             for series, name, points in values.curves(files):
                 self.scalars(series, [(step, {name: value}) for step, value in points])
             self._pictures(facts, files)
-            reported = [file for file in sorted(files.rglob("*")) if file.suffix in (".json", ".md", ".gin", ".yaml")]
-            artifacts = [self._artifact(facts, file, files) for file in reported]
+            papers = [file for file in sorted(files.rglob("*")) if file.suffix in (".json", ".md", ".gin", ".yaml")]
+            artifacts = [self._artifact(facts, file, files) for file in papers]
             self._call("tasks.add_or_update_artifacts", task=self._task, artifacts=artifacts, force=True)
             self._models(facts)
         self._call(f"tasks.{ENDED[facts['status']]}", task=self._task, force=True, status_reason=facts["status"])
@@ -119,7 +119,7 @@ class ClearML:
 
     def _pictures(self, facts: dict[str, Any], files: Path) -> None:
         event = {"type": "training_debug_image", "task": self._task, "iter": 0, "metric": facts["stage"]}
-        for file in sorted(files.rglob("*.png")):
+        for file in reported.pictures(files):
             name = file.relative_to(files).with_suffix("").as_posix()
             self._events([{**event, "variant": name, "url": self._upload(facts, file, files), "timestamp": _now()}])
 

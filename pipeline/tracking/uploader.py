@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.tracking import reported
 from pipeline.tracking.delivery import Delivery, Tracker, Unreachable, Waiting
 from pipeline.tracking.run_log import Record, TrackingError, all_records, lock, root
 
 POLL = 0.1  # seconds between looks at the run
 
 
-def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: float) -> None:
+def _nothing(evaluation: Path, files: Path) -> None:
+    """Draw nothing."""
+
+
+def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: float, draw: reported.Draw = _nothing) -> None:
     """Send a run's record while the run goes on, and the rest when it has ended.
 
     Args:
@@ -28,6 +33,7 @@ def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: fl
         every: seconds between deliveries, and until what failed is tried again.
         patience: seconds after the run's end until what could not be sent is left for ``ship``; this process ends then, whatever
             it hangs in.
+        draw: writes pictures of an evaluation.
     """
     record, done = Record(folder), threading.Event()
     watch = threading.Thread(target=_end_after, args=(record, patience, done), daemon=True)
@@ -45,6 +51,8 @@ def follow(folder: Path, trackers: Sequence[Tracker], every: float, patience: fl
                 _wait_for_end(record, every)
             if deliveries and record.end["status"] == "killed":  # what it wrote will be gone when it is run again
                 log.tried("what the run wrote", record.salvage)
+            if deliveries:
+                reported.draw(folder, draw)
             while not all([log.tried(delivery.tracker.name, delivery.finish) for delivery in deliveries]):
                 time.sleep(every)
             if len(deliveries) < len(configured):
@@ -108,8 +116,12 @@ def _problem(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def ship(trackers: Sequence[Tracker]) -> None:
+def ship(trackers: Sequence[Tracker], draw: reported.Draw = _nothing) -> None:
     """Send whatever is missing of every run that has ended, oldest first; prints a line for each record and tracker.
+
+    Args:
+        trackers: where to.
+        draw: writes pictures of an evaluation.
 
     Raises:
         TrackingError: not everything could be sent.
@@ -119,6 +131,8 @@ def ship(trackers: Sequence[Tracker]) -> None:
     print("\n".join(wrong), end="\n" if wrong else "")
     for record in records:
         with lock(record.folder / "sending") as locked:
+            if locked and not _running(record):
+                reported.draw(record.folder, draw)
             for tracker in trackers:
                 state = _shipped(record, tracker, away) if locked else "another process is sending it"
                 left += state not in ("sent", "running")

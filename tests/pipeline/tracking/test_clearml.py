@@ -111,6 +111,13 @@ def test_files_are_uploaded_and_weights_are_not(server, files):
     )
 
 
+def test_a_picture_that_moves_is_uploaded_as_it_is(server, files):
+    write_atomic(files / "refinement.gif", b"GIF89a...")
+    run = report(files)
+    assert server.files[f"slotloop/warmup.{run}/refinement.gif"] == b"GIF89a..."
+    assert server.events[run, 0, "warmup", "refinement"]["url"] == f"{server.url}/slotloop/warmup.{run}/refinement.gif"
+
+
 def test_every_request_fits_the_schema_of_the_sdk(server, files):
     from clearml.backend_api.services.v2_23 import events, models, projects, tasks
 

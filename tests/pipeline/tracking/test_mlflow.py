@@ -17,7 +17,7 @@ from pipeline.tracking.delivery import Delivery, Unreachable
 from pipeline.tracking.mlflow import MLflow
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError
 from tests.conftest import ROOT
-from tests.pipeline.tracking.test_tensorboard import curves, finished, png
+from tests.pipeline.tracking.test_tensorboard import curves, finished, gif, png
 from tests.support.made_runs import write_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the package does is not ours
@@ -97,6 +97,14 @@ def test_every_row_settings_pictures_and_pages_are_there_once(here):
     reported = [file for file in record.files.rglob("*") if file.is_file()]
     assert artifacts(run) == {file.relative_to(record.files).as_posix(): file.read_bytes() for file in reported}
     assert artifacts(run)["puzzles.png"] == png() and artifacts(run)["report.md"] == b"# Findings\n"
+
+
+def test_a_picture_that_moves_is_sent_as_it_is(here):
+    record = begun()
+    finished(record)
+    write_atomic(record.files / "refinement.gif", gif())
+    Delivery(record, MLflow()).finish()
+    assert artifacts(runs()[0])["refinement.gif"] == gif()
 
 
 def test_a_child_is_nested_below_the_run_that_made_its_inputs(here):

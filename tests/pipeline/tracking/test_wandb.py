@@ -19,7 +19,7 @@ from pipeline.tracking.delivery import Delivery, Unreachable
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError
 from pipeline.tracking.wandb import WandB
 from tests.conftest import ROOT
-from tests.pipeline.tracking.test_tensorboard import curves, finished
+from tests.pipeline.tracking.test_tensorboard import curves, finished, gif
 from tests.support.dvc import PATIENCE
 from tests.support.made_runs import write_run
 
@@ -109,6 +109,16 @@ def test_every_row_settings_and_pictures_are_there_once(here):
     settings = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert settings["loop.fit.steps"] == "5" and settings["preset"] == "smoke" and settings["parent"] == ""
     assert [message.exit.exit_code for message in kept(folder) if message.WhichOneof("record_type") == "exit"] == [0]
+
+
+def test_a_picture_that_moves_is_sent_as_it_is(here):
+    record = begun()
+    finished(record)
+    write_atomic(record.files / "refinement.gif", gif())
+    Delivery(record, WandB()).finish()
+    (folder,) = runs()
+    (row,) = [row for row in history(folder) if "refinement/path" in row]
+    assert row["refinement/_type"] == "video-file" and (folder / "files" / row["refinement/path"]).read_bytes() == gif()
 
 
 @pytest.mark.parametrize("ill", [{}, {"confidence": 0.01}])
