@@ -125,7 +125,7 @@ class MLflow:
 
         try:
             if self._client is None:
-                self._client = library.MlflowClient(self._address() or _own_store())
+                self._client = library.MlflowClient(self._address() or _own_store(library))
             yield self._client
         except requests.RequestException as error:  # of artifacts; the rest comes wrapped
             raise _refusal(error, str(error)) from None
@@ -172,15 +172,21 @@ def _one_at_a_time() -> Iterator[None]:
         yield
 
 
-def _own_store() -> str:
-    """Address of the SQLite file; the library would try for minutes where it cannot be written.
+def _own_store(library: Any) -> str:
+    """Address of the SQLite file, whose tables are all there: a sender that dies while it makes them leaves another file.
 
     Raises:
-        TrackingError: it cannot be written.
+        TrackingError: it cannot be written; the library itself would try for minutes.
     """
     file = (_folder() / "mlflow.db").resolve()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        with lock(file.parent / "lock", patience=math.inf):
+            if not file.exists():
+                part = file.with_suffix(".part")
+                part.unlink(missing_ok=True)
+                library.MlflowClient(f"sqlite:///{part}").search_experiments(max_results=1)
+                part.replace(file)
         with contextlib.closing(sqlite3.connect(file, timeout=TIMEOUT)) as connection:
             connection.execute("begin immediate")
     except (OSError, sqlite3.Error) as error:

@@ -221,6 +221,17 @@ def test_after_a_sender_was_killed_the_next_one_leaves_every_row_once(here):
     assert history(run, "loss") == [(step, step * 0.5) for step in range(400)] and run.info.status == "FINISHED"
 
 
+def test_a_sender_that_was_killed_while_it_made_the_tables_is_done_without(here):
+    STORE.replace(STORE.with_suffix(".part"))
+    with sqlite3.connect(STORE.with_suffix(".part")) as connection:
+        connection.execute("drop table metrics")
+        connection.execute("update alembic_version set version_num = 'nothing'")
+    record = begun()
+    curves(record, 3)
+    Delivery(record, MLflow()).advance(Path(record.facts["out"]))
+    assert len(history(runs()[0], "loss")) == 3 and not STORE.with_suffix(".part").exists()
+
+
 def test_a_sender_that_died_before_it_noted_the_run_leaves_no_second_one(here):
     record = begun()
     curves(record, 3)
