@@ -47,6 +47,7 @@ class Request:
         device: "cpu", "cuda", "cuda:1" ...; short for runtime.Runtime.device=...
         check: resolve and check only.
         print_config: print the resolved configuration only.
+        queue: a ClearML queue to send the stage to, as it is at the current commit, instead of running it here.
         own: flags of this stage alone, as they were given.
     """
 
@@ -57,6 +58,7 @@ class Request:
     device: str = ""
     check: bool = False
     print_config: bool = False
+    queue: str = ""
     own: Mapping[str, str | bool] = field(default_factory=dict)
 
 
@@ -135,6 +137,7 @@ def _flags(stage: str) -> Parameters:
         return _own(stage)
     absent = {"stage", "overrides", "own"}
     absent |= {"config", "print_config"} if stage == "configure" else set()  # it has no settings
+    absent |= set() if stage in STAGES else {"queue"}
     absent |= set() if "out" in inspect.signature(run_function(stage)).parameters else {"out"}
     shared = {name: p for name, p in inspect.signature(Request).parameters.items() if name not in absent}
     return {name: p.replace(kind=p.KEYWORD_ONLY) for name, p in (shared | dict(_own(stage))).items()}

@@ -92,6 +92,8 @@ def run(arguments: Sequence[str]) -> None:
         print(text, end="")
     elif request.check:
         return
+    elif request.queue:
+        _send(request)
     elif stage not in STAGES or _switches(request):
         with _shown(stage):
             _load(request, text)(**_own(request))
@@ -100,6 +102,18 @@ def run(arguments: Sequence[str]) -> None:
     else:
         with _shown(stage):
             _record(request, text)
+
+
+def _send(request: Request) -> None:
+    """Send a stage to a queue. Its settings are those of the commit, so none can be given here."""
+    if request.overrides or request.config or request.out or request.device or request.own:
+        words = "a queued stage runs with what params.yaml says at the commit"
+        raise ConfigError(f"{words}; give --queue alone, and commit other settings")
+    from pipeline.tracking import queueing
+
+    track = config.resolve("track", params.read(Path("params.yaml"), SECTIONS))
+    config.load_text(track.text, "track")
+    print(queueing.send(request.stage, request.queue, config.argument("stages.track.run", "trackers")))
 
 
 def _shown(stage: str) -> AbstractContextManager[object]:

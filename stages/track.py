@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.ranges import NonNegativeFloat, PositiveFloat
-from pipeline.tracking import uploader
+from pipeline.tracking import delivery, uploader
 
 
 def run(
-    *, trackers: Sequence[uploader.Tracker], every: PositiveFloat, patience: NonNegativeFloat, ship: bool = False, follow: str = ""
+    *, trackers: Sequence[delivery.Tracker], every: PositiveFloat, patience: NonNegativeFloat, ship: bool = False, follow: str = ""
 ) -> None:
     """List the records and where they were sent; with ``--ship``, send what is missing.
 
@@ -19,9 +19,15 @@ def run(
         ship: send what is missing.
         follow: the record of a run that has just begun, to be sent while it goes on (given by the launcher).
     """
+
+    def draw(evaluation: Path, files: Path) -> None:
+        from pipeline.reporting import recorded_pictures  # brings torch and matplotlib, which most records do without
+
+        recorded_pictures.draw(evaluation, files)
+
     if follow:
-        uploader.follow(Path(follow), trackers, every, patience)
+        uploader.follow(Path(follow), trackers, every, patience, draw)
     elif ship:
-        uploader.ship(trackers)
+        uploader.ship(trackers, draw)
     else:
         uploader.overview(trackers)

@@ -53,6 +53,7 @@ DOORS = {  # outside library -> the only files that may import it
     "clearml": {"pipeline/tracking/clearml.py"},
     "PIL": {"pipeline/tracking/tensorboard.py", "pipeline/reporting/animation.py"},
     "wandb": {"pipeline/tracking/wandb.py"},
+    "mlflow": {"pipeline/tracking/mlflow.py"},
     "tqdm": {"pipeline/progress.py"},
     "rich": {"pipeline/diagnosis/watching.py"},
     "safetensors": {

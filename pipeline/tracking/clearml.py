@@ -15,14 +15,14 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.tracking import values
+from pipeline.tracking import reported, values
+from pipeline.tracking.delivery import Row, Unreachable
 from pipeline.tracking.run_log import TrackingError, lock, root
-from pipeline.tracking.uploader import Row, Unreachable
 
 SINGLE = -(2**31)  # the iteration under which ClearML keeps single values
 BATCH = 500  # events of one request
@@ -99,11 +99,41 @@ class ClearML:
             for series, name, points in values.curves(files):
                 self.scalars(series, [(step, {name: value}) for step, value in points])
             self._pictures(facts, files)
-            reported = [file for file in sorted(files.rglob("*")) if file.suffix in (".json", ".md", ".gin", ".yaml")]
-            artifacts = [self._artifact(facts, file, files) for file in reported]
+            papers = [file for file in sorted(files.rglob("*")) if file.suffix in (".json", ".md", ".gin", ".yaml")]
+            artifacts = [self._artifact(facts, file, files) for file in papers]
             self._call("tasks.add_or_update_artifacts", task=self._task, artifacts=artifacts, force=True)
             self._models(facts)
         self._call(f"tasks.{ENDED[facts['status']]}", task=self._task, force=True, status_reason=facts["status"])
+
+    def enqueue(self, stage: str, queue: str, source: Mapping[str, str], entry_point: str, requirements: str) -> str:
+        """Create a task that an agent runs from a clone, put it into a queue, and return its id.
+
+        Args:
+            stage: name of the task.
+            queue: name of the queue.
+            source: ``repository``, ``branch`` and ``revision``.
+            entry_point: what Python is called with.
+            requirements: packages with versions; "" = those that the agent finds in the repository.
+
+        Raises:
+            TrackingError: no server, no such queue, or the server refuses.
+        """
+        if missing := self.missing():
+            raise TrackingError(f"ClearML: {missing}")
+        queues = {entry["name"]: entry["id"] for entry in self._call("queues.get_all", only_fields=["id", "name"])["queues"]}
+        if queue not in queues:
+            raise TrackingError(f"ClearML has no queue '{queue}'; it has: {', '.join(sorted(queues)) or 'none'}")
+        script = {"repository": source["repository"], "branch": source["branch"], "version_num": source["revision"]}
+        created = self._call(
+            "tasks.create", name=f"{stage} (queued)", type=TYPES.get(stage, "training"), project=self._project(),
+            tags=["queued", f"stage:{stage}"],
+            script={
+                **script, "binary": "python", "entry_point": entry_point, "working_dir": ".",
+                **({"requirements": {"pip": requirements}} if requirements else {}),
+            },
+        )  # fmt: skip
+        self._call("tasks.enqueue", task=created["id"], queue=queues[queue])
+        return str(created["id"])
 
     def _project(self) -> str:
         """The project; of senders that find none at the same time one makes it."""
@@ -119,7 +149,7 @@ class ClearML:
 
     def _pictures(self, facts: dict[str, Any], files: Path) -> None:
         event = {"type": "training_debug_image", "task": self._task, "iter": 0, "metric": facts["stage"]}
-        for file in sorted(files.rglob("*.png")):
+        for file in reported.pictures(files):
             name = file.relative_to(files).with_suffix("").as_posix()
             self._events([{**event, "variant": name, "url": self._upload(facts, file, files), "timestamp": _now()}])
 

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -28,11 +27,11 @@ from pipeline.errors import UserError
 from pipeline.files import sha256, write_atomic, write_json
 from pipeline.machine.process import Interrupted
 from pipeline.settings.effective import Settings, gin_text, yaml_text
+from pipeline.tracking import reported
 from pipeline.tracking.revision import revision, without_places
 
 SWITCH = "SLOTLOOP_TRACKING"
 GRACE = 30.0  # seconds after which a finished run no longer waits for a sender that says nothing
-REPORTED = ("curves.csv", "validation.csv", "metrics.json", "*.md", "*.png")
 
 
 class TrackingError(UserError):
@@ -124,11 +123,7 @@ class Record:
 
     def gather(self) -> None:
         """Copy what is reported from the run's output folder."""
-        out = Path(self.facts["out"])
-        for file in (file for pattern in REPORTED for file in sorted(out.rglob(pattern))):
-            target = self.files / file.relative_to(out)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
+        reported.copy(Path(self.facts["out"]), self.folder)
 
     def finish(self, status: str) -> None:
         """Keep what is reported and how the run ended; its weights by place and hash."""

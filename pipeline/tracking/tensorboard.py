@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking import run_log, values
+from pipeline.tracking import reported, run_log, values
+from pipeline.tracking.delivery import Row
 from pipeline.tracking.run_log import TrackingError
-from pipeline.tracking.uploader import Row
 
 
 class TensorBoard:
@@ -59,14 +59,11 @@ class TensorBoard:
     def end(self, facts: dict[str, Any], files: Path) -> None:
         """Single values, short curves, pictures, pages, models, status."""
         if facts["status"] != "killed":
-            import numpy
-            from PIL import Image
-
             for series, name, points in values.curves(files):
                 self.scalars(series, [(step, {name: value}) for step, value in points])
             self.scalars("single", [(0, values.single(files))])
-            for file in sorted(files.rglob("*.png")):
-                self._writer.add_image(_name(file, files), numpy.asarray(Image.open(file)), dataformats="HWC")
+            for file in reported.pictures(files):
+                self._writer.file_writer.add_summary(_picture(_name(file, files), file))
             for file in sorted(files.rglob("*.md")):
                 self._writer.add_text(_name(file, files), file.read_text())
             models = [f"{model['path']}, {model['bytes']} bytes, sha256 {model['sha256']}" for model in facts["models"]]
@@ -81,3 +78,14 @@ class TensorBoard:
 
 def _name(file: Path, files: Path) -> str:
     return file.relative_to(files).with_suffix("").as_posix()
+
+
+def _picture(tag: str, file: Path) -> Any:
+    """A picture as it is: one that moves does so on the page too."""
+    from PIL import Image
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    with Image.open(file) as image:
+        width, height = image.size
+    picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file.read_bytes())
+    return Summary(value=[Summary.Value(tag=tag, image=picture)])

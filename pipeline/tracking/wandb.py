@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.tracking import run_log, values
+from pipeline.tracking import reported, run_log, values
+from pipeline.tracking.delivery import Row, Unreachable
 from pipeline.tracking.run_log import TrackingError
-from pipeline.tracking.uploader import Row, Unreachable
 
 TIMEOUT = 30.0  # seconds for the beginning of a run, and for its end
 
@@ -85,8 +85,8 @@ class WandB:
         if facts["status"] != "killed":
             for series, name, points in values.curves(files):
                 self.scalars(f"{series}/{name}".strip("/"), [(step, {"value": value}) for step, value in points])
-            pictures = {file.relative_to(files).with_suffix("").as_posix(): wandb.Image(str(file)) for file in files.rglob("*.png")}
-            self._run.log(pictures, step=self._step + 1)
+            named = {file.relative_to(files).with_suffix("").as_posix(): file for file in reported.pictures(files)}
+            self._run.log({name: _media(file) for name, file in named.items()}, step=self._step + 1)
             self._run.summary.update(values.single(files))
             self._run.config.update({"models": facts["models"]})
             if (health := files / "health.md").is_file():
@@ -110,3 +110,10 @@ def _library() -> Any:
     except ImportError:
         raise TrackingError("the package wandb is not installed: pip install 'slotloop[wandb]'") from None
     return wandb
+
+
+def _media(file: Path) -> Any:
+    """A picture, or one that moves, which the library would show still as a picture."""
+    import wandb
+
+    return wandb.Video(str(file), format="gif") if file.suffix == ".gif" else wandb.Image(str(file))

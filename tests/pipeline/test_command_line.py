@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from pipeline import command_line
-from pipeline.command_line import COMMANDS, SECTIONS, TOOLS, Request, parse
+from pipeline.command_line import COMMANDS, SECTIONS, STAGES, TOOLS, Request, parse
 from pipeline.errors import ConfigError
 from tests.conftest import ROOT
 
@@ -96,6 +96,7 @@ def test_help_names_every_flag_with_its_meaning_and_runs_nothing(stage):
     shown = {line.split("--")[1].partition("=")[0]: i for i, line in enumerate(lines) if line.lstrip(" ").startswith("-")}
     shared = {"device", "check"} if stage not in TOOLS else set()
     shared |= {"config", "print_config"} if stage in SECTIONS else set()
+    shared |= {"queue"} if stage in STAGES else set()
     shared |= set() if stage in ("generate", "track", *TOOLS) else {"out"}
     assert shown.keys() == OWN.get(stage, set()) | shared
     for line in shown.values():
@@ -125,7 +126,7 @@ def test_the_overview_has_a_line_for_each_stage():
         (["warmup", "--chekc"], "unknown flag --chekc; did you mean 'check'?"),
         (["warmup", "--chekc=1"], "unknown flag --chekc=1; did you mean 'check'?"),
         (["warmup", "-check"], "unknown flag -check; did you mean 'check'?"),
-        (["warmup", "-x"], "unknown flag -x; known: check, config, device, help, out, print-config"),
+        (["warmup", "-x"], "unknown flag -x; known: check, config, device, help, out, print-config, queue"),
         (["warmup", "-"], "unknown flag -; known: check"),
         (["warmup", "--"], "unknown flag --; known: check"),
         (["warmup", "--", "--interactive"], "unknown flag --; known: check"),

@@ -40,6 +40,9 @@ def left(folder):
         (["configure", "--plan", "DRAWZ=3"], "command line 'DRAWZ=3': no stage uses this, or it is misspelt"),
         (["configure", "--mfu", "0.5"], "--peak and --mfu say for which machine to plan; give them with --plan"),
         (["configure", "--plan", "--peak", "much"], "--peak is 'much'; expected a number above 0"),
+        (["prepare", "--queue=gpu", "DATA_SEED=1"], "what params.yaml says at the commit; give --queue alone"),
+        (["extract", "--verify", "--queue=gpu"], "what params.yaml says at the commit; give --queue alone"),
+        (["generate", "--queue=gpu"], "--queue belongs to: python -m stages prepare or backbone"),
         (["prepare", "--config=nothing.gin"], r"nothing.gin does not exist; run: dvc repro configure"),
         (
             ["prepare", "DATA_SEED=1", "--config=a.gin"],

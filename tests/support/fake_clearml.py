@@ -50,6 +50,7 @@ class FakeClearML:
         self.tasks: dict[str, dict[str, Any]] = {}
         self.projects: dict[str, str] = {}
         self.models: dict[str, dict[str, Any]] = {}
+        self.queues: dict[str, str] = {}  # names by id
         self.events: dict[tuple[str, int, str, str], dict[str, Any]] = {}
         self.received: Counter[tuple[str, int, str, str]] = Counter()
         self.files: dict[str, bytes] = {}
@@ -162,6 +163,16 @@ class FakeClearML:
         fresh = {"status": "created", "statuses": [], "artifacts": {}, "models": {}}
         self.tasks[identity] = {"id": identity, "name": name, "type": type, "project": project, **given, **fresh}
         return {"id": identity}
+
+    def _queues_get_all(self, only_fields: list[str]) -> dict[str, Any]:
+        return {"queues": [{"id": i, "name": name} for i, name in self.queues.items()]}
+
+    def _tasks_enqueue(self, task: str, queue: str) -> dict[str, Any]:
+        script = self._task(task).get("script", {})
+        if queue not in self.queues or not script.get("repository") or not script.get("entry_point"):
+            raise Refused("invalid queue, or the task has no repository or entry point")
+        self._task(task)["queue"] = queue
+        return {"queued": 1, **self._change(task, "queued", False, ("created",))}
 
     def _tasks_started(self, task: str, force: bool = False) -> dict[str, Any]:
         return self._change(task, "in_progress", force, ("created", "stopped"))

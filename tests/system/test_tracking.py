@@ -54,6 +54,7 @@ snapshot.unlink(missing_ok=True)
 
 TRACK = """from __gin__ import dynamic_registration
 from pipeline.tracking import clearml
+from pipeline.tracking import mlflow
 from pipeline.tracking import tensorboard
 from pipeline.tracking import wandb
 from stages import track
@@ -409,8 +410,9 @@ def test_nothing_secret_leaves(work, server, tmp_path):
 
 
 @pytest.mark.slow
-def test_three_trackers_at_once_and_a_sender_that_dies(work, server):
-    work.track(trackers="@clearml.ClearML(), @tensorboard.TensorBoard(), @wandb.WandB()")
+@pytest.mark.filterwarnings("ignore")  # what the packages do is not ours
+def test_four_trackers_at_once_and_a_sender_that_dies(work, server):
+    work.track(trackers="@clearml.ClearML(), @mlflow.MLflow(), @tensorboard.TensorBoard(), @wandb.WandB()")
     process = work.start(holds=[40])
     boards = work.folder / ".tracking/tensorboard"
     files = ".tracking/wandb/offline-run-*/*.wandb"
@@ -427,9 +429,14 @@ def test_three_trackers_at_once_and_a_sender_that_dies(work, server):
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("loss")] == list(expected().items())
     (run,) = work.folder.glob(".tracking/wandb/offline-run-*")
+    from tests.pipeline.tracking.test_mlflow import history
+    from tests.pipeline.tracking.test_mlflow import runs as mlflow_runs
     from tests.pipeline.tracking.test_wandb import points
 
     assert points(run, "loss") == list(expected().items())
+    store = f"sqlite:///{work.folder}/.tracking/mlflow/mlflow.db"
+    (run,) = mlflow_runs(store=store)
+    assert history(run, "loss", store) == list(expected().items()) and run.info.status == "FINISHED"
     wait_until(lambda: not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(work.folder)], "its service ends")
 
 

@@ -12,8 +12,8 @@ import pytest
 from pipeline.files import write_atomic, write_json
 from pipeline.tracking import clearml
 from pipeline.tracking.clearml import ClearML
+from pipeline.tracking.delivery import Unreachable
 from pipeline.tracking.run_log import TrackingError
-from pipeline.tracking.uploader import Unreachable
 from tests.support.dvc import PATIENCE
 from tests.support.fake_clearml import KEY, SECRET, SINGLE, FakeClearML, Refused
 
@@ -111,12 +111,20 @@ def test_files_are_uploaded_and_weights_are_not(server, files):
     )
 
 
+def test_a_picture_that_moves_is_uploaded_as_it_is(server, files):
+    write_atomic(files / "refinement.gif", b"GIF89a...")
+    run = report(files)
+    assert server.files[f"slotloop/warmup.{run}/refinement.gif"] == b"GIF89a..."
+    assert server.events[run, 0, "warmup", "refinement"]["url"] == f"{server.url}/slotloop/warmup.{run}/refinement.gif"
+
+
 def test_every_request_fits_the_schema_of_the_sdk(server, files):
-    from clearml.backend_api.services.v2_23 import events, models, projects, tasks
+    from clearml.backend_api.services.v2_23 import events, models, projects, queues, tasks
 
     parent = report(files)
     report(files, facts={**FACTS, "id": "other"}, parent=parent)
-    services = {"events": events, "models": models, "projects": projects, "tasks": tasks}
+    enqueued(server)
+    services = {"events": events, "models": models, "projects": projects, "queues": queues, "tasks": tasks}
     checked = set()
     for path, _, body in server.requests:
         service, _, action = path.strip("/").partition(".")
@@ -134,6 +142,7 @@ def test_every_request_fits_the_schema_of_the_sdk(server, files):
     assert checked == {
         "/tasks.get_all", "/projects.get_all", "/projects.create", "/tasks.create", "/tasks.started", "/events.add_batch",
         "/tasks.add_or_update_artifacts", "/models.get_all", "/models.create", "/tasks.add_or_update_model", "/tasks.completed",
+        "/queues.get_all", "/tasks.enqueue",
     }  # fmt: skip
 
 
@@ -169,6 +178,41 @@ def test_a_child_names_its_parent(server, files):
     parent = report(files)
     child = report(files, facts={**FACTS, "id": "other", "stage": "joint"}, parent=parent)
     assert server.tasks[child]["parent"] == parent
+
+
+SOURCE = {"repository": "https://example.org/a/b.git", "branch": "trunk", "revision": "e" * 40}
+
+
+def enqueued(server, queue="gpu", requirements="torch==2.13.0\n"):
+    server.queues = {"q1": "default", "q2": "gpu"}
+    return ClearML().enqueue("warmup", queue, SOURCE, "-m a.module warmup", requirements)
+
+
+def test_a_stage_is_queued_with_what_an_agent_needs(server):
+    task = server.tasks[enqueued(server)]
+    assert task["name"] == "warmup (queued)" and set(task["tags"]) == {"queued", "stage:warmup"}
+    assert task["statuses"] == ["queued"] and task["queue"] == "q2" and server.projects[task["project"]] == "slotloop"
+    assert task["script"] == {
+        "repository": "https://example.org/a/b.git", "branch": "trunk", "version_num": "e" * 40, "binary": "python",
+        "entry_point": "-m a.module warmup", "working_dir": ".", "requirements": {"pip": "torch==2.13.0\n"},
+    }  # fmt: skip
+    assert "requirements" not in server.tasks[enqueued(server, requirements="")]["script"]
+
+
+def test_a_queue_that_is_not_there_is_refused_with_those_that_are(server):
+    with pytest.raises(TrackingError, match=r"no queue 'a'; it has: none"):
+        ClearML().enqueue("warmup", "a", SOURCE, "-m a.module warmup", "")
+    with pytest.raises(TrackingError, match=r"ClearML has no queue 'cpu'; it has: default, gpu"):
+        enqueued(server, "cpu")
+    assert not server.tasks
+
+
+def test_nothing_is_queued_without_a_server(monkeypatch, tmp_path):
+    for name in ("API_ACCESS_KEY", "API_SECRET_KEY", "CONFIG_FILE", "AUTH_TOKEN"):
+        monkeypatch.delenv(f"CLEARML_{name}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(TrackingError, match="ClearML: no server is configured"):
+        ClearML().enqueue("warmup", "gpu", SOURCE, "-m a.module warmup", "")
 
 
 def test_values_that_are_not_finite_are_left_out(server):

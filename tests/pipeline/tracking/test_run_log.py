@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import write_atomic, write_json
-from pipeline.tracking import run_log
+from pipeline.tracking import reported, run_log
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError, all_records, lock, recorded
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_at_the_start_is_one_line(here, capsys, monkeypatch, what):
 def test_a_full_disk_at_the_end_is_one_line(here, capsys, monkeypatch):
     def write(out):
         write_atomic(out / "curves.csv", b"step,loss\n0,1\n")
-        monkeypatch.setattr(run_log.shutil, "copyfile", full)
+        monkeypatch.setattr(reported.shutil, "copyfile", full)
 
     run(facts(), write)
     told = capsys.readouterr().err.splitlines()

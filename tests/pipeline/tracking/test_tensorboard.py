@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.files import write_atomic, write_json
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError
 from pipeline.tracking.tensorboard import TensorBoard
-from pipeline.tracking.uploader import Delivery
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy and protobuf, as tensorboard uses them
 
@@ -35,6 +35,15 @@ def png(width=3, height=2):
     rows = zlib.compress(b"".join(b"\0" + bytes(COLOUR) * width for _ in range(height)))
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def gif():
+    """Two frames of three by two pixels."""
+    frames, data = [Image.new("P", (3, 2), colour) for colour in (0, 1)], BytesIO()
+    frames[0].putpalette(bytes((*COLOUR, 0, 0, 0)))
+    frames[1].putpalette(bytes((*COLOUR, 0, 0, 0)))
+    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return data.getvalue()
 
 
 def begun(stage="warmup"):
@@ -101,6 +110,16 @@ def test_every_row_settings_pictures_and_pages_are_there_once(here):
     pixels = np.asarray(Image.open(BytesIO(picture.encoded_image_string)).convert("RGB"))
     assert pixels.shape == (2, 3, 3) and pixels.tolist() == [[list(COLOUR)] * 3] * 2
     assert "_hparams_/session_start_info" in found.summary_metadata
+
+
+def test_a_picture_that_moves_is_shown_as_it_is(here):
+    record = begun()
+    finished(record)
+    write_atomic(record.files / "refinement.gif", gif())
+    Delivery(record, TensorBoard()).finish()
+    (picture,) = events(RUN).Images("refinement")
+    assert picture.encoded_image_string == gif() and (picture.width, picture.height) == (3, 2)
+    assert Image.open(BytesIO(gif())).n_frames == 2
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_delivered(here):

@@ -15,11 +15,11 @@ import pytest
 
 from pipeline.files import write_atomic, write_json
 from pipeline.tracking import wandb
+from pipeline.tracking.delivery import Delivery, Unreachable
 from pipeline.tracking.run_log import Record, RunInfo, TrackingError
-from pipeline.tracking.uploader import Delivery, Unreachable
 from pipeline.tracking.wandb import WandB
 from tests.conftest import ROOT
-from tests.pipeline.tracking.test_tensorboard import curves, finished
+from tests.pipeline.tracking.test_tensorboard import curves, finished, gif
 from tests.support.dvc import PATIENCE
 from tests.support.made_runs import write_run
 
@@ -111,6 +111,16 @@ def test_every_row_settings_and_pictures_are_there_once(here):
     assert [message.exit.exit_code for message in kept(folder) if message.WhichOneof("record_type") == "exit"] == [0]
 
 
+def test_a_picture_that_moves_is_sent_as_it_is(here):
+    record = begun()
+    finished(record)
+    write_atomic(record.files / "refinement.gif", gif())
+    Delivery(record, WandB()).finish()
+    (folder,) = runs()
+    (row,) = [row for row in history(folder) if "refinement/path" in row]
+    assert row["refinement/_type"] == "video-file" and (folder / "files" / row["refinement/path"]).read_bytes() == gif()
+
+
 @pytest.mark.parametrize("ill", [{}, {"confidence": 0.01}])
 def test_what_is_wrong_with_a_training_is_in_the_summary(here, ill):
     record = begun()
@@ -139,7 +149,7 @@ socket.getaddrinfo = nobody
 SHIP = """
 from pathlib import Path
 from pipeline.tracking.run_log import Record
-from pipeline.tracking.uploader import Delivery
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.wandb import WandB
 Delivery(Record(Path(".tracking/warmup-aaaa-1")), WandB()).finish()
 """
@@ -167,7 +177,7 @@ SEND = """
 import sys, time
 from pathlib import Path
 from pipeline.tracking.run_log import Record
-from pipeline.tracking.uploader import Delivery
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.wandb import WandB
 from tests.support.made_runs import write_run
 delivery = Delivery(Record(Path(".tracking/warmup-aaaa-1")), WandB())
