@@ -34,7 +34,7 @@ def ends(finished, tmp_path, numbers, **how):
 
 def test_a_draw_is_a_function_of_its_seed():
     cases = [Draw(seed).case() for seed in range(20)]
-    assert [Draw(seed).case().bindings for seed in range(20)] == [case.bindings for case in cases]
+    assert [repr(Draw(seed).case().bindings) for seed in range(20)] == [repr(case.bindings) for case in cases]  # nan is drawn too
     assert len({case.text for case in cases}) >= 18 and len({case.stage for case in cases}) >= 5
 
 
