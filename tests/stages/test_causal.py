@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from components.batch import Batch
 from components.inference.answers import Answers
 from components.inference.approximate_prefix import approximate_prefix
 from components.inference.halting import by_change
@@ -23,7 +22,7 @@ from pipeline.progress import Progress
 from pipeline.text import tokenizer as bpe
 from stages.__main__ import main
 from tests.conftest import TRAINING
-from tests.support.causal import plainly
+from tests.support.causal import changed_by_a_token, plainly
 from tests.support.optional import needs
 from tests.support.over_checkpoint import answer_nll, run_over
 
@@ -93,14 +92,7 @@ def test_answers_are_written_on_as_the_model_itself_would(inside):
 
 
 def test_the_refined_model_learns_nothing_of_what_comes_next(inside):
-    model = load_model("outputs/joint", Backbone("data/backbone"), "joint")
-    tokens = Prepared("data/prepared").split("test").tokens[:2].long()
-    other = tokens.clone()
-    other[:, 20] = (other[:, 20] + 1) % 200
-    nothing = torch.zeros_like(tokens, dtype=torch.bool)
-    with torch.no_grad():
-        a, b = (torch.stack([s.hidden for s in model.steps(Batch(t, t, nothing, nothing.float()))]) for t in (tokens, other))
-    changed = (a - b).abs().amax((0, 1, 3))
+    changed = changed_by_a_token(load_model("outputs/joint", Backbone("data/backbone"), "joint"), Prepared("data/prepared"), 20)
     assert changed[:20].max() == 0 and changed[20] > 0
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from components.batch import Batch
 from components.objective.masking import whole
 from pipeline.corpora.prepared import Prepared
 from pipeline.data import sources
@@ -17,7 +16,7 @@ from pipeline.models.checkpoint import load_model, load_refined
 from stages.__main__ import main
 from tests.conftest import TRAINING
 from tests.stages.test_causal import PROMPTS, SPECIAL, checkpoint
-from tests.support.causal import plainly
+from tests.support.causal import changed_by_a_token, plainly
 from tests.support.over_checkpoint import run_over
 
 BINDINGS = {
@@ -72,14 +71,7 @@ def test_a_phase_over_its_shards_is_the_whole_model_over_the_tokens_bit_for_bit(
 
 
 def test_what_is_to_come_shows_in_no_tap(inside):
-    model = load_model("outputs/joint", Backbone("data/backbone"), "joint")
-    tokens = Prepared("data/prepared").split("test").tokens[:2].long()
-    other = tokens.clone()
-    other[:, 20] = (other[:, 20] + 1) % 200
-    nothing = torch.zeros_like(tokens, dtype=torch.bool)
-    with torch.no_grad():
-        a, b = (torch.stack([s.hidden for s in model.steps(Batch(t, t, nothing, nothing.float()))]) for t in (tokens, other))
-    changed = (a - b).abs().amax((0, 1, 3))
+    changed = changed_by_a_token(load_model("outputs/joint", Backbone("data/backbone"), "joint"), Prepared("data/prepared"), 20)
     assert changed[:20].max() == 0 and changed[20] > 0
 
 

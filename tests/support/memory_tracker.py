@@ -1,4 +1,4 @@
-"""Trackers that remember what they were sent, and records to be sent."""
+"""Trackers that remember what they were sent, records to be sent, and a trap for who calls somebody."""
 
 from collections import Counter
 from pathlib import Path
@@ -76,3 +76,19 @@ def ended(stage="warmup", order=3, inputs=(), steps=(0, 1, 2), status="completed
 
 def steps_of(run):
     return [step for _, step in run["rows"]]
+
+
+TRAP = """
+import socket
+def nobody(*address, **_):
+    with open("called", "a") as file:
+        file.write(f"{address}\\n")
+    raise OSError("no network here")
+socket.getaddrinfo = nobody
+"""
+
+
+def trap_sockets(site):
+    """Have every interpreter whose path begins with a folder note in ``called`` whom it looks up, and reach nobody."""
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(TRAP)

@@ -19,6 +19,7 @@ from pipeline.tracking.run_log import Record, RunInfo, TrackingError
 from tests.conftest import ROOT
 from tests.pipeline.tracking.test_tensorboard import curves, finished, gif, png
 from tests.support.made_runs import write_run
+from tests.support.memory_tracker import trap_sockets
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the package does is not ours
 STORE = Path(".tracking/mlflow/mlflow.db")
@@ -155,14 +156,6 @@ def test_how_a_run_ended_is_its_status(here, status, shown):
     assert bool(artifacts(run)) == (status != "killed")
 
 
-TRAP = """
-import socket
-def nobody(*address, **_):
-    with open("called", "a") as file:
-        file.write(f"{address}\\n")
-    raise OSError("no network here")
-socket.getaddrinfo = nobody
-"""
 SHIP = """
 from pathlib import Path
 from pipeline.tracking.run_log import Record
@@ -174,8 +167,7 @@ CI = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TRAVIS", "PYTEST_CURR
 
 
 def test_nothing_of_the_machine_is_kept_and_nobody_is_called(here):
-    (here / "site").mkdir()
-    (here / "site/sitecustomize.py").write_text(TRAP)
+    trap_sockets(here / "site")
     record = begun()
     finished(record)
     environment = {name: value for name, value in os.environ.items() if name not in CI}

@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 from tests.pipeline.tracking.test_tensorboard import curves, finished, gif
 from tests.support.dvc import PATIENCE
 from tests.support.made_runs import write_run
+from tests.support.memory_tracker import trap_sockets
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the package does is not ours
 
@@ -138,14 +139,6 @@ def test_what_is_wrong_with_a_training_is_in_the_summary(here, ill):
     assert [text.startswith("- warmup: confidence uniform") for text in said] == [True] * bool(ill)
 
 
-TRAP = """
-import socket
-def nobody(*address, **_):
-    with open("called", "a") as file:
-        file.write(f"{address}\\n")
-    raise OSError("no network here")
-socket.getaddrinfo = nobody
-"""
 SHIP = """
 from pathlib import Path
 from pipeline.tracking.run_log import Record
@@ -156,8 +149,7 @@ Delivery(Record(Path(".tracking/warmup-aaaa-1")), WandB()).finish()
 
 
 def test_nothing_of_the_machine_is_kept_and_nobody_is_called(here):
-    (here / "site").mkdir()
-    (here / "site/sitecustomize.py").write_text(TRAP)
+    trap_sockets(here / "site")
     record = begun()
     finished(record)
     environment = {**os.environ, "PYTHONPATH": f"{here / 'site'}{os.pathsep}{ROOT}", "A_SECRET": "environment-marker"}
