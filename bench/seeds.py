@@ -1,12 +1,14 @@
-"""The headline over several seeds: `python -m bench.seeds --seeds 3 [--preset NAME] [--out FOLDER] [--quick] [--json PATH]`.
+"""The headline over several seeds: `python -m bench.seeds [--seeds N] [--preset NAME] [--above] [--out FOLDER] [--quick] [--json F]`.
 
 Each seed is a workspace as `python -m stages ablate` makes them, run through all stages up to evaluate. Prints mean and 95 %
-interval over seeds (Student's t) of every model and of the paired differences.
+interval over seeds (Student's t) of every model and of the paired differences. With --above the seeds share data, backbone and
+shards, those of the first: a pretrained model is one, and what varies is what is trained above it (weights, order, draws).
 """
 
 import contextlib
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,19 @@ from pipeline.files import read_json, write_json
 from pipeline.reporting.markdown import cell, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = {
-    "prepare": "data/prepared", "backbone": "data/backbone", "extract": "data/shards", "warmup": "outputs/warmup",
-    "joint": "outputs/joint", "finetune": "outputs/finetune", "controls": "outputs/controls", "evaluate": "outputs/evaluate",
-}  # fmt: skip
+BELOW = {"prepare": "data/prepared", "backbone": "data/backbone", "extract": "data/shards"}
+ABOVE = {stage: f"outputs/{stage}" for stage in ("warmup", "joint", "finetune", "controls")}
 
 
-def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, out: str = "", json: str = "", processes: int = 2) -> None:
+def main(
+    seeds: int = 3,
+    preset: str = "sudoku4",
+    above: bool = False,
+    quick: bool = False,
+    out: str = "",
+    json: str = "",
+    processes: int = 2,
+) -> None:
     """Run SEEDS seeds of PRESET, PROCESSES at a time, and print the headline; --quick: the smoke preset, two seeds.
 
     --out keeps the runs, and finished ones are not run again.
@@ -36,7 +44,11 @@ def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, out: str 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(processes) as pool:
         folder = Path(out).resolve() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(contextlib.chdir(ROOT))
-        runs = list(pool.map(evaluate, [ablation.workspace(folder, seed, preset) for seed in range(seeds)]))
+        seeded = tuple(ABOVE) if above else ("common",)
+        places = [ablation.workspace(folder, seed, preset, seeded) for seed in range(seeds)]
+        if above:
+            share(places)
+        runs = list(pool.map(evaluate, places))
     rows = table(runs)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     print(f"{preset}, {runs[0]['headline']}, {seeds} seeds, commit {commit[:9]}\n")
@@ -45,11 +57,27 @@ def main(seeds: int = 3, preset: str = "sudoku4", quick: bool = False, out: str 
         write_json(Path(json), rows)
 
 
+def share(places: Sequence[Path]) -> None:
+    """Run the stages below the refiner in the first workspace, and give their folders to the others."""
+    first, *others = places
+    run(first, BELOW)
+    for place in others:
+        if not (place / "data").is_symlink():
+            (place / "data").symlink_to(first.resolve() / "data")
+
+
 def evaluate(place: Path) -> dict[str, Any]:
     """Metrics of one seed's workspace, all stages run."""
-    for stage, folder in STAGES.items():
+    if not (place / "data").is_symlink():
+        run(place, BELOW)
+    run(place, {**ABOVE, "evaluate": "outputs/evaluate"})
+    return read_json(place / "outputs/evaluate/metrics.json", "evaluate")
+
+
+def run(place: Path, stages: Mapping[str, str]) -> None:
+    """Run stages of a workspace in their order."""
+    for stage, folder in stages.items():
         ablation.run_stage(place, stage, f"--out={folder}")
-    return read_json(place / STAGES["evaluate"] / "metrics.json", "evaluate")
 
 
 def table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

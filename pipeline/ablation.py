@@ -83,11 +83,14 @@ def _check(names: Sequence[str], seeds: Sequence[int]) -> None:
             raise ConfigError(f"ablate names a variant twice: '{same[0]}' and '{name}' would share the folder {_slug(name)}")
 
 
-def workspace(out: Path, seed: int, preset: str = "") -> Path:
-    """Make a folder with the user's settings, but for the seed, the threads of a job and, if one is given, the preset."""
+def workspace(out: Path, seed: int, preset: str = "", seeded: Sequence[str] = ("common",)) -> Path:
+    """Make a folder with the user's settings, but for the threads of a job, the seed of some sections and, if given, the preset."""
     place = out / f"seed-{seed}"
     place.mkdir(parents=True, exist_ok=True)
-    params.with_bindings(Path("params.yaml"), place / "params.yaml", {"common": {"SEED": seed, "THREADS": 1}}, preset)
+    bindings: dict[str, dict[str, int]] = {"common": {"THREADS": 1}}
+    for section in seeded:
+        bindings[section] = {**bindings.get(section, {}), "SEED": seed}
+    params.with_bindings(Path("params.yaml"), place / "params.yaml", bindings, preset)
     if not (place / "gin").exists():
         (place / "gin").symlink_to(Path("gin").resolve())
     return place
