@@ -1,4 +1,4 @@
-"""The headline over several seeds: `python -m bench.seeds [--seeds N] [--preset NAME] [--above] [--out FOLDER] [--quick] [--json F]`.
+"""The headline over several seeds: `python -m bench.seeds [--preset NAME] [--above] [--out FOLDER] [--quick] [--json F]`.
 
 Each seed is a workspace as `python -m stages ablate` makes them, run through all stages up to evaluate. Prints mean and 95 %
 interval over seeds (Student's t) of every model and of the paired differences. With --above the seeds share data, backbone and
