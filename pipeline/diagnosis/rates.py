@@ -32,9 +32,9 @@ CUT = Symptom(
 
 
 def too_high(run: Run) -> Iterator[Finding]:
-    """Find a phase that its own learning rate threw back."""
+    """Find a phase that its own learning rate threw back: said at its end, since a run comes back as late as its rate falls."""
     rates = run.columns.get("lr", ())
-    if not run.grown or not rates:
+    if not run.ended or run.steps < ENOUGH or not rates:
         return
     high = max(rates)
     first = next((step for step, rate in enumerate(rates) if rate > LOW * high), 0)
@@ -60,8 +60,8 @@ def too_low(run: Run) -> Iterator[Finding]:
 
 def clipped(run: Run) -> Iterator[Finding]:
     """Find gradients that are cut in nearly every step."""
-    norms = run.columns.get("grad_norm", ())[run.steps // 2 :]
-    if not run.clip or run.steps < ENOUGH:
+    norms = run.columns.get("grad_norm", ())[(run.steps if run.ended else run.planned) // 2 :]
+    if not run.clip or not run.grown or len(norms) < ENOUGH // 2:
         return
     share = sum(norm > run.clip for norm in norms) / len(norms)
     if share > CLIPPED:

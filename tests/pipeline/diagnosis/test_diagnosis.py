@@ -171,6 +171,21 @@ def test_a_run_that_goes_on_is_judged_on_what_it_came_to_from_its_middle_on(tmp_
     assert names(tmp_path, ended=False, confidence=0.01) == ["confidence uniform"] * said
 
 
+@pytest.mark.parametrize(
+    ("changed", "name"), [({"grad_norm": [9.0] * 90 + [0.5] * 110}, "always clipped"), ({"loss": THROWN}, "learning rate too high")]
+)
+def test_what_a_run_may_still_mend_is_said_of_its_end_alone(changed, name):
+    """Large gradients of the first steps, and a loss that waits for the rate to fall, are what healthy runs have."""
+    curves = columns(**changed)
+
+    def findings(steps, ended):
+        so_far = {column: values[:steps] for column, values in curves.items()}
+        return [finding.name for finding in of_run(Run("warmup", so_far, planned=STEPS, ended=ended, clip=1.0, unit=1.0))]
+
+    assert not any(name in findings(steps, ended=False) for steps in range(20, STEPS, 10))
+    assert (name in findings(STEPS, ended=True)) == (name == "learning rate too high")
+
+
 @pytest.mark.parametrize(("waited", "steps", "ill"), [(0.5, 200, True), (0.2, 20, True), (0.19, 200, False), (0.5, 19, False)])
 def test_a_loader_that_starves_the_device(waited, steps, ill):
     run = Run("warmup", {"loss": falling(4.0, 2.0, steps)}, planned=10_000, ended=False, waited=waited)

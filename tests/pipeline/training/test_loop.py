@@ -325,8 +325,8 @@ def test_a_validation_stands_in_its_file_as_soon_as_it_is_done(train, tmp_path, 
 def test_what_is_wrong_is_a_line_after_a_validation_and_once(train, capsys):
     train(batch(), steps=60, validate_every=20, clip=1e-6)
     lines = [line for line in capsys.readouterr().out.splitlines() if "health" in line or "validation" in line]
-    assert lines[1].startswith("test: health: always clipped (100% of the last 10 steps; median norm ")
-    assert lines[1].endswith("; python -m stages doctor says what mends it")
+    assert lines[2].startswith("test: health: always clipped (100% of the last 10 steps; median norm ")
+    assert lines[2].endswith("; python -m stages doctor says what mends it")
     assert sum("always clipped" in line for line in lines) == 1 and sum("step" in line.split()[1] for line in lines) == 3
 
 
