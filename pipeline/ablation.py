@@ -16,18 +16,16 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from components.inference.metrics import over_seeds
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json, sha256, write_atomic, write_json
 from pipeline.machine import snapshots
 from pipeline.progress import Progress
-from pipeline.reporting.intervals import compares_exact, is_clear
-from pipeline.reporting.markdown import cell, markdown
+from pipeline.reporting import ablation_table
+from pipeline.reporting.ablation_table import BASE, folder_name
 from pipeline.settings import config, dependencies, params
 from pipeline.text.raw_files import RAW_VARIABLE, raw_folder
 
-BASE = "default"
 ROOT = Path(__file__).resolve().parent.parent
 RESOLVING = Lock()  # gin's configuration is the process's
 
@@ -65,9 +63,9 @@ def ablate(
             *(partial(_variant, place, name, bindings) for name, bindings in variants.items() for place in places),
             *(partial(_from_scratch, place, name, bindings) for name, bindings in scratch.items() for place in places),
         )
-    rows = _rows(places, names)
-    table = _table(rows, len(seeds))
-    write_json(out / "metrics.json", {"seeds": list(seeds), "rows": rows})
+    rows, points = ablation_table.rows(places, names), ablation_table.few_passes(places, names)
+    table = ablation_table.table(rows, points, len(seeds))
+    write_json(out / "metrics.json", {"seeds": list(seeds), "rows": rows, **({"few_passes": points} if points else {})})
     write_atomic(out / "table.md", table.encode())
     from pipeline.reporting import figures  # brings matplotlib, half a second that only the end should pay
 
@@ -79,8 +77,8 @@ def _check(names: Sequence[str], seeds: Sequence[int]) -> None:
     if len(seeds) < 2 or len(set(seeds)) < len(seeds):
         raise ConfigError(f"ablate.run.seeds needs at least two different seeds for an interval, got {list(seeds)}")
     for place, name in enumerate(names):
-        if same := [other for other in names[:place] if _slug(other) == _slug(name)]:
-            raise ConfigError(f"ablate names a variant twice: '{same[0]}' and '{name}' would share the folder {_slug(name)}")
+        if same := [other for other in names[:place] if folder_name(other) == folder_name(name)]:
+            raise ConfigError(f"ablate names a variant twice: '{same[0]}' and '{name}' would share the folder {folder_name(name)}")
 
 
 def workspace(out: Path, seed: int, preset: str = "", seeded: Sequence[str] = ("common",)) -> Path:
@@ -137,96 +135,27 @@ def _prepared(place: Path) -> str:
 
 def _variant(place: Path, name: str, bindings: Sequence[str]) -> str:
     budget = [] if name == BASE else [f"loop.fit.budget={_flops(place / 'outputs' / BASE)}"]
-    run_stage(place, "warmup", *bindings, *budget, f"--out=outputs/{_slug(name)}")
-    models = f"evaluate.run.models={{'{_slug(name)}': 'outputs/{_slug(name)}'}}"
+    run_stage(place, "warmup", *bindings, *budget, f"--out=outputs/{folder_name(name)}")
+    models = f"evaluate.run.models={{'{folder_name(name)}': 'outputs/{folder_name(name)}'}}"
     run_stage(
-        place, "evaluate", models, "evaluate.run.decodes={}", "evaluate.run.halts={}", f"--out=outputs/{_slug(name)}-evaluated"
+        place,
+        "evaluate",
+        models,
+        "evaluate.run.decodes={}",
+        "evaluate.run.halts={}",
+        f"--out=outputs/{folder_name(name)}-evaluated",
     )
     return f"{place.name}: {name}"
 
 
 def _from_scratch(place: Path, name: str, bindings: Sequence[str]) -> str:
     budget = _flops(place / "data/backbone") + _flops(place / "outputs" / BASE)
-    run_stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out=outputs/{_slug(name)}")
-    of_it = f"evaluate.run.backbone='outputs/{_slug(name)}'"
+    run_stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out=outputs/{folder_name(name)}")
+    of_it = f"evaluate.run.backbone='outputs/{folder_name(name)}'"
     nothing = ("evaluate.run.models={}", "evaluate.run.decodes={}", "evaluate.run.halts={}")
-    run_stage(place, "evaluate", of_it, *nothing, f"--out=outputs/{_slug(name)}-evaluated")
+    run_stage(place, "evaluate", of_it, *nothing, f"--out=outputs/{folder_name(name)}-evaluated")
     return f"{place.name}: {name}"
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def _flops(folder: Path) -> int:
     return int(read_json(folder / "metrics.json", "ablate")["flops"])
-
-
-def _rows(places: Sequence[Path], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Validation loss, headline and its difference to the default's, over seeds, in the order of the validation loss."""
-    by_name = {name: [_reading(place, name) for place in places] for name in names}
-    metric = _headline([reading for readings in by_name.values() for reading in readings])
-    rows = []
-    for name, readings in by_name.items():
-        paired = [own[metric] - base[metric] for own, base in zip(readings, by_name[BASE], strict=True)]
-        difference = over_seeds(paired)
-        rows.append({
-            "variant": name, "metric": metric, "parameters": readings[0]["parameters"], "steps": readings[0]["steps"],
-            "validation": over_seeds([reading["validation"] for reading in readings]),
-            "test": over_seeds([reading[metric] for reading in readings]), "test_values": [reading[metric] for reading in readings],
-            "difference": difference, "verdict": _verdict(name, metric, difference),
-        })  # fmt: skip
-    return sorted(rows, key=lambda row: row["validation"]["mean"])
-
-
-def _reading(place: Path, name: str) -> dict[str, Any]:
-    folder = place / "outputs" / _slug(name)
-    training, evaluated = (
-        read_json(folder / "metrics.json", "ablate"),
-        read_json(Path(f"{folder}-evaluated/metrics.json"), "ablate"),
-    )
-    of_model = evaluated["models"].get(_slug(name), evaluated["models"]["frozen"])
-    return {
-        "parameters": training["parameters"]["trainable"], "steps": training["steps"], "validation": training["best_loss"],
-        **{metric: of_model[metric]["mean"] for metric in ("exact", "nll", "cosine") if metric in of_model},
-    }  # fmt: skip
-
-
-def _headline(readings: Sequence[Mapping[str, float]]) -> str:
-    """The cosine of embeddings; of tokens exact, where any model gets answers exactly right, else nll."""
-    if "cosine" in readings[0]:
-        return "cosine"
-    return "exact" if compares_exact(reading["exact"] for reading in readings) else "nll"
-
-
-def _verdict(name: str, metric: str, difference: Mapping[str, float]) -> str:
-    """Of a difference over seeds: its interval is clear of zero, or it is noise."""
-    if name == BASE:
-        return ""
-    if not is_clear(difference):
-        return "noise"
-    return "helps" if (difference["mean"] > 0) == (metric != "nll") else "hurts"
-
-
-def _table(rows: Sequence[Mapping[str, Any]], seeds: int) -> str:
-    metric = rows[0]["metric"]
-    header = [
-        "variant",
-        "trained parameters",
-        "steps",
-        f"validation {'loss' if metric == 'cosine' else 'nll'}",
-        f"test {metric}",
-        "test - default",
-        "verdict",
-    ]
-    lines = [
-        [
-            row["variant"], f"{row['parameters']:,}", f"{row['steps']:,}", cell(row["validation"]), cell(row["test"]),
-            "" if row["variant"] == BASE else cell(row["difference"]), row["verdict"],
-        ]
-        for row in rows
-    ]  # fmt: skip
-    note = (
-        f"Means with 95 % intervals over {seeds} seeds (Student's t), same compute each, in the order of the validation loss.\n\n"
-    )
-    return note + markdown([header, *lines])
