@@ -99,18 +99,11 @@ def of_gradient(model: Model, objective: Objective, batch: Batch, progress: floa
     6 operations a weight and token would be wrong by far: weights serve every step, frozen ones need no gradient of their own, and
     the head reads supervised positions only.
     """
-    return needed_operations(model, objective).count(batch, progress)
-
-
-def needed_operations(model: Model, objective: Objective) -> "GradientCounter":
-    """Make what counts the operations that gradients need: see ``of_gradient``."""
-    needed = copy.copy(objective)
-    needed.activations = keep
-    return GradientCounter(model, needed, OnShapes())
+    return GradientCounter(model, objective, OnShapes()).needed(batch, progress)
 
 
 class GradientCounter:
-    """Counts the operations that the gradients of microbatches take, with what is computed twice to save memory.
+    """Counts the operations of the gradients of microbatches.
 
     Counted on shapes, of copies without weights: nothing is computed. Only where shapes depend on what is in the tokens a gradient
     is made, and left in the parameters.
@@ -124,13 +117,25 @@ class GradientCounter:
     def __init__(self, model: Model, objective: Objective, runtime: Runtime) -> None:
         self._model, self._objective, self._runtime = model, objective, runtime
         self._within: AbstractContextManager[object] = nullcontext()
-        if has_fixed_shapes(model):
+        self.on_shapes = has_fixed_shapes(model)
+        if self.on_shapes:
             self._model, self._objective = _on_meta(model, objective)
             self._runtime, self._within = OnShapes(), Shapes()
 
     def count(self, batch: Batch, progress: float = 1.0, lead: int = 0) -> int:
-        """Count those of a microbatch at a share of the run, with so many steps before the supervised ones."""
-        make = partial(self._objective.gradient, self._model, batch.to(self._runtime.device), sequences=len(batch))
+        """Count what a microbatch takes at a share of the run, with so many steps before the supervised ones and with what is
+        computed twice to save memory.
+        """
+        return self._count(self._objective, batch, progress, lead)
+
+    def needed(self, batch: Batch, progress: float = 1.0) -> int:
+        """Count what a microbatch needs at a share of the run, whatever is computed twice."""
+        objective = copy.copy(self._objective)
+        objective.activations = keep
+        return self._count(objective, batch, progress, 0)
+
+    def _count(self, objective: Objective, batch: Batch, progress: float, lead: int) -> int:
+        make = partial(objective.gradient, self._model, batch.to(self._runtime.device), sequences=len(batch))
         with self._within:
             return count(partial(make, progress=progress, lead=lead, autocast=self._runtime.autocast))
 
@@ -164,11 +169,15 @@ class Meter:
     """Model FLOPs a second of this process's device over a whole run, validations included, and their share of its ceiling (MFU).
 
     The ceiling is measured: a large product at the run's precision, on as many threads.
+
+    Args:
+        counter: of what the run's gradients need.
+        objective: says how many recursion steps are supervised.
+        runtime: of the run.
     """
 
-    def __init__(self, model: Model, objective: Objective, runtime: Runtime) -> None:
-        self.objective, self.runtime = objective, runtime
-        self._counter = needed_operations(model, objective) if has_fixed_shapes(model) else None
+    def __init__(self, counter: GradientCounter, objective: Objective, runtime: Runtime) -> None:
+        self.counter, self.objective, self.runtime = counter, objective, runtime
         self._began, self._ceiling = time.monotonic(), 0.0
         self._flops: dict[int, int] = {}  # by the number of steps that are supervised
 
@@ -176,11 +185,11 @@ class Meter:
         """Tell the rate in words, for the microbatches of a step at a share of the run and ``speed`` steps a second; "" in a run's
         first seconds, and for a model without fixed shapes, since there the work depends on what is in the tokens.
         """
-        if time.monotonic() - self._began < PATIENCE or self._counter is None:
+        if time.monotonic() - self._began < PATIENCE or not self.counter.on_shapes:
             return ""
         depth = self.objective.depth(progress)
         if depth not in self._flops:
-            self._flops[depth] = sum(self._counter.count(batch, progress) for batch in micro)
+            self._flops[depth] = sum(self.counter.needed(batch, progress) for batch in micro)
         self._ceiling = self._ceiling or ceiling(self.runtime)
         rate = self._flops[depth] * speed
         return f"{rate / 1e12:.3g} TF/s, MFU {rate / self._ceiling:.1%}"

@@ -39,7 +39,7 @@ from pipeline.training.gradients import accumulate
 from pipeline.training.health import Health
 from pipeline.training.sharding import Sharding, Shares, replicated, trainable
 from pipeline.training.step_guard import StepGuard
-from pipeline.training.train_state import TrainRun, TrainState, keep, resume, tensors_of
+from pipeline.training.train_state import Training, TrainRun, TrainState
 
 Numbered = Iterator[tuple[int | None, Batch]]
 COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
@@ -93,8 +93,8 @@ def fit(
     trained = shares.parameters
     optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
     _check_sharing(shares, optimise, run)
-    curves, moving = Curves(run.out / CURVES, writes=rank() == 0), (shares, optimise, average, train, accumulation)
-    result = resume(scratch, run.out, *moving)
+    curves, training = Curves(run.out / CURVES, writes=rank() == 0), Training(shares, optimise, average, train, accumulation)
+    result = training.resume(scratch, run.out)
     guard, health = StepGuard(trained, optimise, clip, shares.norms), Health(run, clip)
     gradient = partial(accumulate, run.model, goal, runtime=runtime, sequences=train.sequences(accumulation), shares=shares)
     batches = _counted(train.steps(result.steps, accumulation), counter, goal, steps, result)
@@ -115,14 +115,14 @@ def fit(
             if refused or saving or result.steps % log_every == 0:
                 _report(curves.flush(), guard, bar, result, meter.summary(micro, step / steps, bar.speed()))
             if saving:
-                _check_finite(tensors_of(shares, optimise, average), bar, result)
+                _check_finite(training.tensors(), bar, result)
             if due:
                 _validate(run, goal, shares, average, result, bar)
                 if rank() == 0 and (wrong := health.news(result, steps)):
                     bar.line(f"health: {wrong}; python -m stages doctor says what mends it")
                 result.stopped = 0 < patience <= result.worse()
             if saving:
-                keep(result, scratch, run.out, *moving)
+                training.keep(result, scratch, run.out)
             if result.stopped:
                 return result
             if ending:
@@ -166,8 +166,9 @@ def _set_up(
     model = run.model.to(run.runtime.device).train()
     goal = objective_of(model, objective).to(run.runtime.device)
     widen(model, trainable(model, goal).values())
-    counter, meter = flops.GradientCounter(model, goal, run.runtime), flops.Meter(execution(model), goal, run.runtime)
-    return goal, counter, meter, sharding(model, goal)
+    counter = flops.GradientCounter(model, goal, run.runtime)
+    execution(model)
+    return goal, counter, flops.Meter(counter, goal, run.runtime), sharding(model, goal)
 
 
 def _check_sharing(shares: Shares, optimizer: torch.optim.Optimizer, run: TrainRun) -> None:

@@ -85,86 +85,80 @@ class FitOfSteps(Protocol):
     def __call__(self, run: TrainRun, *, steps: int) -> TrainState: ...
 
 
-def tensors_of(shares: Shares, optimizer: torch.optim.Optimizer, average: EMA) -> dict[str, Tensor]:
-    """Collect the tensors that the next step depends on, as this process holds them: weights, average and moments."""
-    tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in shares.parameters.items()}
-    tensors |= {f"average/{i}": value for i, value in enumerate(average.average)}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
-    return tensors
+@dataclass(frozen=True)
+class Training:
+    """What a step of a run moves, and what the next one depends on: a snapshot of it is all that a resumed run needs.
 
-
-def _owners(shares: Shares, optimizer: torch.optim.Optimizer) -> Callable[[str], str]:
-    """Entry of a snapshot -> name of the parameter that it belongs to."""
-    names = list(shares.parameters)
-    by_id = {id(parameter): name for name, parameter in shares.parameters.items()}
-    moved = [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-    def owner(entry: str) -> str:
-        kind, _, rest = entry.partition("/")
-        return rest if kind == "parameter" else (names if kind == "average" else moved)[int(rest.partition("/")[0])]
-
-    return owner
-
-
-def numbers_of(average: EMA, result: TrainState, train: TrainLoader, accumulation: int) -> dict[str, Any]:
-    """Collect the numbers that the next step depends on: how far the run is, and the order of examples."""
-    order = train.state_dict(result.steps, accumulation)
-    return {"fit": asdict(result), "average_updates": average.updates, "order": order}
-
-
-def keep(
-    result: TrainState,
-    scratch: Scratch,
-    out: Path,
-    shares: Shares,
-    optimizer: torch.optim.Optimizer,
-    average: EMA,
-    train: TrainLoader,
-    accumulation: int,
-) -> None:
-    """Write a snapshot of a run as it stands. All processes must call it."""
-    owner, tensors = _owners(shares, optimizer), tensors_of(shares, optimizer, average)
-    parts = {entry: tensor for entry, tensor in tensors.items() if shares.is_part(owner(entry), tensor)}
-    if parts or rank() == 0:
-        whole = {entry: tensor for entry, tensor in tensors.items() if entry not in parts}
-        scratch.save(result.steps, whole, numbers_of(average, result, train, accumulation), out, parts)
-
-
-@torch.no_grad()
-def resume(
-    scratch: Scratch,
-    out: Path,
-    shares: Shares,
-    optimizer: torch.optim.Optimizer,
-    average: EMA,
-    train: TrainLoader,
-    accumulation: int,
-) -> TrainState:
-    """Put the newest whole snapshot back, in every process what it holds of it; a fresh ``TrainState`` if there is none.
-
-    Raises:
-        DataError: it belongs to another order of examples.
+    Attributes:
+        shares: the trained parameters, as far as this process holds them.
+        optimizer: of these parameters.
+        average: of the same.
+        train: microbatches, which know the order of examples.
+        accumulation: microbatches of an optimizer step, of all processes together.
     """
-    owner = _owners(shares, optimizer)
-    with first_alone():
-        snapshot = scratch.load(None if rank() else out, lambda entry, tensor: shares.cut(owner(entry), tensor))
-        if snapshot is None and rank() == 0:
-            (out / CURVES).unlink(missing_ok=True)
-            (out / VALIDATION).unlink(missing_ok=True)
-    if snapshot is None:
-        return TrainState()
-    tensors, numbers = snapshot
-    train.load_state_dict(numbers["order"], accumulation)
-    for name, parameter in shares.parameters.items():
-        parameter.copy_(tensors[f"parameter/{name}"])
-    for i, value in enumerate(average.average):
-        value.copy_(tensors[f"average/{i}"])
-    average.updates = numbers["average_updates"]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return TrainState(**numbers["fit"])
+
+    shares: Shares
+    optimizer: torch.optim.Optimizer
+    average: EMA
+    train: TrainLoader
+    accumulation: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Collect what this process holds of weights, average and moments."""
+        tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in self.shares.parameters.items()}
+        tensors |= {f"average/{i}": value for i, value in enumerate(self.average.average)}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{name}": value for name, value in state.items()}
+        return tensors
+
+    def keep(self, result: TrainState, scratch: Scratch, out: Path) -> None:
+        """Write a snapshot of a run as it stands. All processes must call it."""
+        owner, tensors = self._owners(), self.tensors()
+        parts = {entry: tensor for entry, tensor in tensors.items() if self.shares.is_part(owner(entry), tensor)}
+        if parts or rank() == 0:
+            whole = {entry: tensor for entry, tensor in tensors.items() if entry not in parts}
+            order = self.train.state_dict(result.steps, self.accumulation)
+            numbers = {"fit": asdict(result), "average_updates": self.average.updates, "order": order}
+            scratch.save(result.steps, whole, numbers, out, parts)
+
+    @torch.no_grad()
+    def resume(self, scratch: Scratch, out: Path) -> TrainState:
+        """Put the newest whole snapshot back, in every process what it holds of it; a fresh ``TrainState`` if there is none.
+
+        Raises:
+            DataError: it belongs to another order of examples.
+        """
+        owner = self._owners()
+        with first_alone():
+            snapshot = scratch.load(None if rank() else out, lambda entry, tensor: self.shares.cut(owner(entry), tensor))
+            if snapshot is None and rank() == 0:
+                (out / CURVES).unlink(missing_ok=True)
+                (out / VALIDATION).unlink(missing_ok=True)
+        if snapshot is None:
+            return TrainState()
+        tensors, numbers = snapshot
+        self.train.load_state_dict(numbers["order"], self.accumulation)
+        for name, parameter in self.shares.parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+        for i, value in enumerate(self.average.average):
+            value.copy_(tensors[f"average/{i}"])
+        self.average.updates = numbers["average_updates"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer/"):
+                _, index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        return TrainState(**numbers["fit"])
+
+    def _owners(self) -> Callable[[str], str]:
+        """Entry of a snapshot -> name of the parameter that it belongs to."""
+        names = list(self.shares.parameters)
+        by_id = {id(parameter): name for name, parameter in self.shares.parameters.items()}
+        moved = [by_id[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+        def owner(entry: str) -> str:
+            kind, _, rest = entry.partition("/")
+            return rest if kind == "parameter" else (names if kind == "average" else moved)[int(rest.partition("/")[0])]
+
+        return owner

@@ -108,6 +108,8 @@ def test_what_is_computed_twice_to_save_memory_does_not_count():
     model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
     needed, objective = counted(model, batch), Objective(model.n_steps, activations=checkpoint)
     assert flops.of_gradient(model, objective, batch) == needed < counted(model, batch, activations=checkpoint)
+    counter = flops.GradientCounter(model, objective, Runtime(threads=1))
+    assert counter.needed(batch) == needed and counter.count(batch) == counted(model, batch, activations=checkpoint)
     assert objective.activations is checkpoint
 
 
@@ -171,13 +173,14 @@ def test_a_meter_tells_rate_and_share_of_the_ceiling(monkeypatch):
     model, batch = cores.model_of("slots", dtype=torch.float32), cores.batch()
     monkeypatch.setattr(flops, "PATIENCE", float("inf"))
     objective = Objective(model.n_steps)
-    meter = flops.Meter(model, objective, Runtime(threads=1))
+    meter = flops.Meter(flops.GradientCounter(model, objective, Runtime(threads=1)), objective, Runtime(threads=1))
     needed = 2 * flops.of_gradient(model, objective, batch)
     assert meter.summary([batch, batch], 0.5, 10.0) == ""  # in its first seconds a run spends nothing on it
     monkeypatch.setattr(flops, "PATIENCE", -1)
     monkeypatch.setattr(flops, "ceiling", lambda runtime: needed * 40)
     assert meter.summary([batch, batch], 0.5, 10.0) == f"{needed * 10 / 1e12:.3g} TF/s, MFU 25.0%"
-    assert flops.Meter(cores.model_of("hybrid"), objective, Runtime(threads=1)).summary([batch], 0.5, 1.0) == ""
+    hybrid = flops.GradientCounter(cores.model_of("hybrid"), objective, Runtime(threads=1))
+    assert flops.Meter(hybrid, objective, Runtime(threads=1)).summary([batch], 0.5, 1.0) == ""
 
 
 def test_a_ceiling_is_that_of_the_fastest_matrix_product(monkeypatch):

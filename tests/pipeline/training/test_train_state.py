@@ -11,7 +11,7 @@ from components.training.optim import adamw, muon
 from pipeline.errors import DataError
 from pipeline.machine.snapshots import Scratch
 from pipeline.training.sharding import Shares
-from pipeline.training.train_state import TrainState, numbers_of, resume, tensors_of
+from pipeline.training.train_state import Training, TrainState
 
 
 class Half(nn.Module):
@@ -47,15 +47,9 @@ def state(seed, steps=0, optimizer=adamw):
     return model, optimizer, average
 
 
-def run(seed, steps=0):
+def training(model, optimizer, average, order=None, accumulation=2):
     """What a snapshot is made of and goes back into."""
-    model, *rest = state(seed, steps)
-    return trainable(model), *rest
-
-
-def snapshot_of(trained, result):
-    """Tensors and numbers of a run of two microbatches a step."""
-    return tensors_of(*trained), numbers_of(trained[2], result, DeterministicSampler(), 2)
+    return Training(trainable(model), optimizer, average, order or DeterministicSampler(), accumulation)
 
 
 def trainable(model):
@@ -74,13 +68,11 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path, chosen):
     model, optimizer, average = state(seed=0, steps=3, optimizer=chosen)
     result = TrainState(steps=3, flops_per_step=7, best_step=2, best_loss=0.5, validation=[{"step": 2, "loss": 0.5}])
     (tmp_path / "out").mkdir()
-    Scratch(tmp_path / "scratch").save(3, *snapshot_of((trainable(model), optimizer, average), result), tmp_path / "out")
+    training(model, optimizer, average).keep(result, Scratch(tmp_path / "scratch"), tmp_path / "out")
     other, its_optimizer, its_average = state(seed=1, optimizer=chosen)
     other.frozen.data.copy_(model.frozen)
-    found = resume(
-        Scratch(tmp_path / "scratch"), tmp_path / "out", trainable(other), its_optimizer, its_average, DeterministicSampler(), 2
-    )
-    assert found == result
+    resumed = training(other, its_optimizer, its_average)
+    assert resumed.resume(Scratch(tmp_path / "scratch"), tmp_path / "out") == result
     for _ in range(2):
         step(model, optimizer, average)
         step(other, its_optimizer, its_average)
@@ -89,37 +81,35 @@ def test_a_resumed_run_takes_the_same_next_step(tmp_path, chosen):
 
 
 def test_frozen_weights_are_not_part_of_it():
-    tensors = tensors_of(*run(seed=0, steps=1))
+    tensors = training(*state(seed=0, steps=1)).tensors()
     assert "parameter/trained" in tensors and "parameter/frozen" not in tensors
 
 
 def test_without_a_snapshot_a_run_begins_anew(tmp_path):
     (tmp_path / "curves.csv").write_text("step,loss\n0,1\n")
-    assert resume(Scratch(tmp_path / "none"), tmp_path, *run(seed=0), DeterministicSampler(), 1) == TrainState()
+    assert training(*state(seed=0)).resume(Scratch(tmp_path / "none"), tmp_path) == TrainState()
     assert not (tmp_path / "curves.csv").exists()
 
 
 @pytest.mark.parametrize(("order", "accumulation"), [(DeterministicSampler(seed=1), 2), (DeterministicSampler(), 3)])
 def test_a_snapshot_of_another_order_of_examples_is_refused(tmp_path, order, accumulation):
-    snapshot = snapshot_of(run(seed=0, steps=3), TrainState(steps=3))
-    assert snapshot[1]["order"] == {"step": 3, "accumulation": 2, "seed": 0}
     (tmp_path / "out").mkdir()
-    Scratch(tmp_path / "scratch").save(3, *snapshot, tmp_path / "out")
+    training(*state(seed=0, steps=3)).keep(TrainState(steps=3), Scratch(tmp_path / "scratch"), tmp_path / "out")
     with pytest.raises(DataError, match="another order"):
-        resume(Scratch(tmp_path / "scratch"), tmp_path / "out", *run(seed=0), order, accumulation)
+        training(*state(seed=0), order, accumulation).resume(Scratch(tmp_path / "scratch"), tmp_path / "out")
 
 
 def test_other_processes_resume_without_touching_files(tmp_path, monkeypatch):
-    trained = run(seed=0, steps=3)
+    first = training(*state(seed=0, steps=3))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/curves.csv").write_text("saved")
-    Scratch(tmp_path / "scratch").save(3, *snapshot_of(trained, TrainState(steps=3)), tmp_path / "out")
+    first.keep(TrainState(steps=3), Scratch(tmp_path / "scratch"), tmp_path / "out")
     (tmp_path / "out/curves.csv").write_text("later")
     monkeypatch.setenv("RANK", "1")
-    shares, *rest = run(seed=0)
-    assert resume(Scratch(tmp_path / "scratch"), tmp_path / "out", shares, *rest, DeterministicSampler(), 2) == TrainState(steps=3)
-    assert torch.equal(shares.parameters["trained"], trained[0].parameters["trained"])
-    assert resume(Scratch(tmp_path / "none"), tmp_path / "out", *run(seed=0), DeterministicSampler(), 2) == TrainState()
+    second = training(*state(seed=0))
+    assert second.resume(Scratch(tmp_path / "scratch"), tmp_path / "out") == TrainState(steps=3)
+    assert torch.equal(second.shares.parameters["trained"], first.shares.parameters["trained"])
+    assert training(*state(seed=0)).resume(Scratch(tmp_path / "none"), tmp_path / "out") == TrainState()
     assert (tmp_path / "out/curves.csv").read_text() == "later"
 
 
