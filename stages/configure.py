@@ -10,7 +10,15 @@ BESIDE = ("ablate", "generate", "export", "track")  # no stages of dvc.yaml
 
 
 def run(
-    *, out: str, stages: tuple[str, ...], overrides: tuple[str, ...] = (), plan: bool = False, peak: str = "", mfu: str = ""
+    *,
+    out: str,
+    stages: tuple[str, ...],
+    overrides: tuple[str, ...] = (),
+    plan: bool = False,
+    peak: str = "",
+    mfu: str = "",
+    processes: str = "",
+    memory: str = "",
 ) -> None:
     """Write, per stage, its canonical text, and for DVC the values in effect and what its results depend on.
 
@@ -23,6 +31,8 @@ def run(
         plan: tell what the pipeline will take instead.
         peak: TFLOP/s of the device that it will run on; "" = measure this one.
         mfu: share of them that training reaches.
+        processes: that share every step, each on such a device; "" = 1.
+        memory: GB of the device, to be told what does not fit.
 
     Raises:
         ConfigError: every mistake that was found, one a line.
@@ -32,8 +42,8 @@ def run(
         from pipeline.planning import plan as planning
         from pipeline.planning import plan_report  # these bring the training loop, which checks do without
 
-        speed = plan_report.speed(texts["warmup"], peak, mfu)  # first, as it may be refused
-        print(plan_report.summary(planning.plan(texts), *speed, Path()))
+        fleet = plan_report.fleet(texts["warmup"], peak, mfu, processes, memory)  # first, as it may be refused
+        print(plan_report.summary(planning.plan(texts, fleet.processes), fleet, Path()))
         return
     models = rehearsal.rehearse(texts)
     listings = dependencies.listings({stage: text for stage, text in texts.items() if out and stage not in BESIDE})

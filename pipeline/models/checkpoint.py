@@ -66,7 +66,8 @@ def load_model(
         stage: that wrote it, named in errors.
         first_layer: lowest layer to instantiate.
         base: the loaded backbone: weights that were not trained are its own tensors, so that several models cost the memory of
-            one; None = read anew, for a model that is to be trained.
+            one, and those that were are in its precision, in which they are read; None = read anew, for a model that is to be
+            trained: with float32 masters.
 
     Raises:
         DataError: missing, damaged, trained over another backbone or in layers below ``first_layer``, or of another version.
@@ -95,9 +96,10 @@ def load_model(
         raise DataError(f"{model_folder.path} holds '{unexpected[0]}', which a model from layer {first_layer} on does not have")
     needed = [name for name in known if name.startswith("refiner.")]
     check_weights(weights, needed, model_folder.weights, stage)
-    masters = [known[name] for name, value in weights.items() if value.dtype == torch.float32]
-    widen(model, masters, partial(torch.empty_like, dtype=torch.float32))
-    known = model.state_dict(keep_vars=True)
+    if base is None:  # training goes on from the masters; whoever only reads them reads them rounded
+        masters = [known[name] for name, value in weights.items() if value.dtype == torch.float32]
+        widen(model, masters, partial(torch.empty_like, dtype=torch.float32))
+        known = model.state_dict(keep_vars=True)
     placed = {name: _placed(value, known[name]) for name, value in weights.items()}
     placed = {name: placed[own] for name, own in _first_names(model).items() if own in placed} | placed
     model.load_state_dict(placed, strict=False, assign=base is not None)  # never written into what is shared

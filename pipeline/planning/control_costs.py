@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from inspect import unwrap
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from components.backbones.backbone import BackboneModel
@@ -99,9 +98,9 @@ class ControlCosts:
         return adapter
 
     def _merged(self, below: BackboneModel) -> list[Tensor]:
-        """The plain layers that adapters are merged into, in float32."""
+        """The plain layers that adapters are merged into."""
         layers, _ = self._argument("lora").sizes(below, 1)
-        return [layer.weight.new_empty(layer.weight.shape, dtype=torch.float32) for layer in layers.values()]
+        return [layer.weight.new_empty(layer.weight.shape) for layer in layers.values()]
 
     def _below(self) -> BackboneModel:
         """The layers that adapters beside a refiner are in: all, or those above the trunk."""

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 from components.nn.masters import widen
 
-STANDING_BY = 2  # during a validation: what the average stands in for, and the last gradient
 AModel = TypeVar("AModel", bound=nn.Module)
 
 
@@ -34,8 +33,7 @@ def in_training(model: AModel) -> AModel:
 
 def own(model: nn.Module) -> list[Tensor]:
     """Parameters that a trained model does not share with its backbone: its refiner, and what else was trained."""
-    named = in_training(model).named_parameters()
-    return [tensor for name, tensor in named if tensor.requires_grad or name.startswith("refiner.")]
+    return [tensor for name, tensor in model.named_parameters() if tensor.requires_grad or name.startswith("refiner.")]
 
 
 def moments(model: nn.Module, optimizer: Callable[..., torch.optim.Optimizer]) -> int:
@@ -49,19 +47,6 @@ def moments(model: nn.Module, optimizer: Callable[..., torch.optim.Optimizer]) -
     made.step()
     model.zero_grad()
     return size(value for state in made.state.values() for value in state.values() if value.ndim)
-
-
-def training(model: nn.Module, moments: int, step: int, validation: int) -> int:
-    """The most bytes that training takes at once, with an average of the weights.
-
-    Args:
-        model: as ``in_training`` made it.
-        moments: what the optimizer keeps.
-        step: the most that what a step makes takes, its gradients and their partial sums over microbatches included.
-        validation: the most that what a validation makes takes.
-    """
-    trained = size(parameter for parameter in model.parameters() if parameter.requires_grad)
-    return weights(model) + moments + trained + max(step, STANDING_BY * trained + validation)
 
 
 def peak(work: Callable[[], object]) -> int:

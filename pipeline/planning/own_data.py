@@ -73,7 +73,7 @@ def write_preset(request: Request, *, overwrite: bool) -> None:
     print("\n".join(f"new: {line}" for line in data.seen), flush=True)
     text, texts, fit = _fitting(data, request, settings)
     print(f"new: {fit}\n", flush=True)
-    print(plan_report.summary(planning.plan(texts), *plan_report.speed(texts["warmup"], "", ""), Path()))
+    print(plan_report.summary(planning.plan(texts), plan_report.fleet(texts["warmup"]), Path()))
     write_atomic(target, text.encode())
     print(f"\nnew: wrote {target}, checked as configure does; train, compare and report: dvc exp run -S preset={request.name}")
 

@@ -13,6 +13,7 @@ from pipeline.planning.corpus import Corpus
 from pipeline.planning.cost import Cost
 from pipeline.planning.cost_model import CostModel
 from pipeline.planning.dataset_size import expected
+from pipeline.planning.evaluation_cost import EvaluationCost
 from pipeline.settings import config, effective, rehearsal
 from pipeline.training.shapes import Shapes
 
@@ -48,11 +49,12 @@ class Plan:
         return gain(self.trunk, self.step, self.draws, self.epochs)
 
 
-def plan(texts: Mapping[str, str]) -> Plan:
+def plan(texts: Mapping[str, str], processes: int = 1) -> Plan:
     """Reckon what every stage will cost.
 
     Args:
         texts: resolved text of each stage.
+        processes: that share every step, each on a device of its own.
 
     Raises:
         ConfigError: something does not fit together, or nothing is known of the corpus' size.
@@ -62,14 +64,15 @@ def plan(texts: Mapping[str, str]) -> Plan:
     models = rehearsal.rehearse(texts, (corpus.vocabulary.size, corpus.vocabulary.sequence))
     backbone, refined, continued = models["backbone"], models["finetune"], models["controls"]
     assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM) and isinstance(continued, RefinedLM)
-    cost_model = CostModel(texts, corpus, backbone, refined)
+    cost_model = CostModel(texts, corpus, backbone, refined, processes)
     with Shapes():
         costs = {stage: cost_model.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
         warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
         costs["extract"] = cost_model.extraction()
         controls = ControlCosts(cost_model, continued)
         costs["controls"] = controls.cost(warmup.flops, joint.flops)
-        costs["evaluate"] = cost_model.evaluation(models, controls.optional(), with_finetune=costs["finetune"].steps > 0)
+        evaluation = EvaluationCost(cost_model, models, controls.optional(), with_finetune=costs["finetune"].steps > 0)
+        costs["evaluate"] = evaluation.cost()
         trunk = cost_model.trunk_over("train", ())
     epochs = warmup.epochs + joint.epochs
     config.load_text(texts["extract"], "extract")

@@ -174,7 +174,7 @@ def fully_sharded(model: Model, objective: Objective) -> Shares:
     """
     if isinstance(model, FSDPModule):
         raise ConfigError("sharding.fully_sharded: the model is shared out already; a stage trains a shared model once")
-    units = [(module, method) for module, method in model.shard_units() if _can_be_shared(module)]
+    units = shared_units(model)
     if world() == 1 or not units:
         return replicated(model, objective)
     # What a layer returns is written into by nobody: neither here nor in the libraries' models.
@@ -193,6 +193,11 @@ def fully_sharded(model: Model, objective: Objective) -> Shares:
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by the sequences of all
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo knows no other
     return Shares(trainable(model, objective), _places(model))
+
+
+def shared_units(model: Model) -> list[tuple[nn.Module, str]]:
+    """List what ``fully_sharded`` shares out, the backbone's layers that are trained whole, with the method that runs each."""
+    return [(module, method) for module, method in model.shard_units() if _can_be_shared(module)]
 
 
 def _can_be_shared(module: nn.Module) -> bool:

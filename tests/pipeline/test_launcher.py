@@ -38,7 +38,10 @@ def left(folder):
         (["prepare", "DATA_SED=1"], r"command line 'DATA_SED=1': no macro is called 'DATA_SED'; did you mean 'DATA_SEED'?"),
         (["warmup", "--plan"], "--plan belongs to: python -m stages configure"),
         (["configure", "--plan", "DRAWZ=3"], "command line 'DRAWZ=3': no stage uses this, or it is misspelt"),
-        (["configure", "--mfu", "0.5"], "--peak and --mfu say for which machine to plan; give them with --plan"),
+        (
+            ["configure", "--mfu", "0.5"],
+            "--peak, --mfu, --processes and --memory say for which devices to plan; give them with --plan",
+        ),
         (["configure", "--plan", "--peak", "much"], "--peak is 'much'; expected a number above 0"),
         (["prepare", "--queue=gpu", "DATA_SEED=1"], "what params.yaml says at the commit; give --queue alone"),
         (["extract", "--verify", "--queue=gpu"], "what params.yaml says at the commit; give --queue alone"),

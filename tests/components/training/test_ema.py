@@ -31,13 +31,16 @@ def test_average_equals_a_loop_over_numbers(decay):
         torch.testing.assert_close(average.flatten(), torch.tensor(plain), rtol=1e-4, atol=1e-5)
 
 
-def test_decay_zero_is_the_parameters_themselves():
+def test_decay_zero_is_the_parameters_themselves_and_holds_no_copy():
     net = model()
     ema = EMA(net.parameters(), 0.0)
     for _ in range(3):
         drift(net)
         ema.update()
-        assert all(torch.equal(a, p) for a, p in zip(ema.average, net.parameters(), strict=True))
+        own = [p.detach().clone() for p in net.parameters()]
+        with ema.applied():
+            assert all(torch.equal(p, o) for p, o in zip(net.parameters(), own, strict=True))
+    assert ema.average == [] and ema.updates == 3
 
 
 def test_applied_holds_the_average_inside_and_restores_bit_for_bit():
@@ -45,21 +48,22 @@ def test_applied_holds_the_average_inside_and_restores_bit_for_bit():
     ema = EMA(net.parameters(), 0.9)
     drift(net)
     ema.update()
-    own = [p.detach().clone() for p in net.parameters()]
+    own, average = [p.detach().clone() for p in net.parameters()], [a.clone() for a in ema.average]
+    memory = [tensor.data_ptr() for tensor in (*net.parameters(), *ema.average)]  # which others may hold too
     with ema.applied():
-        assert all(torch.equal(p, a) for p, a in zip(net.parameters(), ema.average, strict=True))
+        assert all(torch.equal(p, a) for p, a in zip(net.parameters(), average, strict=True))
         assert not any(torch.equal(p, o) for p, o in zip(net.parameters(), own, strict=True))
     assert all(torch.equal(p, o) for p, o in zip(net.parameters(), own, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ema.average, average, strict=True))
+    assert memory == [tensor.data_ptr() for tensor in (*net.parameters(), *ema.average)]
 
 
-def test_applied_restores_after_an_exception_and_leaves_the_average_alone():
+def test_applied_restores_after_an_exception():
     net = model()
     ema = EMA(net.parameters(), 0.9)
     drift(net)
-    own = [p.detach().clone() for p in net.parameters()]
-    average = [a.clone() for a in ema.average]
+    own, average = [p.detach().clone() for p in net.parameters()], [a.clone() for a in ema.average]
     with pytest.raises(RuntimeError, match="stop"), ema.applied():
-        drift(net)
         raise RuntimeError("stop")
     assert all(torch.equal(p, o) for p, o in zip(net.parameters(), own, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(ema.average, average, strict=True))

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
+from components.nn.masters import widen
 from components.refined_lm import RefinedLM
 from components.refiners.delta import Clamped
 from components.refiners.entry import Normed
@@ -107,6 +108,22 @@ def test_over_a_loaded_backbone_the_same_weights_come_back_and_it_keeps_its_own(
     own, tensors = getattr(shared, "backbone", shared), dict(base.named_parameters())
     assert own is not base and all(p is tensors[n] for n, p in own.named_parameters() if n.startswith("blocks.0."))
     assert dict(own.named_parameters())["blocks.2.out.weight"] is not tensors["blocks.2.out.weight"]
+
+
+def test_over_a_loaded_backbone_in_half_precision_what_was_trained_is_as_it_is_read(backbone, tmp_path):
+    """Masters take twice the memory and are rounded wherever they are read; whoever only reads them needs them rounded."""
+    model = backbone.model().bfloat16()
+    freeze_except(model, ["blocks.2.out"])
+    widen(model, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    with torch.no_grad():
+        dict(model.named_parameters())["blocks.2.out.weight"].add_(1e-3)  # less than a step of most of its numbers
+    save_model(tmp_path / "m", model, backbone)
+    read = load_model(tmp_path / "m", backbone, "joint", base=backbone.model().bfloat16())
+    assert load_file(tmp_path / "m/model.safetensors")["backbone.blocks.2.out.weight"].dtype == torch.float32
+    assert read.get_parameter("blocks.2.out.weight").dtype == torch.bfloat16
+    tokens = torch.arange(12).view(2, 6)
+    seen = Batch(tokens, tokens, tokens > 3, (tokens > 3).float())
+    assert torch.equal(model.readout(model.states(seen)), read.readout(read.states(seen)))
 
 
 def test_only_the_refiner_and_what_was_trained_is_stored(refined, trained_on, backbone, tmp_path):

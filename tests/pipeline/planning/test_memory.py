@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from components.model import Model
-from components.nn.masters import widen
 from components.objective.activations import checkpoint, keep
 from components.objective.deep_supervision import Supervised
 from components.objective.objective import Objective
-from components.training.ema import EMA
-from components.training.optim import adamw, muon
 from pipeline.machine.runtime import Runtime
 from pipeline.planning import memory
 from pipeline.training.gradients import accumulate
@@ -26,38 +23,6 @@ def test_weights_are_counted_once_and_by_their_type():
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 3).bfloat16(), torch.nn.BatchNorm1d(3, affine=False))
     model.append(model[0])
     assert memory.weights(model) == 4 * 20 + 2 * 18 + 2 * 4 * 3 + 8
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("chosen", "of_moments"), [(adamw, 8 * (50 * 30 + 30)), (muon, 4 * 50 * 30 + 8 * 30)])
-def test_training_takes_what_model_optimizer_average_and_gradient_take(dtype, chosen, of_moments):
-    """Bytes of a trained weight: 4, AdamW's moments 8, Muon's 4, its average 4, its gradient 4, and 4 of its own while that is
-    validated; of a frozen one what its type takes.
-    """
-    model = torch.nn.Sequential(torch.nn.Linear(30, 50), torch.nn.Linear(50, 30)).to(dtype)
-    model[0].requires_grad_(False)
-    shapes = memory.in_training(copy.deepcopy(model).to(META))
-    widen(model, model[1].parameters())
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    optimizer, average = chosen(trained.items()), EMA(trained.values(), 0.9)
-    model(torch.ones(2, 30, dtype=dtype)).sum().backward()
-    optimizer.step()
-    moments = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
-    own = [p.detach().clone() for p in average.parameters]
-    with average.applied():
-        apart = [p for p, mine in zip(average.parameters, own, strict=True) if not torch.equal(p, mine)]
-    assert len(apart) == 2  # changed, hence its own values have to be somewhere else
-    gradients = [p.grad for p in trained.values()]
-    resident = sum(tensor.nbytes for tensor in (*model.parameters(), *moments, *average.average))
-    step, standing_by = (sum(tensor.nbytes for tensor in tensors) for tensors in (gradients, (*gradients, *own)))
-    frozen, weights = 30 * 50 + 50, 50 * 30 + 30
-    assert (resident, step, standing_by) == (
-        frozen * model[0].weight.itemsize + 8 * weights + of_moments, 4 * weights, 8 * weights,
-    )  # fmt: skip
-    moments_of_shapes = memory.moments(shapes, chosen)
-    assert moments_of_shapes == of_moments and all(p.grad is None for p in shapes.parameters())
-    assert memory.training(shapes, of_moments, step, 0) == resident + standing_by  # a validation takes more than so small a step
-    assert memory.training(shapes, of_moments, 100 * step, 7) == resident + 100 * step
 
 
 @pytest.mark.parametrize("microbatches", [1, 2, 4, 8])

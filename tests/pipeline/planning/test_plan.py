@@ -30,11 +30,11 @@ def plan_of(tmp_path_factory):
     """``plan_of(preset, folder, section={key: value})``: the plan of a preset so changed, as it is told in a folder."""
     file = tmp_path_factory.mktemp("plans") / "params.yaml"
 
-    def plan_of(preset="smoke", folder=file.parent, **sections):
+    def plan_of(preset="smoke", folder=file.parent, processes=1, **sections):
         file.write_text(json.dumps({"preset": preset, **{name: {"bindings": held} for name, held in sections.items()}}))
         texts = config.resolve_all(SECTIONS, params.read(file, SECTIONS), root=ROOT)
         with contextlib.chdir(folder):
-            return planning.plan(texts)
+            return planning.plan(texts, processes)
 
     yield plan_of
     gin.clear_config()
@@ -276,6 +276,26 @@ def test_operations_on_padded_text_are_those_that_training_tells(tmp_path, monke
     assert of(found, "extract").disk == metrics(folder, "data/shards")["tokens"] * (16 * 2 + 13)
 
 
+# Several processes
+
+
+def test_processes_that_share_layers_out_hold_less_and_those_that_do_not_as_much(plan_of, plan, finished):
+    sharing = {"ACCUMULATION": 2, "loop.fit.sharding": "@sharding.fully_sharded"}
+    shared, alone = (plan_of(folder=finished, processes=n, common=sharing) for n in (2, 1))
+    replicated = plan_of(folder=finished, processes=2, common={"ACCUMULATION": 2})
+    for stage in ("backbone", "controls"):
+        assert of(shared, stage).memory < of(replicated, stage).memory <= of(alone, stage).memory
+    assert of(shared, "warmup").memory == of(replicated, "warmup").memory  # nothing of it can be shared out
+    assert [cost.flops for cost in shared.costs] == [cost.flops for cost in alone.costs]
+
+
+def test_processes_that_cannot_share_the_microbatches_are_refused(plan_of, finished):
+    with pytest.raises(
+        ConfigError, match=r"backbone: 2 processes cannot share loop.fit.accumulation = 1 microbatches evenly; set ACC"
+    ):
+        plan_of(folder=finished, processes=2)
+
+
 # Pretrained
 
 
@@ -313,10 +333,11 @@ def test_a_pretrained_model_is_planned_from_its_configuration_alone(pretrained):
     assert extract.loaded == 3 * layer + ends and warmup.loaded - warmup.trained == layer + ends
     assert joint.trained == warmup.trained + layer and joint.parameters == warmup.trained + extract.loaded
     assert extract.memory > 2 * extract.loaded  # two bytes a weight
-    assert warmup.memory > 2 * (layer + ends) + 4 * 6 * warmup.trained
-    assert joint.memory > 2 * ends + 4 * 6 * joint.trained  # its layer is float32 while it is trained, as its moments and average
+    assert warmup.memory > 2 * (layer + ends) + 4 * 5 * warmup.trained
+    assert joint.memory > 2 * ends + 4 * 5 * joint.trained  # its layer is float32 while it is trained, as its moments and average
     states = 2 * 8 * 32 * 16  # entering the split, of a batch, in two bytes
-    assert evaluate.memory == pytest.approx(2 * extract.loaded + 4 * (evaluate.loaded - extract.loaded) + states, rel=0.01)
+    own = 4 * 2 * warmup.trained + 4 * warmup.trained + 2 * (evaluate.loaded - extract.loaded - 3 * warmup.trained)
+    assert evaluate.memory == pytest.approx(2 * extract.loaded + own + states, rel=0.01)  # three refiners, in float32
     assert found.trunk == 2 * (2 * 32 * (layer - 2 * 16) + 4 * 32 * 32 * 16)  # two layers, 32 tokens
     assert of(found, "backbone").steps == 0 and of(found, "backbone").flops == 0
     assert extract.disk == 32 * (16 * 2 + 13) * (2 * 38 + 2) and not Path("model.safetensors").exists()
@@ -361,7 +382,7 @@ def test_adapters_are_planned_beside_the_backbone_trained_on(pretrained):
     assert controls.memory > without.memory  # which here trains one layer on, where adapters take gradients all the way down
     linear = 3 * (4 * 16**2 + 3 * 16 * 24)
     evaluate, plain = of(on, "evaluate"), of(off, "evaluate")
-    assert evaluate.loaded - plain.loaded == linear and evaluate.memory - plain.memory == 4 * linear  # merged, in float32
+    assert evaluate.loaded - plain.loaded == linear and evaluate.memory - plain.memory == 2 * linear  # merged
     assert evaluate.beside > plain.beside
 
 

@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.planning import plan_report
 from pipeline.planning.cost import Cost
 from pipeline.planning.plan import Plan
-from pipeline.planning.plan_report import speed, summary
+from pipeline.planning.plan_report import Fleet, fleet, summary
 from pipeline.training import flops
 
 WARMUP = """from __gin__ import dynamic_registration
@@ -36,7 +36,7 @@ def _left_as_it_was():
 
 
 def words(tmp_path, rate=1e15, **changes):
-    return summary(replace(PLAN, **changes), rate, "as given", tmp_path)
+    return summary(replace(PLAN, **changes), Fleet(rate, "as given"), tmp_path)
 
 
 def cells(text, stage):
@@ -92,21 +92,25 @@ def test_which_is_cheaper_and_what_to_set(tmp_path, changes, said):
 
 
 def test_a_speed_that_is_given():
-    rate, source = speed("", "989", "0.5")
+    found = fleet("", "989", "0.5")
+    rate, source = found.rate, found.source
     assert rate == 989e12 / 2 and source == "989 TFLOP/s (as given), 50% of them used (MFU, as given)"
-    assert speed("", "989", "")[0] == 989e12 * 0.4 and "a guess: --mfu" in speed("", "989", "")[1]
+    assert fleet("", "989").rate == 989e12 * 0.4 and "a guess: --mfu" in fleet("", "989").source
+    assert (found.processes, found.memory) == (1, 0)
 
 
 def test_a_speed_that_is_measured_here(monkeypatch):
     monkeypatch.setattr(flops, "ceiling", lambda runtime: 2e11 if str(runtime.device) == "cpu" else None)
-    rate, source = speed(WARMUP.format(device="cpu"), "", "0.25")
+    found = fleet(WARMUP.format(device="cpu"), "", "0.25")
+    rate, source = found.rate, found.source
     assert rate == 5e10
     assert source.startswith("0.2 TFLOP/s (a matrix product here: device cpu, precision fp32, threads 1), 25% of them")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_machine_that_is_not_here_is_asked_for():
-    rate, source = speed(WARMUP.format(device="cuda"), "", "")
+    found = fleet(WARMUP.format(device="cuda"))
+    rate, source = found.rate, found.source
     assert rate == 0 and "no CUDA device is visible here" in source and "give --peak (TFLOP/s of the device)" in source
 
 
@@ -115,4 +119,29 @@ def test_a_machine_that_is_not_here_is_asked_for():
 )
 def test_numbers_that_are_none(peak, mfu):
     with pytest.raises(ConfigError, match=r"--(peak|mfu) is '.*'; expected a number above 0 and at most 1"):
-        speed("", peak, mfu)
+        fleet("", peak, mfu)
+
+
+@pytest.mark.parametrize(
+    ("processes", "memory", "said"),
+    [
+        ("two", "", "--processes is 'two'; expected a number above 0"),
+        ("0", "", "--processes is '0'"),
+        ("1.5", "", "--processes is '1.5'; expected a whole number"),
+        ("2", "-80", "--memory is '-80'; expected a number above 0"),
+        ("2", "80GB", "--memory is '80GB'"),
+    ],
+)
+def test_devices_that_are_none(processes, memory, said):
+    with pytest.raises(ConfigError, match=said):
+        fleet("", "989", "", processes, memory)
+
+
+def test_several_devices_are_as_many_times_as_fast_and_what_fits_into_one_is_said(tmp_path):
+    found = fleet("", "1000", "1", "2", "17")
+    text = summary(PLAN, found, tmp_path)
+    assert cells(text, "extract")[-2] == "25 s" and "used (MFU, as given), 2 processes that share every step." in text
+    assert "memory: of each of 2 processes, weights" in text
+    assert "fits: NOT into the 17 GB of a device: extract (18 GB); docs/troubleshooting.md#out-of-memory" in text
+    assert "fits: every stage into the 18 GB of a device" in summary(PLAN, replace(found, memory=18e9), tmp_path)
+    assert "fits" not in summary(PLAN, fleet("", "1000", "1"), tmp_path)
