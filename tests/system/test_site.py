@@ -16,7 +16,6 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 LONG = {  # whole files of code, and tables
     "extending.md": 260,
     "evaluation.md": 265,
-    "ablations.md": 250,
     "performance.md": 240,
     "data.md": 280,
 }
