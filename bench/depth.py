@@ -14,7 +14,7 @@ from typing import Any
 
 import fire
 
-from bench.seeds import ROOT, STAGES
+from bench.seeds import BELOW, ROOT
 from components.inference.metrics import over_seeds
 from pipeline import ablation
 from pipeline.files import read_json, write_json
@@ -58,9 +58,9 @@ def main(
 def measure(place: Path, splits: Sequence[str]) -> dict[str, Any]:
     """Exact answers of one seed's models, by split, model and number of steps, and the trained number."""
     more = [f"sudoku.Sudoku.test_clues={tuple(int(split.removeprefix('test_')) for split in splits)}"]
-    ablation.run_stage(place, "prepare", *more, f"--out={STAGES['prepare']}")
+    ablation.run_stage(place, "prepare", *more, f"--out={BELOW['prepare']}")
     for stage in ("backbone", "extract"):
-        ablation.run_stage(place, stage, f"--out={STAGES[stage]}")
+        ablation.run_stage(place, stage, f"--out={BELOW[stage]}")
     for name, update in UPDATES.items():
         ablation.run_stage(place, "warmup", f"refiner.SlotRefiner.update={update}", f"--out=outputs/{name}")
     models = f"evaluate.run.models={ {name: f'outputs/{name}' for name in UPDATES} }"

@@ -73,7 +73,7 @@ def defaulted(stage):
 
 
 OWN = {
-    "compare": {"out"}, "configure": {"plan", "peak", "mfu"}, "extract": {"verify"}, "evaluate": {"limit"},
+    "compare": {"out"}, "configure": {"plan", "peak", "mfu", "processes", "memory"}, "extract": {"verify"}, "evaluate": {"limit"},
     "export": {"model", "push"}, "generate": {"model", "prompt", "prompts", "confidence"}, "track": {"ship", "follow"},
     "new": {"train", "test", "prompt", "response", "backbone", "overwrite"},
     "visualise": {"model", "evaluation", "out"}, "watch": {"once"},

@@ -170,6 +170,14 @@ def test_seeds(at_once):
 
 
 @pytest.mark.slow
+def test_seeds_above_one_backbone(at_once):
+    """What is frozen is one model for all of them, and what is trained over it is not."""
+    rows, _ = at_once("seeds", "--processes=1", "--above")
+    width = {row["model"]: row["high"] - row["low"] for row in rows if row["metric"] == "nll"}
+    assert width["frozen"] == 0 and min(width[name] for name in ("warmup", "joint", "control_warmup")) > 0
+
+
+@pytest.mark.slow
 def test_cores(tmp_path):
     rows, _ = run(tmp_path, "cores")
     sizes = [(512, "float32"), (128, "float32"), (512, "bfloat16")]
