@@ -118,9 +118,12 @@ class Workspace:
         return [p for p in psutil.process_iter(["cmdline"]) if is_sender(p.info["cmdline"] or [], self.folder)]
 
     def kill_senders(self):
-        for sender in self.senders():
+        """Kill every sender, and wait until each is over, hence holds no record's lock any more."""
+        killed = self.senders()
+        for sender in killed:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ends by itself at this very moment
                 sender.kill()
+        wait_until(lambda: all(map(is_over, killed)), "senders that were killed end")
 
     def gone(self):
         """Wait until no sender is left."""
@@ -133,6 +136,14 @@ class Workspace:
         """Stored steps of the one task."""
         (task,) = [task] if task else self.server.tasks
         return self.server.scalars(task).get("loss/loss", {})
+
+
+def is_over(process):
+    """Whether it has let go of all that it held. Its command line is gone before its files are closed."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_sender(command, folder):
