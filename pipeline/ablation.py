@@ -27,6 +27,7 @@ from pipeline.settings import config, dependencies, params
 from pipeline.text.raw_files import RAW_VARIABLE, raw_folder
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTHING_ELSE = ("evaluate.run.decodes={}", "evaluate.run.halts={}")  # of an evaluation: the measures are what is compared
 RESOLVING = Lock()  # gin's configuration is the process's
 
 
@@ -135,25 +136,19 @@ def _prepared(place: Path) -> str:
 
 def _variant(place: Path, name: str, bindings: Sequence[str]) -> str:
     budget = [] if name == BASE else [f"loop.fit.budget={_flops(place / 'outputs' / BASE)}"]
-    run_stage(place, "warmup", *bindings, *budget, f"--out=outputs/{folder_name(name)}")
-    models = f"evaluate.run.models={{'{folder_name(name)}': 'outputs/{folder_name(name)}'}}"
-    run_stage(
-        place,
-        "evaluate",
-        models,
-        "evaluate.run.decodes={}",
-        "evaluate.run.halts={}",
-        f"--out=outputs/{folder_name(name)}-evaluated",
-    )
+    folder = f"outputs/{folder_name(name)}"
+    run_stage(place, "warmup", *bindings, *budget, f"--out={folder}")
+    model = f"evaluate.run.models={{'{folder_name(name)}': '{folder}'}}"
+    run_stage(place, "evaluate", model, *NOTHING_ELSE, f"--out={folder}-evaluated")
     return f"{place.name}: {name}"
 
 
 def _from_scratch(place: Path, name: str, bindings: Sequence[str]) -> str:
     budget = _flops(place / "data/backbone") + _flops(place / "outputs" / BASE)
-    run_stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out=outputs/{folder_name(name)}")
-    of_it = f"evaluate.run.backbone='outputs/{folder_name(name)}'"
-    nothing = ("evaluate.run.models={}", "evaluate.run.decodes={}", "evaluate.run.halts={}")
-    run_stage(place, "evaluate", of_it, *nothing, f"--out=outputs/{folder_name(name)}-evaluated")
+    folder = f"outputs/{folder_name(name)}"
+    run_stage(place, "backbone", *bindings, f"loop.fit.budget={budget}", f"--out={folder}")
+    of_it = (f"evaluate.run.backbone='{folder}'", "evaluate.run.models={}")
+    run_stage(place, "evaluate", *of_it, *NOTHING_ELSE, f"--out={folder}-evaluated")
     return f"{place.name}: {name}"
 
 

@@ -95,6 +95,8 @@ def test_without_a_snapshot_a_run_begins_anew(tmp_path):
 def test_a_snapshot_of_another_order_of_examples_is_refused(tmp_path, order, accumulation):
     (tmp_path / "out").mkdir()
     training(*state(seed=0, steps=3)).keep(TrainState(steps=3), Scratch(tmp_path / "scratch"), tmp_path / "out")
+    _, numbers = Scratch(tmp_path / "scratch").load(tmp_path / "out")
+    assert numbers["order"] == {"step": 3, "accumulation": 2, "seed": 0}
     with pytest.raises(DataError, match="another order"):
         training(*state(seed=0), order, accumulation).resume(Scratch(tmp_path / "scratch"), tmp_path / "out")
 
