@@ -41,8 +41,9 @@ def commands():
 
 COMMANDS = commands()
 SMOKE = ("smoke", "gsm8k_smoke", "gsm8k_smol_smoke", "gsm8k_smol_diffusion_smoke")
-PLANS = [line for line in COMMANDS if line.startswith("python -m stages configure --plan")]  # one is made; the flags: test_launcher
-STAGES = [line for line in COMMANDS if line.startswith("python -m stages ") and line not in PLANS[:-1]]
+PLANS = [line for line in COMMANDS if line.startswith("python -m stages configure --plan")]  # the flags of all: test_launcher
+MADE = [line for line in PLANS if "--processes" in line] + PLANS[-1:]  # more than a check: settings have to fit the processes
+STAGES = [line for line in COMMANDS if line.startswith("python -m stages ") and (line in MADE or line not in PLANS)]
 EXPERIMENTS = [line for line in COMMANDS if re.match(r"dvc exp run .*(-S|--set-param)", line)]
 OTHERS = sorted({*COMMANDS} - {*STAGES, *EXPERIMENTS, *PLANS})
 
