@@ -10,7 +10,8 @@ from components.objective.nested import Masking, check_draws
 from components.ranges import NonNegativeInt, PositiveInt, Seed
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.extraction import Extraction, extract
-from pipeline.data.reader import ShardReader
+from pipeline.data.reader import verify as verify_shards
+from pipeline.data.store import store_of_work
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
@@ -32,6 +33,7 @@ def run(
     block_bytes: PositiveInt,
     seed: Seed,
     runtime: Runtime,
+    store: str = "",
     verify: bool = False,
 ) -> None:
     """Write ``out`` with WebDataset tars and their index.
@@ -53,11 +55,13 @@ def run(
         block_bytes: size of a tar's member at most (at least one example, at most 256).
         seed: of the masks.
         runtime: where it computes.
+        store: URL of a folder that shards go to instead, such as 's3://bucket/states' or 'file:///mnt/states' (whatever fsspec
+            opens); ``out`` then holds their index, and ``sources.streamed`` reads them. "" = none.
         verify: check every byte of ``out`` instead (``--verify``).
     """
     runtime.enter_process()
     if verify:
-        print(f"extract: {ShardReader(out).verify():,} bytes in {out} are those that were written")
+        print(f"extract: {verify_shards(out):,} bytes in {out} are those that were written")
         return
     frozen, data = Backbone(backbone), Prepared(prepared)
     frozen.check(data)
@@ -71,8 +75,6 @@ def run(
     except ValueError as error:
         raise ConfigError(f"extract: {error}") from None
     plan = Extraction(
-        data, frozen, runtime,
-        masking=masking, layer=layer, taps=entered, draws=draws, batch_size=batch_size, buckets=buckets, dtype=dtype, seed=seed,
-        shard_bytes=shard_bytes, block_bytes=block_bytes,
-    )  # fmt: skip
-    extract(plan, Path(out))
+        data, frozen, runtime, masking, layer, entered, draws, batch_size, buckets, dtype, seed, shard_bytes, block_bytes
+    )
+    extract(plan, Path(out), store_of_work(store, plan.identity()))

@@ -2,11 +2,12 @@
 
 A shard is a pure function of its place in the plan: processes write disjoint shards, a batch never crosses one, and what was killed
 goes on with the first shard that is not committed. Shards are made in ``.scratch`` and linked to the output when all are there, the
-index last.
+index last. With a store they go there one by one as they are made, and the output holds their index alone.
 """
 
 import hashlib
 import os
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from components.quantisation import calibrated, quantised, relative_error
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, LiveSource
 from pipeline.data.shard_writer import INDEX, METRICS, ROWS, Block, committed, free_bytes, write_index, write_shard
-from pipeline.errors import ConfigError
+from pipeline.data.store import Store
+from pipeline.errors import ConfigError, DataError
 from pipeline.files import json_bytes, sha256, write_json
 from pipeline.machine import snapshots
 from pipeline.machine.distributed import barrier, rank, world
@@ -181,29 +183,52 @@ class Extraction:
         return fields
 
 
-def extract(extraction: Extraction, out: Path) -> None:
+def extract(extraction: Extraction, out: Path, store: Store | None = None) -> None:
     """Write every shard, ``metrics.json`` and the index into ``out``.
+
+    Args:
+        extraction: what to store.
+        out: folder of the index, and of the shards if there is no store.
+        store: where shards go instead. Others may fill it at the same time: each makes what is not committed yet.
 
     Raises:
         ConfigError: there is not enough room on the disk.
-        DataError: states are not finite, or data and backbone do not belong together.
+        DataError: states are not finite, data and backbone do not belong together, or the store refuses.
     """
     building = snapshots.folder("shards") or out
     parts, identity = extraction.parts(), extraction.identity()
-    done = {part.file: record for part in parts if (record := committed(building / part.file, identity))}
-    _check_room(extraction, building, sum(record["bytes"] for record in done.values()))
+    if store is not None and rank() == 0:
+        store.begin(extraction.plan())
+    done = _committed(parts, identity, building, store)
+    if store is None:
+        _check_room(extraction, building, sum(record["bytes"] for record in done.values()))
     mine = [part for part in parts[rank() :: world()] if part.file not in done]
+    if store is not None:
+        random.Random().shuffle(mine)  # so that machines that know nothing of each other seldom make the same one
     reused = f", {len(done)} of them are there already" if done else ""
     with Progress("extract", sum(_tokens(extraction, part) for part in mine), "token") as bar:
         bar.line(f"{extraction.tokens():,} tokens in {len(parts)} shards{reused}")
         for part in mine:
+            if store is not None and store.committed([part.file], identity):
+                bar.advance(_tokens(extraction, part))
+                bar.line(f"{part.file}: made by another process meanwhile")
+                continue
             errors: list[Tensor] = []
             blocks = extraction.blocks(part, bar, errors)
-            write_shard(building / part.file, blocks, identity, notes=partial(_error, errors))
+            record = write_shard(building / part.file, blocks, identity, notes=partial(_error, errors))
+            if store is not None:
+                store.put(building / part.file, record)
             bar.line(f"{part.file}: {len(part.rows)} examples | {bar.rate()}")
     barrier()
     if rank() == 0:
-        _finish(extraction, parts, building, out, identity)
+        _finish(extraction, parts, building, out, identity, store)
+
+
+def _committed(parts: Sequence[Part], identity: str, building: Path, store: Store | None) -> dict[str, dict[str, Any]]:
+    """Records of the shards that are finished, by their names in the plan."""
+    if store is not None:
+        return store.committed([part.file for part in parts], identity)
+    return {part.file: record for part in parts if (record := committed(building / part.file, identity))}
 
 
 def _tokens(extraction: Extraction, part: Part) -> int:
@@ -222,13 +247,12 @@ def _check_room(extraction: Extraction, folder: Path, there: int) -> None:
         )
 
 
-def _finish(extraction: Extraction, parts: list[Part], building: Path, out: Path, identity: str) -> None:
+def _finish(extraction: Extraction, parts: list[Part], building: Path, out: Path, identity: str, store: Store | None) -> None:
     """The index, the metrics, and everything to its place; ``index.json`` last."""
-    records = []
-    for part in parts:
-        record = committed(building / part.file, identity)
-        assert record is not None
-        records.append({**record, "split": part.split, "draw": part.draw})
+    done = _committed(parts, identity, building, store)
+    if missing := [part.file for part in parts if part.file not in done]:
+        raise DataError(f"extract: {missing[0]} is gone ({len(missing)} of {len(parts)} shards are missing); run it again")
+    records = [{**done[part.file], "split": part.split, "draw": part.draw} for part in parts]
     for leftover in building.glob("*.tmp"):
         leftover.unlink()
     stored = sum(record["bytes"] for record in records)
@@ -237,14 +261,15 @@ def _finish(extraction: Extraction, parts: list[Part], building: Path, out: Path
         errors, tokens = (sum(record[name] for record in records) for name in ("error", "tokens"))
         metrics |= {"relative_error": errors / tokens, "relative_error_largest": max(r["error_largest"] for r in records)}
     write_json(building / METRICS, metrics)
-    plan = {**extraction.plan(), "metrics": sha256(building / METRICS)}
+    plan = {**extraction.plan(), "metrics": sha256(building / METRICS), **({"store": store.url} if store else {})}
     write_index(building, plan, records, extraction.channel)
+    files = [] if store else [part.file for part in parts]
     if building == out:
         for part in parts:
-            (out / part.file).with_suffix(".json").unlink()
+            (out / part.file).with_suffix(".json").unlink(missing_ok=True)
         return
     out.mkdir(parents=True, exist_ok=True)
-    for name in (*(part.file for part in parts), ROWS, METRICS, INDEX):
+    for name in (*files, ROWS, METRICS, INDEX):
         _linked(building / name, out / name)
 
 

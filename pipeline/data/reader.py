@@ -19,11 +19,22 @@ from torch import Tensor
 from pipeline.data.buffers import Buffers
 from pipeline.data.shard_index import ShardIndex
 from pipeline.data.shard_writer import METRICS, TAR_UNIT, damaged, wrong
+from pipeline.errors import ConfigError
 from pipeline.files import sha256
 from pipeline.progress import watched
 
 CACHE_BYTES = 256 << 20  # of small fields, over all blocks
 TAIL = 21 * TAR_UNIT  # at most: a tar ends with two units of zeros, and more up to a whole record
+
+
+def verify(folder: str | Path) -> int:
+    """Check every byte of a folder's shards, here or in their store; returns how many there were.
+
+    Raises:
+        DataError: extraction never finished, or a shard cannot be read or is not what was written.
+    """
+    table = ShardIndex(folder)
+    return table.store.verify(table.shards) if table.store else ShardReader(folder).verify()
 
 
 class ShardReader:
@@ -34,6 +45,7 @@ class ShardReader:
         index, fingerprint, channel, uid, length, block: the table's.
 
     Raises:
+        ConfigError: the shards lie in a store.
         DataError: extraction never finished, or the index is damaged.
         ShardError: a shard is missing or of another size.
     """
@@ -41,6 +53,11 @@ class ShardReader:
     def __init__(self, folder: str | Path) -> None:
         self.folder, self.table = Path(folder), ShardIndex(folder)
         table = self.table
+        if table.store:
+            raise ConfigError(
+                f"the shards of {folder} lie in {table.store.url}, where rows are read as a stream; set states = "
+                "'@sources.streamed' for every stage that reads them"
+            )
         self.index, self.fingerprint, self.channel = table.index, table.fingerprint, table.channel
         self.uid, self.length, self.block = table.uid, table.length, table.block
         for shard in table.shards:

@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from pipeline.data.shard_writer import FORMAT, INDEX, ROW_FIELDS, ROWS, SCALE, TAR_UNIT, TOKEN_FIELDS, ShardError, damaged, layout
+from pipeline.data.store import Store
 from pipeline.errors import DataError
 from pipeline.files import json_bytes, read_json
 
@@ -41,6 +42,7 @@ PLAN: dict[str, Fits] = {
     "sequence": _whole(1, 1 << 20),
     **dict.fromkeys(("backbone", "prepared"), _text(r"[0-9a-f]{64}")),
     "dtype": lambda value: value in list(STATES), "padded": lambda value: type(value) is bool,
+    "store": lambda value: value is None or (isinstance(value, str) and value != ""),
     "shards": lambda value: isinstance(value, list) and value != [] and all(isinstance(shard, dict) for shard in value),
 }  # fmt: skip
 SHARD: dict[str, Fits] = {
@@ -135,6 +137,7 @@ class ShardIndex:
         shard, rows, tokens, offset, size, hidden: of each block: its file, how many rows and tokens, where in its file it begins,
             how many bytes it takes up there, and where its states begin.
         uid, length, block, start: of each row: identity, tokens, block, and at which of the block's tokens it begins.
+        store: where the files lie if not beside the index; else None.
         taps: layers whose entering states lie behind those at the split, in every token.
         width: bytes of one token's states.
         packed: dtype of one token's small fields, as a record.
@@ -162,6 +165,7 @@ class ShardIndex:
         first = np.concatenate([[0], np.cumsum(self.rows)])
         self.tokens = np.diff(ends[first])
         self.start = ends[:-1] - ends[first[self.block]]
+        self.store = Store(self.index["store"]) if "store" in self.index else None
         self.taps = tuple(self.index.get("taps", ()))
         self.width = channels(self.index) * STATES[self.index["dtype"]].itemsize
         small = {**TOKEN_FIELDS, **(SCALE if "scale" in self._fields else {})}

@@ -41,7 +41,7 @@ class StreamedSource:
         table: what is stored where.
         split: "train" or "validation".
         near: blocks that are held, among which rows are shuffled; at least 1.
-        urls: where the files lie, known by their names; empty = in the folder of the index.
+        urls: where the files lie, known by their names; empty = where extract put them: beside the index, or in its store.
 
     Raises:
         ConfigError: a URL is of a kind that is not opened.
@@ -174,13 +174,14 @@ def read_blocks(table: ShardIndex, shards: Sequence[int], urls: Mapping[str, str
     Raises:
         ShardError: a file cannot be read, or holds other members than were written.
     """
-    streams = tariterators.url_opener({"url": urls[table.shards[shard]["file"]]} for shard in shards)
+    broken = Exception if table.store else BROKEN  # a store's library has errors of its own
+    streams = _opened(table, [urls[table.shards[shard]["file"]] for shard in shards])
     samples = tariterators.group_by_keys(tariterators.tar_file_expander(_closed(streams)))
     for shard in shards:
         for block in np.flatnonzero(table.shard == shard).tolist():
             try:
                 sample: dict[str, Any] = next(samples, {})
-            except BROKEN as error:
+            except broken as error:
                 raise table.damaged(f"it cannot be read ({str(error) or type(error).__name__:.200})", block) from None
             expected = {"__key__": f"{table.member(block):06d}", "__url__": urls[table.shards[shard]["file"]]}
             if {name: sample.get(name) for name in expected} != expected or "safetensors" not in sample:
@@ -204,11 +205,23 @@ def located(table: ShardIndex, split: str, urls: Sequence[str]) -> dict[str, str
             )
     known = {PurePosixPath(urlsplit(url).path).name: url for url in urls}
     files = [shard["file"] for shard in table.shards if shard["split"] == split]
+    if not urls and table.store:
+        return {file: f"{table.store.url}/{file}" for file in files}
     if not urls:
         return {file: str((table.folder / file).absolute()) for file in files}
     if missing := [file for file in files if file not in known]:
         raise DataError(f"sources.streamed.urls name no {missing[0]}, which {table.folder} speaks of ({len(missing)} are missing)")
     return {file: known[file] for file in files}
+
+
+def _opened(table: ShardIndex, urls: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Each file and its URL, opened when it is asked for: by the store if it lies there, else by webdataset."""
+    for url in urls:
+        where, _, file = url.rpartition("/")
+        if table.store and where == table.store.url:
+            yield {"url": url, "stream": table.store.open(file)}
+        else:
+            yield from tariterators.url_opener([{"url": url}])
 
 
 def _closed(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

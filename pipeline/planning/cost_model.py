@@ -69,12 +69,12 @@ class CostModel:
 
     def extraction(self) -> Cost:
         """The trunk over every draw, and what is stored of it."""
-        draws, dtype, batch_size, buckets = self.arguments("extract", "draws", "dtype", "batch_size", "buckets")
+        draws, dtype, batch_size, buckets, store = self.arguments("extract", "draws", "dtype", "batch_size", "buckets", "store")
         tokens = {name: int(self.corpus.splits[name].lengths().sum()) for name in ("train", "validation")}
         work = draws * self.trunk_over("train", buckets) + self.trunk_over("validation", buckets)
         most = memory.peak(partial(self.trunk, batch_size, self.corpus.vocabulary.sequence))
         stored = tokens["train"] * draws + tokens["validation"]
-        disk = stored * token_bytes(self.backbone.architecture["dim"], dtype, len(self.taps))
+        disk = 0 if store else stored * token_bytes(self.backbone.architecture["dim"], dtype, len(self.taps))
         loaded = count_parameters(self.backbone)
         return Cost("extract", loaded, 0, loaded, memory.weights(self.backbone) + most, beside=work, disk=disk)
 
@@ -177,8 +177,11 @@ class CostModel:
             return ginstate.arguments(root, "pipeline.data.sources.tokens", (*MASKS, "draws")) or {}, None
         if live := ginstate.arguments(root, "pipeline.data.sources.live", (*MASKS, "draws", "dtype")):
             return {**live, **unrolled, "live": True}, STORED[live["dtype"]]
-        if (cached := ginstate.arguments(root, "pipeline.data.sources.cached", ("buckets",))) is None:
-            raise ConfigError(f"{stage}: its states come from neither sources.cached nor sources.live; they cannot be planned")
+        cached = ginstate.arguments(root, "pipeline.data.sources.cached", ("buckets",))
+        if cached is None and ginstate.arguments(root, "pipeline.data.sources.streamed", ("near",)) is not None:
+            cached = {"buckets": ()}  # of the whole sequence
+        if cached is None:
+            raise ConfigError(f"{stage}: its states come from none of sources.cached, streamed and live; they cannot be planned")
         masking, seed, draws, dtype = self.arguments("extract", "masking", "seed", "draws", "dtype")
         whole = torch.float32 if STORED[dtype].itemsize == 1 else STORED[dtype]
         return {"masking": masking, "seed": seed, "draws": draws, **cached, **unrolled}, whole

@@ -24,6 +24,7 @@ from components.training.freezing import count_parameters, freeze_except
 from pipeline.corpora.corpus import Corpus
 from pipeline.data import sources
 from pipeline.data.batches import NO_GRID
+from pipeline.data.store import check_url
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import device_of
 from pipeline.models.backbones import check_causal
@@ -72,6 +73,7 @@ def rehearse(texts: Mapping[str, str], shape: tuple[int, int] | None = None) -> 
             for layer in taps:
                 backbone.entrance(layer)
             check_draws(masking := _argument("extract", "masking"), _argument("extract", "draws"))
+            check_url(_argument("extract", "store"))
         with _stage("controls", texts):
             _freeze("controls", backbone, "unfreeze_backbone", "fit_backbone")
             _check_rows("controls", corpus, "fit_backbone", "backbone_batch_size")

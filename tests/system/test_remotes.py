@@ -1,15 +1,14 @@
 """Results shared through a remote, a folder or S3: whoever has the commit computes only what they change. `make test-slow`."""
 
 import contextlib
-import logging
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.dvc import PATIENCE, TEN, bind, committed_clone, content, dvc, git, kept_by_dvc, locked, ran
+from tests.support.dvc import TEN, bind, committed_clone, content, dvc, git, kept_by_dvc, locked, ran
+from tests.support.object_store import s3
 from tests.support.once import shared_folder
 
 pytestmark = pytest.mark.slow
@@ -31,24 +30,6 @@ class Shared:
     def dvc(self, folder: Path, *arguments: str) -> str:
         """Run dvc with the remote's variables."""
         return dvc(folder, *arguments, **self.variables)
-
-
-@contextlib.contextmanager
-def s3() -> Iterator[tuple[str, dict[str, str]]]:
-    """An S3 server in this process, with the bucket ``results``: its address, and the variables by which it is reached."""
-    pytest.importorskip("dvc_s3")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        address = f"http://{host}:{port}"
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        direct.open(urllib.request.Request(f"{address}/results", method="PUT"), timeout=PATIENCE).close()
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        yield address, {**keys, "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": host, "no_proxy": host}
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module", params=["folder", "s3"])

@@ -11,73 +11,23 @@ import torch
 from components.backbones.tiny_lm import TinyLM
 from components.objective.masking import exact_count
 from components.quantisation import expanded
-from pipeline.corpora import prepared
-from pipeline.corpora.prepared import Prepared, Split, Vocabulary
+from pipeline.corpora.prepared import Prepared
 from pipeline.data import extraction as module
 from pipeline.data.batches import VALIDATION, CachedSource, LiveSource
-from pipeline.data.extraction import Extraction, extract
+from pipeline.data.extraction import extract
 from pipeline.data.reader import ShardReader
 from pipeline.data.shard_writer import ShardError
 from pipeline.data.streaming import StreamedSource
 from pipeline.errors import ConfigError, UserError
 from pipeline.files import read_json
 from pipeline.machine import snapshots
-from pipeline.models.backbones import Backbone, save_backbone
+from pipeline.models.backbones import Backbone
 from stages.__main__ import main
 from tests.conftest import workspace
 from tests.pipeline.conftest import forge, put, write_shards
 from tests.support.dvc import content
 
-WORDS = Vocabulary(size=32, mask_id=30, pad_id=31, sequence=12, rendering="text")
 SHARDS = [f"train-{draw:02d}-{number:05d}.tar" for draw in (0, 1) for number in range(4)] + ["validation-00-00000.tar"]
-
-
-def corpus(folder, ragged=True):
-    """40 and 7 rows of up to twelve tokens."""
-    generator, splits = torch.Generator().manual_seed(5), {}
-    for name, n in (("train", 40), ("validation", 7)):
-        tokens = torch.randint(30, (n, 12), generator=generator, dtype=torch.int32)
-        lengths = torch.randint(3, 13, (n,), generator=generator) if ragged else torch.full((n,), 12)
-        valid = torch.arange(12) < lengths[:, None]
-        response = valid & (torch.arange(12) >= 1)
-        tokens[~valid] = WORDS.pad_id
-        splits[name] = Split(tokens, response, torch.arange(n), valid if ragged else None)
-    prepared.write(folder, WORDS, splits, {})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    """A corpus of ragged rows, one of full rows, and a backbone of three layers."""
-    folder = tmp_path_factory.mktemp("inputs")
-    corpus(folder / "ragged"), corpus(folder / "full", ragged=False)
-    model = TinyLM(vocab=32, seq=12, dim=8, layers=3, heads=2, rotary=True)
-    model.init_weights(torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(model.positions, generator=torch.Generator().manual_seed(1))
-    save_backbone(folder / "backbone", model, WORDS)
-    return folder
-
-
-@pytest.fixture
-def planned(inputs, runtime):
-    """``planned(...)``: an extraction of two draws; shards of at most two batches of five, blocks of at most three rows."""
-
-    def planned(rows="ragged", **changes):
-        settings = {
-            "layer": 2,
-            "taps": (),
-            "draws": 2,
-            "batch_size": 5,
-            "buckets": (),
-            "dtype": "fp32",
-            "seed": 0,
-            "masking": exact_count,
-        }
-        row = 12 * (8 * module.STORED[changes.get("dtype", "fp32")].itemsize + 17)
-        settings |= {"shard_bytes": 10 * row, "block_bytes": 3 * row, **changes}
-        return Extraction(Prepared(inputs / rows), Backbone(inputs / "backbone"), runtime, **settings)
-
-    return planned
 
 
 @pytest.fixture
