@@ -1,12 +1,13 @@
 """`python -m bench`: every bench is in the suite or left out by name, and a table has its ratios beside a baseline's."""
 
+import doctest
 import json
 import re
 
 import pytest
 
 from bench import __main__ as collection
-from bench import baseline, suite
+from bench import baseline, ratios, suite
 from bench.suite import SUITE, Bench
 from tests.conftest import ROOT
 
@@ -104,6 +105,11 @@ def test_some_benches_can_be_chosen(tmp_path, benches, capsys):
         collection.main(only="fast")
     with pytest.raises(SystemExit, match="leave out --only or --save"):
         collection.main(only="fake", save=True)
+
+
+@pytest.mark.parametrize("module", [ratios, baseline])
+def test_examples_in_docstrings_hold(module):
+    assert doctest.testmod(module) == (0, 2 if module is ratios else 3)
 
 
 def test_this_machine_has_a_file():
