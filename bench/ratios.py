@@ -42,11 +42,12 @@ def of_rows(bench: Bench, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[s
     """Yield claim and value of every ratio, but those of a row over itself.
 
     >>> rows = [{"way": "plain", "s": 4.0, "s_vs_plain": 1.0}, {"way": "ours", "s": 1.0, "s_vs_plain": 0.25, "s_vs_best": None}]
-    >>> list(of_rows(Bench("example", ("way",), ""), rows))
-    [('example: ours: s_vs_plain', 0.25)]
+    >>> list(of_rows(Bench("example", ("way", "s"), ""), rows))
+    [('example: ours, s 1.0: s_vs_plain', 0.25)]
     """
     for row in rows:
-        case = [str(row[column]) for column in bench.case if column in row]
+        cells = {column: row[column] for column in bench.case if column in row}
+        case = [value if isinstance(value, str) else f"{column} {value}" for column, value in cells.items()]
         for column, value in row.items():
             _, compared, other = column.partition("_vs_")
             if compared and value is not None and other not in case and not column.endswith(BESIDE):

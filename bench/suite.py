@@ -38,7 +38,7 @@ SUITE = (
     Bench("cache", ("phase", "recursion steps"), f"{HERE}the-cache", "--quick"),
     Bench("evaluation", ("models", "rules"), f"{HERE}evaluation", "--pairs 1"),
     Bench("causal_generation", ("model", "way"), f"{HERE}generation", "--answers 2 --tokens 16 --samples 2", "--samples 3"),
-    Bench("approximate_prefix", ("model", "way"), f"{HERE}generation", "--answers 1", "--answers 2"),
+    Bench("approximate_prefix", ("model", "way"), f"{HERE}generation", "--answers 1 --blocks 2", "--answers 2"),
     Bench("waiting", ("beside",), f"{HERE}beside-other-programs",
           slow="in fewer steps the start of a process would hide what threads do"),
     Bench("sharding", ("trained",), "docs/scaling.md#more-than-one-process-can-hold",
