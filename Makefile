@@ -10,7 +10,7 @@ WORKERS = $$(python -c "import os; print(min(8, 1 + (os.cpu_count() or 1)))")
 PYTEST = OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} pytest -q -n $(WORKERS)
 UNCHECKED := --jaxtyping-packages=
 
-.PHONY: repro open docs setup test test-components test-slow check golden seeds data-gsm8k data-d1
+.PHONY: repro open docs setup test test-components test-slow check golden seeds bench data-gsm8k data-d1
 
 repro: setup
 	dvc repro
@@ -56,6 +56,10 @@ golden: setup
 
 seeds: setup
 	python -m bench.seeds
+
+# `make bench QUICK=1`; make itself would refuse an option --quick. SAVE=1 writes this machine's baseline.
+bench: setup
+	python -m bench $(if $(QUICK),--quick) $(if $(SAVE),--save)
 
 data-gsm8k:
 	mkdir -p data/raw/gsm8k

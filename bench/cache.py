@@ -36,9 +36,9 @@ PHASES = {"warmup": ["refiner"], "joint": ["refiner", "backbone.model.model.laye
 
 
 def main(pairs: int = 5, quick: bool = False, threads: int = 1, json: str = "") -> None:
-    """Print a table; --quick: two pairs of steps at a smaller size."""
+    """Print a table; --quick: two pairs of steps at half the width and length."""
     torch.set_num_threads(threads)
-    dim, length = (64, 32) if quick else (DIM, LENGTH)
+    dim, length = (256, 64) if quick else (DIM, LENGTH)
     rows = []
     with TemporaryDirectory() as folder:
         source = written(Path(folder), dim, length)

@@ -4,9 +4,9 @@
 One supervised step of the published Sudoku configuration (81 tokens after 16 positions of a puzzle, 2 blocks, 3 cycles of 6 + 1
 updates, the last cycle with gradient): embedding, recursion, head, cross-entropy, backward; no optimizer, which is the same for
 both. PATH is a checkout of SamsungSAILMontreal/TinyRecursiveModels; its model runs as it is, and a package that it imports and we
-lack is replaced by a stub (printed). Both sides get the same weights, tokens and rotary base. ``difference_vs_output`` says how far
-apart their logits are at most, over the logits' rms: the proof of equal arithmetic. In bfloat16 both hold weights in float32 and
-states in bfloat16.
+lack is replaced by a stub (printed). Both sides get the same weights, tokens and rotary base. ``difference_over_output`` says how
+far apart their logits are at most, over the logits' rms: the proof of equal arithmetic. In bfloat16 both hold weights in float32
+and states in bfloat16.
 
 Rounds are interleaved; time is each side's fastest, processor time on CPU. Memory is the allocator's exact peak over what was there
 before, with gradients; ``activations`` without. ``floor`` is the step's bare products, each by the fastest way known here (torch's
@@ -178,7 +178,7 @@ def measured(sides: Sides, hidden: int, precision: str, batch: int, rounds: int)
             "mode": mode, "batch": batch, "seconds": taken[mode], "memory_mb": memory[mode] / MB,
             f"time_vs_{first}": taken[mode] / taken[first], f"memory_vs_{first}": memory[mode] / memory[first],
             f"activations_vs_{first}": (memory[mode] - gradients[mode]) / (memory[first] - gradients[first]),
-            "time_vs_floor": taken[mode] / least, "difference_vs_output": apart[mode] or None,
+            "time_vs_floor": taken[mode] / least, "difference_over_output": apart[mode] or None,
         }
         for mode in sides
     ]  # fmt: skip

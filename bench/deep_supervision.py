@@ -132,8 +132,8 @@ def main(
             for case in cases:
                 rows += measured(case, 1 if quick else rounds, patience, limit_gb * 1e9)
                 print(f"{case.title}: done", flush=True)
-            modes = ("checkpoint",) if quick else tuple(OURS)  # growth is the same for any share
-            growing += [growth(cases[-1], mode, *(QUICK_GROWTH if quick else GROWTH)) for mode in modes if share < 1]
+            modes = ("checkpoint",) if quick else ("checkpoint", "keep")  # growth is the same for any share, and none for detach
+            growing += [growth(cases[-1], mode, *(QUICK_GROWTH if quick or steps else GROWTH)) for mode in modes if share < 1]
             if json:
                 Path(json).write_text(js.dumps([*rows, *growing], indent=1) + "\n")
     for table in (rows, growing):

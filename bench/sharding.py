@@ -57,7 +57,8 @@ def main(against: str = "", quick: bool = False, json: str = "") -> None:
     [*_, last] = peaks
     last = last if against else "all in each"
     if json:
-        write_json(Path(json), [{"trained": name, "bytes": size, "ratio": size / peaks[last]} for name, size in peaks.items()])
+        ratio = f"bytes_vs_{last}"
+        write_json(Path(json), [{"trained": name, "bytes": size, ratio: size / peaks[last]} for name, size in peaks.items()])
     rows = [[name, f"{size / 2**20:.0f}", f"{size / peaks[last]:.2f}"] for name, size in peaks.items()]
     print(markdown([["what is trained", "MB", f"of {last}"], *rows]))
 

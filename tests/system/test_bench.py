@@ -257,4 +257,5 @@ def test_sharing_out_is_measured_beside_holding_all(tmp_path, capsys):
     out = printed(capsys, "bench.sharding", "--quick", "--json", str(tmp_path / "rows.json"))
     rows = rows_of(tmp_path / "rows.json")
     assert [row["trained"] for row in rows] == ["all in each", "shared out"] and "| shared out" in out
+    assert rows[1]["bytes_vs_all in each"] > 0
     assert all(row["bytes"] > 10**8 for row in rows)
