@@ -43,6 +43,7 @@ SUITE = (
           slow="in fewer steps the start of a process would hide what threads do"),
     Bench("sharding", ("trained",), "docs/scaling.md#more-than-one-process-can-hold",
           slow="a narrower model is smaller than what its process imports"),
+    Bench("store", ("what", "where"), "docs/data.md#in-an-object-store", "--quick"),
     Bench("data", ("what", "sample"), "docs/data.md#speed", "--mib 64 --runs 1", "--mib 256 --runs 2"),
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ def run(
     block_bytes: PositiveInt,
     seed: Seed,
     runtime: Runtime,
-    store: str = "",
+    store: str,
     verify: bool = False,
 ) -> None:
     """Write ``out`` with WebDataset tars and their index.

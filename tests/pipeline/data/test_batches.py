@@ -311,7 +311,7 @@ def test_cached_batches_of_ragged_rows_equal_live_ones_bit_for_bit(runtime, voca
     extract.run(
         out=str(tmp_path / "shards"), prepared=str(tmp_path / "prepared"), backbone=str(tmp_path / "backbone"),
         masking=exact_count, tail_layers=1, taps=taps, draws=2, dtype=dtype, batch_size=7, buckets=buckets, seed=3,
-        shard_bytes=14 * 20 * 45, block_bytes=5 * 20 * 45, runtime=runtime,
+        shard_bytes=14 * 20 * 45, block_bytes=5 * 20 * 45, runtime=runtime, store="",
     )  # fmt: skip
     shards, compared = ShardReader(tmp_path / "shards"), 0
     for split, draw in (("train", 0), ("train", 1), ("validation", 0)):

@@ -115,7 +115,7 @@ def test_extract_refuses_data_with_other_token_ids(copy_of, resized, runtime):
         extract.run(
             out=str(copy_of / "elsewhere"), prepared=resized, backbone=str(copy_of / "data/backbone"), masking=exact_count,
             tail_layers=1, taps=(), draws=1, dtype="fp32", batch_size=50, buckets=(), shard_bytes=10_000,
-            block_bytes=1000, seed=0, runtime=runtime,
+            block_bytes=1000, seed=0, runtime=runtime, store="",
         )  # fmt: skip
     assert not (copy_of / "elsewhere").exists()
 
@@ -165,7 +165,7 @@ def test_live_states_are_computed_and_rounded_as_stored_ones(finished, backbone,
     extract.run(
         out=str(tmp_path / "shards"), prepared=str(finished / "data/prepared"), backbone=str(backbone.folder), masking=exact_count,
         tail_layers=1, taps=taps, draws=1, dtype=dtype, batch_size=30, buckets=(), shard_bytes=10_000_000, block_bytes=100_000,
-        seed=0, runtime=runtime,
+        seed=0, runtime=runtime, store="",
     )  # fmt: skip
     cached = sources.cached("train", backbone=backbone, shards=str(tmp_path / "shards"))
     stored, fresh = (first(source, 30) for source in (cached, live(dtype=dtype, runtime=runtime, taps=taps)))
