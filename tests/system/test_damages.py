@@ -81,7 +81,7 @@ def looking(seen, run, budget=None, **_):
     return TrainState(steps=1)
 
 
-def first_block(seen, plan, out):
+def first_block(seen, plan, out, store):
     """In place of an extraction: its plan and the states of its first batch."""
     part = plan.parts()[0]
     seen += [{key: value for key, value in plan.plan().items() if key not in ("backbone", "prepared")}, part.file]
