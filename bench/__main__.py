@@ -1,6 +1,6 @@
 """Every ratio that this project claims, beside this machine's baseline: `python -m bench [--quick] [--save] [--only NAME,NAME]`.
 
-The benches of `bench/suite.py` run one after another, each in a process of its own; `--quick` takes at most five minutes on two
+The benches of `bench/suite.py` run one after another, each in a process of its own; `--quick` takes about five minutes on two
 quiet cores. The table says what is compared with what, the ratio here and in the baseline, the one over the other (marked ``OFF``
 beyond `baseline.SPREAD`) and where a document claims it. A bench that fails is a row that says why, the others run, and the exit
 status is 1. What is left out is named below the table, with the reason. `--baseline F` compares with another file.

@@ -34,7 +34,7 @@ def verify(folder: str | Path) -> int:
         DataError: extraction never finished, or a shard cannot be read or is not what was written.
     """
     table = ShardIndex(folder)
-    return table.store.verify(table.shards) if table.store else ShardReader(folder).verify()
+    return _verified(table) if table.store else ShardReader(folder).verify()
 
 
 class ShardReader:
@@ -113,13 +113,7 @@ class ShardReader:
         Raises:
             ShardError: a shard is not what was written.
         """
-        for shard in watched(self.table.shards, f"verify {self.folder}", len(self.table.shards), "shard"):
-            if (digest := sha256(self.folder / shard["file"])) != shard["sha256"]:
-                what = f"sha256 is {digest[:12]}, the index says {shard['sha256'][:12]}"
-                raise damaged(what, self.folder / shard["file"])
-        if (metrics := self.folder / METRICS).is_file() and sha256(metrics) != self.index.get("metrics"):
-            raise damaged("it is not what was written", metrics)
-        return int(sum(shard["bytes"] for shard in self.table.shards))
+        return _verified(self.table)
 
     def _open(self, number: int) -> int:
         """Open a shard; what follows its last block must be the end of a tar."""
@@ -165,6 +159,18 @@ class ShardReader:
         if len(data) != end - begin:
             raise self.table.damaged("the file ends here", block)
         return data
+
+
+def _verified(table: ShardIndex) -> int:
+    """Check the hash of every shard, and of the metrics beside the index; returns the bytes of the shards."""
+    where = table.store.url if table.store else table.folder
+    for shard in watched(table.shards, f"verify {where}", len(table.shards), "shard"):
+        digest = table.store.sha256(shard["file"]) if table.store else sha256(table.folder / shard["file"])
+        if digest != shard["sha256"]:
+            raise damaged(f"sha256 is {digest[:12]}, the index says {shard['sha256'][:12]}", f"{where}/{shard['file']}")
+    if (metrics := table.folder / METRICS).is_file() and sha256(metrics) != table.index.get("metrics"):
+        raise damaged("it is not what was written", metrics)
+    return int(sum(shard["bytes"] for shard in table.shards))
 
 
 def _check_file(path: Path, size: int) -> None:

@@ -165,7 +165,7 @@ class ShardIndex:
         first = np.concatenate([[0], np.cumsum(self.rows)])
         self.tokens = np.diff(ends[first])
         self.start = ends[:-1] - ends[first[self.block]]
-        self.store = Store(self.index["store"]) if "store" in self.index else None
+        self.store = Store(url) if (url := self.index.get("store")) else None
         self.taps = tuple(self.index.get("taps", ()))
         self.width = channels(self.index) * STATES[self.index["dtype"]].itemsize
         small = {**TOKEN_FIELDS, **(SCALE if "scale" in self._fields else {})}

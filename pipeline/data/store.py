@@ -8,18 +8,16 @@ whole. Files of a worker that was killed between the two stay behind, and nothin
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.data.shard_writer import damaged
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import json_bytes
 from pipeline.machine import snapshots
-from pipeline.progress import watched
 
 SETTING = "extract.run.store"
 PLAN = "plan.json"
@@ -81,26 +79,22 @@ class Store:
                 self.files.makedirs(self.path, exist_ok=True)
             self.files.pipe_file(f"{self.path}/{PLAN}", json_bytes(plan))
 
-    def put(self, file: Path, record: dict[str, Any]) -> dict[str, Any]:
-        """Move a finished shard into the store, and commit it.
+    def put(self, file: Path, record: dict[str, Any]) -> None:
+        """Move a finished shard into the store, and commit it there.
 
         Args:
             file: the shard here; it is removed.
-            record: its commit record.
-
-        Returns:
-            The record, with the name by which the store holds the shard.
+            record: its commit record; the store's has the name by which it holds the shard.
 
         Raises:
             DataError: the store refuses.
         """
-        stored = {**record, "file": f"{file.stem}-{record['sha256'][:16]}{file.suffix}"}
+        name = f"{file.stem}-{record['sha256'][:16]}{file.suffix}"
         with self._refusals("written", file.name):
-            if self._sizes().get(stored["file"]) != record["bytes"]:
-                self.files.put_file(str(file), f"{self.path}/{stored['file']}")
-            self.files.pipe_file(f"{self.path}/{file.stem}.json", json.dumps(stored).encode())
+            if not self._is_whole(name, record["bytes"]):
+                self.files.put_file(str(file), f"{self.path}/{name}")
+            self.files.pipe_file(f"{self.path}/{file.stem}.json", json.dumps({**record, "file": name}).encode())
         file.unlink()
-        return stored
 
     def committed(self, names: Collection[str], identity: str) -> dict[str, dict[str, Any]]:
         """Read the records of shards that are finished.
@@ -119,22 +113,14 @@ class Store:
         records = {name: _record(contents[path], identity) for name, path in paths.items()}
         return {name: record for name, record in records.items() if record and sizes.get(record["file"]) == record["bytes"]}
 
-    def verify(self, shards: Sequence[Mapping[str, Any]]) -> int:
-        """Check every byte of some shards against their index; returns how many there were.
-
-        Args:
-            shards: entries of the index, of which ``file``, ``bytes`` and ``sha256`` are looked at.
+    def sha256(self, file: str) -> str:
+        """Hash a shard as it lies in the store.
 
         Raises:
-            DataError: one cannot be read, or is not what was written.
+            DataError: it cannot be read.
         """
-        for shard in watched(shards, f"verify {self.url}", len(shards), "shard"):
-            with self._refusals("read", shard["file"]), self.open(shard["file"]) as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
-            if digest != shard["sha256"]:
-                what = f"sha256 is {digest[:12]}, the index says {shard['sha256'][:12]}"
-                raise damaged(what, f"{self.url}/{shard['file']}")
-        return int(sum(shard["bytes"] for shard in shards))
+        with self._refusals("read", file), self.open(file) as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def open(self, file: str) -> BinaryIO:
         """Open a shard, to be read from its beginning to its end.
@@ -145,6 +131,14 @@ class Store:
         with self._refusals("read", file):
             stream: BinaryIO = self.files.open(f"{self.path}/{file}", "rb", block_size=READ_BYTES)
             return stream
+
+    def _is_whole(self, file: str, size: int) -> bool:
+        """Whether a file is there with all its bytes: then it is not written over, for others may read it."""
+        self.files.invalidate_cache()
+        try:
+            return int(self.files.info(f"{self.path}/{file}")["size"]) == size
+        except FileNotFoundError:
+            return False
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of every file in the folder, as it is now: others write too."""

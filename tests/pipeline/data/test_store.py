@@ -10,7 +10,7 @@ import torch
 from pipeline.data import extraction as module
 from pipeline.data.extraction import extract
 from pipeline.data.loading import TrainLoader
-from pipeline.data.reader import ShardReader
+from pipeline.data.reader import ShardReader, verify
 from pipeline.data.shard_index import ShardIndex
 from pipeline.data.store import Store, check_url
 from pipeline.data.streaming import StreamedSource
@@ -44,13 +44,12 @@ def batches(folder, split="train", count=12):
 
 def test_states_from_a_store_are_those_of_a_folder(planned, tmp_path, url):
     extract(planned(), tmp_path / "here")
-    extract(planned(), tmp_path / "there", store := Store(url))
+    extract(planned(), tmp_path / "there", Store(url))
     assert {file.name for file in (tmp_path / "there").iterdir()} == {"index.json", "index.safetensors", "metrics.json"}
     for split in ("train", "validation"):
         for (a,), (b,) in zip(batches(tmp_path / "here", split), batches(tmp_path / "there", split), strict=True):
             assert torch.equal(a.hidden, b.hidden) and torch.equal(a.targets, b.targets) and torch.equal(a.masked, b.masked)
-    index = ShardIndex(tmp_path / "there")
-    assert store.verify(index.shards) == ShardReader(tmp_path / "here").verify()
+    assert verify(tmp_path / "there") == ShardReader(tmp_path / "here").verify()
 
 
 def test_nothing_of_the_states_stays_here(planned, tmp_path, url):
@@ -122,12 +121,19 @@ def test_a_shard_that_is_gone_or_changed_is_named_and_made_again(planned, tmp_pa
     size = store.files.info(second)["size"]
     store.files.pipe_file(second, bytes(size))
     with pytest.raises(DataError, match=r"train-00-00001-\w+.tar: sha256 is \w+, the index says \w+; run dvc repro extract"):
-        store.verify(index.shards)
+        verify(tmp_path / "there")
     store.files.rm(first)
     with pytest.raises(DataError, match=r"train-00-00000-\w+.tar"):
         list(islice(TrainLoader(StreamedSource(index, "train", 2), 7, seed=3).steps(0, 1), 12))
     extract(planned(), tmp_path / "again", store)
     assert store.files.exists(first)
+
+
+def test_metrics_beside_the_index_are_verified_too(planned, tmp_path, url):
+    extract(planned(), tmp_path / "there", Store(url))
+    (tmp_path / "there/metrics.json").write_text("{}")
+    with pytest.raises(DataError, match=r"metrics.json: it is not what was written"):
+        verify(tmp_path / "there")
 
 
 def test_random_access_says_what_to_set(planned, tmp_path, url):
