@@ -19,6 +19,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = {  # what people and disks cause, by number; anything else is a bug
     errno.ENOSPC: "its disk is full",
     errno.EDQUOT: "its disk's quota is used up",
+    errno.EFBIG: "it would be larger than the disk or the limit of this process (ulimit -f) allows",
     errno.EROFS: "its disk is read-only",
     errno.EACCES: "there is no permission",
     errno.EPERM: "there is no permission",

@@ -29,10 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        message = str(error).partition("\n  In call to configurable")[0]  # gin appends where it called
-        if not launch.hand_over(message):
-            who = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
-            print(f"error: {who}{message}", file=sys.stderr)
+        _tell(str(error).partition("\n  In call to configurable")[0])  # gin appends where it called
         return next((status for kind, status in STATUS.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:
         if not launch.hand_over("interrupted"):
@@ -47,9 +44,16 @@ def main(arguments: Sequence[str]) -> int:
             raise
         if error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"error: {refusal(error)}", file=sys.stderr)
+        _tell(refusal(error))
         return 1
     return 0
+
+
+def _tell(message: str) -> None:
+    """Print an error, or let what started this process among others do it."""
+    if not launch.hand_over(message):
+        who = f"process {os.environ['RANK']}: " if "RANK" in os.environ else ""
+        print(f"error: {who}{message}", file=sys.stderr)
 
 
 def _unread() -> bool:

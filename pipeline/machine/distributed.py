@@ -9,6 +9,7 @@ are summed once, after the last recursion step's backward.
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,12 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from components.training.summation import pairwise
+from pipeline.errors import ConfigError
+from pipeline.machine.meetings import Meetings
 from pipeline.machine.process import Interrupted, Lost
 
 T = TypeVar("T")
 TRANSPORT = "/gloo/"  # in the errors of what carries messages between CPUs, which have no type of their own
 BUCKET = 25 * 2**20 // 4  # numbers in float32 that are summed at once: enough that a message's latency is nothing
-TIMEOUT = datetime.timedelta(minutes=30)  # a process waits so long for the others: loading and validation included
+TIMEOUT = "SLOTLOOP_TIMEOUT"  # seconds that a process waits for the others, loading and validation included; 1800 if not set
 
 
 def rank() -> int:
@@ -40,16 +43,26 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+_meetings: Meetings | None = None  # of the job that this process has joined
+
+
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
     """What fails within the block because another process is not there is ``Lost``; also a decorator."""
     try:
-        yield
+        with _meetings.waiting() if _meetings else contextlib.nullcontext():
+            yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what the libraries below raise for it
-        reason = str(error).partition("] ")[2] or str(error)
-        raise Lost(f"lost the other processes ({reason.partition('. ')[0]}); run it again to continue") from None
+        waited = "timed out" in str(error).lower()  # else one has ended, and what started it says which
+        raise _lost(error, _meetings.absent() if _meetings and waited else []) from None
+
+
+def _lost(error: RuntimeError, absent: Sequence[int] = ()) -> Lost:
+    who = f"process {', '.join(map(str, absent))} of {world()}" if absent else "the other processes"
+    reason = str(error).partition("] ")[2] or str(error)
+    return Lost(f"lost {who} ({reason.partition('. ')[0]}); run it again to continue")
 
 
 @contextlib.contextmanager
@@ -59,8 +72,7 @@ def as_one() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or TRANSPORT in str(error):
-            with _together():
-                raise
+            raise _lost(error) from None
         raise
 
 
@@ -71,7 +83,7 @@ def joined() -> Iterator[None]:
         yield
         return
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        _join(_timeout())
     with contextlib.ExitStack() as stack:
         if rank():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -81,6 +93,34 @@ def joined() -> Iterator[None]:
             barrier()
             raise
         barrier()
+    _part()
+
+
+def _timeout() -> datetime.timedelta:
+    text = os.environ.get(TIMEOUT, "1800")
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise ConfigError(f"{TIMEOUT} is '{text}'; expected how many seconds a process waits for the others, 1 to 999999")
+    return datetime.timedelta(seconds=int(text))
+
+
+def _join(timeout: datetime.timedelta) -> None:
+    """Meet the other processes where the environment says."""
+    global _meetings
+    store, *_ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]  # documented, but not exported
+    store.set_timeout(timeout)
+    counts, group = (dist.PrefixStore(name, store) for name in ("meetings", "group"))  # type: ignore[attr-defined]  # likewise
+    meetings = Meetings(counts, rank(), world())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timeout, store=group, rank=rank(), world_size=world())
+    _meetings = meetings
+
+
+def _part() -> None:
+    """Leave the other processes, all of which have done their work."""
+    global _meetings
+    if _meetings:
+        _meetings.end()
+    _meetings = None
     dist.destroy_process_group()
 
 

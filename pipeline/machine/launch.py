@@ -65,12 +65,13 @@ def launch(arguments: list[str], processes: int) -> None:
     """
     # Else a store of an earlier, killed attempt can answer, and processes wait for one another for ever (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a process that is gone the library warns with what was called where
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     options = ["--standalone", f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={GRACE}"]
-    options += ["--signals-to-handle=SIGTERM,SIGHUP,SIGQUIT"]  # SIGINT ends this process, which sends SIGTERM to all
+    options += ["--signals-to-handle=SIGTERM,SIGUSR1,SIGHUP,SIGQUIT"]  # SIGINT ends this process, which sends SIGTERM to all
     logging.disable(logging.ERROR)  # the library tells of every signal; what happened is told once, below
     try:
         with tempfile.TemporaryDirectory(prefix="slotloop-") as folder:

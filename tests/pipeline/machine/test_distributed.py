@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from components.training.summation import pairwise
+from pipeline.errors import ConfigError
 from pipeline.machine import distributed
 from pipeline.machine.process import INTERRUPTED, LOST, Lost
 from tests.support.jobs import forked, together
@@ -218,3 +219,34 @@ except Interrupted:
 
 def test_after_an_interruption_none_ends_before_the_first_has_written(tmp_path):
     assert [(process.returncode, process.stderr) for process in together(WAITS, 2, tmp_path)] == [(INTERRUPTED, "")] * 2
+
+
+SLOW = """
+import time
+from pipeline.machine.distributed import barrier, gathered, joined, rank
+from pipeline.machine.process import LOST, Lost, leave
+
+try:
+    with joined():
+        barrier()
+        time.sleep({1: 12, 2: 2}.get(rank(), 0))
+        gathered(1)
+except Lost as error:
+    print("lost:", error)
+    leave(LOST)
+"""
+
+
+def test_who_waited_in_vain_names_the_one_that_did_not_come(tmp_path, monkeypatch):
+    monkeypatch.setenv(distributed.TIMEOUT, "5")
+    first, slow, _ = together(SLOW, 3, tmp_path)
+    assert re.fullmatch(r"lost: lost process 1 of 3 \(Timed out waiting 5000ms for .+\); run it again to continue\n", first.stdout)
+    assert slow.stdout.startswith("lost: lost the other processes (")
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "half an hour", "1000000"])
+def test_what_is_no_time_to_wait_is_refused(monkeypatch, text):
+    monkeypatch.setenv(distributed.TIMEOUT, text)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=f"SLOTLOOP_TIMEOUT is '{text}'; expected how many seconds"), distributed.joined():
+        pass

@@ -1,0 +1,293 @@
+"""What can happen to some of several processes on the way: the job ends or starts anew, nothing of it stays alive, and what runs
+next ends with the bytes of an uninterrupted run. `make test-slow`; SLOTLOOP_KILLS=30 kills that often at random.
+"""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+
+import psutil
+import pytest
+
+from tests.support.dvc import PATIENCE, content, marked, snapshot, wait_until
+from tests.support.jobs import TORCHRUN, alone, completed, forked, member, nothing_left, running, standing_still, start
+from tests.system.test_processes import OUT, OVERRIDES, STAGE
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
+STEPS = 30
+TRAINING = (
+    "ACCUMULATION=4",
+    "BATCH=8",
+    f"loop.fit.steps={STEPS}",
+    "loop.fit.save_every=1",
+    "loop.fit.validate_every=7",
+    "loop.fit.log_every=5",
+)
+KILLS = int(os.environ.get("SLOTLOOP_KILLS", "6"))
+WHOM = (("0",), ("1",), ("0", "1"), ("launcher",))
+
+
+@pytest.fixture
+def job(copy_of):
+    """A workspace of which nothing runs any longer at the end."""
+    with nothing_left(copy_of) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(finished, tmp_path_factory) -> dict[str, bytes]:
+    """What warmup writes with ``TRAINING``."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    return alone(folder, "warmup", *TRAINING)
+
+
+def midway(folder, act, processes="2", **how):
+    """A warmup of several processes; ``act`` is done to it a few steps further on than where it began, while all stand still."""
+    for _ in range(20):
+        target = snapshot(folder, "warmup") + 3
+        process = start(folder, "warmup", *TRAINING, SLOTLOOP_PROCESSES=processes, **how)
+        moment = partial(lambda step, job: snapshot(folder, "warmup") >= step or job.poll() is not None, target, process)
+        wait_until(moment, "warmup trains", pause=0.01)
+        with standing_still(every := running(folder)):
+            if target <= snapshot(folder, "warmup") <= STEPS - 5:  # so many are left, to end before they are done
+                stays = act(process) or ()
+                every[:] = [one for one in every if one not in stays]
+                return process
+        assert ended(process) == (0, "")  # this test was too slow for it: from the beginning
+    pytest.fail("the stage always ended before anything was done to it")
+
+
+def kill(folder, *ranks):
+    for process in [member(folder, rank) for rank in ranks]:
+        process.kill()
+
+
+def ended(process):
+    """Status and errors of a job that has ended by itself, with all that belonged to it."""
+    _, error = process.communicate(timeout=PATIENCE)
+    return process.returncode, error
+
+
+def nothing_runs(folder):
+    wait_until(lambda: not running(folder), "all processes end")
+
+
+def keys(folder):
+    return [path.name for path in (folder / ".scratch/warmup").iterdir()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "4"])
+def test_what_two_processes_began_any_number_ends(job, uninterrupted, processes):
+    process = midway(job, lambda _: kill(job, 0, 1))
+    assert ended(process)[0] == 1
+    nothing_runs(job)
+    [key], reached = keys(job), snapshot(job, "warmup")
+    if processes == "4":
+        process = midway(job, lambda launcher: launcher.terminate(), processes)
+        assert ended(process)[0] == 143
+        assert keys(job) == [key] and snapshot(job, "warmup") > reached
+    assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES=processes) == uninterrupted
+    assert not (job / ".scratch").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_the_job_with_its_name(job, uninterrupted, rank):
+    process = midway(job, lambda _: kill(job, rank))
+    told = f"error: process {rank} of 2 was ended by SIGKILL, the others were stopped; run it again to continue\n"
+    assert ended(process) == (1, told)
+    assert not running(job)
+    assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whom", "number", "status"),
+    [
+        ("launcher", signal.SIGTERM, 143),
+        ("0", signal.SIGTERM, 143),
+        ("1", signal.SIGTERM, 143),
+        ("launcher", signal.SIGUSR1, 143),
+        ("launcher", signal.SIGINT, 130),
+    ],
+)
+def test_a_job_that_is_asked_to_end_saves_its_last_step(job, uninterrupted, whom, number, status):
+    process = midway(job, lambda launcher: (launcher if whom == "launcher" else member(job, int(whom))).send_signal(number))
+    code, error = ended(process)
+    assert code == status and not running(job)
+    step = snapshot(job, "warmup")
+    if number != signal.SIGINT:
+        assert error == f"error: warmup: SIGTERM after step {step} of {STEPS}; run it again to continue from there\n"
+    else:
+        assert error == "interrupted\n"
+    assert alone(job, "warmup", *TRAINING) == uninterrupted
+
+
+@linux
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_save_and_end(job, uninterrupted):
+    process = midway(job, lambda launcher: launcher.kill())
+    ended(process)
+    nothing_runs(job)
+    assert snapshot(job, "warmup") < STEPS, "the job went on to its end"
+    assert alone(job, "warmup", *TRAINING) == uninterrupted
+
+
+@linux
+@pytest.mark.slow
+def test_random_kills_leave_no_orphan_and_change_no_byte(job, uninterrupted):
+    rng, kills = random.Random(0), 0
+    while kills < KILLS:
+        began = time.monotonic()
+        assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+        assert not (job / ".scratch").exists()
+        whole = time.monotonic() - began
+        process, whom = start(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2"), rng.choice(WHOM)
+        if kills % 3 == 0:
+            wait_until(partial(writes_or_ended, job, process), "a snapshot is written", pause=0.0)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0.1, 0.97) * whole)
+        if process.poll() is not None:
+            continue
+        with standing_still(running(job)):
+            strike(job, process, whom)
+        ended(process)
+        nothing_runs(job)
+        unfinished = (job / "outputs/warmup/unfinished").exists() or not (job / "outputs/warmup/model.safetensors").exists()
+        assert unfinished or content(job / "outputs/warmup").items() >= uninterrupted.items()
+        kills += 1
+    assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+
+
+def writes_or_ended(folder, process):
+    """Whether a run writes a snapshot that is not its first, or has ended."""
+    writes = snapshot(folder, "warmup") and any((folder / ".scratch/warmup").glob("*/warmup/writing"))
+    return writes or process.poll() is not None
+
+
+def strike(folder, launcher, whom):
+    """Kill what started a job, or those of its processes that have begun."""
+    if whom == ("launcher",):
+        launcher.kill()
+    for process in running(folder):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RANK") in whom:
+                process.kill()
+
+
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # for each attempt, as docs/scaling.md has users export
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_a_job_anew_of_which_a_process_was_killed(job, uninterrupted, rank):
+    command = (*TORCHRUN[:2], "--max-restarts=2", *TORCHRUN[2:])
+    process = midway(job, lambda _: kill(job, rank), command=command, **OWN_STORE)
+    status, error = ended(process)
+    assert status == 0, error
+    assert content(job / "outputs/warmup") == uninterrupted
+    assert not running(job) and not (job / ".scratch").exists()
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_leaves_the_work_to_the_one_that_has_the_store(job, uninterrupted):
+    where = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{a_port()}", "--rdzv-id=job")
+    many = ("--nnodes=1:2", "--nproc-per-node=2", "--max-restarts=3")
+
+    def machine(name, has_store):
+        command = (TORCHRUN[0], *many, *where, f"--rdzv-conf=last_call_timeout=3,is_host={has_store}", "-m", "stages")
+        return start(job, "warmup", *TRAINING, command=command, TEST_MACHINE=name, **OWN_STORE)
+
+    stays, goes = machine("a", 1), machine("b", 0)
+    wait_until(lambda: snapshot(job, "warmup") >= 3 or stays.poll() is not None, "warmup trains", pause=0.01)
+    with standing_still(running(job)):
+        assert 3 <= snapshot(job, "warmup") < STEPS - 5
+        assert {process.environ().get("WORLD_SIZE") for process in running(job)} == {None, "4"}
+        for process in marked("TEST_MACHINE", "b"):
+            process.kill()
+    goes.communicate()
+    status, error = ended(stays)
+    assert status == 0, error
+    assert content(job / "outputs/warmup") == uninterrupted
+    assert not running(job) and not (job / ".scratch").exists()
+
+
+def a_port():
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_is_named(job, uninterrupted, rank):
+    process = midway(job, lambda _: [member(job, rank)], SLOTLOOP_TIMEOUT="5")
+    hung, waits = member(job, rank), member(job, 1 - rank)
+    wait_until(lambda: not waits.is_running() or waits.status() == psutil.STATUS_ZOMBIE, "the other one gives up")
+    hung.resume()  # else it is killed two minutes later
+    status, error = ended(process)
+    assert status == 1 and not running(job)
+    assert re.fullmatch(rf"error: lost process {rank} of 2 \(Timed out waiting 5000ms for .*\); run it again to continue\n", error)
+    assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+
+
+POISON = """
+import os
+from dataclasses import replace
+from components.batch import Batch
+
+received, taken = Batch.to, []
+
+def poisoned(batch, device):
+    taken.append(batch)
+    moved = received(batch, device)
+    return replace(moved, hidden=moved.hidden * float("nan")) if len(taken) > 20 else moved
+
+if os.environ["RANK"] == "1":
+    Batch.to = poisoned
+"""
+
+
+def test_numbers_that_are_not_finite_in_one_process_end_all_at_the_same_step(copy_of, uninterrupted):
+    ends = forked(POISON + STAGE.format(["warmup", *TRAINING]), 2, copy_of)
+    assert [process.returncode for process in ends] == [1, 1]
+    first, second = [process.stderr.removeprefix(f"error: process {rank}: ") for rank, process in enumerate(ends)]
+    assert first == second
+    assert re.fullmatch(r"warmup: the loss became nan at step \d+; nothing was saved yet\. Lower .*\n", first)
+    assert 1 <= snapshot(copy_of, "warmup") < STEPS
+    assert alone(copy_of, "warmup", *TRAINING) == uninterrupted
+
+
+def has_begun(folder, rank):
+    """Whether a job has a process of a number."""
+    with contextlib.suppress(ValueError):
+        return bool(member(folder, rank))
+    return False
+
+
+@linux
+@pytest.mark.slow
+def test_one_process_whose_disk_refuses_ends_the_job_in_a_line(job):
+    small = OVERRIDES["extract"]
+    expected = completed(job, "extract", *small, out=OUT["extract"])
+    process = start(job, "extract", *small, out=OUT["extract"], SLOTLOOP_PROCESSES="2")
+    wait_until(partial(has_begun, job, 1), "the second process is there")
+    member(job, 1).rlimit(psutil.RLIMIT_FSIZE, (10_000, 10_000))
+    status, error = ended(process)
+    assert status == 1 and not running(job)
+    assert re.fullmatch(
+        r"error: \S+/shards/\S+ cannot be written: it would be larger than .*; put it right, or name another place\n", error
+    )
+    assert completed(job, "extract", *small, out=OUT["extract"], SLOTLOOP_PROCESSES="2") == expected
