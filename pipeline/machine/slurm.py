@@ -12,8 +12,8 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,10 +75,8 @@ def launch(arguments: list[str], parameters: dict[str, Any]) -> None:
     """
     from pipeline.machine import snapshots  # brings torch
 
-    place = snapshots.root().resolve() / "slurm"
-    place.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{arguments[0]}-", dir=place))
-    done = False
+    folder, done = snapshots.root().resolve() / "slurm" / f"{arguments[0]}-{uuid.uuid4().hex[:8]}", False
+    folder.mkdir(parents=True)
     try:
         with process.termination_noted() as terminated:
             _run(folder, arguments, parameters, terminated)
@@ -88,12 +86,12 @@ def launch(arguments: list[str], parameters: dict[str, Any]) -> None:
         if done or not _begun(folder):  # else its logs stay to be read
             remove(folder)
         with contextlib.suppress(OSError):  # not empty
-            place.rmdir()
-            place.parent.rmdir()
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
 
 
 def _run(folder: Path, arguments: list[str], parameters: dict[str, Any], terminated: Callable[[], bool]) -> None:
-    """Submit the job, wait for it and raise what became of it."""
+    """Submit the job, wait for it, and raise what went wrong with it."""
     (folder / WAITING).touch()
     job = _submit(folder, arguments, parameters)
     print(f"{arguments[0]}: submitted as job {job.job_id}, {job.num_tasks} processes", flush=True)
@@ -117,6 +115,7 @@ def _run(folder: Path, arguments: list[str], parameters: dict[str, Any], termina
 
 
 def _submit(folder: Path, arguments: list[str], parameters: dict[str, Any]) -> Any:
+    """Submit the job; its files go to the folder."""
     try:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -128,7 +127,7 @@ def _submit(folder: Path, arguments: list[str], parameters: dict[str, Any]) -> A
         raise ConfigError(f"{JOB} is set, but this machine has no {missing[0]}; start it where jobs are submitted, or unset {JOB}")
     variables = {name: value for name, value in os.environ.items() if name.startswith(("DVC_", "SLOTLOOP_"))}
     try:
-        executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=timeouts)
+        executor = submitit.AutoExecutor(folder, cluster=cluster, **{f"{cluster}_max_num_timeout": timeouts})
         executor.update_parameters(name=f"slotloop-{arguments[0]}", **resources)
         return executor.submit(Task([*COMMAND, *arguments], str(folder), variables, SILENCE))
     except (NameError, TypeError, ValueError, AssertionError) as error:  # how it refuses parameters, the reason on the first line
@@ -139,15 +138,13 @@ def _submit(folder: Path, arguments: list[str], parameters: dict[str, Any]) -> A
 
 def _wait(job: Any, folder: Path, shown: "list[_Shown]", ending: Callable[[], bool]) -> None:
     """Wait until a job is over. It is asked to end when ``ending`` says so, or one of its processes has failed."""
-    until = float("inf")
+    until = None
     while not job.done():
-        if until == float("inf"):
-            if ending() or any(
-                end.exitcode not in (0, process.INTERRUPTED, -signal.SIGTERM) for end in _ends(job, folder).values()
-            ):
-                (folder / WAITING).unlink(missing_ok=True)
-                until = time.monotonic() + (local.GRACE if _begun(folder) else 0)
-            else:
+        if until is None and (ending() or _failed(job, folder)):
+            (folder / WAITING).unlink(missing_ok=True)
+            until = time.monotonic() + (local.GRACE if _begun(folder) else 0)
+        if until is None:
+            with contextlib.suppress(OSError):  # somebody has removed the folder, which ends the job
                 os.utime(folder / WAITING)
         elif time.monotonic() >= until:
             job.cancel(check=False)
@@ -159,9 +156,14 @@ def _wait(job: Any, folder: Path, shown: "list[_Shown]", ending: Callable[[], bo
         file.show()
 
 
+def _failed(job: Any, folder: Path) -> bool:
+    """Whether a process of the job has ended otherwise than done or asked to."""
+    return any(end.exitcode not in (0, process.INTERRUPTED, -signal.SIGTERM) for end in _ends(job, folder).values())
+
+
 def _begun(folder: Path) -> bool:
-    """Whether a task of the job has ever run."""
-    return any(folder.glob("*.out"))
+    """Whether a task of the job has ever run: then there are logs."""
+    return any(folder.glob("*.err"))
 
 
 def _ends(job: Any, folder: Path) -> dict[int, SimpleNamespace]:

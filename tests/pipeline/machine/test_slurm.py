@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,10 @@ from tests.support.jobs import alone, completed, member, nothing_left, running, 
 from tests.support.optional import needs
 
 needs("submitit")
-HERE = {"cluster": "local", "tasks_per_node": 2, "timeout_min": 5}
-STEPS = 150
+HERE = {"cluster": "local", "tasks_per_node": 2, "timeout_min": 60}
+STEPS = 60
 MICRO = ("ACCUMULATION=4", "BATCH=8")
-TRAINING = (*MICRO, f"loop.fit.steps={STEPS}", "loop.fit.save_every=1", "loop.fit.validate_every=70")
+TRAINING = (*MICRO, f"loop.fit.steps={STEPS}", "loop.fit.save_every=1", "loop.fit.validate_every=25")
 HANDLERS = "import os, signal, sys, time; rank = os.environ['RANK']; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
 
 
@@ -227,6 +228,74 @@ def test_a_warning_queues_the_job_again(job, tmp_path, capfd):
     assert capfd.readouterr().out.splitlines()[1:] == ["attempt"] * 2
 
 
+def test_a_job_that_timed_out_too_often_is_not_queued_again(job, tmp_path):
+    def act():
+        in_job(tmp_path, "here-0"), in_job(tmp_path, "here-1")
+        warn(psutil.Process())
+
+    with pytest.raises(process.Interrupted, match="of 0"):
+        job(SAYS + WAITS, act, timeout_min=5, slurm_max_num_timeout=0)
+
+
+RUNS = {  # in place of SLURM's commands, as far as a job of two tasks that nothing happens to needs them
+    "sbatch": 'grep "^#SBATCH" $1 > options; SLURM_JOB_ID=7 SLURM_NTASKS=2 bash $1 > log 2>&1 & echo Submitted batch job 7',
+    "srun": f"""echo $* > steps; while [ $1 != {sys.executable} ]; do shift; done
+        for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task $* & done; wait""",
+    "sacct": 'echo "JobID|State|NodeList"; echo "7|RUNNING|here"',
+}
+REFUSES = {"sbatch": "echo sbatch: error: invalid partition >&2; echo no job >&2; exit 1", "srun": "", "sacct": ""}
+QUEUES = {
+    "sbatch": "touch queued; echo Submitted batch job 8",
+    "srun": "",
+    "sacct": 'echo "JobID|State|NodeList"; echo "8|$(test -e cancelled && echo CANCELLED || echo PENDING)|here"',
+    "scancel": "echo $* > cancelled",
+}
+
+
+@pytest.fixture
+def cluster(job, monkeypatch, tmp_path):
+    """Makes scripts the commands of SLURM."""
+
+    def run(commands, *arguments, **parameters):
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        (tmp_path / "bin").mkdir()
+        for name, script in commands.items():
+            (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+            (tmp_path / "bin" / name).chmod(0o755)
+        job(*arguments, cluster="slurm", **parameters)
+
+    return run
+
+
+def test_what_slurm_is_given(cluster, here, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("DVC_STAGE", "warmup")
+    says = "print(os.environ['MASTER_ADDR'] != '', *(os.environ[name] for name in ('WORLD_SIZE', 'DVC_STAGE')))"
+    cluster(RUNS, says, gpus_per_node=2, slurm_partition="gpu", slurm_signal_delay_s=300)
+    assert capfd.readouterr().out.splitlines() == ["warmup: submitted as job 7, 2 processes", "True 2 warmup"]
+    options = (here / "options").read_text().splitlines()
+    given = ("ntasks-per-node=2", "gpus-per-node=2", "time=60", "partition=gpu", "signal=USR2@300", "job-name=slotloop-warmup")
+    assert {f"#SBATCH --{option}" for option in given} <= {*options}
+    assert "--kill-on-bad-exit=1" in (here / "steps").read_text()
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_job_that_slurm_refuses_is_one_error(cluster, tmp_path):
+    with pytest.raises(UserError, match="sbatch refused the job: sbatch: error: invalid partition no job; mend"):
+        cluster(REFUSES, "")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_job_that_still_queues_is_cancelled_at_once(cluster, here, tmp_path):
+    def act():
+        wait_until((here / "queued").exists, "the job is submitted")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(process.Interrupted, match="SIGTERM; run it again to continue"):
+        cluster(QUEUES, "", act)
+    assert (here / "cancelled").read_text() == "8\n"
+    assert not (tmp_path / "scratch").exists()
+
+
 @pytest.fixture
 def training(copy_of, monkeypatch):
     """A workspace with what warmup needs; of its jobs nothing runs any longer at the end."""
@@ -235,11 +304,19 @@ def training(copy_of, monkeypatch):
         yield folder
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(finished, tmp_path_factory):
+    """What warmup writes with ``TRAINING``."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    shutil.copytree(finished, folder, symlinks=True)
+    return alone(folder, "warmup", *TRAINING)
+
+
 def begun(folder):
     """A warmup as a job, a few steps on."""
     stage = start(folder, "warmup", *TRAINING, SLOTLOOP_SLURM=json.dumps(HERE))
     wait_until(lambda: snapshot(folder, "warmup") >= 3 or stage.poll() is not None, "warmup trains")
-    assert snapshot(folder, "warmup") < STEPS - 20, stage.communicate()
+    assert snapshot(folder, "warmup") < STEPS - 10, stage.communicate()
     return stage
 
 
@@ -257,15 +334,14 @@ def test_two_tasks_write_the_bytes_of_one_process(training):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["stage", "0", "1"])
-def test_who_is_asked_to_end_saves_and_another_run_goes_on(training, whom):
+def test_who_is_asked_to_end_saves_and_another_run_goes_on(training, uninterrupted, whom):
     stage = begun(training)
     (stage if whom == "stage" else member(training, int(whom))).terminate()
     status, error = ended(stage)
     step = snapshot(training, "warmup")
     assert (status, error) == (143, f"error: warmup: SIGTERM after step {step} of {STEPS}; run it again to continue from there\n")
     assert not running(training) and 3 <= step < STEPS
-    continued = completed(training, "warmup", *TRAINING)
-    assert continued == alone(training, "warmup", *TRAINING)
+    assert alone(training, "warmup", *TRAINING) == uninterrupted
 
 
 @pytest.mark.slow
@@ -286,10 +362,9 @@ def test_interrupted_as_at_a_terminal_is_said_so(training):
 
 
 @pytest.mark.slow
-def test_a_job_that_was_warned_goes_on_where_it_saved(training):
-    expected = alone(training, "warmup", *TRAINING)
+def test_a_job_that_was_warned_goes_on_where_it_saved(training, uninterrupted):
     stage = begun(training)
     warn(psutil.Process(stage.pid))
     out, error = stage.communicate(timeout=PATIENCE)
     assert (stage.returncode, error, out.count("warmup: training")) == (0, "", 2)
-    assert content(training / "outputs/warmup") == expected and not (training / ".scratch").exists()
+    assert content(training / "outputs/warmup") == uninterrupted and not (training / ".scratch").exists()
