@@ -9,6 +9,7 @@ are summed once, after the last recursion step's backward.
 import contextlib
 import datetime
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -78,6 +79,7 @@ def joined() -> Iterator[None]:
         try:
             yield
         except Interrupted:  # it came to all: none ends, and has the others stopped, before the first has written what it did
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a later one, to those that heard it from another, says nothing new
             barrier()
             raise
         barrier()
