@@ -98,7 +98,8 @@ def workspace(out: Path, seed: int, preset: str = "", seeded: Sequence[str] = ("
 def run_stage(place: Path, stage: str, *arguments: str) -> None:
     """Run a stage in a workspace, unless it was run with the very same settings, inputs and code, and its result is there."""
     command = [sys.executable, "-m", "stages", stage, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLOTLOOP_PROCESSES": "1", RAW_VARIABLE: str(raw_folder().resolve())}
+    alone = {"SLOTLOOP_PROCESSES": "1", "SLOTLOOP_SLURM": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **alone, RAW_VARIABLE: str(raw_folder().resolve())}
     *bindings, out = arguments
     text, folder = settings(place, stage, bindings), place / out.removeprefix("--out=")
     done = folder / "done"

@@ -13,7 +13,7 @@ from pipeline import command_line
 from pipeline.command_line import SECTIONS, STAGES, TOOLS, Request, run_function
 from pipeline.errors import ConfigError, Unhealthy, UserError
 from pipeline.files import REFUSALS, refusal, write_atomic
-from pipeline.machine import launch, process
+from pipeline.machine import launch, process, slurm
 from pipeline.progress import Progress
 from pipeline.settings import config, describe, effective, params
 
@@ -101,6 +101,8 @@ def run(arguments: Sequence[str]) -> None:
     elif stage not in STAGES or _switches(request):
         with _shown(stage):
             _load(request, text)(**_own(request))
+    elif stage in SHARED and (job := slurm.requested()):
+        slurm.launch([*arguments], job)
     elif stage in SHARED and (processes := launch.process_count()) > 1:
         launch.launch([*arguments], processes)
     else:

@@ -55,6 +55,7 @@ DOORS = {  # outside library -> the only files that may import it
     "wandb": {"pipeline/tracking/wandb.py"},
     "mlflow": {"pipeline/tracking/mlflow.py"},
     "tqdm": {"pipeline/progress.py"},
+    "submitit": {"pipeline/machine/slurm.py", "pipeline/machine/slurm_task.py"},
     "rich": {"pipeline/diagnosis/watching.py"},
     "safetensors": {
         "pipeline/diagnosis/recorded.py",

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import os
 import re
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -90,6 +91,7 @@ def joined() -> Iterator[None]:
         try:
             yield
         except Interrupted:  # it came to all: none ends, and has the others stopped, before the first has written what it did
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a later one, to those that heard it from another, says nothing new
             barrier()
             raise
         barrier()

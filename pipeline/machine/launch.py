@@ -82,7 +82,7 @@ def launch(arguments: list[str], processes: int) -> None:
                 messages = (text for rank in range(processes) if (text := _left(folder, rank)))
                 raise process.Interrupted(next(messages, f"{error.sigval.name}; run it again to continue")) from None
             except ChildFailedError as error:
-                raise _cause(error.failures, processes, folder) from None
+                raise cause(error.failures, processes, folder) from None
     finally:
         logging.disable(logging.NOTSET)
         os.environ.pop(ERRORS, None)
@@ -108,8 +108,14 @@ def _left(folder: str, rank: int) -> str:
     return file.read_text() if file.is_file() else ""
 
 
-def _cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError:
-    """The error that ended the job: the first one that is not the consequence of another."""
+def cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError:
+    """Find the error that ended a job: the first one that is not the consequence of another.
+
+    Args:
+        failures: by rank, each with ``exitcode`` and ``timestamp``.
+        processes: of the job.
+        folder: in which they left their errors.
+    """
     rank, failure = min(failures.items(), key=lambda pair: (pair[1].exitcode == process.LOST, pair[1].timestamp))
     code, message = failure.exitcode, _left(folder, rank)
     if code in (-signal.SIGTERM, process.INTERRUPTED):

@@ -31,6 +31,7 @@ LAUNCHER = "stages/__main__.py"
 BESIDE = (
     "pipeline/command_line.py", "pipeline/planning/", "pipeline/tracking/", "pipeline/settings/dependencies.py",
     "pipeline/settings/describe.py", "pipeline/settings/rehearsal.py", "pipeline/machine/launch.py", "pipeline/machine/process.py",
+    "pipeline/machine/slurm.py",
 )  # fmt: skip
 LINKS = Path(RAW_DEFAULT) / "links-made-by-configure"
 

@@ -139,7 +139,7 @@ def told(folder, **messages):
     ],
 )
 def test_the_first_failure_that_is_no_consequence_of_another_is_told(tmp_path, failures, kind, message):
-    error = launch._cause(failures, 3, told(tmp_path, error_0="of 0", error_1="of 1"))
+    error = launch.cause(failures, 3, told(tmp_path, error_0="of 0", error_1="of 1"))
     assert type(error) is kind and str(error) == message
 
 
