@@ -26,7 +26,9 @@ COSTS = [
     Cost("warmup", 8_100_000_000, 100_000_000, 2_000_000_000, 16 * 10**9, 2200, 5.0, 85 * 10**12, 187 * 10**15, 10**15),
     Cost("finetune", 8_100_000_000, 1, 8_100_000_000),
 ]
-PLAN = Plan(COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000, causal=False)
+PLAN = Plan(
+    COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000, causal=False, wire=2e6
+)
 
 
 @pytest.fixture(autouse=True)
