@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 
@@ -58,6 +59,7 @@ class RemoteTrunk:
         self.addresses, self.query, self.width = list(addresses), query, width
         self._turns = itertools.count(rank())  # processes of a job begin with different ones
         self._idle: dict[str, list[HTTPConnection]] = {address: [] for address in addresses}
+        weakref.finalize(self, _close, self._idle)
 
     def states(self, tokens: Tensor, attention: Tensor | None) -> Tensor:
         """Ask for the states of a batch on the host.
@@ -128,6 +130,11 @@ def _connected(address: str) -> HTTPConnection:
     connection.connect()
     connection.sock.settimeout(ANSWERING)
     return connection
+
+
+def _close(idle: dict[str, list[HTTPConnection]]) -> None:
+    for connection in itertools.chain(*idle.values()):
+        connection.close()
 
 
 def _again() -> str:

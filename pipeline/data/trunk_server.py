@@ -232,8 +232,8 @@ def serve(folder: Path, address: str, device: str) -> None:
     with listener(trunk, address) as server, process.termination_noted() as ended:
         threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
         where = f"{server.server_address[0]}:{server.server_address[1]}"  # type: ignore[str-bytes-safe]
-        _say(f"backbone {trunk.backbone.digest[:12]} of {folder} on {runtime.device}; for training: SLOTLOOP_TRUNKS={where}")
         try:
+            _say(f"backbone {trunk.backbone.digest[:12]} of {folder} on {runtime.device}; for training: SLOTLOOP_TRUNKS={where}")
             while not ended():
                 _minute(trunk, ended)
         except KeyboardInterrupt:
