@@ -40,12 +40,12 @@ class StateQuery:
     threads: int
 
     def url(self) -> str:
-        """Write path and query."""
+        """Write the query as path and query string of a URL."""
         return f"{PATH}?{urlencode({**asdict(self), 'taps': ','.join(map(str, self.taps))})}"
 
     @classmethod
     def of_url(cls, url: str) -> Self:
-        """Read path and query.
+        """Read a query from path and query string of a URL.
 
         Raises:
             ValueError: they are no such query; says what was expected.
