@@ -75,7 +75,7 @@ def unrolled(split: str, *, backbone: Backbone, states: Sources, passes: Unrolle
     Args:
         split: "train" or "validation".
         backbone: the one that the states must be of.
-        states: of single draws: ``cached`` or ``live``.
+        states: of single draws: ``cached``, ``live`` or ``remote``.
         passes: draws of a batch, as many as are nested.
 
     Raises:

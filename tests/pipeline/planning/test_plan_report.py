@@ -93,6 +93,13 @@ def test_which_is_cheaper_and_what_to_set(tmp_path, changes, said):
     assert re.search(said, words(tmp_path, **changes))
 
 
+def test_what_a_trunk_elsewhere_sends_is_told_where_live_is_cheaper(tmp_path):
+    said = "max(F, C) for F + C: 2 MB of states an example over the wire"
+    assert f"{said}, and no link of 643 MB/s or more is the limit" in words(tmp_path, draws=8)  # 2 MB x 1e15 / 3.11e12
+    assert said in words(tmp_path, rate=0.0, draws=8) and "no link of" not in words(tmp_path, rate=0.0, draws=8)
+    assert "@sources.remote" not in words(tmp_path)
+
+
 def test_a_speed_that_is_given():
     found = fleet("", "989", "0.5")
     rate, source = found.rate, found.source
