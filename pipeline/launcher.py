@@ -123,8 +123,8 @@ def _send(request: Request) -> None:
 
 
 def _shown(stage: str) -> AbstractContextManager[object]:
-    """Show life while a stage works; not of those whose output is for programs, or a terminal's whole screen."""
-    return nullcontext() if stage in ("generate", "track", "watch") else Progress(stage, stream=sys.stdout)
+    """Show life while a stage works; not of those whose output is for programs, a terminal's whole screen, or without end."""
+    return nullcontext() if stage in ("generate", "serve", "track", "watch") else Progress(stage, stream=sys.stdout)
 
 
 def _switches(request: Request) -> bool:

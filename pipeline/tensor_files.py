@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from pipeline.files import remove, storing
@@ -60,6 +60,25 @@ def read_tensor(file: Path, name: str) -> Tensor:
     with safe_open(file, "pt") as source:
         tensor: Tensor = source.get_tensor(name).clone()
     return tensor
+
+
+def bytes_of_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Write tensors on the host as the bytes of a file."""
+    return save(dict(tensors))
+
+
+def tensors_of_bytes(content: bytes) -> dict[str, Tensor]:
+    """Read the tensors of a file's bytes, each into memory that torch has allocated.
+
+    The library's lie wherever the bytes do, and MKL promises the same last digits only of memory that is aligned alike.
+
+    Raises:
+        UNREADABLE: they are no such file's, or hold numbers of a type that torch has not.
+    """
+    try:
+        return {name: tensor.clone() for name, tensor in load(content).items()}
+    except (KeyError, TypeError):  # a type that the format knows and its reader for torch does not
+        raise SafetensorError("it holds tensors of another type") from None
 
 
 def _save(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None) -> None:

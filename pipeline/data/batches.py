@@ -23,13 +23,15 @@ from components.training.grid_symmetries import Augmentation
 from components.training.order import DeterministicSampler
 from pipeline.corpora.prepared import Split, Vocabulary
 from pipeline.data.reader import ShardReader
+from pipeline.data.remote import RemoteTrunk
 from pipeline.data.shard_index import ShardIndex
 from pipeline.errors import ConfigError, DataError
 from pipeline.models.backbones import Backbone
 
 Chosen = tuple[Tensor, Tensor]  # rows of a batch, and the epoch of each
 Deferred = Callable[[], Batch]  # makes one batch, in any thread
-_TRUNK = threading.Lock()  # a pretrained trunk is patched while it runs: one thread at a time
+# One thread at a time: a pretrained trunk is patched while it runs, and which kernels compute attention is the process's to say.
+TRUNK = threading.RLock()
 AUGMENTATION = 1 << 35  # where the streams of augmentation begin, which has one for each of the masks
 VALIDATION = 1 << 33  # the stream of the validation masks, the same at every evaluation
 NO_GRID = "augment makes other grid puzzles of those of the corpus, and this one holds none; set it to None"
@@ -103,9 +105,13 @@ class LiveSource:
         autocast: precision of the trunk, the one that extract ran it in.
         augment: makes another example of a row in every draw, nested ones the same; not in a fixed stream. None = rows stay.
         fingerprint: digest of the data's manifest.
+
+    Attributes:
+        remote: client of a trunk in another process, in place of ``trunk``; None = there is none.
     """
 
     stage = "prepare"
+    remote: RemoteTrunk | None = None
 
     def __init__(
         self,
@@ -156,15 +162,29 @@ class LiveSource:
         masked, weights = draw(self.masking, response, self.seed, streams, examples.uid)
         batch = assemble(tokens, masked, weights, examples.valid, self.vocabulary)
         batch = batch.cut(int(self.padded[rows].max()))
+        if self.remote is not None:
+            return batch.entered(self.remote.states(batch.tokens, batch.attention), self.taps)
         return batch if self.trunk is None else self._with_states(batch)
 
-    @torch.no_grad()
     def _with_states(self, batch: Batch) -> Batch:
         assert self.trunk is not None
         moved = batch.to(self.trunk.head.weight.device)
-        with _TRUNK, self.autocast():
-            states = tapped_trunk(self.trunk, moved.tokens, moved.attention, self.layer, self.taps)
+        states = states_of(self.trunk, moved.tokens, moved.attention, self.layer, self.taps, self.autocast)
         return batch.entered(states.to(self.dtype), self.taps)  # the rest moves with it, its masked positions found on the host
+
+
+@torch.no_grad()
+def states_of(
+    trunk: BackboneModel,
+    tokens: Tensor,
+    attention: Tensor | None,
+    layer: int,
+    taps: Sequence[int],
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> Tensor:
+    """Run a trunk over tokens on its device, one thread at a time; states enter ``layer``, behind them those of taps."""
+    with TRUNK, autocast():
+        return tapped_trunk(trunk, tokens, attention, layer, taps)
 
 
 class CachedSource:

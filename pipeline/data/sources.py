@@ -1,9 +1,9 @@
-"""Where hidden states come from: shards, or the frozen trunk run live. Both give the same Batch: training knows no difference."""
+"""Where hidden states come from: shards, or the frozen trunk run live, here or in another process. All give the same Batch:
+training knows no difference.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
-
-import torch
 
 from components.backbones.split import split_layer
 from components.backbones.taps import below_split
@@ -13,13 +13,13 @@ from components.training.grid_symmetries import Augmentation
 from pipeline.corpora.prepared import Prepared
 from pipeline.data.batches import VALIDATION, CachedSource, LiveSource, Source, Sources
 from pipeline.data.reader import ShardReader
+from pipeline.data.remote import RemoteTrunk, addresses
 from pipeline.data.shard_index import ShardIndex
+from pipeline.data.state_query import DTYPES, StateQuery
 from pipeline.data.streaming import StreamedSource
 from pipeline.data.unrolled import Unrolled
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def cached(
@@ -75,7 +75,7 @@ def unrolled(split: str, *, backbone: Backbone, states: Sources, passes: Unrolle
     Args:
         split: "train" or "validation".
         backbone: the one that the states must be of.
-        states: of single draws: ``cached`` or ``live``.
+        states: of single draws: ``cached``, ``live`` or ``remote``.
         passes: draws of a batch, as many as are nested.
 
     Raises:
@@ -104,11 +104,42 @@ def live(
     examples = tokens(
         split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets, augment=augment
     )
-    layers = backbone.architecture["layers"]
-    examples.layer = split_layer(layers, tail_layers)
-    examples.taps = below_split(taps, layers, examples.layer)
+    _enter(examples, backbone, tail_layers, taps)
     examples.trunk, examples.dtype = backbone.trunk.to(runtime.device), DTYPES[dtype]
     examples.autocast = runtime.autocast
+    return examples
+
+
+def remote(
+    split: str,
+    *,
+    backbone: Backbone,
+    prepared: str,
+    masking: Masking,
+    seed: Seed,
+    tail_layers: NonNegativeInt,
+    taps: Sequence[int] = (),
+    draws: PositiveInt | None = None,
+    dtype: Literal["fp32", "bf16"],
+    runtime: Runtime,
+    buckets: Sequence[PositiveInt] = (),
+    augment: Augmentation | None = None,
+) -> LiveSource:
+    """The states of ``live`` from a trunk that ``python -m stages serve`` runs in another process; none is loaded here.
+
+    ``runtime`` says how it computes them, on which kind of device included; SLOTLOOP_TRUNKS where.
+
+    Raises:
+        ConfigError: SLOTLOOP_TRUNKS names no address.
+    """
+    examples = tokens(
+        split, backbone=backbone, prepared=prepared, masking=masking, seed=seed, draws=draws, buckets=buckets, augment=augment
+    )
+    _enter(examples, backbone, tail_layers, taps)
+    query = StateQuery(
+        backbone.digest, examples.layer, examples.taps, dtype, runtime.device.type, runtime.precision, runtime.threads
+    )
+    examples.remote = RemoteTrunk(addresses(), query, backbone.architecture["dim"] * (1 + len(examples.taps)))
     return examples
 
 
@@ -145,3 +176,10 @@ def tokens(
         data.split(split), data.vocabulary, masking, seed, draws=draws, stream=stream, buckets=buckets, augment=augment,
         fingerprint=data.digest,
     )  # fmt: skip
+
+
+def _enter(examples: LiveSource, backbone: Backbone, tail_layers: int, taps: Sequence[int]) -> None:
+    """Say which layers' entering states come with the examples."""
+    layers = backbone.architecture["layers"]
+    examples.layer = split_layer(layers, tail_layers)
+    examples.taps = below_split(taps, layers, examples.layer)

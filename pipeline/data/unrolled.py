@@ -28,7 +28,7 @@ class Unrolled:
             raise ConfigError(
                 f"sources.unrolled reads {passes} nested mask draws together, and those of {source.stage} are nested by "
                 f"{source.nested}; set extract.run.masking (of live states sources.live.masking) = @nested.Nested(), "
-                f"nested.Nested.passes = {passes}, and read them by @sources.cached or @sources.live"
+                f"nested.Nested.passes = {passes}, and read them by @sources.cached, @sources.live or @sources.remote"
             )
         self.source, self.passes = source, passes
         self.layer, self.taps, self.padded, self.nested = source.layer, source.taps, source.padded, source.nested

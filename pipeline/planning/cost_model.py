@@ -54,7 +54,7 @@ class CostModel:
 
     Attributes:
         layer, taps: the split, and layers below it whose entering states are stored.
-        live: stages that are set to run the trunk live.
+        live: stages that are set to run the trunk live, here or in another process.
         assumed: what is not known, in words.
     """
 
@@ -105,8 +105,8 @@ class CostModel:
         validations = -(-steps // fit["validate_every"])
         looked_at = self._on_shapes(some(self.corpus.source("validation", masks), LOOKED_AT), dtype)
         beside = validations * len(rows["validation"]) * every_step_read(model, looked_at)
+        self.live += [stage] if "live" in masks else []
         if masks.get("live"):
-            self.live.append(stage)
             seen = {"train": steps * size * masks.get("passes", 1), "validation": validations * len(rows["validation"])}
             beside += sum(n * self.trunk_over(name, masks["buckets"]) // len(rows[name]) for name, n in seen.items())
         widest = [self._widest("train", masks, batch_size, dtype)] * microbatches
@@ -142,6 +142,14 @@ class CostModel:
         lengths, rows = padded.unique(return_counts=True)
         return sum(n * flops.count(partial(self.trunk, 1, at)) for n, at in zip(rows.tolist(), lengths.tolist(), strict=True))
 
+    def wire(self) -> float:
+        """Mean bytes of an example's states, as a trunk in another process sends them to warmup."""
+        masks, dtype = self._masks("warmup")
+        assert dtype is not None
+        padded = padded_lengths(self.corpus.splits["train"].lengths(), masks["buckets"], self.corpus.vocabulary.sequence)
+        width = self.backbone.architecture["dim"] * (1 + len(self.taps))
+        return float(padded.float().mean()) * width * dtype.itemsize
+
     def _holds(self, model: Model, fit: Mapping[str, Any]) -> ProcessMemory:
         """What a process holds of a model that is trained with these settings of the loop."""
         shares = unwrap(fit["sharding"]) is unwrap(fully_sharded)
@@ -167,7 +175,10 @@ class CostModel:
         return [config.argument(f"stages.{stage}.run", name) for name in names]
 
     def _masks(self, stage: str) -> tuple[dict[str, Any], torch.dtype | None]:
-        """How a stage masks its examples, and the type of the states that come with them; the settings they need are in force."""
+        """How a stage masks its examples, and the type of the states that come with them; the settings they need are in force.
+
+        ``live`` is there if a trunk runs for every batch: True here, False in another process.
+        """
         if stage == "backbone":
             return dict(zip(MASKS, self.arguments(stage, *MASKS), strict=True)), None
         self.arguments(stage)
@@ -177,11 +188,15 @@ class CostModel:
             return ginstate.arguments(root, "pipeline.data.sources.tokens", (*MASKS, "draws")) or {}, None
         if live := ginstate.arguments(root, "pipeline.data.sources.live", (*MASKS, "draws", "dtype")):
             return {**live, **unrolled, "live": True}, STORED[live["dtype"]]
+        if remote := ginstate.arguments(root, "pipeline.data.sources.remote", (*MASKS, "draws", "dtype")):
+            return {**remote, **unrolled, "live": False}, STORED[remote["dtype"]]
         cached = ginstate.arguments(root, "pipeline.data.sources.cached", ("buckets",))
         if cached is None and ginstate.arguments(root, "pipeline.data.sources.streamed", ("near",)) is not None:
             cached = {"buckets": ()}  # of the whole sequence
         if cached is None:
-            raise ConfigError(f"{stage}: its states come from none of sources.cached, streamed and live; they cannot be planned")
+            raise ConfigError(
+                f"{stage}: its states come from none of sources.cached, streamed, live and remote; they cannot be planned"
+            )
         masking, seed, draws, dtype = self.arguments("extract", "masking", "seed", "draws", "dtype")
         whole = torch.float32 if STORED[dtype].itemsize == 1 else STORED[dtype]
         return {"masking": masking, "seed": seed, "draws": draws, **cached, **unrolled}, whole

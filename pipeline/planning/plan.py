@@ -27,10 +27,11 @@ class Plan:
         trunk, step: operations of the trunk's forward pass of an example, and of everything else of a training step, an example.
         draws: mask draws that are stored of an example.
         epochs: that warmup and joint walk together.
-        live: of these two, the ones that are set to run the trunk live.
+        live: of these two, the ones that are set to run the trunk live, here or in another process.
         assumed: what of all this is a guess, in words.
         examples: of the train split.
         causal: nothing is masked, so that one draw is all there are.
+        wire: mean bytes of an example's states, which a trunk in another process sends.
     """
 
     costs: list[Cost]
@@ -42,6 +43,7 @@ class Plan:
     assumed: list[str]
     examples: int
     causal: bool
+    wire: float
 
     @property
     def gain(self) -> float:
@@ -73,7 +75,7 @@ def plan(texts: Mapping[str, str], processes: int = 1) -> Plan:
         costs["controls"] = controls.cost(warmup.flops, joint.flops)
         evaluation = EvaluationCost(cost_model, models, controls.optional(), with_finetune=costs["finetune"].steps > 0)
         costs["evaluate"] = evaluation.cost()
-        trunk = cost_model.trunk_over("train", ())
+        trunk, wire = cost_model.trunk_over("train", ()), cost_model.wire()
     epochs = warmup.epochs + joint.epochs
     config.load_text(texts["extract"], "extract")
     return Plan(
@@ -81,7 +83,7 @@ def plan(texts: Mapping[str, str], processes: int = 1) -> Plan:
         trunk=trunk / examples, step=(warmup.flops + joint.flops) / (epochs * examples),
         draws=config.argument("stages.extract.run", "draws"), epochs=epochs,
         live=[stage for stage in cost_model.live if stage in ("warmup", "joint")], assumed=[*assumed, *cost_model.assumed],
-        examples=examples, causal=corpus.vocabulary.causal,
+        examples=examples, causal=corpus.vocabulary.causal, wire=wire,
     )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def summary(plan: Plan, on: Fleet, folder: Path) -> str:
     written, free = sum(cost.disk for cost in costs), free_bytes(folder)
     short = "" if written <= free else "; THIS DOES NOT FIT"
     lines.append(f"disk: {written / 1e9:.2f} GB of states, {free / 1e9:.1f} GB free{short}")
-    lines += [*_economics(plan), *(f"assumed: {guess}" for guess in plan.assumed)]
+    lines += [*_economics(plan, rate), *(f"assumed: {guess}" for guess in plan.assumed)]
     return "\n".join(lines)
 
 
@@ -112,7 +112,7 @@ def _room(costs: Sequence[Cost], memory: float) -> str:
     )
 
 
-def _economics(plan: Plan) -> list[str]:
+def _economics(plan: Plan, rate: float) -> list[str]:
     """Which of cache and live trunk is cheaper, by how much, and what to set."""
     worth, draws, epochs = plan.gain, plan.draws, plan.epochs
     formula = f"E (F + C) / (M F + E C) = {worth:.3f}"
@@ -133,7 +133,14 @@ def _economics(plan: Plan) -> list[str]:
         advice = f"fewer draws than epochs pay: {one}; or run the trunk live ({set_live})"
     else:
         advice = f"no example is seen twice, so nothing is re-used: {set_live}, or more epochs"
-    return [first, f"       {advice}"]
+    lines = [first, f"       {advice}"]
+    if worth <= 1:
+        link = f", and no link of {_si(plan.wire * rate / plan.step)}B/s or more is the limit" if rate else ""
+        elsewhere = (
+            "on as fast a device of its own (states = '@sources.remote') the trunk runs beside the step, max(F, C) for F + C"
+        )
+        lines.append(f"       {elsewhere}: {_si(plan.wire)}B of states an example over the wire{link}")
+    return lines
 
 
 def _row(cost: Cost, rate: float) -> list[str]:

@@ -36,8 +36,8 @@ from pipeline.training import loop
 
 FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
 COMPUTING = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "generate")
-LIVE = "pipeline.data.sources.live"
-AUGMENTING = (LIVE, "pipeline.data.sources.tokens")
+RUNNING = ("pipeline.data.sources.live", "pipeline.data.sources.remote")  # the trunk, for every batch
+AUGMENTING = (*RUNNING, "pipeline.data.sources.tokens")
 RUNTIME = "pipeline.machine.runtime.Runtime"
 WARMUP = "components.training.optim.warmup_cosine"  # a schedule that may be bound
 
@@ -183,7 +183,7 @@ def _check_controls(backbone: BackboneModel, warmup: Model, split: int, corpus: 
 
 def _taps(stage: str, stored: Sequence[int], layers: int, split: int) -> Sequence[int]:
     """Layers whose entering states come with a stage's batches: those that extract stores, or that a live trunk hands on."""
-    live = ginstate.arguments(f"stages.{stage}.run", LIVE, ("taps",))
+    live = next(filter(None, (ginstate.arguments(f"stages.{stage}.run", source, ("taps",)) for source in RUNNING)), None)
     return stored if live is None else below_split(live["taps"], layers, split)
 
 

@@ -49,7 +49,7 @@ def check_passes(stage: str, model: Model, stored: Masking, *, trains: bool) -> 
         raise ConfigError(
             f"{stage}: sources.unrolled reads {unrolled['passes']} nested mask draws of an example together, and its draws {have}; "
             f"set extract.run.masking (of live states or tokens their own masking) = @nested.Nested(), nested.Nested.passes = "
-            f"{unrolled['passes']}, and sources.unrolled.states = @sources.cached or @sources.live"
+            f"{unrolled['passes']}, and sources.unrolled.states = @sources.cached, @sources.live or @sources.remote"
         )
     check_draws(masking, draws)
 

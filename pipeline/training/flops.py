@@ -20,6 +20,7 @@ from components.batch import Batch
 from components.model import Model
 from components.objective.activations import keep
 from components.objective.objective import Objective
+from pipeline.data.batches import TRUNK
 from pipeline.machine.runtime import Runtime
 from pipeline.training.shapes import OnShapes, Shapes
 
@@ -32,9 +33,10 @@ PATIENCE = 5.0  # seconds of training after which a fraction of one is spent on 
 def count(work: Callable[[], object]) -> int:
     """Run ``work`` and count the operations of its matrix products, forward and backward.
 
-    Attention runs as plain products while counting: fused CPU kernels are invisible to the counter.
+    Attention runs as plain products while counting: fused CPU kernels are invisible to the counter. torch says so for all threads,
+    and plain products round otherwise: no live trunk runs meanwhile.
     """
-    with sdpa_kernel(SDPBackend.MATH), _Count() as counter:
+    with TRUNK, sdpa_kernel(SDPBackend.MATH), _Count() as counter:
         work()
     return counter.total
 

@@ -76,7 +76,7 @@ OWN = {
     "compare": {"out"}, "configure": {"plan", "peak", "mfu", "processes", "memory"}, "extract": {"verify"}, "evaluate": {"limit"},
     "export": {"model", "push"}, "generate": {"model", "prompt", "prompts", "confidence"}, "track": {"ship", "follow"},
     "new": {"train", "test", "prompt", "response", "backbone", "overwrite"},
-    "visualise": {"model", "evaluation", "out"}, "watch": {"once"},
+    "serve": {"backbone", "address", "device"}, "visualise": {"model", "evaluation", "out"}, "watch": {"once"},
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 
 EXTENDING = ROOT / "docs/extending.md"  # run as written, with the files that it adds, by test_extending.py
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *(ROOT / "docs").rglob("*.md")} - {EXTENDING})
-STARTS = ("python ", "dvc ", "make ", "SLOTLOOP_PROCESSES=2 ", "printf ")
+STARTS = ("python ", "dvc ", "make ", "SLOTLOOP_PROCESSES=2 ", "SLOTLOOP_TRUNKS=", "printf ")
 
 
 def commands():

@@ -1,5 +1,6 @@
 """Where states come from: shards or the live trunk, the same batches, and nothing that belongs to another backbone."""
 
+import threading
 from dataclasses import replace
 from itertools import islice
 
@@ -18,6 +19,7 @@ from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.models.pretrained import Source as Checkpoint
 from pipeline.models.pretrained import build
+from pipeline.training import flops
 from stages import extract
 from stages.__main__ import main
 from tests.pipeline.conftest import forge
@@ -201,6 +203,21 @@ def test_threads_take_turns_in_a_pretrained_trunk(tmp_path, rows, vocabulary, mo
             assert torch.equal(a.tokens, b.tokens) and torch.equal(a.hidden, b.hidden)
     for batch in alone[:3]:
         assert torch.equal(batch.hidden, trunk.trunk(batch.tokens, None, 2))
+
+
+def test_counting_operations_changes_no_states_that_a_reading_thread_makes(live):
+    """Attention is plain products while they are counted, in all threads of the process."""
+    source, made = live(), []
+    alone = first(source, 32).hidden
+    thread = threading.Thread(target=lambda: made.append(first(source, 32).hidden))
+
+    def work():
+        thread.start()
+        thread.join(0.3)
+
+    flops.count(work)
+    thread.join()
+    assert torch.equal(made[0], alone)
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,12 @@ def test_a_live_trunk_is_added_to_the_phase_that_runs_it(plan, changed):
     assert live.flops == whole.flops  # what metrics.json tells: the trunk is no part of a step
 
 
+def test_a_trunk_in_another_process_takes_nothing_of_the_phase_that_asks_it(plan_of, plan, finished):
+    remote = plan_of(folder=finished, warmup={"warmup.run.states": "@sources.remote"})
+    assert remote.live == ["warmup"] and of(remote, "warmup") == of(plan, "warmup")
+    assert remote.wire == plan.wire == 16 * 16 * 4  # sixteen tokens of width sixteen, float32
+
+
 def test_recomputation_takes_more_operations_and_less_memory(plan, changed):
     assert of(changed, "joint").flops > of(plan, "joint").flops and of(changed, "joint").memory < of(plan, "joint").memory
 

@@ -26,7 +26,9 @@ COSTS = [
     Cost("warmup", 8_100_000_000, 100_000_000, 2_000_000_000, 16 * 10**9, 2200, 5.0, 85 * 10**12, 187 * 10**15, 10**15),
     Cost("finetune", 8_100_000_000, 1, 8_100_000_000),
 ]
-PLAN = Plan(COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000, causal=False)
+PLAN = Plan(
+    COSTS, trunk=7.28e12, step=3.11e12, draws=1, epochs=5.0, live=[], assumed=["a guess"], examples=7000, causal=False, wire=2e6
+)
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +91,13 @@ def test_room_on_the_disk(tmp_path, monkeypatch, free, said):
 )
 def test_which_is_cheaper_and_what_to_set(tmp_path, changes, said):
     assert re.search(said, words(tmp_path, **changes))
+
+
+def test_what_a_trunk_elsewhere_sends_is_told_where_live_is_cheaper(tmp_path):
+    said = "max(F, C) for F + C: 2 MB of states an example over the wire"
+    assert f"{said}, and no link of 643 MB/s or more is the limit" in words(tmp_path, draws=8)  # 2 MB x 1e15 / 3.11e12
+    assert said in words(tmp_path, rate=0.0, draws=8) and "no link of" not in words(tmp_path, rate=0.0, draws=8)
+    assert "@sources.remote" not in words(tmp_path)
 
 
 def test_a_speed_that_is_given():

@@ -145,6 +145,11 @@ def test_after_a_mistake_too(rehearse):
             r"^warmup: the refiner reads the states that enter layer 0, .* those of no layer come",
         ),
         (
+            "common: {bindings: {REFINER: '@tapped.Tapped', TAPS: [0]}}\n"
+            "warmup: {bindings: {warmup.run.states: '@sources.remote', sources.remote.taps: []}}",
+            r"^warmup: the refiner reads the states that enter layer 0, .* those of no layer come",
+        ),
+        (
             "warmup: {bindings: {refiner.SlotRefiner.slots: [[low, tap 0, 3], [a, state, 3]]}}",
             "^warmup: the refiner reads the states that enter layer 0, .* those of no layer come",
         ),
@@ -311,6 +316,7 @@ AUGMENT = "@grid_symmetries.grid_symmetries"
 @pytest.mark.parametrize("lines", [
     (f"backbone: {{bindings: {{backbone.run.augment: '{AUGMENT}'}}}}",),
     (f"warmup: {{bindings: {{sources.live.augment: '{AUGMENT}', warmup.run.states: '@sources.live'}}}}",),
+    (f"warmup: {{bindings: {{sources.remote.augment: '{AUGMENT}', warmup.run.states: '@sources.remote'}}}}",),
     (f"controls: {{bindings: {{sources.tokens.augment: '{AUGMENT}'}}}}",),
 ])  # fmt: skip
 def test_other_puzzles_are_made_of_puzzles_alone(rehearse, monkeypatch, lines):

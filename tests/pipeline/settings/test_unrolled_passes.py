@@ -40,6 +40,7 @@ def test_the_gin_file_sets_all_that_belongs_together(rehearse):
         "{memory.Memory.refiner: '@recursive_core.RecursiveCore'}",
         "{REFINER: '@refiner.SlotRefiner'}",
         "{sources.unrolled.states: '@sources.live', sources.live.masking: '@nested.Nested()', sources.live.draws: 4}",
+        "{sources.unrolled.states: '@sources.remote', sources.remote.masking: '@nested.Nested()', sources.remote.draws: 4}",
         "{objective.Objective.bptt: '@recursion.one_step_gradient'}",
         "{REFINER_LORA_STATES: '@sources.live'}",  # of a control that is off, and no source of what is unrolled
         "{memory.Memory.refiner: '@tapped.Tapped', TAPS: [0]}",
