@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 from functools import partial
@@ -32,7 +33,7 @@ from pipeline.training.sharding import fully_sharded, replicated
 from pipeline.training.train_state import TrainRun
 from tests.support.jobs import forked
 
-MICRO = 6  # microbatches of a step
+MICRO = 12  # microbatches of a step: 1, 2, 3 and 4 processes can share them
 MORE = (("refined", 3), ("backbone", 3), ("half", 2), ("library", 2))
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -193,13 +194,32 @@ def test_shared_out_it_is_the_training_of_one_process(tmp_path, alone, name, pro
 @pytest.mark.slow
 def test_a_run_goes_on_in_another_number_of_processes_and_unshared(tmp_path, alone):
     expected, folder = alone("refined"), tmp_path / "work"
-    begun = in_processes(2, folder, "train('refined', Path('shared'), ends=tests.asked_to_end)")
-    assert ["Interrupted" in process.stderr for process in begun] == [True, True]
-    assert len(list(folder.glob(f".scratch/test/*/test/step-{COUNTED + 1:09d}/part-*"))) == 2
-    for name, processes, shared in (("three", 3, "fully_sharded"), ("one", 1, "fully_sharded"), ("unshared", 2, "replicated")):
+    begun = in_processes(4, folder, "train('refined', Path('shared'), ends=tests.asked_to_end)")
+    assert ["Interrupted" in process.stderr for process in begun] == [True] * 4
+    assert len(list(folder.glob(f".scratch/test/*/test/step-{COUNTED + 1:09d}/part-*"))) == 4
+    ways = {"one": (1, "fully_sharded"), "two": (2, "fully_sharded"), "three": (3, "fully_sharded"), "unshared": (2, "replicated")}
+    for name, (processes, shared) in ways.items():
         shutil.copytree(folder, tmp_path / name)
         succeeded(in_processes(processes, tmp_path / name, f"train('refined', Path('shared'), shared=tests.{shared})"))
         same(tmp_path / name / "shared", expected)
+
+
+@pytest.mark.slow
+def test_a_snapshot_of_which_a_disk_refuses_one_part_is_none(tmp_path, alone):
+    expected, folder = alone("refined"), tmp_path / "work"
+    first, refused = in_processes(2, folder, "train('refined', Path('shared'), ends=tests.limited)")
+    assert "StorageError" in refused.stderr and "part-00001.safetensors cannot be written" in refused.stderr.splitlines()[-1]
+    assert "Lost: lost the other processes (" in first.stderr.splitlines()[-1]
+    there = sorted(path.name for path in folder.glob(".scratch/test/*/test/*"))
+    assert there == [f"step-{step:09d}" for step in (COUNTED - 2, COUNTED)]
+    succeeded(in_processes(2, folder, "train('refined', Path('shared'))"))
+    same(folder / "shared", expected)
+
+
+def limited():
+    """The second process may write no file of the size of a snapshot any more."""
+    if rank():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def asked_to_end():
