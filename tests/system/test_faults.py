@@ -31,7 +31,7 @@ TRAINING = (
     "loop.fit.validate_every=7",
     "loop.fit.log_every=5",
 )
-KILLS = int(os.environ.get("SLOTLOOP_KILLS", "6"))
+KILLS = int(os.environ.get("SLOTLOOP_KILLS", "3"))
 WHOM = (("0",), ("1",), ("0", "1"), ("launcher",))
 
 
@@ -191,10 +191,9 @@ OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # for each attempt, as 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_torchrun_starts_a_job_anew_of_which_a_process_was_killed(job, uninterrupted, rank):
+def test_torchrun_starts_a_job_anew_of_which_a_process_was_killed(job, uninterrupted):
     command = (*TORCHRUN[:2], "--max-restarts=2", *TORCHRUN[2:])
-    process = midway(job, lambda _: kill(job, rank), command=command, **OWN_STORE)
+    process = midway(job, lambda _: kill(job, 0), command=command, **OWN_STORE)
     status, error = ended(process)
     assert status == 0, error
     assert content(job / "outputs/warmup") == uninterrupted
@@ -232,15 +231,14 @@ def a_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_hangs_is_named(job, uninterrupted, rank):
-    process = midway(job, lambda _: [member(job, rank)], SLOTLOOP_TIMEOUT="5")
-    hung, waits = member(job, rank), member(job, 1 - rank)
+def test_a_process_that_hangs_is_named_also_if_it_has_the_store(job, uninterrupted):
+    process = midway(job, lambda _: [member(job, 0)], SLOTLOOP_TIMEOUT="5")
+    hung, waits = member(job, 0), member(job, 1)
     wait_until(lambda: not waits.is_running() or waits.status() == psutil.STATUS_ZOMBIE, "the other one gives up")
     hung.resume()  # else it is killed two minutes later
     status, error = ended(process)
     assert status == 1 and not running(job)
-    assert re.fullmatch(rf"error: lost process {rank} of 2 \(Timed out waiting 5000ms for .*\); run it again to continue\n", error)
+    assert re.fullmatch(r"error: lost process 0 of 2 \(Timed out waiting 5000ms for .*\); run it again to continue\n", error)
     assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
 
 
