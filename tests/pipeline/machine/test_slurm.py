@@ -22,7 +22,7 @@ from tests.support.optional import needs
 
 needs("submitit")
 HERE = {"cluster": "local", "tasks_per_node": 2, "timeout_min": 60}
-STEPS = 60
+STEPS = 150  # so many that the job is still at it when a test has seen that it began
 MICRO = ("ACCUMULATION=4", "BATCH=8")
 TRAINING = (*MICRO, f"loop.fit.steps={STEPS}", "loop.fit.save_every=1", "loop.fit.validate_every=25")
 HANDLERS = "import os, signal, sys, time; rank = os.environ['RANK']; signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
