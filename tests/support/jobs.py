@@ -51,6 +51,12 @@ def completed(folder: Path, stage: str, *overrides: str, out: str = "", **how: s
     return content(folder / (out or f"outputs/{stage}"))
 
 
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Status and errors of a stage that has ended by itself, with all that belonged to it."""
+    _, error = process.communicate(timeout=PATIENCE)
+    return process.returncode, error
+
+
 def alone(folder: Path, stage: str, *overrides: str, out: str = "") -> dict[str, bytes]:
     """What a stage writes in this process, which saves the seconds in which another one starts."""
     out = out or f"outputs/{stage}"

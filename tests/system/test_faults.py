@@ -18,15 +18,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.dvc import PATIENCE, content, marked, snapshot, wait_until
-from tests.support.jobs import TORCHRUN, alone, completed, forked, member, nothing_left, running, standing_still, start
-from tests.system.test_processes import OUT, OVERRIDES, STAGE
+from tests.support.dvc import content, marked, snapshot, wait_until
+from tests.support.jobs import TORCHRUN, alone, completed, ended, forked, member, nothing_left, running, standing_still, start
+from tests.system.test_processes import MICRO, OUT, OVERRIDES, STAGE
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a signal of Linux")
 STEPS = 30
 TRAINING = (
-    "ACCUMULATION=4",
-    "BATCH=8",
+    *MICRO,
     f"loop.fit.steps={STEPS}",
     "loop.fit.save_every=1",
     "loop.fit.validate_every=7",
@@ -70,12 +69,6 @@ def midway(folder, act, processes="2", **how):
 def kill(folder, *ranks):
     for process in [member(folder, rank) for rank in ranks]:
         process.kill()
-
-
-def ended(process):
-    """Status and errors of a job that has ended by itself, with all that belonged to it."""
-    _, error = process.communicate(timeout=PATIENCE)
-    return process.returncode, error
 
 
 def nothing_runs(folder):

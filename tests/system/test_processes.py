@@ -12,8 +12,8 @@ from components.objective.losses import masked_cross_entropy
 from components.objective.supervision import linear_decay
 from components.refined_lm import RefinedLM
 from components.refiners.refiner import SlotRefiner
-from tests.support.dvc import PATIENCE, content
-from tests.support.jobs import PYTHON, TORCHRUN, alone, completed, forked, start
+from tests.support.dvc import content
+from tests.support.jobs import PYTHON, TORCHRUN, alone, completed, ended, forked, start
 
 MICRO = ("ACCUMULATION=4", "BATCH=8")  # what several processes can share
 OVERRIDES = {
@@ -75,8 +75,8 @@ def test_shards_have_the_same_hashes_from_one_two_and_three_processes(copy_of):
 @pytest.mark.slow
 def test_microbatches_that_cannot_be_shared_are_one_error(copy_of):
     process = start(copy_of, "warmup", *MICRO, SLOTLOOP_PROCESSES="3")
-    _, error = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and len(error.splitlines()) == 1
+    code, error = ended(process)
+    assert code == 2 and len(error.splitlines()) == 1
     assert error.startswith(
         "error: 3 processes cannot share 4 microbatches a step equally; set loop.fit.accumulation to a multiple"
     )

@@ -17,7 +17,7 @@ from pipeline.machine import launch, process, slurm
 from stages.__main__ import main
 from tests.conftest import ROOT, workspace
 from tests.support.dvc import PATIENCE, content, snapshot, wait_until
-from tests.support.jobs import alone, completed, member, nothing_left, running, start
+from tests.support.jobs import alone, completed, ended, member, nothing_left, running, start
 from tests.support.optional import needs
 
 needs("submitit")
@@ -318,11 +318,6 @@ def begun(folder):
     wait_until(lambda: snapshot(folder, "warmup") >= 3 or stage.poll() is not None, "warmup trains")
     assert snapshot(folder, "warmup") < STEPS - 10, stage.communicate()
     return stage
-
-
-def ended(stage):
-    error = stage.communicate(timeout=PATIENCE)[1]
-    return stage.returncode, error
 
 
 @pytest.mark.slow
