@@ -212,10 +212,10 @@ def test_a_job_that_does_not_end_is_cancelled(job, monkeypatch):
 
 def warn(waiting):
     """Send the warning of SLURM to every task of a job and to what it runs, as SLURM does."""
-    for task in waiting.children(recursive=True):
+    [launcher] = [child for child in waiting.children() if "submitit.local._local" in child.cmdline()]
+    for task in launcher.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "submitit.local._local" not in task.cmdline():
-                task.send_signal(signal.SIGUSR2)
+            task.send_signal(signal.SIGUSR2)
 
 
 def test_a_warning_queues_the_job_again(job, tmp_path, capfd):
