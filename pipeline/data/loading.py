@@ -21,6 +21,7 @@ from torchdata.nodes import BaseNode, IterableWrapper, Mapper, ParallelMapper, P
 from components.batch import Batch
 from components.training.order import DeterministicSampler
 from pipeline.data.batches import Chosen, Deferred, Source
+from pipeline.data.giving_up import abandoned
 from pipeline.errors import ConfigError, DataError
 from pipeline.machine.distributed import rank, world
 from pipeline.progress import watched
@@ -171,7 +172,8 @@ class _Work:
         me = {threading.get_ident()}  # whose thread may also be the one that collects an abandoned loader
         with self._change:
             self._ended = True
-            self._change.wait_for(lambda: self._running <= me)
+            with abandoned(self._running - me):
+                self._change.wait_for(lambda: self._running <= me)
 
 
 def _read(source: BaseNode[Deferred], pin: bool = False) -> Iterator[Batch]:

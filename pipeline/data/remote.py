@@ -10,18 +10,21 @@ import time
 import weakref
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
+from multiprocessing.connection import wait
 
 import torch
 from torch import Tensor
 
-from pipeline.data.state_query import COMMAND, DTYPES, StateQuery, host_and_port
+from pipeline.data.giving_up import given_up
+from pipeline.data.state_query import COMMAND, DTYPES, MOST_BYTES, TOO_LARGE, StateQuery, host_and_port
 from pipeline.errors import ConfigError, DataError
 from pipeline.machine.distributed import rank
 from pipeline.tensor_files import UNREADABLE, bytes_of_tensors, tensors_of_bytes
 
 TRUNKS = "SLOTLOOP_TRUNKS"  # where trunks are served, HOST:PORT,HOST:PORT
 PATIENCE = 90.0  # seconds in which none of them answers, until training ends
-PAUSE = 0.5  # seconds until all of them are tried again
+PAUSE = 0.5  # seconds until all of them are tried again, and between looks at whether an answer is still wanted
+PASSED_OVER = 60.0  # seconds in which one that did not answer is asked only if no other answers
 CONNECTING, ANSWERING = 10.0, 300.0  # seconds that one may take
 
 
@@ -39,15 +42,16 @@ def addresses() -> list[str]:
         )
     listed = [address.strip() for address in text.split(",")]
     for address in listed:
-        host_and_port(address, TRUNKS)
+        if not host_and_port(address, TRUNKS)[1]:
+            raise ConfigError(f"{TRUNKS}: '{address}' has port 0; expected the one that {COMMAND} says")
     return listed
 
 
 class RemoteTrunk:
     """Client of one or more served trunks, which are asked in turn; any thread may ask.
 
-    A trunk that does not answer is passed over. When none does, all are tried again for ``PATIENCE`` seconds: one that was started
-    anew goes on where the other ended, for an answer depends on the question alone.
+    A trunk that does not answer is passed over for a while. When none does, all are tried again for ``PATIENCE`` seconds: one that
+    was started anew goes on where the other ended, for an answer depends on the question alone.
 
     Args:
         addresses: HOST:PORT of each.
@@ -59,6 +63,7 @@ class RemoteTrunk:
         self.addresses, self.query, self.width = list(addresses), query, width
         self._turns = itertools.count(rank())  # processes of a job begin with different ones
         self._idle: dict[str, list[HTTPConnection]] = {address: [] for address in addresses}
+        self._silent: dict[str, float] = {}  # addresses that did not answer, and when
         weakref.finalize(self, _close, self._idle)
 
     def states(self, tokens: Tensor, attention: Tensor | None) -> Tensor:
@@ -69,11 +74,14 @@ class RemoteTrunk:
             attention: True where one stands, False for padding; None = everywhere.
 
         Raises:
-            DataError: no trunk answers, or it is of another backbone, on another kind of device, or says what is wrong.
+            DataError: no trunk answers, or it is of another backbone, on another kind of device, or says what is wrong; or a batch
+                is larger than what one takes.
         """
         question = {"tokens": tokens.contiguous()}
         question |= {} if attention is None else {"attention": attention.to(torch.uint8)}
-        address, content = self._answer(bytes_of_tensors(question))
+        if len(body := bytes_of_tensors(question)) > MOST_BYTES:
+            raise DataError(f"sources.remote: {TOO_LARGE}, got {len(body)}; lower BATCH or raise ACCUMULATION")
+        address, content = self._answer(body)
         shape, dtype = (*tokens.shape, self.width), DTYPES[self.query.dtype]
         try:
             answer = tensors_of_bytes(content)
@@ -89,29 +97,37 @@ class RemoteTrunk:
 
     def _answer(self, body: bytes) -> tuple[str, bytes]:
         """The answer of the next trunk that gives one, and its address."""
-        last, said = time.monotonic() + PATIENCE, False
-        for attempt, turn in enumerate(itertools.count(next(self._turns)), start=1):
-            address = self.addresses[turn % len(self.addresses)]
-            try:
-                return address, self._ask(address, body)
-            except (OSError, HTTPException) as error:
-                why = f"{type(error).__name__}: {error}"
-            if attempt % len(self.addresses):
-                continue
-            all_of_them = ", ".join(self.addresses)
-            if time.monotonic() > last:
-                raise DataError(f"no trunk answers at {all_of_them} ({why}); {_again()}")
-            if attempt > len(self.addresses) and not said:  # the first refusal can be of a connection to one that was replaced
+        last, said, why, all_of_them = time.monotonic() + PATIENCE, False, "", ", ".join(self.addresses)
+        for attempt, turn in enumerate(itertools.count(next(self._turns))):
+            for address in self._in_turn(turn):
+                try:
+                    content = self._ask(address, body)
+                except (OSError, HTTPException) as error:
+                    self._silent[address], why = time.monotonic(), f"{type(error).__name__}: {error}"
+                else:
+                    self._silent.pop(address, None)
+                    return address, content
+            if given_up() or time.monotonic() > last:
+                break
+            if attempt and not said:  # the first refusal can be of a connection to one that was replaced
                 print(f"no trunk answers at {all_of_them} ({why}); trying for {PATIENCE:.0f} s", file=sys.stderr, flush=True)
                 said = True
             time.sleep(PAUSE)
-        raise AssertionError("turns do not end")
+        raise DataError(f"no trunk answers at {all_of_them} ({why}); {_again()}")
+
+    def _in_turn(self, turn: int) -> list[str]:
+        """All addresses, from that of a turn on; those that lately did not answer come last."""
+        first = turn % len(self.addresses)
+        turned = [*self.addresses[first:], *self.addresses[:first]]
+        now = time.monotonic()
+        return sorted(turned, key=lambda address: now - self._silent.get(address, -PASSED_OVER) < PASSED_OVER)
 
     def _ask(self, address: str, body: bytes) -> bytes:
         idle = self._idle[address]
         connection = idle.pop() if idle else _connected(address)
         try:
             connection.request("POST", self.query.url(), body, {"Content-Type": "application/octet-stream"})
+            _wait_for_answer(connection)
             response = connection.getresponse()
             content = response.read()
         except BaseException:
@@ -130,6 +146,18 @@ def _connected(address: str) -> HTTPConnection:
     connection.connect()
     connection.sock.settimeout(ANSWERING)
     return connection
+
+
+def _wait_for_answer(connection: HTTPConnection) -> None:
+    """Wait until an answer begins.
+
+    Raises:
+        TimeoutError: it does not, or nobody wants it any longer.
+    """
+    until = time.monotonic() + ANSWERING
+    while not wait([connection.sock], PAUSE):
+        if given_up() or time.monotonic() > until:
+            raise TimeoutError("it is connected, and says nothing")
 
 
 def _close(idle: dict[str, list[HTTPConnection]]) -> None:

@@ -18,6 +18,7 @@ from pipeline.data.shard_index import ShardIndex
 from pipeline.data.state_query import DTYPES, StateQuery
 from pipeline.data.streaming import StreamedSource
 from pipeline.data.unrolled import Unrolled
+from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 
@@ -181,5 +182,8 @@ def tokens(
 def _enter(examples: LiveSource, backbone: Backbone, tail_layers: int, taps: Sequence[int]) -> None:
     """Say which layers' entering states come with the examples."""
     layers = backbone.architecture["layers"]
-    examples.layer = split_layer(layers, tail_layers)
-    examples.taps = below_split(taps, layers, examples.layer)
+    try:
+        examples.layer = split_layer(layers, tail_layers)
+        examples.taps = below_split(taps, layers, examples.layer)
+    except ValueError as error:
+        raise ConfigError(f"sources.live, sources.remote: {error}; set TAIL_LAYERS and TAPS") from None

@@ -13,6 +13,8 @@ from pipeline.errors import ConfigError
 
 PATH = "/states"
 COMMAND = "python -m stages serve"
+MOST_BYTES = 16 << 20  # of a question: 1.8 million tokens with their padding
+TOO_LARGE = f"expected {MOST_BYTES} bytes at most of a question"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRECISIONS = ("fp32", "bf16")
 
@@ -76,6 +78,7 @@ def host_and_port(address: str, source: str) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{address}")
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as the resolver will; a label that is empty or too long is a ValueError
     except ValueError:
         host, port = None, None
     if not host or port is None or parts.netloc != address or "@" in address:

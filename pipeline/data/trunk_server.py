@@ -5,6 +5,7 @@ no password: whoever can connect can have states computed.
 """
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -18,14 +19,13 @@ from torch import Tensor
 
 from components.backbones.taps import below_split
 from pipeline.data.batches import states_of
-from pipeline.data.state_query import DTYPES, StateQuery, host_and_port
+from pipeline.data.state_query import DTYPES, MOST_BYTES, TOO_LARGE, StateQuery, host_and_port
 from pipeline.errors import ConfigError
 from pipeline.machine import process
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone
 from pipeline.tensor_files import UNREADABLE, bytes_of_tensors, tensors_of_bytes
 
-MOST_BYTES = 16 << 20  # of a question: 1.8 million tokens with their padding
 EVERY = 60.0  # seconds between lines
 TICK = 0.2  # seconds between looks at whether it is to end
 
@@ -142,9 +142,26 @@ def _read(body: bytes, size: int, sequence: int) -> tuple[Tensor, Tensor | None]
 
 
 class Listener(ThreadingHTTPServer):
-    """HTTP server with a thread for each connection; says nothing of clients that go away."""
+    """HTTP server with a thread for each connection; says nothing of clients that go away.
+
+    Args:
+        host: name or address, of IPv4 or IPv6.
+        port: 0 = any that is free.
+        trunk: that answers.
+    """
 
     request_queue_size = 128  # every reading thread of every process connects
+
+    def __init__(self, host: str, port: int, trunk: ServedTrunk) -> None:
+        self.address_family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        super().__init__(address, partial(Connection, trunk=trunk))
+
+    @property
+    def place(self) -> str:
+        """Where others reach it, HOST:PORT; this machine's name stands for all of its addresses."""
+        host, port = self.server_address[:2]
+        host = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Leave out what a client's end raises; anything else is a bug."""
@@ -185,7 +202,7 @@ class Connection(BaseHTTPRequestHandler):
         if not (length.isascii() and length.isdigit()):
             raise Refused(411, "expected a Content-Length")
         if len(length) > 12 or int(length) > MOST_BYTES:
-            raise Refused(413, f"expected {MOST_BYTES} bytes at most, got {length:.20}; lower BATCH or raise ACCUMULATION")
+            raise Refused(413, f"{TOO_LARGE}, got {length:.20}")
         body = self.rfile.read(int(length))
         if len(body) < int(length):
             raise Refused(400, f"expected {length} bytes, got {len(body)}")
@@ -208,7 +225,7 @@ def listener(trunk: ServedTrunk, address: str) -> Listener:
     """
     host, port = host_and_port(address, "--address")
     try:
-        return Listener((host, port), partial(Connection, trunk=trunk))
+        return Listener(host, port, trunk)
     except OSError as error:
         raise ConfigError(f"{address} cannot be listened on ({error.strerror}); give another --address") from None
 
@@ -231,9 +248,9 @@ def serve(folder: Path, address: str, device: str) -> None:
     trunk = ServedTrunk(Backbone(folder), runtime.device)
     with listener(trunk, address) as server, process.termination_noted() as ended:
         threading.Thread(target=server.serve_forever, name="listener", daemon=True).start()
-        where = f"{server.server_address[0]}:{server.server_address[1]}"  # type: ignore[str-bytes-safe]
         try:
-            _say(f"backbone {trunk.backbone.digest[:12]} of {folder} on {runtime.device}; for training: SLOTLOOP_TRUNKS={where}")
+            what = f"backbone {trunk.backbone.digest[:12]} of {folder} on {runtime.device}"
+            _say(f"{what}; for training: SLOTLOOP_TRUNKS={server.place}")
             while not ended():
                 _minute(trunk, ended)
         except KeyboardInterrupt:

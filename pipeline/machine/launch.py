@@ -22,6 +22,7 @@ from pipeline.machine import process
 PROCESSES = "SLOTLOOP_PROCESSES"
 JOB = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun tells each process of its job
 ERRORS = "SLOTLOOP_ERRORS"  # folder in which started processes leave their errors; what started them prints one
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # else the library warns of a process that is gone with what was called where
 GRACE = 120  # seconds that processes have after SIGTERM, to finish a step and save
 
 
@@ -65,7 +66,7 @@ def launch(arguments: list[str], processes: int) -> None:
     """
     # Else a store of an earlier, killed attempt can answer, and processes wait for one another for ever (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a process that is gone the library warns with what was called where
+    os.environ.update({**QUIET, **os.environ})
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 143  # status of a process that SIGTERM ended
 LOST = 75  # status of a process that ended because another one of its job did
+_came: list[float] = []  # when SIGTERM came to the block of ``termination_noted`` that is entered
 
 
 def die_with_parent() -> None:
@@ -70,6 +72,7 @@ def termination_noted() -> Iterator[Callable[[], bool]]:
     def note(*_: object) -> None:
         nonlocal came
         came = True
+        _came.append(time.monotonic())
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: came
@@ -80,3 +83,9 @@ def termination_noted() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _came.clear()
+
+
+def terminated_at() -> float | None:
+    """Tell when SIGTERM came to the block of ``termination_noted`` that is entered, by the monotonic clock; None = it has not."""
+    return next(iter(_came), None)

@@ -27,8 +27,11 @@ from pipeline.machine.slurm_task import ENDED, PAUSE, WAITING, Task
 
 JOB = "SLOTLOOP_SLURM"
 EXAMPLE = '{"nodes": 2, "tasks_per_node": 8, "gpus_per_node": 8, "timeout_min": 600, "slurm_partition": "gpu"}'
-NUMBERS = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min")  # submitit's names
+MOST = {  # by submitit's names
+    "nodes": 9999, "tasks_per_node": 1024, "gpus_per_node": 1024, "cpus_per_task": 9999, "mem_gb": 99_999, "timeout_min": 525_600,
+}  # fmt: skip
 COMMAND = (sys.executable, "-m", "stages")
+TIMEOUTS = "slurm_max_num_timeout"  # how often a job that ran out of time is queued again
 CLUSTERS = ("slurm", "local")  # local: processes of this machine, for a trial
 SILENCE = 300.0  # seconds without a touch until nobody does
 
@@ -45,18 +48,20 @@ def requested() -> dict[str, Any]:
     if local.PROCESSES in os.environ:
         raise ConfigError(f"{local.PROCESSES} and {JOB} are both set: processes here, and a job of a cluster; unset one of them")
     try:
-        parameters = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+        parameters = json.loads(text if text.lstrip().startswith(("{", "[")) else Path(text).read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{JOB} is '{text}': {error}; expected a JSON object, or a file with one, such as {EXAMPLE}") from None
     if not isinstance(parameters, dict) or "timeout_min" not in parameters:
         raise ConfigError(f"{JOB} is '{text}'; expected a JSON object with at least timeout_min, such as {EXAMPLE}")
     for name, value in parameters.items():
-        if name in NUMBERS and (type(value) is not int or value < 1):
-            raise ConfigError(f"{JOB}: {name} is {value!r}; expected a whole number, 1 or more")
+        if name in MOST and (type(value) is not int or not 1 <= value <= MOST[name]):
+            raise ConfigError(f"{JOB}: {name} is {value!r}; expected a whole number, 1 to {MOST[name]}")
+        if name == TIMEOUTS and (type(value) is not int or value < 0):
+            raise ConfigError(f"{JOB}: {name} is {value!r}; expected a whole number, 0 or more")
         if name == "cluster" and value not in CLUSTERS:
             raise ConfigError(f"{JOB}: cluster is {value!r}; expected {' or '.join(CLUSTERS)}")
-        if name not in (*NUMBERS, "cluster") and not name.startswith("slurm_"):
-            names = ", ".join(("cluster", *NUMBERS))
+        if name not in (*MOST, "cluster") and not name.startswith("slurm_"):
+            names = ", ".join(("cluster", *MOST))
             raise ConfigError(f"{JOB}: unknown parameter '{name}'; expected {names}, or slurm_ and an option of sbatch")
     return parameters
 
@@ -122,7 +127,7 @@ def _submit(folder: Path, arguments: list[str], parameters: dict[str, Any]) -> A
     except ImportError:
         raise ConfigError(f"{JOB} needs the package submitit: pip install 'slotloop[slurm]'") from None
     resources = {"cluster": "slurm", "slurm_srun_args": ["--kill-on-bad-exit=1"], **parameters}
-    cluster, timeouts = resources.pop("cluster"), resources.pop("slurm_max_num_timeout", 3)
+    cluster, timeouts = resources.pop("cluster"), resources.pop(TIMEOUTS, 3)
     if cluster == "slurm" and (missing := [name for name in ("sbatch", "srun", "sacct") if shutil.which(name) is None]):
         raise ConfigError(f"{JOB} is set, but this machine has no {missing[0]}; start it where jobs are submitted, or unset {JOB}")
     variables = {name: value for name, value in os.environ.items() if name.startswith(("DVC_", "SLOTLOOP_"))}

@@ -69,7 +69,7 @@ class Task:
         folder, touched, noticed = Path(self.folder), 0, time.monotonic()
         for name in (f"{ENDED}{rank}", f"error-{rank}"):  # of an earlier attempt
             (folder / name).unlink(missing_ok=True)
-        environment = {**os.environ, **self.variables, launch.ERRORS: self.folder}
+        environment = {**launch.QUIET, **os.environ, **self.variables, launch.ERRORS: self.folder}
         ignore = partial(signal.signal, warning, signal.SIG_IGN)  # SLURM sends it to every process of a task
         with (folder / f"{rank}.out").open("ab") as out, (folder / f"{rank}.err").open("ab") as err:
             process = subprocess.Popen(self.command, stdout=out, stderr=err, env=environment, preexec_fn=ignore)

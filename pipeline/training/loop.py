@@ -23,7 +23,6 @@ from components.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveI
 from components.training.ema import EMA
 from components.training.finiteness import first_non_finite
 from components.training.optim import adamw, set_lr, warmup_cosine
-from components.training.two_optimizers import TwoOptimizers
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.files import write_atomic
 from pipeline.machine import snapshots
@@ -92,7 +91,7 @@ def fit(
     train, runtime, (goal, counter, meter, shares) = run.train, run.runtime, _set_up(run, objective, execution, sharding)
     trained = shares.parameters
     optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
-    _check_sharing(shares, optimise, run)
+    shares.check(optimise, run.trials)
     curves, training = Curves(run.out / CURVES, writes=rank() == 0), Training(shares, optimise, average, train, accumulation)
     result = training.resume(scratch, run.out)
     guard, health = StepGuard(trained, optimise, clip, shares.norms), Health(run, clip)
@@ -169,19 +168,6 @@ def _set_up(
     counter = flops.GradientCounter(model, goal, run.runtime)
     execution(model)
     return goal, counter, flops.Meter(counter, goal, run.runtime), sharding(model, goal)
-
-
-def _check_sharing(shares: Shares, optimizer: torch.optim.Optimizer, run: TrainRun) -> None:
-    """Refuse what needs more of a weight than this process holds."""
-    if shares.are_parts and isinstance(optimizer, TwoOptimizers):
-        raise ConfigError(
-            "loop.fit.sharding = @sharding.fully_sharded shares matrices out and Muon needs whole ones: use @optim.adamw"
-        )
-    if shares.are_parts and run.trials > 1:
-        raise ConfigError(
-            "loop.fit.sharding = @sharding.fully_sharded shares a model out for one training, and CONTROL_RATES asks for "
-            f"{run.trials}: name one rate, or use @sharding.replicated"
-        )
 
 
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:

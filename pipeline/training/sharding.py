@@ -24,6 +24,7 @@ from components.batch import Batch
 from components.model import Model
 from components.nn.masters import read_dtype, read_whole
 from components.objective.objective import Objective
+from components.training.two_optimizers import TwoOptimizers
 from pipeline.errors import ConfigError
 from pipeline.machine.distributed import any_of, gathered, rank, summed, world
 
@@ -61,6 +62,26 @@ class Shares:
     def are_parts(self) -> bool:
         """Tell whether anything is shared out."""
         return bool(self._places)
+
+    def check(self, optimizer: torch.optim.Optimizer, trials: int) -> None:
+        """Refuse what needs more of a weight than this process holds.
+
+        Args:
+            optimizer: of the parameters.
+            trials: trainings of this model, one after the other.
+
+        Raises:
+            ConfigError: matrices are wanted whole, or the model several times.
+        """
+        if self.are_parts and isinstance(optimizer, TwoOptimizers):
+            raise ConfigError(
+                "loop.fit.sharding = @sharding.fully_sharded shares matrices out and Muon needs whole ones: use @optim.adamw"
+            )
+        if self.are_parts and trials > 1:
+            raise ConfigError(
+                "loop.fit.sharding = @sharding.fully_sharded shares a model out for one training, and CONTROL_RATES asks for "
+                f"{trials}: name one rate, or use @sharding.replicated"
+            )
 
     def clear(self) -> None:
         """Drop the gradient of every parameter."""

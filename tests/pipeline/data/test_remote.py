@@ -2,10 +2,13 @@
 
 import http.client
 import json
+import signal
+import socket
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
@@ -15,11 +18,12 @@ from safetensors.torch import save
 
 from components.backbones.tiny_lm import TinyLM
 from components.objective.masking import exact_count
-from pipeline.data import remote, sources, trunk_server
+from pipeline.data import giving_up, remote, sources, trunk_server
 from pipeline.data.loading import TrainLoader
 from pipeline.data.state_query import StateQuery, host_and_port
 from pipeline.data.trunk_server import ServedTrunk, listener
 from pipeline.errors import ConfigError, DataError
+from pipeline.machine import process
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone, save_backbone
 from tests.pipeline.data.conftest import WORDS
@@ -121,6 +125,72 @@ def test_several_trunks_are_asked_in_turn_and_one_that_is_gone_is_passed_over(in
     assert one.questions + two.questions == 9 and min(one.questions, two.questions) >= 3
 
 
+@contextmanager
+def mute():
+    """The address of one that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as taking:
+        yield f"127.0.0.1:{taking.getsockname()[1]}"
+
+
+def test_one_that_says_nothing_is_asked_once_while_another_answers(inputs, source, monkeypatch):
+    monkeypatch.setattr(remote, "ANSWERING", 0.1)
+    asked, ask = [], remote.RemoteTrunk._ask
+    monkeypatch.setattr(remote.RemoteTrunk, "_ask", lambda self, address, body: asked.append(address) or ask(self, address, body))
+    with serving(Backbone(inputs / "backbone")) as (trunk, address), mute() as nobody:
+        monkeypatch.setenv("SLOTLOOP_TRUNKS", f"{nobody},{address}")
+        examples = source()
+        for at in range(6):
+            batch(examples, at)
+        assert asked.count(nobody) == 1 and trunk.questions == 6
+        monkeypatch.setattr(remote, "PASSED_OVER", 0.0)
+        batch(examples, 6), batch(examples, 7)
+        assert asked.count(nobody) == 2
+
+
+def test_a_reader_that_waits_is_given_up_with_its_loader(source, monkeypatch):
+    with mute() as nobody:
+        monkeypatch.setenv("SLOTLOOP_TRUNKS", nobody)
+        steps, waits = TrainLoader(source(), 5, seed=0).steps(0, 1), threading.Event()
+        monkeypatch.setattr(remote, "_wait_for_answer", partial(_noted, remote._wait_for_answer, waits))
+        with pytest.raises(KeyboardInterrupt):
+            interrupt = threading.Thread(target=lambda: waits.wait(20) and signal.raise_signal(signal.SIGINT))
+            interrupt.start()
+            next(steps)
+        interrupt.join()
+        began = time.monotonic()
+        steps.close()
+    assert time.monotonic() - began < remote.ANSWERING / 10
+
+
+def _noted(function, event, *arguments):
+    event.set()
+    return function(*arguments)
+
+
+def test_once_this_process_was_asked_to_end_an_answer_has_seconds(source, monkeypatch):
+    monkeypatch.setattr(giving_up, "GRACE", 0.1)
+    monkeypatch.setattr(remote, "PATIENCE", 600.0)
+    with mute() as nobody, process.termination_noted():
+        monkeypatch.setenv("SLOTLOOP_TRUNKS", f"{nobody},127.0.0.1:9")
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(DataError, match="no trunk answers at"):
+            batch(source())
+
+
+def test_a_batch_that_no_trunk_takes_is_refused_before_it_is_sent(served, source, monkeypatch):
+    monkeypatch.setattr(remote, "MOST_BYTES", 100)
+    with pytest.raises(DataError, match=r"at most of a question, got \d+; lower BATCH or raise ACCUMULATION"):
+        batch(source())
+    assert served.questions == 0
+
+
+@pytest.mark.parametrize("read", [sources.live, sources.remote])
+@pytest.mark.parametrize(("wrong", "said"), [({"taps": (7,)}, "got 7"), ({"tail_layers": 9}, "9")])
+def test_layers_that_the_backbone_has_not_are_refused(served, source, read, wrong, said):
+    with pytest.raises(ConfigError, match=f"^sources.live, sources.remote: .*{said}.*; set TAIL_LAYERS and TAPS"):
+        source(read, **wrong)
+
+
 def test_processes_begin_with_different_trunks(source, monkeypatch):
     monkeypatch.setattr(remote, "rank", lambda: 1)
     monkeypatch.setenv("SLOTLOOP_TRUNKS", "a:1,b:2")
@@ -190,12 +260,42 @@ def test_what_the_trunk_cannot_do_arrives_in_one_line_and_the_server_lives(serve
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "localhost", "127.0.0.1:", ":7700", "127.0.0.1:x", "1.1.1.1:70000", "http://a:1", "a:1,"]
+    "text",
+    [
+        "",
+        " ",
+        "localhost",
+        "127.0.0.1:",
+        ":7700",
+        "127.0.0.1:x",
+        "1.1.1.1:70000",
+        "http://a:1",
+        "a:1,",
+        "a..b:1",
+        f"{'x' * 70}.org:1",
+    ],
 )
 def test_addresses_that_are_none_are_refused(source, monkeypatch, text):
     monkeypatch.setenv("SLOTLOOP_TRUNKS", text)
     with pytest.raises(ConfigError, match=r"SLOTLOOP_TRUNKS(: '.*' is no address; expected HOST:PORT| names none)"):
         source()
+
+
+def test_port_0_is_refused(source, monkeypatch):
+    monkeypatch.setenv("SLOTLOOP_TRUNKS", "127.0.0.1:0")
+    with pytest.raises(ConfigError, match=r"'127.0.0.1:0' has port 0; expected the one that python -m stages serve says"):
+        source()
+
+
+def test_it_listens_on_addresses_of_both_kinds_and_says_where(served):
+    with listener(served, PLACE) as four:
+        assert four.place == f"127.0.0.1:{four.server_address[1]}"
+    with listener(served, "0.0.0.0:0") as every:
+        assert every.place == f"{socket.gethostname()}:{every.server_address[1]}"
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with listener(served, "[::1]:0") as six:
+        assert six.place == f"[::1]:{six.server_address[1]}"
 
 
 def test_addresses_of_both_kinds_are_read():

@@ -63,9 +63,18 @@ def test_a_process_of_a_job_sends_none(monkeypatch):
         ("no/such.json", "SLOTLOOP_SLURM is 'no/such.json': .*No such file.*; expected a JSON object"),
         ("{}", "SLOTLOOP_SLURM is '{}'; expected a JSON object with at least timeout_min"),
         ({**HERE, "tasks": 2}, "SLOTLOOP_SLURM: unknown parameter 'tasks'; expected cluster, nodes, .* or slurm_ and an option of"),
-        ({**HERE, "nodes": 0}, "SLOTLOOP_SLURM: nodes is 0; expected a whole number, 1 or more"),
+        ({**HERE, "nodes": 0}, "SLOTLOOP_SLURM: nodes is 0; expected a whole number, 1 to 9999"),
         ({**HERE, "nodes": True}, "SLOTLOOP_SLURM: nodes is True; expected a whole number"),
         ({**HERE, "timeout_min": "60"}, "SLOTLOOP_SLURM: timeout_min is '60'; expected a whole number"),
+        (
+            {**HERE, "tasks_per_node": 100_000_000},
+            "SLOTLOOP_SLURM: tasks_per_node is 100000000; expected a whole number, 1 to 1024",
+        ),
+        (
+            {**HERE, "slurm_max_num_timeout": "x"},
+            "SLOTLOOP_SLURM: slurm_max_num_timeout is 'x'; expected a whole number, 0 or more",
+        ),
+        ("[1]", r"SLOTLOOP_SLURM is '\[1\]'; expected a JSON object with at least timeout_min"),
         ({**HERE, "cluster": "debug"}, "SLOTLOOP_SLURM: cluster is 'debug'; expected slurm or local"),
     ],
 )
