@@ -153,15 +153,15 @@ class Listener(ThreadingHTTPServer):
     request_queue_size = 128  # every reading thread of every process connects
 
     def __init__(self, host: str, port: int, trunk: ServedTrunk) -> None:
-        self.address_family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        super().__init__(address, partial(Connection, trunk=trunk))
+        self.address_family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        super().__init__((host, port), partial(Connection, trunk=trunk))
 
     @property
     def place(self) -> str:
         """Where others reach it, HOST:PORT; this machine's name stands for all of its addresses."""
-        host, port = self.server_address[:2]
+        host, port = str(self.server_address[0]), self.server_address[1]
         host = socket.gethostname() if host in ("0.0.0.0", "::") else host
-        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Leave out what a client's end raises; anything else is a bug."""
