@@ -186,4 +186,4 @@ def _enter(examples: LiveSource, backbone: Backbone, tail_layers: int, taps: Seq
         examples.layer = split_layer(layers, tail_layers)
         examples.taps = below_split(taps, layers, examples.layer)
     except ValueError as error:
-        raise ConfigError(f"sources.live, sources.remote: {error}; set TAIL_LAYERS and TAPS") from None
+        raise ConfigError(f"sources.live, sources.remote: {error}") from None

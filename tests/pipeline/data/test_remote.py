@@ -177,13 +177,6 @@ def test_a_batch_that_no_trunk_takes_is_refused_before_it_is_sent(served, source
     assert served.questions == 0
 
 
-@pytest.mark.parametrize("read", [sources.live, sources.remote])
-@pytest.mark.parametrize(("wrong", "said"), [({"taps": (7,)}, "got 7"), ({"tail_layers": 9}, "9")])
-def test_layers_that_the_backbone_has_not_are_refused(served, source, read, wrong, said):
-    with pytest.raises(ConfigError, match=f"^sources.live, sources.remote: .*{said}.*; set TAIL_LAYERS and TAPS"):
-        source(read, **wrong)
-
-
 def test_processes_begin_with_different_trunks(source, monkeypatch):
     monkeypatch.setattr(remote, "rank", lambda: 1)
     monkeypatch.setenv("SLOTLOOP_TRUNKS", "a:1,b:2")
