@@ -27,15 +27,14 @@ import torch
 from torch import Tensor
 
 from components.training.finiteness import first_non_finite
-from pipeline.errors import DataError, UserError
-from pipeline.files import remove, sha256, storing, synced, verify
+from pipeline.errors import DataError, TrainingError, UserError
+from pipeline.files import sha256, verify
 from pipeline.machine.distributed import barrier, rank
-from pipeline.tensor_files import read_tensor, tensor_names, write_tensors
+from pipeline.machine.process import Interrupted
+from pipeline.machine.snapshot_writing import DESCRIPTION, OUT, PART, STATE, Writing, snapshots_in
+from pipeline.tensor_files import read_tensor, tensor_names
 
-STATE, DESCRIPTION = "state.safetensors", "state.json"
-PART = "part-"  # of a file with what one of several processes holds of some tensors
 STALE_AFTER = 14 * 24 * 3600.0  # seconds
-KEPT = 2  # snapshots: should the newest be damaged, the one before it is taken
 _folder: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
 
@@ -156,6 +155,21 @@ class Scratch:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self._writing: Writing | None = None
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """When the block ends, however it does, the last of its snapshots has been written.
+
+        Raises:
+            StorageError: the disk refused it. That came first, whatever else ends the block.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self.finish(together=isinstance(error, Interrupted | TrainingError))  # these come to all processes in the same step
+            raise
+        self.finish()
 
     def save(
         self,
@@ -165,7 +179,8 @@ class Scratch:
         out: Path,
         parts: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        """Write one snapshot and drop the older ones.
+        """Write one snapshot and drop the older ones, at once or while the training goes on (``snapshot_writing``). One that is
+        still being written is waited for.
 
         Args:
             step: that it is of.
@@ -173,33 +188,22 @@ class Scratch:
             numbers: beside them.
             out: folder whose files are copied.
             parts: rows of tensors of which every process holds some, in their order; then all processes must call it.
+
+        Raises:
+            StorageError: the disk refuses it, or refused the last one.
         """
         if self.folder is None:
             return
-        temporary, final = self.folder / "writing", self.folder / f"step-{step:09d}"
-        if rank():
-            _write_part(temporary, parts)
-            return
-        with storing(final, temporary):
-            remove(temporary)
-            temporary.mkdir(parents=True)
-            if parts:
-                _write_part(temporary, parts)
-            self._write(temporary, final, tensors, numbers, out)
-        for older in self._snapshots()[KEPT:]:
-            shutil.rmtree(older)
+        self.finish()
+        self._writing = Writing(self.folder / f"step-{step:09d}", tensors, numbers, out, parts)
+        if not self._writing.behind:
+            self.finish()
 
-    def _write(self, temporary: Path, final: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], out: Path) -> None:
-        """Finish a snapshot's folder beside its place and put it there durably."""
-        write_tensors(temporary / STATE, tensors)
-        for file in (f for f in out.iterdir() if f.is_file()):
-            shutil.copyfile(file, temporary / f"out-{file.name}")
-        files = {file.name: sha256(file) for file in temporary.iterdir()}
-        (temporary / DESCRIPTION).write_text(json.dumps({"numbers": numbers, "files": files}))
-        for path in (*temporary.iterdir(), temporary):
-            synced(path)
-        os.replace(temporary, final)
-        synced(final.parent)
+    def finish(self, *, together: bool = True) -> None:
+        """Wait until the last snapshot has been written; see ``Writing.finish``."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.finish(together=together)
 
     def load(
         self, out: Path | None, cut: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
@@ -210,7 +214,7 @@ class Scratch:
             out: its files are put back there, and damaged snapshots are removed; None = only look.
             cut: takes of each whole tensor, by name, what is to be kept of it.
         """
-        for snapshot in self._snapshots():
+        for snapshot in snapshots_in(self.folder) if self.folder is not None else ():
             try:
                 description = json.loads((snapshot / DESCRIPTION).read_bytes())
                 for name, expected in description["files"].items():
@@ -222,21 +226,10 @@ class Scratch:
                 continue
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                for file in snapshot.glob("out-*"):
-                    shutil.copyfile(file, out / file.name.removeprefix("out-"))
+                for file in snapshot.glob(f"{OUT}*"):
+                    shutil.copyfile(file, out / file.name.removeprefix(OUT))
             return tensors, description["numbers"]
         return None
-
-    def _snapshots(self) -> list[Path]:
-        """Newest first."""
-        return sorted(self.folder.glob("step-*"), reverse=True) if self.folder is not None and self.folder.is_dir() else []
-
-
-def _write_part(folder: Path, parts: Mapping[str, Tensor]) -> None:
-    """Add what this process holds to a snapshot that the first one has begun; afterwards all parts are there."""
-    barrier()
-    write_tensors(folder / f"{PART}{rank():05d}.safetensors", parts)
-    barrier()
 
 
 def _finite_tensors(snapshot: Path) -> Iterator[tuple[str, Tensor]]:

@@ -98,7 +98,7 @@ def fit(
     gradient = partial(accumulate, run.model, goal, runtime=runtime, sequences=train.sequences(accumulation), shares=shares)
     batches = _counted(train.steps(result.steps, accumulation), counter, goal, steps, result)
     steps = _affordable(steps, budget, result.flops_per_step)
-    with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated, as_one():
+    with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated, as_one(), scratch.in_use():
         for step in range(result.steps, 0 if result.stopped else steps):
             micro = [batch.to(runtime.device) for batch in health.waited(batches)]
             set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from pipeline import tensor_files
 from pipeline.errors import StorageError, UserError
-from pipeline.machine import snapshots
+from pipeline.machine import snapshot_writing, snapshots
 
 
 @pytest.fixture(autouse=True)
@@ -20,11 +20,23 @@ def root(tmp_path, monkeypatch):
     return tmp_path / "scratch"
 
 
+@pytest.fixture(params=["at once", "behind"])
+def way(request, monkeypatch):
+    """A snapshot is written before the training goes on, or while it does."""
+    if request.param == "behind":
+        monkeypatch.setattr(snapshot_writing, "BEHIND", (*snapshot_writing.BEHIND, "cpu"))
+
+
+BOTH_WAYS = pytest.mark.usefixtures("way")
+
+
 def snapshot(place, step, out):
     (out / "curves.csv").write_text(f"step {step}")
-    place.save(step, {"x": torch.tensor([float(step)])}, {"step": step}, out)
+    with place.in_use():
+        place.save(step, {"x": torch.tensor([float(step)])}, {"step": step}, out)
 
 
+@BOTH_WAYS
 def test_the_newest_snapshot_comes_back_with_its_files(root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -38,6 +50,7 @@ def test_the_newest_snapshot_comes_back_with_its_files(root, tmp_path):
         assert (out / "curves.csv").read_text() == "step 2"
 
 
+@BOTH_WAYS
 def test_two_snapshots_are_kept(tmp_path):
     out, place = tmp_path / "out", snapshots.Scratch(tmp_path / "place")
     out.mkdir()
@@ -46,6 +59,7 @@ def test_two_snapshots_are_kept(tmp_path):
         assert sorted(p.name for p in place.folder.iterdir()) == [f"step-{n:09d}" for n in left]
 
 
+@BOTH_WAYS
 def test_a_finished_stage_leaves_nothing_and_a_failed_one_its_state(root, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -81,6 +95,7 @@ def harm(snapshot, damage):
 
 
 @DAMAGES
+@BOTH_WAYS
 def test_a_damaged_snapshot_is_never_used(tmp_path, damage):
     out = tmp_path / "out"
     out.mkdir()
@@ -92,6 +107,7 @@ def test_a_damaged_snapshot_is_never_used(tmp_path, damage):
 
 
 @DAMAGES
+@BOTH_WAYS
 def test_where_the_newest_is_damaged_the_one_before_comes_back(tmp_path, damage):
     out = tmp_path / "out"
     out.mkdir()
@@ -105,6 +121,7 @@ def test_where_the_newest_is_damaged_the_one_before_comes_back(tmp_path, damage)
     assert [p.name for p in place.folder.iterdir()] == ["step-000000002"]
 
 
+@BOTH_WAYS
 def test_to_look_changes_nothing(tmp_path):
     """What all processes but the first do, after it: the same snapshot, and no file is touched."""
     out = tmp_path / "out"
@@ -119,6 +136,7 @@ def test_to_look_changes_nothing(tmp_path):
     assert (out / "curves.csv").read_text() == "later" and len(list(place.folder.iterdir())) == 2
 
 
+@BOTH_WAYS
 def test_a_file_that_was_not_there_yet_is_no_part_of_a_snapshot(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -132,6 +150,7 @@ def test_a_file_that_was_not_there_yet_is_no_part_of_a_snapshot(tmp_path):
     assert (out / "model.safetensors").read_bytes() == b"best" and len(list(out.iterdir())) == 2
 
 
+@BOTH_WAYS
 def test_a_disk_that_refuses_a_snapshot_is_told_and_leaves_the_one_before(tmp_path, monkeypatch):
     """safetensors puts what the system says in words of its own."""
     out, place = tmp_path / "out", snapshots.Scratch(tmp_path / "place")
@@ -153,6 +172,7 @@ def test_outside_of_a_stage_nothing_is_kept(tmp_path):
     assert place.folder is None and place.load(tmp_path) is None and snapshots.folder("shards") is None
 
 
+@BOTH_WAYS
 def test_a_snapshot_has_reached_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     out, synced = tmp_path / "out", []
     out.mkdir()
@@ -168,9 +188,16 @@ def test_a_snapshot_has_reached_the_disk_before_it_has_its_name(tmp_path, monkey
     assert after == [(tmp_path / "place").stat().st_ino]
 
 
+@BOTH_WAYS
 def test_an_unfinished_snapshot_is_not_a_snapshot(tmp_path):
+    out, place = tmp_path / "out", snapshots.Scratch(tmp_path / "place")
+    out.mkdir()
     (tmp_path / "place" / "writing").mkdir(parents=True)
-    assert snapshots.Scratch(tmp_path / "place").load(tmp_path) is None
+    (tmp_path / "place" / "writing" / "out-other.csv").write_text("of a run that was killed")
+    assert place.load(out) is None
+    snapshot(place, 1, out)
+    assert [path.name for path in place.folder.iterdir()] == ["step-000000001"]
+    assert not list(place.folder.rglob("*other*"))
 
 
 def test_the_same_work_twice_at_once_is_refused():

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import count, cycle, islice, pairwise
@@ -20,7 +21,7 @@ from components.training.optim import adamw, muon
 from pipeline.corpora.prepared import Vocabulary
 from pipeline.data.batches import assemble
 from pipeline.errors import DataError, TrainingError
-from pipeline.machine import snapshots
+from pipeline.machine import snapshot_writing, snapshots
 from pipeline.machine.process import Interrupted
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.training import flops
@@ -362,8 +363,25 @@ def failing():
     raise RuntimeError("power")
 
 
-@pytest.mark.parametrize(("last", "optimizer"), [*((last, adamw) for last in (0, 2, 3, 8, 10)), (0, muon), (3, muon), (8, muon)])
-def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, last, optimizer):
+@pytest.fixture(params=["at once", "behind"])
+def way(request, monkeypatch):
+    """A snapshot is written before the training goes on, or while it does."""
+    write = snapshot_writing.write_tensors
+    if request.param == "behind":
+        monkeypatch.setattr(snapshot_writing, "BEHIND", (*snapshot_writing.BEHIND, "cpu"))
+        monkeypatch.setattr(snapshot_writing, "write_tensors", lambda *file: time.sleep(0.1) or write(*file))  # steps go on first
+
+
+AT_ONCE = (*((last, adamw) for last in (0, 2, 3, 8, 10)), (0, muon), (3, muon), (8, muon))
+BEHIND = ((3, adamw), (10, muon))
+
+
+@pytest.mark.parametrize(
+    ("way", "last", "optimizer"),
+    [*(("at once", *case) for case in AT_ONCE), *(("behind", *case) for case in BEHIND)],
+    indirect=["way"],
+)
+def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work, content, tmp_path, way, last, optimizer):
     """In the first step, between validations, with one, and in the last step but one."""
     train = partial(train, optimizer=partial(optimizer, lr=1e-2))
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -386,11 +404,13 @@ def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work,
     assert not (tmp_path / "scratch").exists()
 
 
+@pytest.mark.usefixtures("way")
 def test_sigterm_in_the_last_step_changes_nothing(train, work):
     with work():
         assert train(*BATCHES, schedule=ended_at(11, asked_to_end), **LONG).steps == 12
 
 
+@pytest.mark.usefixtures("way")
 def test_a_run_that_failed_goes_on_from_its_last_snapshot(train, model, work, content, tmp_path):
     start = {name: value.clone() for name, value in model.state_dict().items()}
     settings = {**LONG, "save_every": 5}

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from functools import partial
 from itertools import count
 
@@ -23,7 +24,7 @@ from components.refiners.refiner import SlotRefiner
 from components.training.freezing import freeze_except
 from components.training.optim import adamw, muon
 from pipeline.errors import ConfigError
-from pipeline.machine import snapshots
+from pipeline.machine import snapshot_writing, snapshots
 from pipeline.machine.distributed import rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.models.discovery import discovered
@@ -106,12 +107,16 @@ def microbatch(number):
     return Batch(tokens.where(~masked, torch.tensor(10)), tokens, masked, torch.rand(3, 6, generator=generator) * masked, None)
 
 
-def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=adamw):
+def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=adamw, behind=False):
     """Train a model in this process, perhaps one of several, and keep model, snapshot and losses in a folder.
 
     Args:
         ends: what happens before the last step but one.
+        behind: snapshots are written while it goes on, in this process from now on.
     """
+    if behind:
+        snapshot_writing.BEHIND += ("cpu",)
+        snapshot_writing.write_tensors = partial(later, snapshot_writing.write_tensors)
     model, runtime = MODELS[name](), Runtime(threads=1)
     runtime.enter_process()
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,12 @@ def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=ada
     own = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters() if p.requires_grad)
     losses = [validation["loss_by_step"] for validation in result.validation]
     (folder / f"result-{rank()}.json").write_text(json.dumps({"losses": losses, "own": own}))
+
+
+def later(write, path, tensors):
+    """Write when the next steps have gone on meanwhile."""
+    time.sleep(0.2)
+    write(path, tensors)
 
 
 SCRIPT = """
@@ -192,9 +203,10 @@ def test_shared_out_it_is_the_training_of_one_process(tmp_path, alone, name, pro
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_number_of_processes_and_unshared(tmp_path, alone):
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_run_goes_on_in_another_number_of_processes_and_unshared(tmp_path, alone, behind):
     expected, folder = alone("refined"), tmp_path / "work"
-    begun = in_processes(4, folder, "train('refined', Path('shared'), ends=tests.asked_to_end)")
+    begun = in_processes(4, folder, f"train('refined', Path('shared'), ends=tests.asked_to_end, behind={behind})")
     assert ["Interrupted" in process.stderr for process in begun] == [True] * 4
     assert len(list(folder.glob(f".scratch/test/*/test/step-{COUNTED + 1:09d}/part-*"))) == 4
     ways = {"one": (1, "fully_sharded"), "two": (2, "fully_sharded"), "three": (3, "fully_sharded"), "unshared": (2, "replicated")}
@@ -205,15 +217,62 @@ def test_a_run_goes_on_in_another_number_of_processes_and_unshared(tmp_path, alo
 
 
 @pytest.mark.slow
-def test_a_snapshot_of_which_a_disk_refuses_one_part_is_none(tmp_path, alone):
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_snapshot_of_which_a_disk_refuses_one_part_is_none(tmp_path, alone, behind):
     expected, folder = alone("refined"), tmp_path / "work"
-    first, refused = in_processes(2, folder, "train('refined', Path('shared'), ends=tests.limited)")
+    first, refused = in_processes(2, folder, f"train('refined', Path('shared'), ends=tests.limited, behind={behind})")
     assert "StorageError" in refused.stderr and "part-00001.safetensors cannot be written" in refused.stderr.splitlines()[-1]
     assert "Lost: lost the other processes (" in first.stderr.splitlines()[-1]
     there = sorted(path.name for path in folder.glob(".scratch/test/*/test/*"))
-    assert there == [f"step-{step:09d}" for step in (COUNTED - 2, COUNTED)]
+    last = [f"step-{step:09d}" for step in (COUNTED - 2, COUNTED)]
+    assert there == last or (behind and there == last[:1])  # the second is still being written when the disk begins to refuse
     succeeded(in_processes(2, folder, "train('refined', Path('shared'))"))
     same(folder / "shared", expected)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What a training of two processes leaves whose snapshots are written before it goes on."""
+    folder = tmp_path_factory.mktemp("two")
+    succeeded(in_processes(2, folder, "train('refined', Path('shared'))"))
+    return contents(folder / "shared")
+
+
+def contents(folder):
+    """The bytes of every file."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_training_whose_parts_are_written_behind_ends_with_the_same_bytes(tmp_path, two):
+    succeeded(in_processes(2, tmp_path / "work", "train('refined', Path('shared'), behind=True)"))
+    assert contents(tmp_path / "work/shared") == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_killed_while_parts_are_written_behind_the_next_run_ends_with_the_same_bytes(tmp_path, two, rank):
+    """The second snapshot is never whole: the first has its name when the second is begun."""
+    folder = tmp_path / "work"
+    ended = in_processes(2, folder, f"killed({rank}, Path('shared'))")
+    assert ended[rank].returncode == -signal.SIGKILL and "Lost: lost the other processes (" in ended[1 - rank].stderr
+    assert [path.name for path in folder.glob(".scratch/test/*/test/step-*")] == [f"step-{2:09d}"]
+    succeeded(in_processes(2, folder, "train('refined', Path('shared'), behind=True)"))
+    assert contents(folder / "shared") == two
+
+
+def killed(number, folder):
+    """A training of which one process is killed when half of its part of the second snapshot is written."""
+    write, parts = snapshot_writing.write_tensors, []
+
+    def stopping(path, tensors):
+        parts.extend([path] if path.name.startswith("part-") else [])
+        if len(parts) == 2 and rank() == number:
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, tensors)
+
+    snapshot_writing.write_tensors = stopping
+    train("refined", folder, behind=True)
 
 
 def limited():
