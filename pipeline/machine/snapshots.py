@@ -205,6 +205,11 @@ class Scratch:
         if writing is not None:
             writing.finish(together=together)
 
+    def has(self, step: int) -> bool:
+        """Tell whether there is a snapshot of a step; one that is being written is waited for."""
+        self.finish(together=False)
+        return self.folder is not None and (self.folder / f"step-{step:09d}").is_dir()
+
     def load(
         self, out: Path | None, cut: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -23,7 +23,7 @@ from components.ranges import Decay, NonNegativeFloat, NonNegativeInt, PositiveI
 from components.training.ema import EMA
 from components.training.finiteness import first_non_finite
 from components.training.optim import adamw, set_lr, warmup_cosine
-from pipeline.errors import ConfigError, TrainingError
+from pipeline.errors import ConfigError, DataError, TrainingError
 from pipeline.files import write_atomic
 from pipeline.machine import snapshots
 from pipeline.machine.distributed import any_of, as_one, gathered, rank
@@ -86,6 +86,7 @@ def fit(
         ConfigError: an objective that does not fit the model, or a way of sharing it out that does not fit the optimizer.
         TrainingError: loss, gradient or weights are not finite; names the step and the last good checkpoint. That step is not
             taken, and nothing of it is kept.
+        DataError: a microbatch cannot be had; a snapshot of the last step is kept, but for one of several processes' shares.
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
     train, runtime, (goal, counter, meter, shares) = run.train, run.runtime, _set_up(run, objective, execution, sharding)
@@ -100,7 +101,14 @@ def fit(
     steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated, as_one(), scratch.in_use():
         for step in range(result.steps, 0 if result.stopped else steps):
-            micro = [batch.to(runtime.device) for batch in health.waited(batches)]
+            try:
+                micro = [batch.to(runtime.device) for batch in health.waited(batches)]
+            except DataError:  # of a trunk elsewhere that is gone, for example; the steps so far shall not be lost with it
+                if rows := curves.flush():
+                    _report(rows, guard, bar, result, "")
+                if training.keep_alone(result, scratch, run.out) and terminated():
+                    raise _interrupted(run, result, steps) from None
+                raise
             set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))
             lead = goal.steps_before(noise.key(train.seed, step))
             values = gradient(micro=micro, seed=train.seed, step=step, progress=step / steps, lead=lead, statistics=True)
@@ -125,7 +133,7 @@ def fit(
             if result.stopped:
                 return result
             if ending:
-                raise Interrupted(f"{run.name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
+                raise _interrupted(run, result, steps)
     return result
 
 
@@ -237,6 +245,10 @@ def _check_finite(tensors: Mapping[str, Tensor], bar: Progress, result: TrainSta
     """Raise TrainingError if weights, moments or average are not finite: they are neither validated nor kept."""
     if name := next(filter(None, gathered(first_non_finite(tensors))), None):
         raise TrainingError(f"{bar.label}: '{name}' is not finite after step {result.steps}; {_last_checkpoint(result)}")
+
+
+def _interrupted(run: TrainRun, result: TrainState, steps: int) -> Interrupted:
+    return Interrupted(f"{run.name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
 
 
 def _last_checkpoint(result: TrainState) -> str:

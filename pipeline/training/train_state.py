@@ -12,6 +12,7 @@ from torch import Tensor
 from components.batch import Batch
 from components.model import Model
 from components.training.ema import EMA
+from components.training.finiteness import first_non_finite
 from pipeline.data.loading import TrainLoader
 from pipeline.machine.distributed import first_alone, rank
 from pipeline.machine.runtime import Runtime
@@ -120,6 +121,18 @@ class Training:
             order = self.train.state_dict(result.steps, self.accumulation)
             numbers = {"fit": asdict(result), "average_updates": self.average.updates, "order": order}
             scratch.save(result.steps, whole, numbers, out, parts)
+
+    def keep_alone(self, result: TrainState, scratch: Scratch, out: Path) -> bool:
+        """Write a snapshot of a run whose other processes may be elsewhere, if there is none of this step and all is finite.
+
+        Returns:
+            Whether this process can: not if each holds a share of what is trained.
+        """
+        if self.shares.are_parts:
+            return False
+        if result.steps and not scratch.has(result.steps) and not first_non_finite(self.tensors()):
+            self.keep(result, scratch, out)
+        return True
 
     @torch.no_grad()
     def resume(self, scratch: Scratch, out: Path) -> TrainState:

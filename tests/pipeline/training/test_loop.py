@@ -425,6 +425,31 @@ def test_a_run_that_failed_goes_on_from_its_last_snapshot(train, model, work, co
     assert seen == list(range(5, 12)) and torch.equal(weights(model), ended) and content("parts") == content("whole")
 
 
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("taken", [4, 7])  # of which the fourth was validated, and so kept
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_batch_that_cannot_be_had_loses_no_step(train, model, work, content, tmp_path, monkeypatch, taken, asked):
+    start, steps = {name: value.clone() for name, value in model.state_dict().items()}, Fixed.steps
+
+    def gone(self, first, accumulation):
+        yield from islice(steps(self, first, accumulation), taken)
+        if asked:
+            asked_to_end()
+        raise DataError("no trunk answers")
+
+    train(*BATCHES, out=tmp_path / "whole", schedule=falling, **LONG)
+    ended, seen = weights(model).clone(), []
+    model.load_state_dict(start)
+    message = f"^test: SIGTERM after step {taken} of 12; run it again" if asked else "^no trunk answers$"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted if asked else DataError, match=message), work():
+        patch.setattr(Fixed, "steps", gone)
+        train(*BATCHES, out=tmp_path / "parts", schedule=falling, **LONG)
+    model.load_state_dict(start)
+    with work():
+        train(*BATCHES, out=tmp_path / "parts", schedule=watched(seen), **LONG)
+    assert seen == list(range(taken, 12)) and torch.equal(weights(model), ended) and content("parts") == content("whole")
+
+
 def test_a_snapshot_of_another_order_is_refused(train, work):
     with pytest.raises(Interrupted), work():
         train(*BATCHES, schedule=ended_at(3, asked_to_end), **LONG)
