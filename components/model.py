@@ -2,11 +2,11 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.batch import Batch
@@ -149,6 +149,15 @@ class Model(nn.Module):
         condition, carry, layout = self.begin(batch, positions)
         yield from recur(self.step, range(n_steps), carry, condition, layout, statistics)
 
-    def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
-        """The last state only: earlier ones are dropped as soon as the next is made."""
-        return deque((state.hidden for state in self.steps(batch)), maxlen=1).pop()
+    def states(self, batch: Batch, read: Int[Tensor, "rows"] | None = None) -> Float[Tensor, "batch seq dim"]:
+        """The last state only: earlier ones are dropped as soon as the next is made.
+
+        Args:
+            batch: cached hidden states or tokens.
+            read: indices of the positions where it is wanted, sequence after sequence; others may lack the last step. None = all.
+        """
+        condition, carry, layout = self.begin(batch)
+        last = at_least_one_step(self.n_steps) - 1
+        for state in recur(self.step, range(last), carry, condition, layout, False):
+            carry = state.carry
+        return self.step(last, carry, condition, replace(layout, read=read), False).hidden

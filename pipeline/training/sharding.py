@@ -143,14 +143,14 @@ class Shares:
 
 def _own(shared: Tensor) -> Tensor:
     """This process's share of what is shared out, a ``DTensor``."""
-    share: Tensor = shared.to_local()  # type: ignore[operator]
+    share: Tensor = shared.to_local()  # type: ignore[attr-defined]
     return share
 
 
 @torch.no_grad()
 def _gathered(shared: Tensor) -> Tensor:
     """A tensor put together from all processes, on the first one's host; nothing in the others, all of which must call it."""
-    whole: Tensor = shared.full_tensor()  # type: ignore[operator]
+    whole: Tensor = shared.full_tensor()  # type: ignore[attr-defined]
     return torch.empty(0) if rank() else whole.cpu()
 
 
