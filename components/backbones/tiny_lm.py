@@ -64,7 +64,7 @@ class TinyLM(BackboneModel):
             "rotary": rotary,
         }
         self.first_layer = first_layer
-        self.embedding = nn.Embedding.from_pretrained(torch.randn(vocab, dim), freeze=False)  # its own draw brings the compiler
+        self.embedding = nn.Embedding(vocab, dim)
         self.positions = nn.Parameter(torch.zeros(seq, dim))
         self._begin_positions = positions
         positions.check(seq)

@@ -16,28 +16,28 @@ from components.model import Model
 BLOCK = 32
 
 
-def read_out(model: Model, batch: Batch, asked: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+def read_out(model: Model, batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
     """Compute the logits of a batch after the last step where they are asked for; elsewhere they are 0.
 
     Args:
         model: any that remembers no passes.
         batch: on its device.
-        asked: the positions.
+        predicted: the positions.
     """
-    rows, canvas = distinct(batch, asked)
+    rows, canvas = distinct(batch, predicted)
     if len(rows) == len(batch):
-        return _read_out(model, batch, asked)
-    return _read_out(model, batch.take(rows), asked[rows])[canvas]
+        return _read_out(model, batch, predicted)
+    return _read_out(model, batch.take(rows), predicted[rows])[canvas]
 
 
-def distinct(batch: Batch, asked: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
+def distinct(batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
     """Choose rows among which is every canvas of a batch, in whole blocks, and the place of each row's canvas among them.
 
     Args:
         batch: the rows.
-        asked: positions that are asked for; rows of which others are do not count as equal.
+        predicted: positions that are asked for; rows of which others are do not count as equal.
     """
-    seen = torch.cat([batch.tokens, *(x.to(batch.tokens.dtype) for x in (asked, batch.attention) if x is not None)], 1)
+    seen = torch.cat([batch.tokens, *(x.to(batch.tokens.dtype) for x in (predicted, batch.attention) if x is not None)], 1)
     _, canvas, times = seen.unique(dim=0, return_inverse=True, return_counts=True)
     order = canvas.argsort(stable=True)
     first = times.cumsum(0) - times
@@ -46,9 +46,9 @@ def distinct(batch: Batch, asked: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor
     return rows, canvas
 
 
-def _read_out(model: Model, batch: Batch, asked: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-    places = asked.flatten().nonzero()[:, 0]
+def _read_out(model: Model, batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+    places = predicted.flatten().nonzero()[:, 0]
     read = torch.cat([places, places[-1:].expand(-len(places) % BLOCK)])
     logits = model.readout(rearrange(model.states(batch, read), "batch seq dim -> (batch seq) dim")[read])
-    whole = logits.new_zeros(asked.numel(), logits.shape[-1]).index_copy(0, read, logits)
+    whole = logits.new_zeros(predicted.numel(), logits.shape[-1]).index_copy(0, read, logits)
     return rearrange(whole, "(batch seq) vocab -> batch seq vocab", batch=len(batch))

@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def positions_read(self) -> Bool[Tensor, "1 rows"] | None:
-        """Of the positions that are read, which may change; None = all."""
+        """Say which of the positions that are read may change; None = all."""
         return None if self.positions is None else self.positions.flatten()[self.read][None]
 
     @property

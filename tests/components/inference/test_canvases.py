@@ -66,7 +66,7 @@ def test_what_is_shared_equals_what_is_computed_apart(refiner, padded):
 def test_each_canvas_is_read_once_in_whole_blocks(monkeypatch):
     model, batch, read, changed = made(), rows(200, 40), [], []
     begin, delta = model.begin, model.refiner.delta_in.forward
-    monkeypatch.setattr(model, "begin", lambda batch: read.append(len(batch)) or begin(batch))
+    monkeypatch.setattr(model, "begin", lambda batch, *rest: read.append(len(batch)) or begin(batch, *rest))
     monkeypatch.setattr(model.refiner.delta_in, "forward", lambda x: changed.append(x.shape[:-1].numel()) or delta(x))
     read_out(model, batch, batch.masked)
     masked = int(batch.take(distinct(batch, batch.masked)[0]).masked.sum())
