@@ -2,11 +2,11 @@
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from components.batch import Batch
@@ -136,6 +136,7 @@ class Model(nn.Module):
         steps: int | None = None,
         positions: Bool[Tensor, "batch seq"] | None = None,
         statistics: bool = False,
+        read: Int[Tensor, "rows"] | None = None,
     ) -> Iterator[State]:
         """Yield the state after each supervised step, everything in one graph.
 
@@ -144,11 +145,17 @@ class Model(nn.Module):
             steps: another number of steps than the model's own.
             positions: True where states may change; None = everywhere.
             statistics: also measure slots where there are any.
+            read: indices of the positions where the last state is wanted, sequence after sequence; others may lack the last step.
+                None = all.
         """
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         condition, carry, layout = self.begin(batch, positions)
-        yield from recur(self.step, range(n_steps), carry, condition, layout, statistics)
+        for number in range(n_steps):
+            last = read is not None and number == n_steps - 1
+            state = self.step(number, carry, condition, replace(layout, read=read) if last else layout, statistics)
+            yield state
+            carry = state.carry
 
-    def states(self, batch: Batch) -> Float[Tensor, "batch seq dim"]:
-        """The last state only: earlier ones are dropped as soon as the next is made."""
-        return deque((state.hidden for state in self.steps(batch)), maxlen=1).pop()
+    def states(self, batch: Batch, read: Int[Tensor, "rows"] | None = None) -> Float[Tensor, "batch seq dim"]:
+        """The last state only, where it is ``read``: earlier ones are dropped as soon as the next is made."""
+        return deque((state.hidden for state in self.steps(batch, read=read)), maxlen=1).pop()

@@ -48,6 +48,8 @@ class Layout:
         places: index of each token in its sequence, for distances where only some tokens are there; None = all are.
         past: no token may learn of what stands behind it: ``causal_mask``, made once for all steps; None = every token may.
         cache: what tokens that were refined before these have left, which ``past`` speaks of too; None = these are all.
+        read: indices of the positions whose states are wanted of a last step, sequence after sequence; a core may leave out what
+            the others need. None = all.
     """
 
     attention: Bool[Tensor, "batch seq"] | None = None
@@ -55,6 +57,12 @@ class Layout:
     places: Int[Tensor, "batch seq"] | None = None
     past: Bool[Tensor, "_ 1 seq keys"] | None = None
     cache: KeyValueCache | None = None
+    read: Int[Tensor, "rows"] | None = None
+
+    @property
+    def positions_read(self) -> Bool[Tensor, "1 rows"] | None:
+        """Say which of the positions that are read may change; None = all."""
+        return None if self.positions is None else self.positions.flatten()[self.read][None]
 
     @property
     def causal(self) -> bool:
@@ -79,6 +87,15 @@ class Layout:
         """Return the layout of some of the sequences alone."""
         attention, positions, places = (None if x is None else x[rows] for x in (self.attention, self.positions, self.places))
         return Layout(attention, positions, places, self.past)
+
+    def at_read(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "1 rows dim"]:
+        """Gather of all positions those that are read, as one sequence."""
+        return rearrange(x, "batch seq dim -> 1 (batch seq) dim")[:, self.read]
+
+    def with_read(self, x: Float[Tensor, "batch seq dim"], new: Float[Tensor, "1 rows dim"]) -> Float[Tensor, "batch seq dim"]:
+        """Put ``new`` where positions are read, and ``x`` elsewhere."""
+        assert self.read is not None
+        return x.flatten(0, 1).index_copy(0, self.read, new[0]).view_as(x)
 
     def parts(self, size: int, batch: int) -> list["Layout"]:
         """Cut the layout into those of ``size`` sequences each."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from components.nn.attention import Attention, Block
 from components.ranges import Depth, NonNegativeFloat, PositiveInt
-from components.recursion import State
+from components.recursion import State, mapped
 from components.refiners.core import Core, Injection, Inputs, Layout, uniform_, zeros_
 from components.refiners.delta import Clamped, Damped, RmsScaled, Update
 from components.refiners.entry import Entry, Identity, Normed
@@ -168,6 +168,26 @@ class SlotRefiner(Core):
         for block in self.blocks:
             u = block(u, visible, layout.places, layout.cache)
         context = self.attention(self.attention_norm(u), visible, layout.places, layout.cache)
+        now = {"hidden": hidden, "context": context}
+        if layout.read is None:
+            return self._changed(now, carry, condition, layout, statistics)
+        seen = {name: state for name, state in condition.items() if name != "injected"}  # which attention has read
+        before = {name: state for name, state in carry.items() if name != "hidden"}
+        now, before, seen = (mapped(layout.at_read, tree) for tree in (now, before, seen))
+        return State(
+            layout.with_read(hidden, self._changed(now, before, seen, Layout(positions=layout.positions_read), False).hidden)
+        )
+
+    def _changed(
+        self,
+        now: Mapping[str, Tensor],
+        carry: Mapping[str, Tensor],
+        condition: Mapping[str, Tensor],
+        layout: Layout,
+        statistics: bool,
+    ) -> State:
+        """What follows attention, which is of each position alone: slots -> delta network -> confidence-weighted update."""
+        hidden, context = now["hidden"], now["context"]
         slots = self.slots(self._sources(hidden, context, condition), carry.get("context"))
         gated = self.slots.gated(slots)
         confidence = torch.sigmoid(self.confidence(gated[self.slots.weighing]))

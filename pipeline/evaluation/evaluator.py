@@ -180,9 +180,10 @@ def _filled(
 ) -> dict[str, Tensor]:
     """What the models share, they share in the first pass alone, before which nothing is decoded."""
     memory = PassMemory()
-    later = predictor(whole(model), replace(batch, hidden=None), vocabulary, runtime, memory=memory)
+    ask = partial(predictor, vocabulary=vocabulary, runtime=runtime, memory=memory, revise=sampler.revise)
+    later = ask(whole(model), replace(batch, hidden=None))
     single = sampler.guidance  # whose passes begin with other tokens
-    passes = chain([later if single else predictor(model, batch, vocabulary, runtime, memory=memory)], repeat(later))
+    passes = chain([later if single else ask(model, batch)], repeat(later))
     tokens, evaluations = batch.tokens, torch.zeros_like(batch.tokens[:, 0])
     revised = evaluations
     with Progress("passes", sampler.steps or 1, "pass") as bar:

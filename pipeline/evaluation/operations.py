@@ -11,7 +11,6 @@ from components.batch import Batch
 from components.model import Model
 from pipeline.corpora.prepared import Prepared
 from pipeline.evaluation import evaluator
-from pipeline.inference.predictor import predictor
 from pipeline.machine.runtime import Runtime
 from pipeline.training import flops
 
@@ -42,7 +41,7 @@ def add_operations(
             work = partial(_parallel, model, steps=model.n_steps, runtime=runtime)
             metrics[name][measure]["flops_per_answer"] = _mean(model, prepared, split_name, ratio, seed, runtime, work)
         for measure, (split_name, passes, _, _) in decodes.items():
-            work = partial(_one_pass, model, prepared=prepared, runtime=runtime)
+            work = partial(_one_pass, model, runtime=runtime)
             a_pass = _mean(model, prepared, split_name, 1.0, seed, runtime, work)
             metrics[name][measure][f"decode_{passes}"]["flops_per_answer"] = passes * a_pass
 
@@ -123,5 +122,8 @@ def _begun(model: Model, batch: Batch, *, runtime: Runtime) -> None:
         model.begin(batch)
 
 
-def _one_pass(model: Model, batch: Batch, *, prepared: Prepared, runtime: Runtime) -> None:
-    predictor(model, batch, prepared.vocabulary, runtime)(batch.tokens)
+@torch.no_grad()
+def _one_pass(model: Model, batch: Batch, *, runtime: Runtime) -> None:
+    """Every position read out, the most that a pass takes."""
+    with runtime.autocast():
+        model.readout(model.states(batch))

@@ -195,8 +195,9 @@ class Generator:
             return
         halt, refined = (self.halt, finish or model) if self.halt else (None, None)
         ask = partial(
-            predictor, batch=batch, vocabulary=self.vocabulary, runtime=self.runtime, prefix=self.prefix, blocks=self.sampler.blocks
-        )
+            predictor, batch=batch, vocabulary=self.vocabulary, runtime=self.runtime, prefix=self.prefix,
+            blocks=self.sampler.blocks, revise=self.sampler.revise,
+        )  # fmt: skip
         predict = ask(model, halt=halt if model is refined else None)
         last = None if finish is None else ask(finish, halt=halt)
         yield from self.sampler.passes(

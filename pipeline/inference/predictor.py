@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from components.batch import Batch
-from components.inference import halting
+from components.inference import canvases, halting
 from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
 from components.inference.left_to_right import Read, continued, reread
 from components.inference.pass_memory import PassMemory
+from components.inference.revising import Rule as Revise
 from components.inference.sampling import Predict
 from components.model import Model
 from pipeline.corpora.prepared import Vocabulary
@@ -28,8 +29,9 @@ def predictor(
     prefix: Prefix | None = None,
     blocks: int = 1,
     memory: PassMemory | None = None,
+    revise: Revise | None = None,
 ) -> Predict:
-    """Predicts what is still masked of ``batch``, one pass of a decode after the other.
+    """Predicts what is still masked of ``batch``, one pass of a decode after the other; logits elsewhere decide nothing.
 
     Args:
         model: any.
@@ -40,6 +42,7 @@ def predictor(
         prefix: what is kept of the tokens before a block while it is decoded; None = nothing, everything is read in every pass.
         blocks: as the sampler's; of concern to ``prefix`` alone.
         memory: what the passes of the decode so far have left, for a model that remembers; None = this predicts the first.
+        revise: as the sampler's: with one, what is decided of the answers is predicted too.
     """
     memory = PassMemory() if memory is None else memory
     from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, vocabulary, blocks)
@@ -52,7 +55,9 @@ def predictor(
                 return from_prefix(tokens)
             if model.remembers:
                 return model.readout(memory.run(model, now).hidden)
-            return model.readout(model.states(now) if halt is None else _halted(model, now, halt))
+            if halt is not None:
+                return model.readout(_halted(model, now, halt))
+            return canvases.read_out(model, now, now.masked if revise is None else now.masked | batch.masked)
 
     return predict
 

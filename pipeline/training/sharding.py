@@ -16,9 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from components.batch import Batch
 from components.model import Model
@@ -155,22 +152,26 @@ class Shares:
                 place.module._parameters[place.name] = parameter
 
     def _share(self, name: str) -> nn.Parameter:
-        parameter: Tensor = self._whole[name]
-        return nn.Parameter(parameter.to_local().detach()) if isinstance(parameter, DTensor) else self._whole[name]
+        return nn.Parameter(_own(self._whole[name]).detach()) if name in self._places else self._whole[name]
 
     def _taken(self, name: str) -> Tensor:
         parameter = self._whole[name]
         gradient, parameter.grad = parameter.grad, None
         if gradient is None:
             return torch.zeros_like(self.parameters[name])
-        return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        return _own(gradient) if name in self._places else gradient
+
+
+def _own(shared: Tensor) -> Tensor:
+    """This process's share of what is shared out, a ``DTensor``."""
+    share: Tensor = shared.to_local()  # type: ignore[attr-defined]
+    return share
 
 
 @torch.no_grad()
 def _gathered(shared: Tensor) -> Tensor:
     """A tensor put together from all processes, on the first one's host; nothing in the others, all of which must call it."""
-    assert isinstance(shared, DTensor)
-    whole: Tensor = shared.full_tensor()
+    whole: Tensor = shared.full_tensor()  # type: ignore[attr-defined]
     return torch.empty(0) if rank() else whole.cpu()
 
 
@@ -193,10 +194,15 @@ def fully_sharded(model: Model, objective: Objective) -> Shares:
     Raises:
         ConfigError: the model was shared out before.
     """
+    if world() == 1:
+        return replicated(model, objective)
+    from torch.distributed.device_mesh import init_device_mesh  # a second of imports, which one process alone does without
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     if isinstance(model, FSDPModule):
         raise ConfigError("sharding.fully_sharded: the model is shared out already; a stage trains a shared model once")
     units = shared_units(model)
-    if world() == 1 or not units:
+    if not units:
         return replicated(model, objective)
     # What a layer returns is written into by nobody: neither here nor in the libraries' models.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
@@ -233,6 +239,8 @@ def _read_in(module: nn.Module) -> set[torch.dtype]:
 
 def _places(model: Model) -> dict[str, list[Place]]:
     """Every place of each parameter that is shared out, by the parameter's first name."""
+    from torch.distributed.tensor import DTensor
+
     names = {id(parameter): name for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)}
     places: dict[str, list[Place]] = {}
     for module in model.modules():

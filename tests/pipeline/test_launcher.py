@@ -246,7 +246,8 @@ from pipeline.tracking import clearml, tensorboard, wandb
 from stages.__main__ import main
 
 assert main(["configure", "--check"]) == 0
-late = {"clearml", "tensorboard", "wandb", "requests", "peft", "transformers", "matplotlib", "torch._dynamo"}
+late = {"clearml", "tensorboard", "wandb", "requests", "peft", "transformers", "matplotlib"}
+late |= {"torch._dynamo", "torch.distributed.fsdp"}
 assert not late & set(sys.modules), f"imported too early: {late & set(sys.modules)}"
 assert all(module.__name__.startswith("pipeline.tracking.") for module in (clearml, tensorboard, wandb))
 import clearml, tensorboard, wandb

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from components.batch import Batch
-from components.inference import halting
+from components.inference import halting, revising
 from components.model import Model
 from components.recursion import State
 from components.refiners.core import Layout
@@ -45,8 +45,14 @@ def batch():
 def test_the_last_step_predicts_what_is_still_masked(batch, runtime):
     model = Watched()
     predict = predictor(model, batch, VOCABULARY, runtime)
-    assert (predict(torch.tensor([[1, 4, MASK]])) == 2).all()
+    logits = predict(torch.tensor([[1, 4, MASK]]))
+    assert logits[..., 0].tolist() == [[0, 0, 2]]
     assert model.seen[0].tokens.tolist() == [[1, 4, MASK]] and model.seen[0].supervised.tolist() == [2]
+
+
+def test_where_tokens_are_revised_decided_ones_are_predicted_too(batch, runtime):
+    predict = predictor(Watched(), batch, VOCABULARY, runtime, revise=revising.least_probable)
+    assert predict(torch.tensor([[1, 4, MASK]]))[..., 0].tolist() == [[0, 2, 2]]
 
 
 def test_what_a_sampler_hides_of_the_prompt_is_no_answer(batch, runtime):

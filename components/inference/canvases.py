@@ -1,0 +1,54 @@
+"""Canvases: rows of a denoising pass as the model reads them. Equal ones are read once, and only what is asked for is read out.
+
+The more of an answer is decided, the more rows of a batch have come to the same canvas: puzzles of one solution with other clues.
+What a model says of one does not depend on the rows beside it; rows and positions come in whole blocks, since kernels treat what
+is left over in another way, whose last digit may differ.
+"""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from components.batch import Batch
+from components.model import Model
+
+BLOCK = 32
+
+
+def read_out(model: Model, batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+    """Compute the logits of a batch after the last step where they are asked for; elsewhere they are 0.
+
+    Args:
+        model: any that remembers no passes.
+        batch: on its device.
+        predicted: the positions.
+    """
+    rows, canvas = distinct(batch, predicted)
+    if len(rows) == len(batch):
+        return _read_out(model, batch, predicted)
+    return _read_out(model, batch.take(rows), predicted[rows])[canvas]
+
+
+def distinct(batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
+    """Choose rows among which is every canvas of a batch, in whole blocks, and the place of each row's canvas among them.
+
+    Args:
+        batch: the rows.
+        predicted: positions that are asked for; rows of which others are do not count as equal.
+    """
+    seen = torch.cat([batch.tokens, *(x.to(batch.tokens.dtype) for x in (predicted, batch.attention) if x is not None)], 1)
+    _, canvas, times = seen.unique(dim=0, return_inverse=True, return_counts=True)
+    order = canvas.argsort(stable=True)
+    first = times.cumsum(0) - times
+    again = torch.ones_like(order, dtype=torch.bool).index_fill(0, first, False)
+    rows = torch.cat([order[first], order[again][: -len(times) % BLOCK]])
+    return rows, canvas
+
+
+def _read_out(model: Model, batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+    places = predicted.flatten().nonzero()[:, 0]
+    read = torch.cat([places, places[-1:].expand(-len(places) % BLOCK)])
+    logits = model.readout(rearrange(model.states(batch, read), "batch seq dim -> (batch seq) dim")[read])
+    whole = logits.new_zeros(predicted.numel(), logits.shape[-1]).index_copy(0, read, logits)
+    return rearrange(whole, "(batch seq) vocab -> batch seq vocab", batch=len(batch))
