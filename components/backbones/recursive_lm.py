@@ -58,7 +58,7 @@ class RecursiveLM(BackboneModel):
             "model": "RecursiveLM", "vocab": vocab, "seq": seq, "dim": dim, "layers": built.n_steps, "core": built.architecture
         }  # fmt: skip
         self.first_layer, self.n_steps = first_layer, 1 if first_layer else built.n_steps
-        self.embedding = nn.Embedding(vocab, dim)
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab, dim), freeze=False)  # a draw imports the compiler
         self.positions = nn.Parameter(torch.zeros(seq, dim))
         self._begin_positions = positions
         positions.check(seq)

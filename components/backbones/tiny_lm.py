@@ -64,7 +64,7 @@ class TinyLM(BackboneModel):
             "rotary": rotary,
         }
         self.first_layer = first_layer
-        self.embedding = nn.Embedding(vocab, dim)
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab, dim), freeze=False)  # a draw imports the compiler
         self.positions = nn.Parameter(torch.zeros(seq, dim))
         self._begin_positions = positions
         positions.check(seq)

@@ -90,12 +90,11 @@ def fit(
         Interrupted: SIGTERM came; a snapshot of the last step is kept.
     """
     train, runtime, (goal, counter, meter, shares) = run.train, run.runtime, _set_up(run, objective, execution, sharding)
-    trained = shares.parameters
-    optimise, average, scratch = optimizer(trained.items()), EMA(trained.values(), ema), snapshots.of(run.name)
+    optimise, average = optimizer(shares.parameters.items()), EMA(shares.parameters.values(), ema)
     shares.check(optimise, run.trials)
     curves, training = Curves(run.out / CURVES, writes=rank() == 0), Training(shares, optimise, average, train, accumulation)
-    result = training.resume(scratch, run.out)
-    guard, health = StepGuard(trained, optimise, clip, shares.norms), Health(run, clip)
+    result = training.resume(scratch := snapshots.of(run.name), run.out)
+    guard, health = StepGuard(shares.parameters, optimise, clip, shares.norms), Health(run, clip)
     gradient = partial(accumulate, run.model, goal, runtime=runtime, sequences=train.sequences(accumulation), shares=shares)
     batches = _counted(train.steps(result.steps, accumulation), counter, goal, steps, result)
     steps = _affordable(steps, budget, result.flops_per_step)
@@ -103,12 +102,10 @@ def fit(
         for step in range(result.steps, 0 if result.stopped else steps):
             try:
                 micro = [batch.to(runtime.device) for batch in health.waited(batches)]
-            except DataError:  # of a trunk elsewhere that is gone, for example; the steps so far shall not be lost with it
-                if rows := curves.flush():
-                    _report(rows, guard, bar, result, "")
-                if training.keep_alone(result, scratch, run.out) and terminated():
-                    raise _interrupted(run, result, steps) from None
-                raise
+            except DataError as error:  # of a trunk elsewhere that is gone, for example; no step is lost with it
+                _report(curves.flush(), guard, bar, result, "")
+                alone = training.keep_alone(result, scratch, run.out)
+                raise (_interrupted(run, result, steps) if alone and terminated() else error) from None
             set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))
             lead = goal.steps_before(noise.key(train.seed, step))
             values = gradient(micro=micro, seed=train.seed, step=step, progress=step / steps, lead=lead, statistics=True)
@@ -124,9 +121,7 @@ def fit(
             if saving:
                 _check_finite(training.tensors(), bar, result)
             if due:
-                _validate(run, goal, shares, average, result, bar)
-                if rank() == 0 and (wrong := health.news(result, steps)):
-                    bar.line(f"health: {wrong}; python -m stages doctor says what mends it")
+                _validate(run, goal, shares, average, result, bar, health)
                 result.stopped = 0 < patience <= result.worse()
             if saving:
                 training.keep(result, scratch, run.out)
@@ -229,12 +224,14 @@ def _multiplier(schedule: Callable[[int, int], float], step: int, steps: int, la
 
 
 def _report(rows: list[dict[str, float]], guard: StepGuard, bar: Progress, result: TrainState, work: str) -> None:
-    """Print a line for the newest row; stop if a step was refused since the last one."""
+    """Print a line for the newest row, if there is one; stop if a step was refused since the last one."""
     if refused := guard.refused():
         number, parameter = refused
         row = next(row for row in rows if row["step"] == number)
         broken = ("loss", "the loss") if not math.isfinite(row["loss"]) else ("grad_norm", f"the gradient of '{parameter}'")
         raise TrainingError(f"{bar.label}: {broken[1]} became {row[broken[0]]} at step {number + 1}; {_last_checkpoint(result)}")
+    if not rows:
+        return
     per_step = " ".join(f"{v:.3f}" for k, v in rows[-1].items() if k.startswith("loss/step_"))
     bar.line(
         f"step {result.steps}/{bar.total} loss {rows[-1]['loss']:.3f} | steps {per_step} | {bar.rate()}{work and f' | {work}'}"
@@ -256,8 +253,10 @@ def _last_checkpoint(result: TrainState) -> str:
     return f"{saved}. Lower the learning rate or check the data"
 
 
-def _validate(run: TrainRun, objective: Objective, shares: Shares, average: EMA, result: TrainState, bar: Progress) -> None:
-    """Validate the averaged weights; save them if they are the best so far."""
+def _validate(
+    run: TrainRun, objective: Objective, shares: Shares, average: EMA, result: TrainState, bar: Progress, health: Health
+) -> None:
+    """Validate the averaged weights; save them if they are the best so far. Says what looks wrong."""
     with average.applied():
         losses = validation_losses(run.model, shares.in_step(run.validation()), run.runtime, objective)
         if not math.isfinite(losses[-1]):
@@ -271,6 +270,8 @@ def _validate(run: TrainRun, objective: Objective, shares: Shares, average: EMA,
                 if rank() == 0:
                     run.save()
     bar.line(f"step {result.steps} validation " + " ".join(f"{x:.4f}" for x in losses))
+    if rank() == 0 and (wrong := health.news(result, bar.total)):
+        bar.line(f"health: {wrong}; python -m stages doctor says what mends it")
 
 
 def _note(run: TrainRun, result: TrainState, losses: list[float]) -> None:
