@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from components.nn.masters import widen
+from pipeline.training.watching import Watching
 
 AModel = TypeVar("AModel", bound=nn.Module)
 
@@ -61,7 +61,7 @@ def size(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(Watching):
     """Adds a storage's bytes when an operation makes it and takes them off when nothing holds it any more."""
 
     def __init__(self) -> None:

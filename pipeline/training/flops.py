@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.batch import Batch
@@ -23,6 +22,7 @@ from components.objective.objective import Objective
 from pipeline.data.batches import TRUNK
 from pipeline.machine.runtime import Runtime
 from pipeline.training.shapes import OnShapes, Shapes
+from pipeline.training.watching import Watching
 
 ONEDNN = "_linear_pointwise"  # what components.nn.fused calls; absent where torch is built without oneDNN
 
@@ -41,7 +41,7 @@ def count(work: Callable[[], object]) -> int:
     return counter.total
 
 
-class _Count(TorchDispatchMode):
+class _Count(Watching):
     """Adds up torch's formulas over the operators that run. ``FlopCounterMode`` itself also follows the modules through hooks and
     asks of every call whether its operator is made of others, which takes twice as long.
     """

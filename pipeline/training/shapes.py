@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.machine.runtime import Runtime
+from pipeline.training.watching import Watching
 
 META = torch.device("meta")
 Made = Callable[[], Any]
@@ -27,7 +27,7 @@ class OnShapes(Runtime):
         return nullcontext()
 
 
-class Shapes(TorchDispatchMode):
+class Shapes(Watching):
     """While it is entered, an operator on the meta device that comes with shapes and numbers known from an earlier call gives new
     tensors of the shapes it gave then; and products of experts have shapes in every precision: torch knows them in bfloat16 alone.
     """

@@ -241,11 +241,15 @@ def test_a_user_error_names_the_stage_to_run_without_a_traceback(here):
 
 IMPORTS = """
 import sys
+import torch
 import stages.controls, stages.evaluate
 from pipeline.tracking import clearml, tensorboard, wandb
 from stages.__main__ import main
 
 assert main(["configure", "--check"]) == 0
+from pipeline.training import flops, shapes
+with torch.device("meta"), shapes.Shapes():
+    assert flops.count(lambda: torch.ones(2, 3) @ torch.ones(3, 4)) == 48
 late = {"clearml", "tensorboard", "wandb", "requests", "peft", "transformers", "matplotlib"}
 late |= {"torch._dynamo", "torch.distributed.fsdp"}
 assert not late & set(sys.modules), f"imported too early: {late & set(sys.modules)}"
