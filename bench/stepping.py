@@ -21,12 +21,12 @@ from components.batch import Batch
 from pipeline.command_line import SECTIONS
 from pipeline.data.loading import TrainLoader
 from pipeline.settings import config, params
-from pipeline.training import phase
+from pipeline.training import phase, step_operations
 from pipeline.training.train_state import TrainRun, TrainState
 
 BLOCK = 10  # steps, few: what else runs on a machine changes; the loop reports as often
 HELD = 8  # batches in memory
-COUNTED = 4  # steps before the first block: over them the loop counts operations
+COUNTED = step_operations.STEPS  # before the first block: over them the loop counts operations
 SETTLING = 3  # steps of a block that are not timed: threads have read ahead when a block begins
 
 
@@ -123,6 +123,7 @@ def _trained(pairs: int) -> Alternating:
 
     with (
         mock.patch.object(phase, "run_phase", alternating),
+        mock.patch.object(step_operations, "SEQUENCES", 0),  # however few are in a step, over no more steps
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):

@@ -150,11 +150,7 @@ class Model(nn.Module):
         """
         n_steps = at_least_one_step(self.n_steps if steps is None else steps)
         condition, carry, layout = self.begin(batch, positions)
-        for number in range(n_steps):
-            last = read is not None and number == n_steps - 1
-            state = self.step(number, carry, condition, replace(layout, read=read) if last else layout, statistics)
-            yield state
-            carry = state.carry
+        yield from recur(self.step, range(n_steps), carry, condition, replace(layout, read=read), statistics)
 
     def states(self, batch: Batch, read: Int[Tensor, "rows"] | None = None) -> Float[Tensor, "batch seq dim"]:
         """The last state only, where it is ``read``: earlier ones are dropped as soon as the next is made."""

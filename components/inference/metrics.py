@@ -18,6 +18,7 @@ from components.inference.proportion import LEAST_EQUAL, exact_interval, unseen
 
 Bounds = tuple[float, float] | None  # lowest and highest value of a metric; None = it has none
 SHARE: Bounds = (0.0, 1.0)  # of a share, such as accuracy
+BLOCK = 256  # rows of logits that are looked at together: what is made of them stays near the processor
 PART = 1 << 22  # numbers of groups that the bootstrap draws at once: about 100 MB
 ROUNDING = 1e-12  # width of a bounded metric's interval that rounding alone can give
 
@@ -44,13 +45,29 @@ class Counts:
 def count(logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]) -> Counts:
     """Counts from the logits of the masked positions (in row-major order of ``masked``)."""
     expected = targets[masked].long()
-    nll = F.cross_entropy(logits.float(), expected, reduction="none").double()
-    correct = (logits.argmax(-1) == expected).double()
+    nll, right = losses(logits, expected)
     row = masked.nonzero()[:, 0]
-    sums = [torch.zeros(len(masked), dtype=torch.float64, device=nll.device).index_add(0, row, x) for x in (nll, correct)]
+    sums = [
+        torch.zeros(len(masked), dtype=torch.float64, device=nll.device).index_add(0, row, x)
+        for x in (nll.double(), right.double())
+    ]
     tokens = masked.sum(1).double()
     exact = (sums[1] == tokens).double()
     return Counts(nll=sums[0], correct=sums[1], tokens=tokens, exact=exact, solved=exact.clone())
+
+
+def losses(
+    logits: Float[Tensor, "rows vocab"], expected: Int[Tensor, "rows"]
+) -> tuple[Float[Tensor, "rows"], Bool[Tensor, "rows"]]:
+    """Compute each row's loss, -log p of the id that is expected, and tell whether that is the most likely one."""
+    parts = [_losses(*part) for part in zip(logits.split(BLOCK), expected.split(BLOCK), strict=True)]
+    loss, right = (torch.cat(each) for each in zip(*parts, strict=True))
+    return loss, right
+
+
+def _losses(logits: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    logits = logits.float()  # of bfloat16 a CPU takes four times as long to find the largest
+    return F.cross_entropy(logits, expected, reduction="none"), logits.argmax(-1) == expected
 
 
 def interval(

@@ -286,7 +286,7 @@ def _ended(
 
 def without(logits: Float[Tensor, "*rows vocab"], mask_id: int, known: Bool[Tensor, "ids"] | None) -> Float[Tensor, "*rows vocab"]:
     """Copy the logits, so that neither the mask id has a chance nor one that no token has."""
-    logits = logits.float().clone()
+    logits = logits.to(torch.float32, copy=True)
     logits[..., mask_id : mask_id + 1] = -torch.inf  # a causal model's is no id of its
     if known is not None:
         logits[..., : len(known)].masked_fill_(~known.to(logits.device)[: logits.shape[-1]], -torch.inf)

@@ -5,7 +5,7 @@ That is what lets training keep a step's graph or make it again, cut the gradien
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -216,9 +216,10 @@ def recur(
     layout: Layout,
     statistics: bool,
 ) -> Iterator[State]:
-    """Yield the state after each step of these numbers, everything in one graph."""
+    """Yield the state after each step of these numbers, everything in one graph; ``layout.read`` is of the last one."""
+    whole = replace(layout, read=None)
     for number in steps:
-        state = step(number, carry, condition, layout, statistics)
+        state = step(number, carry, condition, layout if number == steps[-1] else whole, statistics)
         yield state
         carry = state.carry
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from components.batch import Batch
 from components.inference.likelihood import Likelihood, masks, standard_error, total
-from components.inference.metrics import intervals
+from components.inference.metrics import intervals, losses
 from components.model import Model
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.data.batches import assemble
@@ -84,8 +83,7 @@ def _of_batch(model: Model, batch: Batch, *, runtime: Runtime) -> dict[str, Tens
     expected = batch.targets[batch.masked]
     with runtime.autocast():
         by_step = [model.readout(state.hidden[batch.masked]) for state in model.steps(batch)]
-    losses = [F.cross_entropy(logits.float(), expected, reduction="none") for logits in by_step]
-    return {"nll": torch.stack([total(loss, batch.masked, batch.weights) for loss in losses], -1)}
+    return {"nll": torch.stack([total(losses(each, expected)[0], batch.masked, batch.weights) for each in by_step], -1)}
 
 
 def _metrics(values: Tensor, frozen: Tensor, length: Tensor, group: Tensor) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from pipeline.training import flops, loop
 from pipeline.training.gradients import accumulate
 from pipeline.training.shapes import META, OnShapes
 from pipeline.training.sharding import fully_sharded, replicated
+from pipeline.training.step_operations import counted_steps, flops_per_step
 
 ORDER = {"backbone": 0, "warmup": 0, "joint": 1, "finetune": 2}  # what a stage adds to its seed for the order of its examples
 HELD = ("optimizer", "accumulation", "ema", "sharding")
@@ -100,7 +101,7 @@ class CostModel:
         holds = self._holds(model, fit)
         model = holds.model
         sizes = replace(sizes, epochs=sizes.epochs * masks.get("passes", 1))
-        first = self._first(masks, size, batch_size, seed + ORDER[stage])
+        first = self._first(masks, size, batch_size, seed + ORDER[stage], steps)
         micro = [[self._on_shapes(batch, dtype) for batch in step] for step in first]
         validations = -(-steps // fit["validate_every"])
         looked_at = self._on_shapes(some(self.corpus.source("validation", masks), LOOKED_AT), dtype)
@@ -201,15 +202,15 @@ class CostModel:
         whole = torch.float32 if STORED[dtype].itemsize == 1 else STORED[dtype]
         return {"masking": masking, "seed": seed, "draws": draws, **cached, **unrolled}, whole
 
-    def _first(self, masks: Mapping[str, Any], size: int, batch_size: int, seed: int) -> list[list[Batch]]:
+    def _first(self, masks: Mapping[str, Any], size: int, batch_size: int, seed: int, steps: int) -> list[list[Batch]]:
         """The microbatches of the steps over which training counts operations."""
         source = self.corpus.source("train", masks)
         try:
             order = DeterministicSampler(source.padded, size, seed)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        steps = (zip(*(part.split(batch_size) for part in order.step(step)), strict=True) for step in range(loop.COUNTED))
-        return [[source.batch(*part) for part in step] for step in steps]
+        counted = map(order.step, range(counted_steps(size, steps)))
+        return [[source.batch(*part) for part in zip(*(ids.split(batch_size) for ids in step), strict=True)] for step in counted]
 
     def _on_shapes(self, batch: Batch, states: torch.dtype | None) -> Batch:
         """The batch without its values, with states of this type if any."""
@@ -244,7 +245,7 @@ class CostModel:
         with META:
             objective = loop.objective_of(model, fit["objective"])
         counter = flops.GradientCounter(model, objective, OnShapes())
-        a_step = loop.flops_per_step(micro, counter.count, objective, fit["steps"])
+        a_step = flops_per_step(micro, counter.count, objective, fit["steps"])
         gradient = partial(accumulate, model, objective, runtime=OnShapes(), sequences=size, seed=0)
         most = memory.peak(partial(gradient, micro=widest, step=0, progress=1.0, statistics=False))
         model.zero_grad()

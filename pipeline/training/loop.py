@@ -7,9 +7,8 @@ Every ``save_every`` steps the whole state goes to scratch: nothing random has t
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -38,10 +37,10 @@ from pipeline.training.gradients import accumulate
 from pipeline.training.health import Health
 from pipeline.training.sharding import Sharding, Shares, replicated, trainable
 from pipeline.training.step_guard import StepGuard
+from pipeline.training.step_operations import counted
 from pipeline.training.train_state import Training, TrainRun, TrainState
 
 Numbered = Iterator[tuple[int | None, Batch]]
-COUNTED = 4  # optimizer steps over which operations are counted: how many positions are masked varies from batch to batch
 
 
 @in_range
@@ -96,7 +95,7 @@ def fit(
     result = training.resume(scratch := snapshots.of(run.name), run.out)
     guard, health = StepGuard(shares.parameters, optimise, clip, shares.norms), Health(run, clip)
     gradient = partial(accumulate, run.model, goal, runtime=runtime, sequences=train.sequences(accumulation), shares=shares)
-    batches = _counted(train.steps(result.steps, accumulation), counter, goal, steps, result)
+    batches = counted(train.steps(result.steps, accumulation), train.sequences(accumulation), counter, goal, steps, result)
     steps = _affordable(steps, budget, result.flops_per_step)
     with Progress(run.name, steps, "step", done=result.steps) as bar, termination_noted() as terminated, as_one(), scratch.in_use():
         for step in range(result.steps, 0 if result.stopped else steps):
@@ -175,45 +174,6 @@ def _set_up(
 
 def _affordable(steps: int, budget: int | None, flops_per_step: int) -> int:
     return steps if budget is None else max(1, round(budget / flops_per_step))
-
-
-def _counted(
-    batches: Iterator[list[Batch]], counter: flops.GradientCounter, objective: Objective, steps: int, result: TrainState
-) -> Iterator[list[Batch]]:
-    """The same batches, once the floating-point operations of an optimizer step, over all processes, are known: the mean over the
-    first ones' microbatches and over a whole run. A step that supervises fewer recursion steps takes fewer.
-    """
-    if result.flops_per_step:
-        return batches
-    first = list(islice(batches, COUNTED))
-    depths = {objective.depth(step / steps) for step in range(steps)}
-    passes = len(depths) + 2 * (objective.lead is not None)
-    with Progress("operations", sum(map(len, first)) * passes, "microbatch") as bar:
-        result.flops_per_step = flops_per_step(first, bar.counting(counter.count), objective, steps)
-    return chain(first, batches)
-
-
-def flops_per_step(first: Sequence[Sequence[Batch]], count: Callable[..., int], objective: Objective, steps: int) -> int:
-    """Count the floating-point operations of an optimizer step, over all processes: the mean over the ``first`` steps' microbatches
-    and over a run of ``steps`` steps, in the course of which the number of supervised recursion steps may grow, with as many steps
-    before them as on average.
-
-    Args:
-        first: microbatches of each of the first steps, those of this process.
-        count: (microbatch, share of the run, steps before the supervised ones) -> operations of its gradient.
-        objective: says how many recursion steps are supervised.
-        steps: of the run.
-    """
-    alike: dict[int, list[float]] = {}
-    for step in range(steps):
-        alike.setdefault(objective.depth(step / steps), []).append(step / steps)
-    batches = [batch for micro in first for batch in micro]
-    mine = sum(len(shares) * sum(count(batch, shares[0]) for batch in batches) for shares in alike.values())
-    supervised = int(sum(gathered(mine))) // (len(first) * steps)
-    if objective.lead is None:
-        return supervised
-    one = sum(count(batch, 0.0, 1) - count(batch, 0.0) for batch in batches)
-    return supervised + round(objective.lead.mean * sum(gathered(one)) / len(first))
 
 
 def _multiplier(schedule: Callable[[int, int], float], step: int, steps: int, label: str) -> float:

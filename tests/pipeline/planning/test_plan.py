@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.planning import plan as planning
 from pipeline.planning.cost_model import CostModel
 from pipeline.settings import config, params
-from pipeline.training import loop
+from pipeline.training import step_operations
 from tests.conftest import ROOT, run_stages, workspace
 from tests.support.checkpoints import LLADA, LLADA_MOE
 from tests.support.optional import needs
@@ -312,7 +312,8 @@ def pretrained(plan_of, tmp_path, monkeypatch):
     from pipeline.text import tokenizer as bpe
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(loop, "COUNTED", 1)  # every row is as long here
+    monkeypatch.setattr(step_operations, "STEPS", 1)  # every row is as long here
+    monkeypatch.setattr(step_operations, "SEQUENCES", 1)
     monkeypatch.setenv("SLOTLOOP_RAW", str(tmp_path))
     (tmp_path / "gsm8k").mkdir()
     for name in ("train", "test"):

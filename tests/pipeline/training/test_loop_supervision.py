@@ -242,14 +242,14 @@ def test_where_the_gradient_is_cut_decides_what_is_learned(train, model, tmp_pat
 
 
 def counted(model, runtime, depths):
-    """Mean operations of a gradient step over the first four batches and the given numbers of supervised steps."""
+    """Mean operations of a gradient step over the first twelve batches and the given numbers of supervised steps."""
     total = 0
     for depth, times in Counter(depths).items():
         objective = Objective(STEPS, supervision=lambda steps, depth=depth: [*linear_decay(depth), *[0.0] * (steps - depth)])
-        for number in range(4):
+        for number in range(12):
             one = partial(accumulate, model, objective, [BATCHES[number % 3]], runtime, progress=1.0, statistics=False)
             total += times * flops.count(partial(one, sequences=8, seed=0, step=number))
-    return total // (4 * len(depths))
+    return total // (12 * len(depths))
 
 
 @pytest.mark.parametrize(("curriculum", "depths"), [(0.5, [1] * 2 + [2] * 2 + [3] * 8), (1.0, [1] * 4 + [2] * 4 + [3] * 4)])

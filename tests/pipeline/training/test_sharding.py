@@ -29,8 +29,10 @@ from pipeline.machine.distributed import rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.models.discovery import discovered
 from pipeline.tensor_files import write_tensors
-from pipeline.training.loop import COUNTED, fit
+from pipeline.training import step_operations
+from pipeline.training.loop import fit
 from pipeline.training.sharding import fully_sharded, replicated
+from pipeline.training.step_operations import STEPS as COUNTED
 from pipeline.training.train_state import TrainRun
 from tests.support.jobs import forked
 
@@ -117,6 +119,7 @@ def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=ada
     if behind:
         snapshot_writing.BEHIND += ("cpu",)
         snapshot_writing.write_tensors = partial(later, snapshot_writing.write_tensors)
+    step_operations.SEQUENCES = 0  # operations are counted over the first COUNTED steps, which are so read ahead
     model, runtime = MODELS[name](), Runtime(threads=1)
     runtime.enter_process()
     folder.mkdir(parents=True, exist_ok=True)
