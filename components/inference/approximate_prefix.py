@@ -24,7 +24,7 @@ Prefix = Callable[[Model, Batch, int, int], Predict]  # model, batch, mask id, b
 
 
 def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) -> Predict:
-    """Predict the masked tokens of each row's present block; logits of other positions are 0, and decide nothing.
+    """Predict what is wanted of each row's present block.
 
     Args:
         model: that can go on from a cache.
@@ -55,6 +55,7 @@ def approximate_surroundings(model: Model, batch: Batch, mask_id: int, blocks: i
 def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_again: ReadAgain) -> Predict:
     order, total = batch.masked.cumsum(1) - 1, batch.masked.sum(1, keepdim=True)
     ends = total * torch.arange(1, blocks + 1, device=total.device) // blocks  # how many tokens of each row's answer are before
+    block_of = (order[:, None] >= ends[..., None]).sum(1)
     there = batch.present
     rows, seq = batch.masked.shape
     places = torch.arange(seq, device=total.device).expand(rows, -1)
@@ -63,18 +64,18 @@ def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_ag
         raise ValueError("it cannot go on from keys and values that are kept")
     block = start = end = torch.full_like(total, -1)
 
-    def predict(tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
+    def predict(tokens: Int[Tensor, "batch seq"], wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
         nonlocal cache, block, start, end
         assert cache is not None
         left = batch.masked & (tokens == mask_id)
         going, first = left.any(1, keepdim=True), (~left).cumprod(1).sum(1, keepdim=True)
-        number = (ends <= order.gather(1, first.clamp(max=seq - 1))).sum(1, keepdim=True)
+        number = block_of.gather(1, first.clamp(max=seq - 1))
         anew = not cache.new or bool((going & (number != block)).any())
         if anew:
-            cache, block, start = model.key_value_cache(), number, first
+            cache, block = model.key_value_cache(), number
             assert cache is not None
-            inside = batch.masked & (order < ends.gather(1, block.clamp(max=blocks - 1)))
-            end = (places * inside).amax(1, keepdim=True) + 1
+            inside = batch.masked & (block_of == block)  # decided or not: that may be asked for again
+            start, end = (inside.cumsum(1) == 0).sum(1, keepdim=True), (places * inside).amax(1, keepdim=True) + 1
         begin = torch.zeros_like(start) if anew else start.clamp(max=seq - 1)
         now = begin + torch.arange(seq - int(begin.min()), device=begin.device)
         fresh = (now < seq) & (read_again(now, start, end) | anew)
@@ -89,10 +90,8 @@ def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_ag
             cache.crop(int(again.flip(1).cumprod(1).sum(1).min()))
         else:
             cache.crop(now.shape[1])
-        chosen = (left & (order < ends.gather(1, block.clamp(max=blocks - 1)))).gather(1, now) & fresh
-        row, column = chosen.nonzero(as_tuple=True)
-        logits = model.readout(states[row, column])
-        return logits.new_zeros(rows, seq, logits.shape[-1]).index_put((row, now[row, column]), logits)
+        row, column = wanted.nonzero(as_tuple=True)
+        return model.readout(states[row, column - begin[row, 0]])
 
     return predict
 

@@ -16,28 +16,31 @@ from components.model import Model
 BLOCK = 32
 
 
-def read_out(model: Model, batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-    """Compute the logits of a batch after the last step where they are asked for; elsewhere they are 0.
+def read_out(model: Model, batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+    """Compute the logits of a batch after the last step where they are wanted, row after row.
 
     Args:
         model: any that remembers no passes.
         batch: on its device.
-        predicted: the positions.
+        wanted: the positions; at least one.
     """
-    rows, canvas = distinct(batch, predicted)
+    rows, canvas = distinct(batch, wanted)
     if len(rows) == len(batch):
-        return _read_out(model, batch, predicted)
-    return _read_out(model, batch.take(rows), predicted[rows])[canvas]
+        return _read_out(model, batch, wanted)
+    number = wanted[rows].sum(1)
+    row, column = wanted.nonzero(as_tuple=True)
+    place = (number.cumsum(0) - number)[canvas[row]] + (wanted.cumsum(1) - 1)[row, column]
+    return _read_out(model, batch.take(rows), wanted[rows])[place]
 
 
-def distinct(batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
+def distinct(batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
     """Choose rows among which is every canvas of a batch, in whole blocks, and the place of each row's canvas among them.
 
     Args:
         batch: the rows.
-        predicted: positions that are asked for; rows of which others are do not count as equal.
+        wanted: positions that are asked for; rows of which others are do not count as equal.
     """
-    seen = torch.cat([batch.tokens, *(x.to(batch.tokens.dtype) for x in (predicted, batch.attention) if x is not None)], 1)
+    seen = torch.cat([batch.tokens, *(x.to(batch.tokens.dtype) for x in (wanted, batch.attention) if x is not None)], 1)
     _, canvas, times = seen.unique(dim=0, return_inverse=True, return_counts=True)
     order = canvas.argsort(stable=True)
     first = times.cumsum(0) - times
@@ -46,9 +49,8 @@ def distinct(batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> tuple[Int[Te
     return rows, canvas
 
 
-def _read_out(model: Model, batch: Batch, predicted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq vocab"]:
-    places = predicted.flatten().nonzero()[:, 0]
+def _read_out(model: Model, batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+    places = wanted.flatten().nonzero()[:, 0]
     read = torch.cat([places, places[-1:].expand(-len(places) % BLOCK)])
-    logits = model.readout(rearrange(model.states(batch, read), "batch seq dim -> (batch seq) dim")[read])
-    whole = logits.new_zeros(predicted.numel(), logits.shape[-1]).index_copy(0, read, logits)
-    return rearrange(whole, "(batch seq) vocab -> batch seq vocab", batch=len(batch))
+    states = rearrange(model.states(batch, read), "batch seq dim -> (batch seq) dim")
+    return model.readout(states[read])[: len(places)]

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from components.ranges import PositiveInt, Share
 
-Decided = Bool[Tensor, "batch span"]
+Decided = Bool[Tensor, "batch seq"]
 # probability of each token in the present pass, which of them are decided and may be masked again -> which of those are
-Rule = Callable[[Float[Tensor, "batch span"], Decided], Decided]
+Rule = Callable[[Float[Tensor, "batch seq"], Decided], Decided]
 
 
-def below_threshold(probability: Float[Tensor, "batch span"], decided: Decided, threshold: Share = 0.5) -> Decided:
+def below_threshold(probability: Float[Tensor, "batch seq"], decided: Decided, threshold: Share = 0.5) -> Decided:
     """Choose the decided tokens whose probability has fallen below ``threshold``.
 
     Source: Bie et al., LLaDA2.1 (2026), which edits tokens by a threshold of their own; here they are masked, and compete again.
@@ -24,7 +24,7 @@ def below_threshold(probability: Float[Tensor, "batch span"], decided: Decided, 
     return decided & (probability < threshold)
 
 
-def least_probable(probability: Float[Tensor, "batch span"], decided: Decided, number: PositiveInt = 1) -> Decided:
+def least_probable(probability: Float[Tensor, "batch seq"], decided: Decided, number: PositiveInt = 1) -> Decided:
     """Choose the ``number`` least probable of each row's decided tokens, the first of equal ones.
 
     Source: Kim et al., PRISM (2025), inference, with the model's own probability where PRISM trains a head for it.

@@ -12,13 +12,13 @@ from typing import Annotated
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from components import noise
 from components.inference.revising import Rule
 from components.ranges import Depth, NonNegativeFloat, PositiveInt, Range, Seed, Share
 
-Predict = Callable[[Int[Tensor, "batch seq"]], Float[Tensor, "batch seq vocab"]]
+# token ids, where tokens are wanted -> their logits, row after row
+Predict = Callable[[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]], Float[Tensor, "places vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
 
 
@@ -115,7 +115,7 @@ class Sampler:
         """Run the decode and yield after every pass.
 
         Args:
-            predict: token ids -> logits, one full pass.
+            predict: one pass of the model.
             tokens: prompt and ``mask_id`` wherever a token is wanted.
             mask_id: never predicted.
             end_id: a row is done when all before its first end is decided; what is still masked after it becomes ends.
@@ -145,16 +145,15 @@ class Sampler:
                 late = (left > 0) & ((left <= reserve) | schedule.is_among_the_last(finishing, number))
                 open_to_doubt = (left > 0) & ~schedule.is_among_the_last(1, number) & (revised < revisions)
                 decided = inside & (tokens != mask_id) & open_to_doubt
-                span = _span(candidates | decided)  # what lies outside is not looked at
-                logits = self._guided(_in_turn(predict, finish, left, late), tokens, answer, mask_id, span)
+                wanted = candidates | decided  # what else there is is not looked at
+                logits = self._guided(_in_turn(predict, finish, left, late), tokens, answer, mask_id, wanted)
                 logits = without(logits, mask_id, known)
                 turn = left if self.revise is None else evaluations[:, None] + 1  # as no other pass of the row has
-                certain, best = self._chosen(logits, candidates[:, span], turn, uid, span.start)
-                certain, best = (_placed(x, span, tokens) for x in (certain, best))
+                certain, best = (_placed(each, wanted) for each in self._chosen(logits, wanted, turn, uid))
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
                 share = left - schedule.left_after(number)
                 committed = candidates & self._ranked(score, candidates, left, share, torch.where(late, 0, reserve))
-                doubted = self._doubted(logits, tokens, decided, span)
+                doubted = self._doubted(logits, tokens, decided, wanted)
                 tokens = torch.where(committed, best, tokens).masked_fill(doubted, mask_id)
                 probability = torch.where(committed, certain, probability).masked_fill(doubted, 0.0)
                 evaluations = evaluations + (left[:, 0] > 0) * (2 if self.guidance else 1)
@@ -166,16 +165,16 @@ class Sampler:
 
     def _doubted(
         self,
-        logits: Float[Tensor, "batch span vocab"],
+        logits: Float[Tensor, "places vocab"],
         tokens: Int[Tensor, "batch seq"],
         decided: Bool[Tensor, "batch seq"],
-        span: slice,
+        wanted: Bool[Tensor, "batch seq"],
     ) -> Bool[Tensor, "batch seq"]:
         """The decided tokens that are masked again, by how probable the pass finds them."""
         if self.revise is None or not decided.any():
             return torch.zeros_like(decided)
-        probability = logits.softmax(-1).gather(-1, tokens[:, span, None].long())[..., 0]
-        return decided & _placed(self.revise(probability, decided[:, span]), span, tokens)
+        probability = logits.softmax(-1).gather(-1, tokens[wanted][:, None].long())[:, 0]
+        return decided & self.revise(_placed(probability, wanted), decided)
 
     def _ranked(
         self,
@@ -194,34 +193,35 @@ class Sampler:
         return rank < share
 
     def _guided(
-        self, predict: Predict, tokens: Int[Tensor, "batch seq"], answer: Bool[Tensor, "batch seq"], mask_id: int, span: slice
-    ) -> Float[Tensor, "batch span vocab"]:
-        """Logits of a span, away from those that the model gives where it does not see the prompt."""
+        self,
+        predict: Predict,
+        tokens: Int[Tensor, "batch seq"],
+        answer: Bool[Tensor, "batch seq"],
+        mask_id: int,
+        wanted: Bool[Tensor, "batch seq"],
+    ) -> Float[Tensor, "places vocab"]:
+        """The wanted logits, away from those that the model gives where it does not see the prompt."""
         if not self.guidance:
-            return predict(tokens)[:, span]
-        unconditional = predict(torch.where(answer, tokens, mask_id))[:, span].float()
-        return unconditional + (self.guidance + 1) * (predict(tokens)[:, span].float() - unconditional)
+            return predict(tokens, wanted)
+        unconditional = predict(torch.where(answer, tokens, mask_id), wanted).float()
+        return unconditional + (self.guidance + 1) * (predict(tokens, wanted).float() - unconditional)
 
     def _chosen(
         self,
-        logits: Float[Tensor, "batch span vocab"],
-        candidates: Bool[Tensor, "batch span"],
-        left: Int[Tensor, "batch 1"],
+        logits: Float[Tensor, "places vocab"],
+        wanted: Bool[Tensor, "batch seq"],
+        turn: Int[Tensor, "batch 1"],
         uid: Int[Tensor, "batch"] | None,
-        first: int,
-    ) -> tuple[Float[Tensor, "batch span"], Int[Tensor, "batch span"]]:
-        """A token for each position of the span from ``first`` on, the most likely or one that is drawn, and its probability.
+    ) -> tuple[Float[Tensor, "places"], Int[Tensor, "places"]]:
+        """A token for each place, the most likely or one that is drawn, and its probability.
 
         What is drawn depends on the row, how many of its tokens are undecided, and the position: on nothing that a batch decides.
         """
         if not self.temperature:
             return most_likely(logits)
-        rows, columns = candidates.nonzero(as_tuple=True)
-        best = logits.argmax(-1)
-        best[rows, columns] = self.drawn(
-            logits[rows, columns], left[rows, 0] * LONGEST + first + columns, None if uid is None else uid[rows]
-        )
-        return logits.softmax(-1).gather(-1, best[..., None])[..., 0], best
+        rows, columns = wanted.nonzero(as_tuple=True)
+        drawn = self.drawn(logits, turn[rows, 0] * LONGEST + columns, None if uid is None else uid[rows])
+        return logits.softmax(-1).gather(-1, drawn[:, None])[:, 0], drawn
 
     def drawn(
         self, logits: Float[Tensor, "rows vocab"], number: Int[Tensor, "rows"], uid: Int[Tensor, "rows"] | None
@@ -255,15 +255,9 @@ class _Schedule:
         return torch.where(self.last > n, self.left_after(self.last - n - 1), self.size)
 
 
-def _span(candidates: Bool[Tensor, "batch seq"]) -> slice:
-    """The columns from the first candidate of any row to the last; where there is none, the first."""
-    columns = candidates.any(0).nonzero()[:, 0].tolist() or [0]
-    return slice(columns[0], columns[-1] + 1)
-
-
-def _placed(values: Shaped[Tensor, "batch span"], span: slice, tokens: Int[Tensor, "batch seq"]) -> Shaped[Tensor, "batch seq"]:
-    """Values of a span in the whole rows, 0 beside it."""
-    return F.pad(values, (span.start, tokens.shape[1] - span.stop))
+def _placed(values: Shaped[Tensor, "places"], wanted: Bool[Tensor, "batch seq"]) -> Shaped[Tensor, "batch seq"]:
+    """Values of places in whole rows, 0 beside them."""
+    return torch.zeros_like(wanted, dtype=values.dtype).masked_scatter(wanted, values)
 
 
 def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 1"], late: Bool[Tensor, "batch 1"]) -> Predict:
@@ -273,7 +267,11 @@ def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 
         return predict
     if not early.any():
         return finish
-    return lambda tokens: torch.where(late[..., None], finish(tokens), predict(tokens))
+
+    def by_row(tokens: Int[Tensor, "batch seq"], wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+        return torch.where(late.expand_as(wanted)[wanted][:, None], finish(tokens, wanted), predict(tokens, wanted))
+
+    return by_row
 
 
 def _ended(

@@ -180,14 +180,14 @@ def _filled(
 ) -> dict[str, Tensor]:
     """What the models share, they share in the first pass alone, before which nothing is decoded."""
     memory = PassMemory()
-    ask = partial(predictor, vocabulary=vocabulary, runtime=runtime, memory=memory, revise=sampler.revise)
+    ask = partial(predictor, vocabulary=vocabulary, runtime=runtime, memory=memory)
     later = ask(whole(model), replace(batch, hidden=None))
     single = sampler.guidance  # whose passes begin with other tokens
     passes = chain([later if single else ask(model, batch)], repeat(later))
     tokens, evaluations = batch.tokens, torch.zeros_like(batch.tokens[:, 0])
     revised = evaluations
     with Progress("passes", sampler.steps or 1, "pass") as bar:
-        predict = bar.counting(lambda tokens: next(passes)(tokens))
+        predict = bar.counting(lambda tokens, wanted: next(passes)(tokens, wanted))
         for made in sampler.passes(predict, tokens, vocabulary.mask_id, known=known):
             revised = revised + ((made.tokens == vocabulary.mask_id) & (tokens != vocabulary.mask_id)).sum(1)
             tokens, evaluations = made.tokens, made.evaluations

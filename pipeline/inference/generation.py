@@ -61,11 +61,6 @@ def check_together(
         raise ConfigError(f"sampling.Sampler: {error}") from None
     if prefix is not None and (halt is not None or sampler.guidance):
         raise ConfigError("generation.Generator.prefix goes with neither halt nor sampling.Sampler.guidance; set one to None or 0")
-    if prefix is not None and sampler.revise is not None:
-        raise ConfigError(
-            "generation.Generator.prefix reads out what is masked alone, and sampling.Sampler.revise asks for what is decided; set "
-            "one to None"
-        )
     if remembers and (sampler.guidance or halt is not None or prefix is not None or refined_passes):
         raise ConfigError(
             "a model with memory hands the carry of a whole pass to the next: it goes with none of sampling.Sampler.guidance, "
@@ -195,8 +190,7 @@ class Generator:
             return
         halt, refined = (self.halt, finish or model) if self.halt else (None, None)
         ask = partial(
-            predictor, batch=batch, vocabulary=self.vocabulary, runtime=self.runtime, prefix=self.prefix,
-            blocks=self.sampler.blocks, revise=self.sampler.revise,
+            predictor, batch=batch, vocabulary=self.vocabulary, runtime=self.runtime, prefix=self.prefix, blocks=self.sampler.blocks
         )  # fmt: skip
         predict = ask(model, halt=halt if model is refined else None)
         last = None if finish is None else ask(finish, halt=halt)

@@ -1,5 +1,5 @@
-"""What a sampler asks a model, through the last recursion step: token ids of a batch -> logits of every position, or of a causal
-model, of each row's next token."""
+"""What a sampler asks a model, through the last recursion step: token ids of a batch -> logits of the places that are wanted; of a
+causal model, of each row's next token."""
 
 from dataclasses import replace
 
@@ -12,7 +12,6 @@ from components.inference.approximate_prefix import Prefix
 from components.inference.halting import Rule
 from components.inference.left_to_right import Read, continued, reread
 from components.inference.pass_memory import PassMemory
-from components.inference.revising import Rule as Revise
 from components.inference.sampling import Predict
 from components.model import Model
 from pipeline.corpora.prepared import Vocabulary
@@ -29,9 +28,8 @@ def predictor(
     prefix: Prefix | None = None,
     blocks: int = 1,
     memory: PassMemory | None = None,
-    revise: Revise | None = None,
 ) -> Predict:
-    """Predicts what is still masked of ``batch``, one pass of a decode after the other; logits elsewhere decide nothing.
+    """Predicts what is wanted of ``batch``, one pass of a decode after the other.
 
     Args:
         model: any.
@@ -42,22 +40,21 @@ def predictor(
         prefix: what is kept of the tokens before a block while it is decoded; None = nothing, everything is read in every pass.
         blocks: as the sampler's; of concern to ``prefix`` alone.
         memory: what the passes of the decode so far have left, for a model that remembers; None = this predicts the first.
-        revise: as the sampler's: with one, what is decided of the answers is predicted too.
     """
     memory = PassMemory() if memory is None else memory
     from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, vocabulary, blocks)
 
     @torch.no_grad()
-    def predict(tokens: Tensor) -> Tensor:
+    def predict(tokens: Tensor, wanted: Tensor) -> Tensor:
         now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == vocabulary.mask_id), rows=None)
         with runtime.autocast():
             if from_prefix is not None:
-                return from_prefix(tokens)
+                return from_prefix(tokens, wanted)
             if model.remembers:
-                return model.readout(memory.run(model, now).hidden)
+                return model.readout(memory.run(model, now).hidden[wanted])
             if halt is not None:
-                return model.readout(_halted(model, now, halt))
-            return canvases.read_out(model, now, now.masked if revise is None else now.masked | batch.masked)
+                return model.readout(_halted(model, now, halt)[wanted])
+            return canvases.read_out(model, now, wanted)
 
     return predict
 

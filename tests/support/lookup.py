@@ -26,3 +26,14 @@ class Model:
         self.seen.append(tokens.clone())
         key = (tokens * (1 + torch.arange(tokens.shape[1]))).sum(1) % 64
         return self.table[key, : tokens.shape[1]]
+
+
+def at(predict):
+    """What a sampler asks: the logits of the wanted places, of what gives those of all."""
+    return lambda tokens, wanted: predict(tokens)[wanted]
+
+
+def every(sampler, predict, tokens, **given):
+    """All passes of a sampler over what gives the logits of all positions."""
+    asked = {name: at(value) if name == "finish" else value for name, value in given.items()}
+    return list(sampler.passes(at(predict), tokens, MASK, **asked))

@@ -234,9 +234,6 @@ MISTAKES = {
         "generation.Generator.prefix goes with neither halt nor"),
     "steps and blocks": shaped("generate", "sampling: {Sampler: {steps: 5, blocks: 2}}",
         "steps must be a positive multiple of blocks, got steps 5 and blocks 2"),
-    "kept prefix with revising": shaped("generate", "generation: {Generator: {prefix: '@approximate_prefix.approximate_prefix'}}, "
-        "sampling: {Sampler: {revise: '@revising.least_probable'}}",
-        "prefix reads out what is masked alone, and sampling.Sampler.revise asks for what is decided"),
     "threshold that is no probability": shaped("generate",
         "sampling: {Sampler: {revise: '@revising.below_threshold'}}, revising: {below_threshold: {threshold: 1.5}}",
         "revising.below_threshold.threshold must be at least 0, at most 1"),

@@ -58,8 +58,7 @@ def test_what_is_shared_equals_what_is_computed_apart(refiner, padded):
     model, batch = made(refiner), rows(100, 40, padded)
     shared = read_out(model, batch, batch.masked)
     apart = torch.cat([model.readout(model.states(batch.take(torch.tensor([row])))) for row in range(len(batch))])
-    assert torch.allclose(shared[batch.masked], apart[batch.masked], atol=1e-5)
-    assert not shared[~batch.masked].any()
+    assert torch.allclose(shared, apart[batch.masked], atol=1e-5)
 
 
 @torch.no_grad()
@@ -97,4 +96,4 @@ def test_rows_of_which_other_positions_are_asked_for_or_present_are_not_equal():
 @pytest.mark.parametrize("canvases", [1, 64])
 def test_nothing_asked_for_is_nothing_said(canvases):
     model, batch = made(), rows(64, canvases)
-    assert not read_out(model, batch, batch.masked & False).any()
+    assert read_out(model, batch, batch.masked & False).shape == (0, VOCAB)

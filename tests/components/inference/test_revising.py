@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from components.inference import revising
 from components.inference.sampling import Sampler
-from tests.support.lookup import MASK, VOCAB, Model, puzzles
+from tests.support.lookup import MASK, VOCAB, Model, every, puzzles
 
 hypothesis_settings = settings(max_examples=40, deadline=None)
 END = 1
@@ -73,10 +73,6 @@ def plain_decode(table, row, rule, *, steps, blocks, revisions, guidance=0.0, th
             if end and ended(row, hidden):
                 return [END if token == MASK else token for token in row], taken
     return row, taken
-
-
-def every(sampler, predict, tokens, **given):
-    return list(sampler.passes(predict, tokens, MASK, **given))
 
 
 @st.composite

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.inference.sampling import Sampler, low_confidence_remasking
-from tests.support.lookup import MASK, VOCAB, Model, puzzles
+from tests.support.lookup import MASK, VOCAB, Model, at, every, puzzles
 
 hypothesis_settings = settings(max_examples=25, deadline=None)
 
@@ -36,7 +36,7 @@ def plain_decode(table, row, steps, blocks):
 @given(puzzles())
 def test_one_step_fills_every_mask_in_one_pass_with_the_most_likely_other_token(tokens):
     model = Model()
-    out = low_confidence_remasking(model, tokens, MASK, steps=1).tokens
+    out = low_confidence_remasking(at(model), tokens, MASK, steps=1).tokens
     assert len(model.seen) <= 1  # of no mask there is nothing to ask
     likely = Model()(tokens)[..., :MASK].argmax(-1)
     assert out.tolist() == [
@@ -51,7 +51,7 @@ def test_a_mask_id_in_the_middle_of_the_vocabulary_is_never_predicted_either():
     logits[..., 2], logits[..., 4] = 9.0, 1.0
     tokens = torch.tensor([[2, 0, 2]])
     for steps in (1, 2):
-        assert low_confidence_remasking(lambda _: logits, tokens, 2, steps=steps).tokens.tolist() == [[4, 0, 4]]
+        assert low_confidence_remasking(at(lambda _: logits), tokens, 2, steps=steps).tokens.tolist() == [[4, 0, 4]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 9.0, "seed": 4}, {"guidance": 2.0}, {"blocks": 3}])
@@ -71,13 +71,13 @@ def test_an_id_without_a_token_is_never_predicted_however_likely(known, settings
     of_tokens = [i for i in range(VOCAB) if i < len(known) and known[i] and i != MASK]
     logits[..., [i for i in range(VOCAB) if i not in of_tokens]] += 9
     ids = {"uid": torch.arange(6), "known": torch.tensor(known, dtype=torch.bool)}
-    *_, last = Sampler(**settings).passes(lambda t: logits, torch.full((6, 9), MASK), MASK, **ids)
+    *_, last = Sampler(**settings).passes(at(lambda t: logits), torch.full((6, 9), MASK), MASK, **ids)
     assert {*last.tokens.flatten().tolist()} <= {*of_tokens} and bool(torch.isfinite(last.probability).all())
     if not settings:
         likely = torch.tensor(of_tokens)[logits[..., of_tokens].argmax(-1)]
         assert torch.equal(last.tokens, likely)
         assert torch.equal(
-            low_confidence_remasking(lambda t: logits, torch.full((6, 9), MASK), MASK, 2, known=ids["known"]).tokens, likely
+            low_confidence_remasking(at(lambda t: logits), torch.full((6, 9), MASK), MASK, 2, known=ids["known"]).tokens, likely
         )
         assert torch.allclose(last.probability, logits[..., of_tokens].softmax(-1).amax(-1))
 
@@ -86,7 +86,7 @@ def test_an_id_without_a_token_is_never_predicted_however_likely(known, settings
 @given(puzzles(), st.integers(1, 3), st.integers(1, 4))
 def test_remasking_equals_a_plain_decoder_row_by_row(tokens, blocks, passes):
     model = Model()
-    out = low_confidence_remasking(model, tokens, MASK, steps=blocks * passes, blocks=blocks).tokens
+    out = low_confidence_remasking(at(model), tokens, MASK, steps=blocks * passes, blocks=blocks).tokens
     assert out.tolist() == [plain_decode(model.table, row, blocks * passes, blocks) for row in tokens.tolist()]
 
 
@@ -94,7 +94,7 @@ def test_remasking_equals_a_plain_decoder_row_by_row(tokens, blocks, passes):
 @given(puzzles(), st.integers(1, 12))
 def test_each_pass_commits_its_share_the_remainder_first(tokens, steps):
     model = Model()
-    out = low_confidence_remasking(model, tokens, MASK, steps).tokens
+    out = low_confidence_remasking(at(model), tokens, MASK, steps).tokens
     assert len(model.seen) == steps
     remaining = torch.stack([(seen == MASK).sum(1) for seen in [*model.seen, out]])
     for row, total in enumerate((tokens == MASK).sum(1).tolist()):
@@ -107,7 +107,7 @@ def test_each_pass_commits_its_share_the_remainder_first(tokens, steps):
 @given(puzzles(), st.integers(1, 3), st.integers(1, 4))
 def test_clues_and_committed_tokens_never_change(tokens, blocks, passes):
     model = Model()
-    out = low_confidence_remasking(model, tokens, MASK, blocks * passes, blocks).tokens
+    out = low_confidence_remasking(at(model), tokens, MASK, blocks * passes, blocks).tokens
     seen = [*model.seen, out]
     for before, after in pairwise(seen):
         assert torch.equal(after[before != MASK], before[before != MASK])
@@ -117,7 +117,7 @@ def test_clues_and_committed_tokens_never_change(tokens, blocks, passes):
 @given(puzzles(), st.integers(1, 4), st.integers(1, 3))
 def test_blocks_are_filled_left_to_right(tokens, blocks, passes):
     model = Model()
-    low_confidence_remasking(model, tokens, MASK, blocks * passes, blocks)
+    low_confidence_remasking(at(model), tokens, MASK, blocks * passes, blocks)
     for row in range(len(tokens)):
         wanted = (tokens[row] == MASK).nonzero().flatten().tolist()
         for block in range(1, blocks):
@@ -129,16 +129,16 @@ def test_blocks_are_filled_left_to_right(tokens, blocks, passes):
 @hypothesis_settings
 @given(puzzles(), st.integers(1, 5))
 def test_a_row_decodes_the_same_alone_as_in_a_batch(tokens, steps):
-    together = low_confidence_remasking(Model(), tokens, MASK, steps).tokens
+    together = low_confidence_remasking(at(Model()), tokens, MASK, steps).tokens
     for row in range(len(tokens)):
-        alone = low_confidence_remasking(Model(), tokens[row : row + 1], MASK, steps).tokens
+        alone = low_confidence_remasking(at(Model()), tokens[row : row + 1], MASK, steps).tokens
         assert torch.equal(alone, together[row : row + 1])
 
 
 @pytest.mark.parametrize(("steps", "blocks"), [(5, 2), (2, 4), (0, 1), (4, 0), (-2, 1)])
 def test_blocks_that_do_not_divide_steps_are_an_error_naming_both(steps, blocks):
     with pytest.raises(ValueError, match=rf"steps {steps} and blocks {blocks}\b"):
-        low_confidence_remasking(Model(), torch.tensor([[MASK]]), MASK, steps, blocks)
+        low_confidence_remasking(at(Model()), torch.tensor([[MASK]]), MASK, steps, blocks)
 
 
 # The sampler itself
@@ -153,10 +153,6 @@ def told(choices, probability=0.9, vocab=VOCAB):
     logits = rest.log()[:, None].repeat(1, vocab)
     logits[torch.arange(len(choices)), choices] = sure.log()
     return lambda tokens: logits.expand(len(tokens), -1, -1).clone()
-
-
-def every(sampler, predict, tokens, **given):
-    return list(sampler.passes(predict, tokens, MASK, **given))
 
 
 @hypothesis_settings
@@ -271,7 +267,7 @@ def test_tokens_are_drawn_at_their_probabilities():
     n = 4000
     for temperature in (1.0, 0.5):
         sampler = Sampler(temperature=temperature)
-        (step,) = sampler.passes(lambda t: logits.expand(n, 1, 7), torch.full((n, 1), MASK), MASK, uid=torch.arange(n))
+        (step,) = sampler.passes(at(lambda t: logits.expand(n, 1, 7)), torch.full((n, 1), MASK), MASK, uid=torch.arange(n))
         shares = step.tokens[:, 0].bincount(minlength=7) / n
         expected = probabilities ** (1 / temperature) / (probabilities ** (1 / temperature)).sum()
         assert (shares[:6] - expected).abs().max() < 4 * (0.25 / n) ** 0.5 and shares[6] == 0

@@ -226,7 +226,6 @@ def test_a_threshold_saves_passes(make):
         ({"recursion_steps": 0}, "generation.Generator.recursion_steps must be at least 1, got 0"),
         ({"prefix": approximate_prefix, "halt": halting.by_change}, "prefix goes with neither halt nor sampling.Sampler.guidance"),
         ({"prefix": approximate_prefix, "sampler": Sampler(guidance=1.0)}, "prefix goes with neither halt nor"),
-        ({"prefix": approximate_prefix, "sampler": Sampler(revise=least_probable)}, "prefix reads out what is masked alone"),
         ({"sampler": Sampler(revise=least_probable, revisions=0)}, "sampling.Sampler: revisions must be at least 1"),
     ],
 )

@@ -1,10 +1,10 @@
-"""What a sampler asks a model: logits of the last step, for what is still masked."""
+"""What a sampler asks a model: logits of the last step, for what is wanted."""
 
 import pytest
 import torch
 
 from components.batch import Batch
-from components.inference import halting, revising
+from components.inference import halting
 from components.model import Model
 from components.recursion import State
 from components.refiners.core import Layout
@@ -42,22 +42,24 @@ def batch():
     return Batch(tokens, tokens, tokens == MASK, torch.zeros(1, 3), rows=torch.tensor([1, 2]))
 
 
-def test_the_last_step_predicts_what_is_still_masked(batch, runtime):
+def test_the_last_step_predicts_what_is_wanted(batch, runtime):
     model = Watched()
     predict = predictor(model, batch, VOCABULARY, runtime)
-    logits = predict(torch.tensor([[1, 4, MASK]]))
-    assert logits[..., 0].tolist() == [[0, 0, 2]]
+    tokens = torch.tensor([[1, 4, MASK]])
+    assert predict(tokens, tokens == MASK)[:, 0].tolist() == [2]
     assert model.seen[0].tokens.tolist() == [[1, 4, MASK]] and model.seen[0].supervised.tolist() == [2]
 
 
-def test_where_tokens_are_revised_decided_ones_are_predicted_too(batch, runtime):
-    predict = predictor(Watched(), batch, VOCABULARY, runtime, revise=revising.least_probable)
-    assert predict(torch.tensor([[1, 4, MASK]]))[..., 0].tolist() == [[0, 2, 2]]
+def test_decided_tokens_are_predicted_too_where_they_are_wanted(batch, runtime):
+    model = Watched()
+    predict = predictor(model, batch, VOCABULARY, runtime)
+    assert predict(torch.tensor([[1, 4, MASK]]), batch.masked)[:, 0].tolist() == [2, 2]
+    assert model.seen[0].masked.tolist() == [[False, False, True]]
 
 
 def test_what_a_sampler_hides_of_the_prompt_is_no_answer(batch, runtime):
     model = Watched()
-    predictor(model, batch, VOCABULARY, runtime)(torch.tensor([[MASK, MASK, 5]]))
+    predictor(model, batch, VOCABULARY, runtime)(torch.tensor([[MASK, MASK, 5]]), batch.masked)
     assert model.seen[0].masked.tolist() == [[False, True, False]]
 
 
@@ -65,19 +67,19 @@ def test_a_rule_ends_the_recursion(batch, runtime):
     def at_once(model, batch, state, last):
         return torch.ones(len(batch), dtype=torch.bool)
 
-    assert (predictor(Watched(), batch, VOCABULARY, runtime, at_once)(batch.tokens) == 1).all()
+    assert (predictor(Watched(), batch, VOCABULARY, runtime, at_once)(batch.tokens, batch.masked) == 1).all()
     with pytest.raises(ConfigError, match=r"generation.Generator.halt: halting.by_learning needs a core"):
-        predictor(Watched(), batch, VOCABULARY, runtime, halting.by_learning)(batch.tokens)
+        predictor(Watched(), batch, VOCABULARY, runtime, halting.by_learning)(batch.tokens, batch.masked)
 
 
 def test_a_prefix_is_asked_in_the_models_place_or_refused(batch, runtime):
     def prefix(model, batch, mask_id, blocks):
         if blocks == 1:
             raise ValueError("it is too small")
-        return lambda tokens: tokens * blocks
+        return lambda tokens, wanted: tokens[wanted] * blocks
 
     predict = predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix, blocks=2)
-    assert predict(torch.tensor([[1, 4, 6]])).tolist() == [[2, 8, 12]]
+    assert predict(torch.tensor([[1, 4, 6]]), batch.masked).tolist() == [8, 12]
     with pytest.raises(ConfigError, match="takes no approximate prefix: it is too small; set it to None"):
         predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix)
 
