@@ -70,7 +70,7 @@ def measured(name: str, model: Model, canvas: Tensor, attention: Tensor, blocks:
         seconds["plain"] += passes * plain
         seconds["exact"] += passes * one
         for way, approximated in approximate.items():
-            stream = sampler.passes(approximated(model, batch, mask_id, blocks), before, mask_id)
+            stream = sampler.passes(approximated(model, batch, blocks), before, mask_id)
             (_, first), (_, second) = (timed(lambda stream=stream: next(stream)) for _ in range(2))
             seconds[way] += first + (passes - 1) * second
     for way, whole in seconds.items():

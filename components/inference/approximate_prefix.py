@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from components.batch import Batch
+from components.inference.canvases import read_at
 from components.inference.sampling import Predict
 from components.model import Model
 from components.nn.key_value_cache import KeyValueCache
@@ -20,39 +21,38 @@ from components.nn.key_value_cache import KeyValueCache
 ReadAgain = Callable[
     [Tensor, Tensor, Tensor], Tensor
 ]  # places, first place of the block, the place behind it -> read in all passes
-Prefix = Callable[[Model, Batch, int, int], Predict]  # model, batch, mask id, blocks -> what the sampler asks
+Prefix = Callable[[Model, Batch, int], Predict]  # model, batch, blocks -> what the sampler asks
 
 
-def approximate_prefix(model: Model, batch: Batch, mask_id: int, blocks: int) -> Predict:
+def approximate_prefix(model: Model, batch: Batch, blocks: int) -> Predict:
     """Predict what is wanted of each row's present block.
 
     Args:
         model: that can go on from a cache.
         batch: its answers all masked.
-        mask_id: of what is undecided.
         blocks: as the sampler's.
 
     Raises:
         ValueError: the model cannot go on from a cache.
     """
-    return _approximated(model, batch, mask_id, blocks, lambda places, start, end: places >= start)
+    return _approximated(model, batch, blocks, lambda places, start, end: places >= start)
 
 
-def approximate_surroundings(model: Model, batch: Batch, mask_id: int, blocks: int) -> Predict:
+def approximate_surroundings(model: Model, batch: Batch, blocks: int) -> Predict:
     """Predict as ``approximate_prefix``, with what stands behind a block kept as well: its further passes read the block alone.
 
     Source: Wu et al., Fast-dLLM (2025), section 3.1 (dual cache).
 
     Args:
-        model, batch, mask_id, blocks: as there.
+        model, batch, blocks: as there.
 
     Raises:
         ValueError: as there.
     """
-    return _approximated(model, batch, mask_id, blocks, lambda places, start, end: (places >= start) & (places < end))
+    return _approximated(model, batch, blocks, lambda places, start, end: (places >= start) & (places < end))
 
 
-def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_again: ReadAgain) -> Predict:
+def _approximated(model: Model, batch: Batch, blocks: int, read_again: ReadAgain) -> Predict:
     order, total = batch.masked.cumsum(1) - 1, batch.masked.sum(1, keepdim=True)
     ends = total * torch.arange(1, blocks + 1, device=total.device) // blocks  # how many tokens of each row's answer are before
     block_of = (order[:, None] >= ends[..., None]).sum(1)
@@ -67,9 +67,8 @@ def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_ag
     def predict(tokens: Int[Tensor, "batch seq"], wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
         nonlocal cache, block, start, end
         assert cache is not None
-        left = batch.masked & (tokens == mask_id)
-        going, first = left.any(1, keepdim=True), (~left).cumprod(1).sum(1, keepdim=True)
-        number = block_of.gather(1, first.clamp(max=seq - 1))
+        going, first = wanted.any(1, keepdim=True), wanted.int().argmax(1, keepdim=True)
+        number = torch.where(going, block_of.gather(1, first), -1)
         anew = not cache.new or bool((going & (number != block)).any())
         if anew:
             cache, block = model.key_value_cache(), number
@@ -91,7 +90,7 @@ def _approximated(model: Model, batch: Batch, mask_id: int, blocks: int, read_ag
         else:
             cache.crop(now.shape[1])
         row, column = wanted.nonzero(as_tuple=True)
-        return model.readout(states[row, column - begin[row, 0]])
+        return read_at(model, states, row * now.shape[1] + column - begin[row, 0])
 
     return predict
 

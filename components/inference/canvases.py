@@ -22,7 +22,7 @@ def read_out(model: Model, batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> F
     Args:
         model: any that remembers no passes.
         batch: on its device.
-        wanted: the positions; at least one.
+        wanted: the positions.
     """
     rows, canvas = distinct(batch, wanted)
     if len(rows) == len(batch):
@@ -38,9 +38,11 @@ def distinct(batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tenso
 
     Args:
         batch: the rows.
-        wanted: positions that are asked for; rows of which others are do not count as equal.
+        wanted: positions that are asked for; rows of which others are, or are masked, do not count as equal.
     """
-    seen = torch.cat([batch.tokens, *(x.to(batch.tokens.dtype) for x in (wanted, batch.attention) if x is not None)], 1)
+    seen = torch.cat(
+        [batch.tokens, *(x.to(batch.tokens.dtype) for x in (batch.masked, wanted, batch.attention) if x is not None)], 1
+    )
     _, canvas, times = seen.unique(dim=0, return_inverse=True, return_counts=True)
     order = canvas.argsort(stable=True)
     first = times.cumsum(0) - times
@@ -51,6 +53,14 @@ def distinct(batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tenso
 
 def _read_out(model: Model, batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
     places = wanted.flatten().nonzero()[:, 0]
-    read = torch.cat([places, places[-1:].expand(-len(places) % BLOCK)])
-    states = rearrange(model.states(batch, read), "batch seq dim -> (batch seq) dim")
-    return model.readout(states[read])[: len(places)]
+    return read_at(model, model.states(batch, in_blocks(places)), places)
+
+
+def read_at(model: Model, states: Float[Tensor, "batch seq dim"], places: Int[Tensor, "places"]) -> Float[Tensor, "places vocab"]:
+    """Compute the logits of states at places, which are indices into all positions, row after row."""
+    return model.readout(rearrange(states, "batch seq dim -> (batch seq) dim")[in_blocks(places)])[: len(places)]
+
+
+def in_blocks(places: Int[Tensor, "places"]) -> Int[Tensor, "whole"]:
+    """Repeat the last place until blocks are whole."""
+    return torch.cat([places, places[-1:].expand(-len(places) % BLOCK)])

@@ -44,8 +44,14 @@ class Counts:
 
 def count(logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]) -> Counts:
     """Counts from the logits of the masked positions (in row-major order of ``masked``)."""
-    expected = targets[masked].long()
-    nll, right = losses(logits, expected)
+    return counts_of(*losses(logits, targets[masked].long()), targets, masked)
+
+
+def counts_of(
+    nll: Float[Tensor, "rows"], best: Int[Tensor, "rows"], targets: Int[Tensor, "batch seq"], masked: Bool[Tensor, "batch seq"]
+) -> Counts:
+    """Counts from the losses and the most likely ids of the masked positions (in row-major order of ``masked``)."""
+    right = best == targets[masked]
     row = masked.nonzero()[:, 0]
     sums = [
         torch.zeros(len(masked), dtype=torch.float64, device=nll.device).index_add(0, row, x)
@@ -56,18 +62,16 @@ def count(logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, "batch seq"]
     return Counts(nll=sums[0], correct=sums[1], tokens=tokens, exact=exact, solved=exact.clone())
 
 
-def losses(
-    logits: Float[Tensor, "rows vocab"], expected: Int[Tensor, "rows"]
-) -> tuple[Float[Tensor, "rows"], Bool[Tensor, "rows"]]:
-    """Compute each row's loss, -log p of the id that is expected, and tell whether that is the most likely one."""
+def losses(logits: Float[Tensor, "rows vocab"], expected: Int[Tensor, "rows"]) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]]:
+    """Compute each row's loss, -log p of the id that is expected, and its most likely id."""
     parts = [_losses(*part) for part in zip(logits.split(BLOCK), expected.split(BLOCK), strict=True)]
-    loss, right = (torch.cat(each) for each in zip(*parts, strict=True))
-    return loss, right
+    loss, best = (torch.cat(each) for each in zip(*parts, strict=True))
+    return loss, best
 
 
 def _losses(logits: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
     logits = logits.float()  # of bfloat16 a CPU takes four times as long to find the largest
-    return F.cross_entropy(logits, expected, reduction="none"), logits.argmax(-1) == expected
+    return F.cross_entropy(logits, expected, reduction="none"), logits.argmax(-1)
 
 
 def interval(

@@ -147,13 +147,13 @@ class Sampler:
                 decided = inside & (tokens != mask_id) & open_to_doubt
                 wanted = candidates | decided  # what else there is is not looked at
                 logits = self._guided(_in_turn(predict, finish, left, late), tokens, answer, mask_id, wanted)
-                logits = without(logits, mask_id, known)
                 turn = left if self.revise is None else evaluations[:, None] + 1  # as no other pass of the row has
-                certain, best = (_placed(each, wanted) for each in self._chosen(logits, wanted, turn, uid))
+                undecided = without(logits[candidates[wanted]], mask_id, known)
+                certain, best = (_placed(each, candidates) for each in self._chosen(undecided, candidates, turn, uid))
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
                 share = left - schedule.left_after(number)
                 committed = candidates & self._ranked(score, candidates, left, share, torch.where(late, 0, reserve))
-                doubted = self._doubted(logits, tokens, decided, wanted)
+                doubted = self._doubted(without(logits[decided[wanted]], mask_id, known), tokens, decided)
                 tokens = torch.where(committed, best, tokens).masked_fill(doubted, mask_id)
                 probability = torch.where(committed, certain, probability).masked_fill(doubted, 0.0)
                 evaluations = evaluations + (left[:, 0] > 0) * (2 if self.guidance else 1)
@@ -168,13 +168,12 @@ class Sampler:
         logits: Float[Tensor, "places vocab"],
         tokens: Int[Tensor, "batch seq"],
         decided: Bool[Tensor, "batch seq"],
-        wanted: Bool[Tensor, "batch seq"],
     ) -> Bool[Tensor, "batch seq"]:
         """The decided tokens that are masked again, by how probable the pass finds them."""
         if self.revise is None or not decided.any():
             return torch.zeros_like(decided)
-        probability = logits.softmax(-1).gather(-1, tokens[wanted][:, None].long())[:, 0]
-        return decided & self.revise(_placed(probability, wanted), decided)
+        probability = logits.softmax(-1).gather(-1, tokens[decided][:, None].long())[:, 0]
+        return decided & self.revise(_placed(probability, decided), decided)
 
     def _ranked(
         self,
@@ -209,7 +208,7 @@ class Sampler:
     def _chosen(
         self,
         logits: Float[Tensor, "places vocab"],
-        wanted: Bool[Tensor, "batch seq"],
+        candidates: Bool[Tensor, "batch seq"],
         turn: Int[Tensor, "batch 1"],
         uid: Int[Tensor, "batch"] | None,
     ) -> tuple[Float[Tensor, "places"], Int[Tensor, "places"]]:
@@ -219,7 +218,7 @@ class Sampler:
         """
         if not self.temperature:
             return most_likely(logits)
-        rows, columns = wanted.nonzero(as_tuple=True)
+        rows, columns = candidates.nonzero(as_tuple=True)
         drawn = self.drawn(logits, turn[rows, 0] * LONGEST + columns, None if uid is None else uid[rows])
         return logits.softmax(-1).gather(-1, drawn[:, None])[:, 0], drawn
 
@@ -255,9 +254,9 @@ class _Schedule:
         return torch.where(self.last > n, self.left_after(self.last - n - 1), self.size)
 
 
-def _placed(values: Shaped[Tensor, "places"], wanted: Bool[Tensor, "batch seq"]) -> Shaped[Tensor, "batch seq"]:
+def _placed(values: Shaped[Tensor, "places"], where: Bool[Tensor, "batch seq"]) -> Shaped[Tensor, "batch seq"]:
     """Values of places in whole rows, 0 beside them."""
-    return torch.zeros_like(wanted, dtype=values.dtype).masked_scatter(wanted, values)
+    return torch.zeros_like(where, dtype=values.dtype).masked_scatter(where, values)
 
 
 def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 1"], late: Bool[Tensor, "batch 1"]) -> Predict:
@@ -269,7 +268,10 @@ def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 
         return finish
 
     def by_row(tokens: Int[Tensor, "batch seq"], wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
-        return torch.where(late.expand_as(wanted)[wanted][:, None], finish(tokens, wanted), predict(tokens, wanted))
+        of_late, logits = late.expand_as(wanted)[wanted], predict(tokens, wanted & ~late)
+        both = logits.new_empty(len(of_late), logits.shape[-1])
+        both[~of_late], both[of_late] = logits, finish(tokens, wanted & late)
+        return both
 
     return by_row
 

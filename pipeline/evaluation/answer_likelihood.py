@@ -82,8 +82,8 @@ def _masked(rows: Split, vocabulary: Vocabulary, samples: int, seed: int) -> Ite
 def _of_batch(model: Model, batch: Batch, *, runtime: Runtime) -> dict[str, Tensor]:
     expected = batch.targets[batch.masked]
     with runtime.autocast():
-        by_step = [model.readout(state.hidden[batch.masked]) for state in model.steps(batch)]
-    return {"nll": torch.stack([total(losses(each, expected)[0], batch.masked, batch.weights) for each in by_step], -1)}
+        by_step = [losses(model.readout(state.hidden[batch.masked]), expected)[0] for state in model.steps(batch)]
+    return {"nll": torch.stack([total(loss, batch.masked, batch.weights) for loss in by_step], -1)}
 
 
 def _metrics(values: Tensor, frozen: Tensor, length: Tensor, group: Tensor) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from components.batch import Batch
 from components.inference.halting import Leaving, Rule
-from components.inference.metrics import Counts, count
+from components.inference.metrics import Counts, counts_of, losses
 from components.model import Model
 from components.recursion import State
 from components.refiners.core import recur
@@ -123,10 +123,11 @@ def _joined(by_batch: Sequence[Mapping[str, Tensor]], rules: Iterable[str]) -> M
 
 def answer_counts(logits: Tensor, batch: Batch, right: Right) -> Counts:
     """Count what the most likely tokens at the masked positions come to; ``right`` tells which of their sequences are solved."""
-    counts = count(logits, batch.targets, batch.masked)
-    if right is is_reference:  # what ``count`` compares with
+    nll, best = losses(logits, batch.targets[batch.masked].long())
+    counts = counts_of(nll, best, batch.targets, batch.masked)
+    if right is is_reference:  # what is counted
         return counts
-    filled = batch.targets.masked_scatter(batch.masked, logits.argmax(-1).to(batch.targets.dtype))
+    filled = batch.targets.masked_scatter(batch.masked, best.to(batch.targets.dtype))
     split = Split(tokens=batch.targets, response=batch.masked, group=torch.arange(len(filled)))
     return replace(counts, solved=right(filled, split).double())
 

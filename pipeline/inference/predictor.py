@@ -42,7 +42,7 @@ def predictor(
         memory: what the passes of the decode so far have left, for a model that remembers; None = this predicts the first.
     """
     memory = PassMemory() if memory is None else memory
-    from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, vocabulary, blocks)
+    from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, blocks)
 
     @torch.no_grad()
     def predict(tokens: Tensor, wanted: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ def predictor(
             if from_prefix is not None:
                 return from_prefix(tokens, wanted)
             if model.remembers:
-                return model.readout(memory.run(model, now).hidden[wanted])
+                return _read_at(model, memory.run(model, now).hidden, wanted)
             if halt is not None:
-                return model.readout(_halted(model, now, halt)[wanted])
+                return _read_at(model, _halted(model, now, halt), wanted)
             return canvases.read_out(model, now, wanted)
 
     return predict
@@ -82,11 +82,15 @@ def reader(model: Model, batch: Batch, vocabulary: Vocabulary, runtime: Runtime)
     return read
 
 
-def _from_prefix(prefix: Prefix, model: Model, batch: Batch, vocabulary: Vocabulary, blocks: int) -> Predict:
+def _from_prefix(prefix: Prefix, model: Model, batch: Batch, blocks: int) -> Predict:
     try:
-        return prefix(model, batch, vocabulary.mask_id, blocks)
+        return prefix(model, batch, blocks)
     except ValueError as error:
         raise ConfigError(f"this model takes no approximate prefix: {error}; set it to None") from None
+
+
+def _read_at(model: Model, states: Tensor, wanted: Tensor) -> Tensor:
+    return canvases.read_at(model, states, wanted.flatten().nonzero()[:, 0])
 
 
 def _halted(model: Model, batch: Batch, rule: Rule) -> Tensor:

@@ -1,7 +1,8 @@
 """How many floating-point operations an optimizer step of a run takes: what budgets are divided by, and equal compute rests on."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 
 from components.batch import Batch
 from components.objective.objective import Objective
@@ -10,7 +11,7 @@ from pipeline.progress import Progress
 from pipeline.training.flops import GradientCounter
 from pipeline.training.train_state import TrainState
 
-STEPS, SEQUENCES = 4, 256  # at least so many are counted: lengths vary, and how much is masked
+STEPS, SEQUENCES = 4, 256  # over at least so many it is counted: lengths vary, and how much is masked
 
 
 def counted_steps(sequences: int, steps: int) -> int:
@@ -23,7 +24,8 @@ def counted_steps(sequences: int, steps: int) -> int:
 def counted(
     batches: Iterator[list[Batch]], sequences: int, counter: GradientCounter, objective: Objective, steps: int, result: TrainState
 ) -> Iterator[list[Batch]]:
-    """Note the floating-point operations of a step of a run that begins, of its first steps; returns the same batches.
+    """Note the floating-point operations of a step of a run that begins, of its first steps, whose batches are in memory meanwhile;
+    returns the same batches. Where gradients have to be made to count them, four steps have to do.
 
     Args:
         batches: microbatches of each step, those of this process.
@@ -35,12 +37,19 @@ def counted(
     """
     if result.flops_per_step:
         return batches
-    first = list(islice(batches, counted_steps(sequences, steps)))
+    first = deque(islice(batches, counted_steps(sequences, steps) if counter.on_shapes else STEPS))
     depths = {objective.depth(step / steps) for step in range(steps)}
     passes = len(depths) + 2 * (objective.lead is not None)
     with Progress("operations", sum(map(len, first)) * passes, "microbatch") as bar:
         result.flops_per_step = flops_per_step(first, bar.counting(counter.count), objective, steps)
-    return chain(first, batches)
+    return _after(first, batches)
+
+
+def _after(first: deque[list[Batch]], others: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    """Both, one after the other; what is handed on is not kept."""
+    while first:
+        yield first.popleft()
+    yield from others
 
 
 def flops_per_step(first: Sequence[Sequence[Batch]], count: Callable[..., int], objective: Objective, steps: int) -> int:

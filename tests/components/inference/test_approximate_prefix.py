@@ -97,14 +97,14 @@ def counted(model):
 @pytest.mark.parametrize(("way", "blocks"), [(approximate_prefix, 3), (approximate_surroundings, 3), (approximate_prefix, 1)])
 def test_with_as_many_passes_as_blocks_nothing_is_approximated(model, batch, blocks, way):
     exact = low_confidence_remasking(plain(model, batch), batch.tokens, MASK, blocks, blocks)
-    prefix = low_confidence_remasking(way(model, batch, MASK, blocks), batch.tokens, MASK, blocks, blocks)
+    prefix = low_confidence_remasking(way(model, batch, blocks), batch.tokens, MASK, blocks, blocks)
     assert torch.equal(exact.tokens, prefix.tokens)
     torch.testing.assert_close(exact.probability, prefix.probability, rtol=0, atol=1e-9)
 
 
 def test_as_long_as_nothing_changes_the_block_is_read_as_in_the_first_pass(model, batch):
     """From what is kept and from the block and what stands behind it alone."""
-    predict, read = approximate_prefix(model, batch, MASK, 2), counted(model)
+    predict, read = approximate_prefix(model, batch, 2), counted(model)
     block = block_of(batch, 2)
     first, again, third = (predict(batch.tokens, block) for _ in range(3))
     torch.testing.assert_close(again, first, rtol=0, atol=1e-9)
@@ -114,7 +114,7 @@ def test_as_long_as_nothing_changes_the_block_is_read_as_in_the_first_pass(model
 
 
 def test_the_block_alone_is_read_where_its_surroundings_are_kept(model, batch):
-    predict, read = approximate_surroundings(model, batch, MASK, 3), counted(model)
+    predict, read = approximate_surroundings(model, batch, 3), counted(model)
     first, again = (predict(batch.tokens, block_of(batch, 3)) for _ in range(2))
     torch.testing.assert_close(again, first, rtol=0, atol=1e-9)
     assert read == [SEQ, 4]  # a third of twelve, of six and of six
@@ -123,7 +123,7 @@ def test_the_block_alone_is_read_where_its_surroundings_are_kept(model, batch):
 
 
 def test_the_next_block_reads_everything_once_and_then_less(model, batch):
-    predict, read = approximate_prefix(model, batch, MASK, 3), counted(model)
+    predict, read = approximate_prefix(model, batch, 3), counted(model)
     passes = list(Sampler(steps=6, blocks=3).passes(predict, batch.tokens, MASK))
     # the least that is before a block of any row: 2; 2 + 4 = 6 in the first, 4 + 2 = 6 in the last; 10, and 4 + 4 = 8
     assert read == [SEQ, SEQ - 2, SEQ, SEQ - 6, SEQ, SEQ - 8]
@@ -132,15 +132,41 @@ def test_the_next_block_reads_everything_once_and_then_less(model, batch):
 
 @pytest.mark.parametrize("way", [approximate_prefix, approximate_surroundings])
 def test_revised_tokens_of_the_block_are_read_and_asked_for_again(model, batch, way):
-    predict, read, block = way(model, batch, MASK, 2), counted(model), block_of(batch, 2)
+    predict, read, block = way(model, batch, 2), counted(model), block_of(batch, 2)
     some = batch.tokens.masked_fill(block & (torch.arange(SEQ) % 2 == 0), 3)
     whole = plain(model, batch)(some, block)
     torch.testing.assert_close(predict(some, block), whole, rtol=0, atol=1e-9)
     torch.testing.assert_close(predict(some, block), whole, rtol=0, atol=1e-9)
     assert read[0] == SEQ > read[2]
     sampler = Sampler(steps=6, blocks=2, revise=lambda probability, decided: decided)
-    *_, last = sampler.passes(way(model, batch, MASK, 2), batch.tokens, MASK)
+    *_, last = sampler.passes(way(model, batch, 2), batch.tokens, MASK)
     assert not (last.tokens == MASK).any() and last.evaluations.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("way", [approximate_prefix, approximate_surroundings])
+def test_rows_do_not_know_of_each_other(model, batch, way):
+    """A row that is done with its block before the others waits for them, and has nothing of theirs read again."""
+    sampler = Sampler(threshold=0.12, blocks=2)
+    *_, together = sampler.passes(way(model, batch, 2), batch.tokens, MASK)
+    for row in range(len(batch)):
+        alone = batch.take(torch.tensor([row]))
+        *_, last = sampler.passes(way(model, alone, 2), alone.tokens, MASK)
+        assert torch.equal(last.tokens[0], together.tokens[row]) and last.evaluations[0] == together.evaluations[row]
+
+
+def test_a_row_that_is_done_is_not_read_again():
+    model = tiny().eval()
+    tokens = torch.full((2, SEQ), 3)
+    tokens[0, 2:4], tokens[1, SEQ - 4 :] = MASK, MASK
+    batch = Batch(tokens, tokens, tokens == MASK, (tokens == MASK).double())
+    predict, read = approximate_prefix(model, batch, 1), counted(model)
+    predict(tokens, batch.masked)
+    predict(tokens.masked_fill(torch.tensor([[True], [False]]), 5), batch.masked & torch.tensor([[False], [True]]))
+    assert read == [SEQ, SEQ - 2]
+    predict, read = approximate_prefix(model, batch, 1), counted(model)
+    predict(tokens.masked_fill(torch.tensor([[True], [False]]), 5), batch.masked & torch.tensor([[False], [True]]))
+    predict(tokens.masked_fill(torch.tensor([[True], [False]]), 5), batch.masked & torch.tensor([[False], [True]]))
+    assert read == [SEQ, 4]
 
 
 def test_what_changes_before_the_block_is_not_seen_until_the_next():
@@ -148,7 +174,7 @@ def test_what_changes_before_the_block_is_not_seen_until_the_next():
     model = tiny().eval()
     tokens = torch.tensor([[3, 4, 5, MASK, MASK, MASK, MASK]])
     batch = Batch(tokens, tokens, tokens == MASK, (tokens == MASK).double())
-    predict = approximate_prefix(model, batch, MASK, 2)
+    predict = approximate_prefix(model, batch, 2)
     with torch.no_grad():
         before = predict(tokens, block_of(batch, 2))
         other = tokens.clone()
@@ -163,10 +189,10 @@ def test_a_canvas_without_masks_and_passes_without_candidates_are_nothing_to_fil
     model = tiny().eval()
     full = replace(batch, tokens=batch.tokens.masked_fill(batch.masked, 3))
     full = replace(full, masked=torch.zeros_like(full.masked))
-    assert not len(approximate_prefix(model, full, MASK, 2)(full.tokens, full.masked))
+    assert not len(approximate_prefix(model, full, 2)(full.tokens, full.masked))
     exact, prefix = (
         low_confidence_remasking(predict, batch.tokens, MASK, 40, 2)
-        for predict in (plain(model, batch), approximate_prefix(model, batch, MASK, 2))
+        for predict in (plain(model, batch), approximate_prefix(model, batch, 2))
     )
     assert torch.equal(exact.evaluations, prefix.evaluations) and not (prefix.tokens == MASK).any()
 
@@ -174,4 +200,4 @@ def test_a_canvas_without_masks_and_passes_without_candidates_are_nothing_to_fil
 def test_a_model_that_cannot_go_on_from_a_cache_is_refused(batch):
     model = RefinedLM(tiny(), made(RESIDUAL["selective"]).double())
     with pytest.raises(ValueError, match="cannot go on from keys and values"):
-        approximate_prefix(model, batch, MASK, 2)
+        approximate_prefix(model, batch, 2)

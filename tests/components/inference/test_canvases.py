@@ -90,6 +90,8 @@ def test_rows_of_which_other_positions_are_asked_for_or_present_are_not_equal():
     assert len(distinct(batch, asked)[1].unique()) == 2
     other = Batch(batch.tokens, batch.targets, batch.masked, batch.weights, attention)
     assert len(distinct(other, batch.masked)[1].unique()) == 2
+    hidden = Batch(batch.tokens, batch.targets, asked, batch.weights, batch.attention)  # as where guidance hides the prompt
+    assert len(distinct(hidden, batch.masked)[1].unique()) == 2
 
 
 @torch.no_grad()

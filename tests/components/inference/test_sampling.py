@@ -318,7 +318,7 @@ def test_each_row_has_its_own_last_pass():
     first, last = counted("first", told([2] * 3)), counted("last", told([3] * 3))
     found = every(Sampler(), first, hidden, finish=last)
     assert found[-1].tokens.tolist() == [[3, 0, 0], [2, 2, 3]]
-    assert calls == ["last", "first", "first", "last"] and found[-1].evaluations.tolist() == [1, 3]
+    assert calls == ["first", "last", "first", "last"] and found[-1].evaluations.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(

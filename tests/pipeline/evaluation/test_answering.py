@@ -133,9 +133,9 @@ def test_an_approximate_prefix_answers_in_blocks_and_is_named(answered, prefix):
 def test_what_is_kept_is_asked_in_the_models_place(answered):
     asked = []
 
-    def prefix(model, batch, mask_id, blocks):
+    def prefix(model, batch, blocks):
         asked.append(blocks)
-        return approximate_prefix(model, batch, mask_id, blocks)
+        return approximate_prefix(model, batch, blocks)
 
     answered({}, blocks=2, prefix=prefix)
     assert asked == [2, 2]  # eight examples, four a batch

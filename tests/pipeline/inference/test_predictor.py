@@ -73,7 +73,7 @@ def test_a_rule_ends_the_recursion(batch, runtime):
 
 
 def test_a_prefix_is_asked_in_the_models_place_or_refused(batch, runtime):
-    def prefix(model, batch, mask_id, blocks):
+    def prefix(model, batch, blocks):
         if blocks == 1:
             raise ValueError("it is too small")
         return lambda tokens, wanted: tokens[wanted] * blocks

@@ -1,5 +1,7 @@
 """Over how many steps operations are counted, and that a run goes over the same batches afterwards."""
 
+import gc
+import weakref
 from itertools import islice
 
 import pytest
@@ -19,6 +21,9 @@ def microbatch(supervised):
 class Counter:
     """Stands for what counts: as many operations as there are supervised positions."""
 
+    def __init__(self, on_shapes=True):
+        self.on_shapes = on_shapes
+
     def count(self, batch, progress=1.0, lead=0):
         return int(batch.masked.sum())
 
@@ -37,6 +42,20 @@ def test_operations_are_the_mean_over_them_and_the_run_begins_with_the_same_batc
     batches = counted(iter(steps), 8, Counter(), Objective(1), 80, result)
     assert result.flops_per_step == 4  # of 1 to 8, four times: 4.5; the first four alone would make it 2
     assert list(islice(batches, 80)) == steps
+
+
+def test_where_gradients_are_made_to_count_them_four_steps_have_to_do():
+    steps = [[microbatch(1 + step % 8)] for step in range(80)]
+    batches = counted(iter(steps), 8, Counter(on_shapes=False), Objective(1), 80, result := TrainState())
+    assert result.flops_per_step == 2 and list(islice(batches, 80)) == steps
+
+
+def test_a_batch_that_is_handed_on_is_not_kept():
+    steps = ([microbatch(1)] for _ in range(8))
+    batches = counted(steps, 64, Counter(), Objective(1), 80, TrainState())
+    taken = weakref.ref(next(batches)[0])
+    gc.collect()
+    assert taken() is None
 
 
 def test_what_is_known_is_not_counted_again():
