@@ -60,11 +60,6 @@ class Layout:
     read: Int[Tensor, "rows"] | None = None
 
     @property
-    def positions_read(self) -> Bool[Tensor, "1 rows"] | None:
-        """Say which of the positions that are read may change; None = all."""
-        return None if self.positions is None else self.positions.flatten()[self.read][None]
-
-    @property
     def causal(self) -> bool:
         """Whether a token is kept from learning of those behind it."""
         return self.past is not None
@@ -87,6 +82,10 @@ class Layout:
         """Return the layout of some of the sequences alone."""
         attention, positions, places = (None if x is None else x[rows] for x in (self.attention, self.positions, self.places))
         return Layout(attention, positions, places, self.past)
+
+    def of_read(self) -> "Layout":
+        """Return the layout of the positions that are read, as one sequence, for what is of each position alone."""
+        return Layout(positions=None if self.positions is None else self.positions.flatten()[self.read][None])
 
     def at_read(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "1 rows dim"]:
         """Gather of all positions those that are read, as one sequence."""

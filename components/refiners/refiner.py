@@ -174,9 +174,7 @@ class SlotRefiner(Core):
         seen = {name: state for name, state in condition.items() if name != "injected"}  # which attention has read
         before = {name: state for name, state in carry.items() if name != "hidden"}
         now, before, seen = (mapped(layout.at_read, tree) for tree in (now, before, seen))
-        return State(
-            layout.with_read(hidden, self._changed(now, before, seen, Layout(positions=layout.positions_read), False).hidden)
-        )
+        return State(layout.with_read(hidden, self._changed(now, before, seen, layout.of_read(), False).hidden))
 
     def _changed(
         self,
