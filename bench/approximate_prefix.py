@@ -58,8 +58,8 @@ def measured(name: str, model: Model, canvas: Tensor, attention: Tensor, blocks:
     def read(tokens: Tensor) -> Tensor:
         return model.readout(model.states(Batch(tokens, tokens, tokens == mask_id, batch.weights, attention)))
 
-    def asked(tokens: Tensor, wanted: Tensor) -> Tensor:
-        return read_out(model, Batch(tokens, tokens, tokens == mask_id, batch.weights, attention), wanted)
+    def asked(tokens: Tensor, queried: Tensor) -> Tensor:
+        return read_out(model, Batch(tokens, tokens, tokens == mask_id, batch.weights, attention), queried)
 
     for block in range(blocks):
         before = canvas.masked_fill(answer & (order < answer.sum(1, keepdim=True) * block // blocks), 1)

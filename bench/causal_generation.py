@@ -84,15 +84,15 @@ def measured(name: str, model: Model, canvas: Tensor, attention: Tensor, samples
 
 
 def plain(model: Model, mask_id: int, attention: Tensor | None = None, pad_id: int = 0) -> Predict:
-    """Ask for the logits of all positions, each at the place of the token that it is of, and take those that are wanted."""
+    """Ask for the logits of all positions, each at the place of the token that it is of, and take those that are queried."""
 
     @torch.no_grad()
-    def predict(tokens: Tensor, wanted: Tensor) -> Tensor:
+    def predict(tokens: Tensor, queried: Tensor) -> Tensor:
         masked = tokens == mask_id
         length = min(int((~masked).cumprod(1).sum(1).max()), tokens.shape[1] - 1)
         seen, nothing = tokens.masked_fill(masked, pad_id)[:, :length], torch.zeros_like(masked[:, :length])
         batch = Batch(seen, seen, nothing, nothing.float(), None if attention is None else attention[:, :length])
-        return F.pad(model.readout(model.states(batch)), (0, 0, 1, tokens.shape[1] - length - 1))[wanted]
+        return F.pad(model.readout(model.states(batch)), (0, 0, 1, tokens.shape[1] - length - 1))[queried]
 
     return predict
 

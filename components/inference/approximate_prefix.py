@@ -25,7 +25,7 @@ Prefix = Callable[[Model, Batch, int], Predict]  # model, batch, blocks -> what 
 
 
 def approximate_prefix(model: Model, batch: Batch, blocks: int) -> Predict:
-    """Predict what is wanted of each row's present block.
+    """Predict the queried positions, which are of each row's present block.
 
     Args:
         model: that can go on from a cache.
@@ -64,10 +64,10 @@ def _approximated(model: Model, batch: Batch, blocks: int, read_again: ReadAgain
         raise ValueError("it cannot go on from keys and values that are kept")
     block = start = end = torch.full_like(total, -1)
 
-    def predict(tokens: Int[Tensor, "batch seq"], wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+    def predict(tokens: Int[Tensor, "batch seq"], queried: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
         nonlocal cache, block, start, end
         assert cache is not None
-        going, first = wanted.any(1, keepdim=True), wanted.int().argmax(1, keepdim=True)
+        going, first = queried.any(1, keepdim=True), queried.int().argmax(1, keepdim=True)
         number = torch.where(going, block_of.gather(1, first), -1)
         anew = not cache.new or bool((going & (number != block)).any())
         if anew:
@@ -89,7 +89,7 @@ def _approximated(model: Model, batch: Batch, blocks: int, read_again: ReadAgain
             cache.crop(int(again.flip(1).cumprod(1).sum(1).min()))
         else:
             cache.crop(now.shape[1])
-        row, column = wanted.nonzero(as_tuple=True)
+        row, column = queried.nonzero(as_tuple=True)
         return read_at(model, states, row * now.shape[1] + column - begin[row, 0])
 
     return predict

@@ -16,32 +16,32 @@ from components.model import Model
 BLOCK = 32
 
 
-def read_out(model: Model, batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
-    """Compute the logits of a batch after the last step where they are wanted, row after row.
+def read_out(model: Model, batch: Batch, queried: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+    """Compute the logits of a batch after the last step at the queried positions, row after row.
 
     Args:
         model: any that remembers no passes.
         batch: on its device.
-        wanted: the positions.
+        queried: the positions.
     """
-    rows, canvas = distinct(batch, wanted)
+    rows, canvas = distinct(batch, queried)
     if len(rows) == len(batch):
-        return _read_out(model, batch, wanted)
-    number = wanted[rows].sum(1)
-    row, column = wanted.nonzero(as_tuple=True)
-    place = (number.cumsum(0) - number)[canvas[row]] + (wanted.cumsum(1) - 1)[row, column]
-    return _read_out(model, batch.take(rows), wanted[rows])[place]
+        return _read_out(model, batch, queried)
+    number = queried[rows].sum(1)
+    row, column = queried.nonzero(as_tuple=True)
+    place = (number.cumsum(0) - number)[canvas[row]] + (queried.cumsum(1) - 1)[row, column]
+    return _read_out(model, batch.take(rows), queried[rows])[place]
 
 
-def distinct(batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
+def distinct(batch: Batch, queried: Bool[Tensor, "batch seq"]) -> tuple[Int[Tensor, "some"], Int[Tensor, "batch"]]:
     """Choose rows among which is every canvas of a batch, in whole blocks, and the place of each row's canvas among them.
 
     Args:
         batch: the rows.
-        wanted: positions that are asked for; rows of which others are, or are masked, do not count as equal.
+        queried: positions; rows of which others are queried, or masked, do not count as equal.
     """
     seen = torch.cat(
-        [batch.tokens, *(x.to(batch.tokens.dtype) for x in (batch.masked, wanted, batch.attention) if x is not None)], 1
+        [batch.tokens, *(x.to(batch.tokens.dtype) for x in (batch.masked, queried, batch.attention) if x is not None)], 1
     )
     _, canvas, times = seen.unique(dim=0, return_inverse=True, return_counts=True)
     order = canvas.argsort(stable=True)
@@ -51,8 +51,8 @@ def distinct(batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> tuple[Int[Tenso
     return rows, canvas
 
 
-def _read_out(model: Model, batch: Batch, wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
-    places = wanted.flatten().nonzero()[:, 0]
+def _read_out(model: Model, batch: Batch, queried: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+    places = queried.flatten().nonzero()[:, 0]
     return read_at(model, model.states(batch, in_blocks(places)), places)
 
 

@@ -17,7 +17,7 @@ from components import noise
 from components.inference.revising import Rule
 from components.ranges import Depth, NonNegativeFloat, PositiveInt, Range, Seed, Share
 
-# token ids, where tokens are wanted -> their logits, row after row
+# token ids, the positions that are queried -> their logits, row after row
 Predict = Callable[[Int[Tensor, "batch seq"], Bool[Tensor, "batch seq"]], Float[Tensor, "places vocab"]]
 LONGEST = 1 << 24  # positions that noise can tell apart
 
@@ -145,15 +145,15 @@ class Sampler:
                 late = (left > 0) & ((left <= reserve) | schedule.is_among_the_last(finishing, number))
                 open_to_doubt = (left > 0) & ~schedule.is_among_the_last(1, number) & (revised < revisions)
                 decided = inside & (tokens != mask_id) & open_to_doubt
-                wanted = candidates | decided  # what else there is is not looked at
-                logits = self._guided(_in_turn(predict, finish, left, late), tokens, answer, mask_id, wanted)
+                queried = candidates | decided  # what else there is is not looked at
+                logits = self._guided(_in_turn(predict, finish, left, late), tokens, answer, mask_id, queried)
                 turn = left if self.revise is None else evaluations[:, None] + 1  # as no other pass of the row has
-                undecided = without(logits[candidates[wanted]], mask_id, known)
+                undecided = without(logits[candidates[queried]], mask_id, known)
                 certain, best = (_placed(each, candidates) for each in self._chosen(undecided, candidates, turn, uid))
                 score = certain if end_id is None else torch.where(best == end_id, certain * self.end_confidence, certain)
                 share = left - schedule.left_after(number)
                 committed = candidates & self._ranked(score, candidates, left, share, torch.where(late, 0, reserve))
-                doubted = self._doubted(without(logits[decided[wanted]], mask_id, known), tokens, decided)
+                doubted = self._doubted(without(logits[decided[queried]], mask_id, known), tokens, decided)
                 tokens = torch.where(committed, best, tokens).masked_fill(doubted, mask_id)
                 probability = torch.where(committed, certain, probability).masked_fill(doubted, 0.0)
                 evaluations = evaluations + (left[:, 0] > 0) * (2 if self.guidance else 1)
@@ -197,13 +197,13 @@ class Sampler:
         tokens: Int[Tensor, "batch seq"],
         answer: Bool[Tensor, "batch seq"],
         mask_id: int,
-        wanted: Bool[Tensor, "batch seq"],
+        queried: Bool[Tensor, "batch seq"],
     ) -> Float[Tensor, "places vocab"]:
-        """The wanted logits, away from those that the model gives where it does not see the prompt."""
+        """The queried logits, away from those that the model gives where it does not see the prompt."""
         if not self.guidance:
-            return predict(tokens, wanted)
-        unconditional = predict(torch.where(answer, tokens, mask_id), wanted).float()
-        return unconditional + (self.guidance + 1) * (predict(tokens, wanted).float() - unconditional)
+            return predict(tokens, queried)
+        unconditional = predict(torch.where(answer, tokens, mask_id), queried).float()
+        return unconditional + (self.guidance + 1) * (predict(tokens, queried).float() - unconditional)
 
     def _chosen(
         self,
@@ -267,10 +267,10 @@ def _in_turn(predict: Predict, finish: Predict | None, left: Int[Tensor, "batch 
     if not early.any():
         return finish
 
-    def by_row(tokens: Int[Tensor, "batch seq"], wanted: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
-        of_late, logits = late.expand_as(wanted)[wanted], predict(tokens, wanted & ~late)
+    def by_row(tokens: Int[Tensor, "batch seq"], queried: Bool[Tensor, "batch seq"]) -> Float[Tensor, "places vocab"]:
+        of_late, logits = late.expand_as(queried)[queried], predict(tokens, queried & ~late)
         both = logits.new_empty(len(of_late), logits.shape[-1])
-        both[~of_late], both[of_late] = logits, finish(tokens, wanted & late)
+        both[~of_late], both[of_late] = logits, finish(tokens, queried & late)
         return both
 
     return by_row

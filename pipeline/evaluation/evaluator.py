@@ -187,7 +187,7 @@ def _filled(
     tokens, evaluations = batch.tokens, torch.zeros_like(batch.tokens[:, 0])
     revised = evaluations
     with Progress("passes", sampler.steps or 1, "pass") as bar:
-        predict = bar.counting(lambda tokens, wanted: next(passes)(tokens, wanted))
+        predict = bar.counting(lambda tokens, queried: next(passes)(tokens, queried))
         for made in sampler.passes(predict, tokens, vocabulary.mask_id, known=known):
             revised = revised + ((made.tokens == vocabulary.mask_id) & (tokens != vocabulary.mask_id)).sum(1)
             tokens, evaluations = made.tokens, made.evaluations

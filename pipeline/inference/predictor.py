@@ -1,4 +1,4 @@
-"""What a sampler asks a model, through the last recursion step: token ids of a batch -> logits of the places that are wanted; of a
+"""What a sampler asks a model, through the last recursion step: token ids of a batch -> logits of the places that are queried; of a
 causal model, of each row's next token."""
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ def predictor(
     blocks: int = 1,
     memory: PassMemory | None = None,
 ) -> Predict:
-    """Predicts what is wanted of ``batch``, one pass of a decode after the other.
+    """Predicts what is queried of ``batch``, one pass of a decode after the other.
 
     Args:
         model: any.
@@ -45,16 +45,16 @@ def predictor(
     from_prefix = None if prefix is None else _from_prefix(prefix, model, batch, blocks)
 
     @torch.no_grad()
-    def predict(tokens: Tensor, wanted: Tensor) -> Tensor:
+    def predict(tokens: Tensor, queried: Tensor) -> Tensor:
         now = replace(batch, tokens=tokens, masked=batch.masked & (tokens == vocabulary.mask_id), rows=None)
         with runtime.autocast():
             if from_prefix is not None:
-                return from_prefix(tokens, wanted)
+                return from_prefix(tokens, queried)
             if model.remembers:
-                return _read_at(model, memory.run(model, now).hidden, wanted)
+                return _read_at(model, memory.run(model, now).hidden, queried)
             if halt is not None:
-                return _read_at(model, _halted(model, now, halt), wanted)
-            return canvases.read_out(model, now, wanted)
+                return _read_at(model, _halted(model, now, halt), queried)
+            return canvases.read_out(model, now, queried)
 
     return predict
 
@@ -89,8 +89,8 @@ def _from_prefix(prefix: Prefix, model: Model, batch: Batch, blocks: int) -> Pre
         raise ConfigError(f"this model takes no approximate prefix: {error}; set it to None") from None
 
 
-def _read_at(model: Model, states: Tensor, wanted: Tensor) -> Tensor:
-    return canvases.read_at(model, states, wanted.flatten().nonzero()[:, 0])
+def _read_at(model: Model, states: Tensor, queried: Tensor) -> Tensor:
+    return canvases.read_at(model, states, queried.flatten().nonzero()[:, 0])
 
 
 def _halted(model: Model, batch: Batch, rule: Rule) -> Tensor:

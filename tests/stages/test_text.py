@@ -61,7 +61,7 @@ def test_a_model_that_knows_the_answers_is_right(inside, tmp_path, monkeypatch):
     size = Prepared("data/prepared").vocabulary.size
 
     def known(model, batch, vocabulary, runtime, **_):
-        return lambda tokens, wanted: torch.nn.functional.one_hot(batch.targets[wanted], size).float()
+        return lambda tokens, queried: torch.nn.functional.one_hot(batch.targets[queried], size).float()
 
     monkeypatch.setattr(answering, "predictor", known)
     assert main(["evaluate", "evaluate.run.models={}", "--out", str(tmp_path / "out")]) == 0

@@ -29,8 +29,8 @@ class Model:
 
 
 def at(predict):
-    """What a sampler asks: the logits of the wanted places, of what gives those of all."""
-    return lambda tokens, wanted: predict(tokens)[wanted]
+    """What a sampler asks: the logits of the queried places, of what gives those of all."""
+    return lambda tokens, queried: predict(tokens)[queried]
 
 
 def every(sampler, predict, tokens, **given):

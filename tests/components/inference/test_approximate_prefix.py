@@ -75,8 +75,8 @@ def batch():
 
 
 def plain(model, batch):
-    def predict(tokens, wanted):
-        return model.readout(model.states(replace(batch, tokens=tokens, masked=batch.masked & (tokens == MASK)))[wanted])
+    def predict(tokens, queried):
+        return model.readout(model.states(replace(batch, tokens=tokens, masked=batch.masked & (tokens == MASK)))[queried])
 
     return predict
 

@@ -54,7 +54,7 @@ def by_hand(model, versions):
 
 def predicts(model, memory=None):
     memory = PassMemory() if memory is None else memory
-    return lambda tokens, wanted: model.readout(memory.run(model, batch_of(tokens)).hidden[wanted])
+    return lambda tokens, queried: model.readout(memory.run(model, batch_of(tokens)).hidden[queried])
 
 
 def decode(model, tokens, steps, blocks=1, predict=None):
@@ -89,7 +89,7 @@ def test_a_pass_after_another_is_not_a_pass_alone(name):
 def test_untrained_memory_decodes_as_none_would(name, steps):
     model, tokens = model_over(name, closed=True), canvas()
     ours = decode(model, tokens, steps)
-    plain = decode(model, tokens, steps, predict=lambda t, wanted: model.readout(model.states(batch_of(t))[wanted]))
+    plain = decode(model, tokens, steps, predict=lambda t, queried: model.readout(model.states(batch_of(t))[queried]))
     for a, b in zip(ours, plain, strict=True):
         assert torch.equal(a.tokens, b.tokens) and torch.equal(a.probability, b.probability)
 

@@ -67,7 +67,7 @@ def saying(model, text, monkeypatch):
 
     def predictor(_, batch, vocabulary, runtime, **__):
         place = (batch.masked.cumsum(1) - 1).clamp(0, len(ids) - 1)
-        return lambda tokens, wanted: F.one_hot(ids[place], model.vocabulary.size)[wanted].float()
+        return lambda tokens, queried: F.one_hot(ids[place], model.vocabulary.size)[queried].float()
 
     monkeypatch.setattr(answering, "predictor", predictor)
 
@@ -151,8 +151,8 @@ def test_an_id_that_the_tokenizer_does_not_know_is_never_written(model, monkeypa
     size = model.vocabulary.size
 
     def predictor(*_, **__):
-        return lambda tokens, wanted: (
-            F.one_hot(torch.full(tokens[wanted].shape, size + 3), size + 9).float() * 9 + torch.eye(size + 9)[7]
+        return lambda tokens, queried: (
+            F.one_hot(torch.full(tokens[queried].shape, size + 3), size + 9).float() * 9 + torch.eye(size + 9)[7]
         )
 
     monkeypatch.setattr(answering, "predictor", predictor)

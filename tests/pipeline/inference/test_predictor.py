@@ -1,4 +1,4 @@
-"""What a sampler asks a model: logits of the last step, for what is wanted."""
+"""What a sampler asks a model: logits of the last step, for what is queried."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_a_prefix_is_asked_in_the_models_place_or_refused(batch, runtime):
     def prefix(model, batch, blocks):
         if blocks == 1:
             raise ValueError("it is too small")
-        return lambda tokens, wanted: tokens[wanted] * blocks
+        return lambda tokens, queried: tokens[queried] * blocks
 
     predict = predictor(Watched(), batch, VOCABULARY, runtime, prefix=prefix, blocks=2)
     assert predict(torch.tensor([[1, 4, 6]]), batch.masked).tolist() == [8, 12]

@@ -24,7 +24,7 @@ from pipeline.errors import DataError, TrainingError
 from pipeline.machine import snapshot_writing, snapshots
 from pipeline.machine.process import Interrupted
 from pipeline.models.backbones import Backbone, save_backbone
-from pipeline.training import flops
+from pipeline.training import flops, step_operations
 from pipeline.training.curves import read
 from pipeline.training.loop import as_it_is, fit, validation_losses
 from pipeline.training.step_guard import StepGuard
@@ -443,6 +443,7 @@ def test_a_batch_that_cannot_be_had_loses_no_step(train, model, work, content, t
     message = f"^test: SIGTERM after step {taken} of 12; run it again" if asked else "^no trunk answers$"
     with monkeypatch.context() as patch, pytest.raises(Interrupted if asked else DataError, match=message), work():
         patch.setattr(Fixed, "steps", gone)
+        patch.setattr(step_operations, "SEQUENCES", 0)  # four steps are read ahead, not twelve
         train(*BATCHES, out=tmp_path / "parts", schedule=falling, **LONG)
     model.load_state_dict(start)
     with work():
