@@ -159,13 +159,15 @@ def test_a_row_that_is_done_is_not_read_again():
     tokens = torch.full((2, SEQ), 3)
     tokens[0, 2:4], tokens[1, SEQ - 4 :] = MASK, MASK
     batch = Batch(tokens, tokens, tokens == MASK, (tokens == MASK).double())
+    done = torch.tensor([[True], [False]])
+    late = tokens.masked_fill(done, 5), batch.masked & ~done
     predict, read = approximate_prefix(model, batch, 1), counted(model)
     predict(tokens, batch.masked)
-    predict(tokens.masked_fill(torch.tensor([[True], [False]]), 5), batch.masked & torch.tensor([[False], [True]]))
+    predict(*late)
     assert read == [SEQ, SEQ - 2]
     predict, read = approximate_prefix(model, batch, 1), counted(model)
-    predict(tokens.masked_fill(torch.tensor([[True], [False]]), 5), batch.masked & torch.tensor([[False], [True]]))
-    predict(tokens.masked_fill(torch.tensor([[True], [False]]), 5), batch.masked & torch.tensor([[False], [True]]))
+    predict(*late)
+    predict(*late)
     assert read == [SEQ, 4]
 
 
