@@ -37,6 +37,7 @@ SUITE = (
     Bench("selective", ("pass", "refined", "spread"), f"{HERE}selective-refinement", "--rounds 1"),
     Bench("cache", ("phase", "recursion steps"), f"{HERE}the-cache", "--quick"),
     Bench("evaluation", ("models", "rules"), f"{HERE}evaluation", "--pairs 1"),
+    Bench("read_depths", ("read", "to"), "docs/evaluation.md#any-number-of-recursion-steps", "--quick"),
     Bench("causal_generation", ("model", "way"), f"{HERE}generation", "--answers 2 --tokens 16 --samples 2", "--samples 3"),
     Bench("approximate_prefix", ("model", "way"), f"{HERE}generation", "--answers 1 --blocks 2", "--answers 2"),
     Bench("waiting", ("beside",), f"{HERE}beside-other-programs",
