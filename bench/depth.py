@@ -1,8 +1,9 @@
-"""Depth over several seeds: `python -m bench.depth [--preset sudoku6] [--seeds 3] [--clues 18,14,12] [--out FOLDER] [--quick]`.
+"""Depth over several seeds: `python -m bench.depth [--preset sudoku6] [--phases] [--seeds 3] [--clues 18,14,12] [--out FOLDER]`.
 
 For each seed, in a workspace as `python -m stages ablate` makes them, data, backbone and shards, and warmup with each update of
-``UPDATES``; then exact answers of whole puzzles after 1 to 256 recursion steps on each split. Prints a table of means with 95 %
-intervals over seeds (Student's t) and of the paired differences from the trained number of steps; with --picture PATH draws it.
+``UPDATES``, or with --phases the preset's warmup and joint; then exact answers of whole puzzles after 1 to 256 recursion steps on
+each split. Prints a table of means with 95 % intervals over seeds (Student's t) and of the paired differences from the trained
+number of steps; with --picture PATH draws it.
 """
 
 import contextlib
@@ -21,13 +22,19 @@ from pipeline.files import read_json, write_json
 from pipeline.reporting import figures
 from pipeline.reporting.markdown import cell, markdown
 
-UPDATES = {"damped": "@delta.Damped()", "added": "@delta.RmsScaled()"}
+Trained = Mapping[str, tuple[str, Sequence[str]]]  # model -> the stage that trains it, and settings
+UPDATES: Trained = {
+    "damped": ("warmup", ["refiner.SlotRefiner.update=@delta.Damped()"]),
+    "added": ("warmup", ["refiner.SlotRefiner.update=@delta.RmsScaled()"]),
+}
+PHASES: Trained = {"warmup": ("warmup", []), "joint": ("joint", [])}
 DEPTHS = (1, 2, 4, 6, 8, 16, 64, 256)
 Curves = Mapping[str, Sequence[Mapping[int, float]]]  # by model, for each seed: exact by steps
 
 
 def main(
     preset: str = "sudoku6",
+    phases: bool = False,
     seeds: int = 3,
     clues: Sequence[int] | int = (18, 14, 12),
     out: str = "",
@@ -40,44 +47,44 @@ def main(
     splits = [f"test_{number}" for number in ([clues] if isinstance(clues, int) else clues)]
     if quick:
         preset, seeds, splits = "smoke", 2, ["test_7"]
-    target = Path(picture).resolve() if picture else None
+    models, target = PHASES if phases else UPDATES, Path(picture).resolve() if picture else None
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(processes) as pool:
         folder = Path(out).resolve() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(contextlib.chdir(ROOT))
         places = [ablation.workspace(folder, seed, preset) for seed in range(seeds)]
-        measured = list(pool.map(lambda place: measure(place, splits), places))
-    by_split = {split: {name: [seed[split][name] for seed in measured] for name in UPDATES} for split in splits}
+        measured = list(pool.map(lambda place: measure(place, models, splits), places))
+    by_split = {split: {name: [seed[split][name] for seed in measured] for name in models} for split in splits}
     trained = measured[0]["trained"]
-    print(f"{preset}, exact, warmup, {seeds} seeds; trained with {trained} steps\n\n{table(by_split, trained)}")
+    print(f"{preset}, exact, {seeds} seeds; trained with {trained} steps\n\n{table(by_split, trained)}")
     if target:
         figures.over_depth(by_split, trained, target)
     if json:
         write_json(Path(json), {"trained": trained, "splits": by_split})
 
 
-def measure(place: Path, splits: Sequence[str]) -> dict[str, Any]:
+def measure(place: Path, models: Trained, splits: Sequence[str]) -> dict[str, Any]:
     """Exact answers of one seed's models, by split, model and number of steps, and the trained number."""
     more = [f"sudoku.Sudoku.test_clues={tuple(int(split.removeprefix('test_')) for split in splits)}"]
     ablation.run_stage(place, "prepare", *more, f"--out={BELOW['prepare']}")
     for stage in ("backbone", "extract"):
         ablation.run_stage(place, stage, f"--out={BELOW[stage]}")
-    for name, update in UPDATES.items():
-        ablation.run_stage(place, "warmup", f"refiner.SlotRefiner.update={update}", f"--out=outputs/{name}")
-    models = f"evaluate.run.models={ {name: f'outputs/{name}' for name in UPDATES} }"
+    for name, (stage, settings) in models.items():
+        ablation.run_stage(place, stage, *settings, f"--out=outputs/{name}")
+    folders = f"evaluate.run.models={ {name: f'outputs/{name}' for name in models} }"
     exact: dict[str, Any] = {}
     for split in splits:
         look = [f"MEASURES={ {split: (split, 1.0)} }", f"HEADLINE='{split}'", f"DEPTHS={DEPTHS}", "DECODES={}", "HALTS={}"]
-        ablation.run_stage(place, "evaluate", models, *look, f"--out=outputs/{split}")
+        ablation.run_stage(place, "evaluate", folders, *look, f"--out=outputs/{split}")
         of_models = read_json(place / "outputs" / split / "metrics.json", "evaluate")["models"]
-        exact[split] = {name: {row["steps"]: row["exact"]["mean"] for row in of_models[name]["depths"]} for name in UPDATES}
-        exact["trained"] = next(row["steps"] for row in of_models["damped"]["depths"] if row["trained"])
+        exact[split] = {name: {row["steps"]: row["exact"]["mean"] for row in of_models[name]["depths"]} for name in models}
+        exact["trained"] = next(row["steps"] for row in of_models[name]["depths"] if row["trained"])
     return exact
 
 
 def table(by_split: Mapping[str, Curves], trained: int) -> str:
     """A row for each split and model: means by steps, and the deepest's difference from the trained number of steps."""
-    first = next(iter(by_split.values()))["damped"][0]
-    header = ["split", "update", *(f"{steps}" for steps in first), f"{DEPTHS[-2]} - {trained}", f"{DEPTHS[-1]} - {trained}"]
+    [first, *_] = next(iter(next(iter(by_split.values())).values()))
+    header = ["split", "model", *(f"{steps}" for steps in first), f"{DEPTHS[-2]} - {trained}", f"{DEPTHS[-1]} - {trained}"]
     rows = []
     for split, curves in by_split.items():
         for name, by_seed in curves.items():

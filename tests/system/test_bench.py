@@ -97,6 +97,12 @@ def test_evaluation(tmp_path):
 
 
 @pytest.mark.slow
+def test_read_depths(tmp_path):
+    [row], _ = run(tmp_path, "read_depths")
+    assert (row["read"], row["to"]) == ("7 depths", 64) and row["time_vs_deepest_alone"] > 0
+
+
+@pytest.mark.slow
 def test_cache(tmp_path):
     rows, _ = run(tmp_path, "cache")
     assert [(row["phase"], row["recursion steps"]) for row in rows] == [(p, k) for p in ("warmup", "joint") for k in (2, 4)]
@@ -155,11 +161,13 @@ def test_depths_make_a_table_of_means_and_paired_gains():
 
 
 @pytest.mark.slow
-def test_depth(at_once, tmp_path):
-    done, out = at_once("depth", "--processes=1", f"--picture={tmp_path}/depth.png")
-    assert done["trained"] == 4 and set(done["splits"]["test_7"]) == {"added", "damped"}
-    assert [set(curve) for curve in done["splits"]["test_7"]["damped"]] == [{str(steps) for steps in depth.DEPTHS}] * 2
-    assert "smoke, exact, warmup, 2 seeds; trained with 4 steps" in out and (tmp_path / "depth.png").stat().st_size > 2000
+@pytest.mark.parametrize(("more", "models"), [((), {"damped", "added"}), (("--phases",), {"warmup", "joint"})])
+def test_depth(at_once, tmp_path, more, models):
+    done, out = at_once("depth", "--processes=1", f"--picture={tmp_path}/depth.png", *more)
+    assert done["trained"] == 4 and set(done["splits"]["test_7"]) == models
+    for by_seed in done["splits"]["test_7"].values():
+        assert [set(curve) for curve in by_seed] == [{str(steps) for steps in depth.DEPTHS}] * 2
+    assert "smoke, exact, 2 seeds; trained with 4 steps" in out and (tmp_path / "depth.png").stat().st_size > 2000
 
 
 @pytest.mark.slow
