@@ -23,9 +23,10 @@ SIZES: Mapping[int, Mapping[str, object]] = {  # of sudoku4, sudoku6 and sudoku9
         "VALIDATE_EVERY": 150, "DRAWS": 2, "RECURSION_STEPS": 4, "STATE_DTYPE": "fp32", "masking.often_full.full": 0.5},
     6: {"LAYERS": 3, "BACKBONE_STEPS": 1000, "WARMUP_STEPS": 1000, "WARMUP_LR": 3e-3, "JOINT_STEPS": 300, "JOINT_LR": 1.5e-3,
         "VALIDATE_EVERY": 250, "DRAWS": 2, "RECURSION_STEPS": 6, "STATE_DTYPE": "bf16", "masking.often_full.full": 0.3},
-    9: {"LAYERS": 3, "BACKBONE_STEPS": 1000, "WARMUP_STEPS": 5000, "WARMUP_LR": 3e-3, "JOINT_STEPS": 400, "JOINT_LR": 1.5e-3,
+    9: {"LAYERS": 3, "BACKBONE_STEPS": 1000, "WARMUP_STEPS": 2000, "WARMUP_LR": 6e-3, "JOINT_STEPS": 400, "JOINT_LR": 3e-3,
         "VALIDATE_EVERY": 250, "DRAWS": 1, "RECURSION_STEPS": 6, "STATE_DTYPE": "bf16", "masking.often_full.full": 0.3,
-        "POSITIONS": Source("@positions.Grid()"), "objective.Objective.lead": Source("@lead.RandomLead()")},
+        "POSITIONS": Source("@positions.Grid()"), "objective.Objective.lead": Source("@lead.RandomLead()"),
+        "OPTIMIZER": Source("@optim.muon")},
 }  # fmt: skip
 WIDEST = {4: 128, 6: 128, 9: 64}  # puzzles of a step
 
@@ -70,7 +71,8 @@ class OwnPuzzles:
         fixed |= {"BATCH": batch, "BACKBONE_BATCH": batch, "EVALUATION_BATCH": 200}
         imports = ["components.objective.masking", "pipeline.text.puzzle_files"]
         if size == 9:
-            imports += ["components.backbones.positions", "components.objective.lead", "components.objective.objective"]
+            imports += ["components.backbones.positions", "components.training.optim"]
+            imports += ["components.objective.lead", "components.objective.objective"]
         return PresetText(header, imports, "defaults", [*fixed.items(), *SIZES[size].items()])
 
 
