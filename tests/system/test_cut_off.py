@@ -33,7 +33,7 @@ def cut_off(job, machines: tuple[Machine, Machine], options: Callable[[int], tup
     started = []
     for number, machine in enumerate(machines):
         command = (*machine.entered, TORCHRUN[0], "--nproc-per-node=1", *options(number), "-m", "stages")
-        how = {"GLOO_SOCKET_IFNAME": machine.cable, "SLOTLOOP_TIMEOUT": "10", **OWN_STORE}
+        how = {"GLOO_SOCKET_IFNAME": machine.cable, "SLOTLOOP_TIMEOUT": "20", **OWN_STORE}
         started.append(start(job, "warmup", *TRAINING, command=command, **how))
     wait_until(lambda: snapshot(job, "warmup") >= 3 or started[0].poll() is not None, "warmup trains", pause=0.01)
     with standing_still(running(job)):
@@ -48,7 +48,7 @@ def test_machines_that_are_cut_off_each_name_the_other_and_end(job, machines):
     where = ("--nnodes=2", f"--master-addr={machines[0].address}", f"--master-port={PORT}")
     for number, one in enumerate(cut_off(job, machines, lambda number: (*where, f"--node-rank={number}"))):
         status, error = ended(one)
-        lost = rf"^error: process {number}: lost process {1 - number} of 2 \(Timed out waiting 10000ms .*\); run it again"
+        lost = rf"^error: process {number}: lost process {1 - number} of 2 \(Timed out waiting 20000ms .*\); run it again"
         assert status == 1 and re.search(lost, error, re.MULTILINE), error
     assert not running(job)
     assert 3 <= snapshot(job, "warmup") < STEPS
