@@ -400,9 +400,9 @@ def test_a_claim_of_a_preset_is_lost_where_the_stage_file_sets_it_afterwards(roo
         root / "gin/presets/mine.gin",
         "include 'gin/presets/smoke.gin'",
         "from components.training import optim",
-        "optim.adamw.betas = [0.8, 0.9]",
+        "optim.warmup_cosine.floor = 0.1",
     )
-    append(root / "gin/joint.gin", "optim.adamw.betas = [0.7, 0.9]")
+    append(root / "gin/joint.gin", "optim.warmup_cosine.floor = 0.2")
     Path("params.yaml").write_text("preset: mine\n")
     read = params.read(Path("params.yaml"), SECTIONS)
     claims = {stage: config.resolve(stage, read).claims.get("gin/presets/mine.gin:4") for stage in SECTIONS}
