@@ -71,8 +71,8 @@ class OwnPuzzles:
         fixed |= {"BATCH": batch, "BACKBONE_BATCH": batch, "EVALUATION_BATCH": 200}
         imports = ["components.objective.masking", "pipeline.text.puzzle_files"]
         if size == 9:
-            imports += ["components.backbones.positions", "components.training.optim"]
-            imports += ["components.objective.lead", "components.objective.objective"]
+            objective = ["components.objective.lead", "components.objective.objective"]
+            imports += [*objective, "components.backbones.positions", "components.training.optim"]
         return PresetText(header, imports, "defaults", [*fixed.items(), *SIZES[size].items()])
 
 

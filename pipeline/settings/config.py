@@ -91,7 +91,7 @@ def resolve(stage: str, params: Params, overrides: Iterable[str] = (), root: Pat
     for key, origin, name in required:
         if key not in used:
             what = f"'{name}' is valid, but nothing that stage {stage} builds uses it"
-            raise ConfigError(f"{origin}: {what}{ginstate.why(run, key, used)}")
+            raise ConfigError(f"{origin}: {what}{ginstate.why(run, key, used) or _elsewhere(names.split(name)[1], stage, root)}")
     in_files = {names.key(s.key) for files in layers.values() for f in files for s in (*f.scan.included, *f.scan.bindings)}
     ginstate.check_values(users)
     ginstate.check_calls(run, users, in_files)
@@ -265,15 +265,15 @@ def _unknown(target: tuple[str, ...], parameter: str, names: Namespace, stage: s
         return "" if parameter in macros else f"no macro is called '{parameter}'{hint(parameter, macros)}"
     name, function = ".".join(target), names.find(target)
     if function is None:
-        elsewhere = "" if target[0] in names.lines else _elsewhere(target, root)
-        if elsewhere:
-            return f"stage {stage} builds no {name}; it is bound under {elsewhere} (or in common)"
+        if target[0] not in names.lines and (elsewhere := _elsewhere(target, stage, root)):
+            return f"stage {stage} builds no {name}{elsewhere}"
         return f"nothing configurable is called '{name}'{hint(name, names.names())}"
     parameters = inspect.signature(function).parameters
     return "" if parameter in parameters else f"{name} has no parameter '{parameter}'{hint(parameter, parameters)}"
 
 
-def _elsewhere(target: tuple[str, ...], root: Path) -> str:
-    """The stages whose own gin file imports what is named."""
+def _elsewhere(target: tuple[str, ...], stage: str, root: Path) -> str:
+    """Under which stages what is named is bound: those whose own gin file imports it; "" if this stage's does, or none."""
     imports = {file.stem: scan(file, root).imports for file in sorted((root / "gin").glob("*.gin"))}
-    return " or ".join(stage for stage, lines in imports.items() if stage in lines and Namespace(lines).find(target))
+    places = [name for name, lines in imports.items() if name in lines and Namespace(lines).find(target)]
+    return "" if not places or stage in places else f"; it is bound under {' or '.join(places)} (or in common)"

@@ -202,7 +202,7 @@ MISTAKES = {
     "override of another stage": typed("prepare", "lora.Lora.rank=3", told=("command line 'lora.Lora.rank=3'",
         "bound under controls")),
     "override that another stage uses": typed("prepare", "optim.adamw.lr=3.0", told=("command line 'optim.adamw.lr=3.0'",
-        "nothing that stage prepare builds uses it")),
+        "nothing that stage prepare builds uses it", "bound under backbone or")),
     "override for all": typed("configure", "SEED=1", told=("name.param=value", "for one stage")),
     "config that is not there": typed("warmup", "--config=none.gin", told=("none.gin does not exist", "run: dvc repro configure")),
     # what only the whole of the settings shows

@@ -98,11 +98,13 @@ def test_presets_differ(resolved):
     assert len(set(texts.values())) == len(PRESETS)
 
 
-def test_one_macro_is_the_optimizer_of_the_refiner_and_of_the_controls_but_not_of_the_backbone(resolved):
+def test_one_macro_is_the_optimizer_of_the_refiner_and_of_the_controls_and_another_that_of_the_backbone(resolved):
     texts = resolved("sudoku9")
     for stage in ("warmup", "joint", "finetune", "controls"):
         assert {"OPTIMIZER = @optim.muon", "loop.fit.optimizer = %OPTIMIZER"} <= set(texts[stage].splitlines())
-    assert "loop.fit.optimizer = @optim.adamw" in texts["backbone"].splitlines()
+    for preset, optimizer in (("sudoku9", "adamw"), ("recursive9", "muon")):
+        backbone = resolved(preset)["backbone"].splitlines()
+        assert {f"BACKBONE_OPTIMIZER = @optim.{optimizer}", "loop.fit.optimizer = %BACKBONE_OPTIMIZER"} <= set(backbone)
 
 
 def test_the_founding_design_differs_from_the_default_in_its_design_alone(resolved):
