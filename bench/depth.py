@@ -1,9 +1,9 @@
-"""Depth over several seeds: `python -m bench.depth [--preset sudoku6] [--phases] [--seeds 3] [--clues 18,14,12] [--out FOLDER]`.
+"""Depth over several seeds: `python -m bench.depth [--preset sudoku6] [--models phases] [--seeds 3] [--clues 18,14,12]`.
 
-For each seed, in a workspace as `python -m stages ablate` makes them, data, backbone and shards, and warmup with each update of
-``UPDATES``, or with --phases the preset's warmup and joint; then exact answers of whole puzzles after 1 to 256 recursion steps on
-each split. Prints a table of means with 95 % intervals over seeds (Student's t) and of the paired differences from the trained
-number of steps; with --picture PATH draws it.
+For each seed, in a workspace as `python -m stages ablate` makes them (--out keeps them), data, backbone, shards and the models:
+"updates", warmup with each update; "phases", the preset's warmup and joint; or "core", a recursive core as the backbone, alone.
+Then exact answers of whole puzzles after 1 to 256 recursion steps on each split. Prints a table of means with 95 % intervals over
+seeds (Student's t) and of the paired differences from the trained number of steps; with --picture PATH draws it.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fire
 
@@ -23,18 +23,22 @@ from pipeline.reporting import figures
 from pipeline.reporting.markdown import cell, markdown
 
 Trained = Mapping[str, tuple[str, Sequence[str]]]  # model -> the stage that trains it, and settings
-UPDATES: Trained = {
-    "damped": ("warmup", ["refiner.SlotRefiner.update=@delta.Damped()"]),
-    "added": ("warmup", ["refiner.SlotRefiner.update=@delta.RmsScaled()"]),
+MODELS: Mapping[str, Trained] = {
+    "updates": {
+        "damped": ("warmup", ["refiner.SlotRefiner.update=@delta.Damped()"]),
+        "added": ("warmup", ["refiner.SlotRefiner.update=@delta.RmsScaled()"]),
+    },
+    "phases": {"warmup": ("warmup", []), "joint": ("joint", [])},
+    "core": {},
 }
-PHASES: Trained = {"warmup": ("warmup", []), "joint": ("joint", [])}
+CORE = "BACKBONE=@recursive_lm.RecursiveLM"
 DEPTHS = (1, 2, 4, 6, 8, 16, 64, 256)
 Curves = Mapping[str, Sequence[Mapping[int, float]]]  # by model, for each seed: exact by steps
 
 
 def main(
     preset: str = "sudoku6",
-    phases: bool = False,
+    models: Literal["updates", "phases", "core"] = "updates",
     seeds: int = 3,
     clues: Sequence[int] | int = (18, 14, 12),
     out: str = "",
@@ -43,17 +47,17 @@ def main(
     processes: int = 2,
     quick: bool = False,
 ) -> None:
-    """Run what is missing and print the table; --quick: the smoke preset, two seeds, its own split."""
+    """Run what is missing and print the table; --models: what is looked at; --quick: the smoke preset, two seeds, its own split."""
     splits = [f"test_{number}" for number in ([clues] if isinstance(clues, int) else clues)]
     if quick:
         preset, seeds, splits = "smoke", 2, ["test_7"]
-    models, target = PHASES if phases else UPDATES, Path(picture).resolve() if picture else None
+    trained_above, target = MODELS[models], Path(picture).resolve() if picture else None
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(processes) as pool:
         folder = Path(out).resolve() if out else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(contextlib.chdir(ROOT))
         places = [ablation.workspace(folder, seed, preset) for seed in range(seeds)]
-        measured = list(pool.map(lambda place: measure(place, models, splits), places))
-    by_split = {split: {name: [seed[split][name] for seed in measured] for name in models} for split in splits}
+        measured = list(pool.map(lambda place: measure(place, trained_above, splits), places))
+    by_split = {split: {name: [seed[split][name] for seed in measured] for name in measured[0][split]} for split in splits}
     trained = measured[0]["trained"]
     print(f"{preset}, exact, {seeds} seeds; trained with {trained} steps\n\n{table(by_split, trained)}")
     if target:
@@ -66,8 +70,11 @@ def measure(place: Path, models: Trained, splits: Sequence[str]) -> dict[str, An
     """Exact answers of one seed's models, by split, model and number of steps, and the trained number."""
     more = [f"sudoku.Sudoku.test_clues={tuple(int(split.removeprefix('test_')) for split in splits)}"]
     ablation.run_stage(place, "prepare", *more, f"--out={BELOW['prepare']}")
-    for stage in ("backbone", "extract"):
-        ablation.run_stage(place, stage, f"--out={BELOW[stage]}")
+    if models:
+        for stage in ("backbone", "extract"):
+            ablation.run_stage(place, stage, f"--out={BELOW[stage]}")
+    else:
+        ablation.run_stage(place, "backbone", CORE, f"--out={BELOW['backbone']}")
     for name, (stage, settings) in models.items():
         ablation.run_stage(place, stage, *settings, f"--out=outputs/{name}")
     folders = f"evaluate.run.models={ {name: f'outputs/{name}' for name in models} }"
@@ -76,8 +83,9 @@ def measure(place: Path, models: Trained, splits: Sequence[str]) -> dict[str, An
         look = [f"MEASURES={ {split: (split, 1.0)} }", f"HEADLINE='{split}'", f"DEPTHS={DEPTHS}", "DECODES={}", "HALTS={}"]
         ablation.run_stage(place, "evaluate", folders, *look, f"--out=outputs/{split}")
         of_models = read_json(place / "outputs" / split / "metrics.json", "evaluate")["models"]
-        exact[split] = {name: {row["steps"]: row["exact"]["mean"] for row in of_models[name]["depths"]} for name in models}
-        exact["trained"] = next(row["steps"] for row in of_models[name]["depths"] if row["trained"])
+        rows = {name: of_models[name]["depths"] for name in models} or {"core": of_models["frozen"]["depths"]}
+        exact[split] = {name: {row["steps"]: row["exact"]["mean"] for row in rows[name]} for name in rows}
+        exact["trained"] = next(row["steps"] for row in next(iter(rows.values())) if row["trained"])
     return exact
 
 

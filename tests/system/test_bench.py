@@ -161,7 +161,10 @@ def test_depths_make_a_table_of_means_and_paired_gains():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("more", "models"), [((), {"damped", "added"}), (("--phases",), {"warmup", "joint"})])
+@pytest.mark.parametrize(
+    ("more", "models"),
+    [((), {"damped", "added"}), (("--models=phases",), {"warmup", "joint"}), (("--models=core",), {"core"})],
+)
 def test_depth(at_once, tmp_path, more, models):
     done, out = at_once("depth", "--processes=1", f"--picture={tmp_path}/depth.png", *more)
     assert done["trained"] == 4 and set(done["splits"]["test_7"]) == models
