@@ -31,16 +31,17 @@ from pipeline.planning.forward_costs import every_step_read
 from pipeline.planning.process_memory import ProcessMemory, process_memory
 from pipeline.settings import config, ginstate
 from pipeline.training import flops, loop
+from pipeline.training.execution import checkpointed, eager
 from pipeline.training.gradients import accumulate
 from pipeline.training.shapes import META, OnShapes
 from pipeline.training.sharding import fully_sharded, replicated
 from pipeline.training.step_operations import counted_steps, flops_per_step
 
 ORDER = {"backbone": 0, "warmup": 0, "joint": 1, "finetune": 2}  # what a stage adds to its seed for the order of its examples
-HELD = ("optimizer", "accumulation", "ema", "sharding")
+HELD = ("optimizer", "accumulation", "ema", "sharding", "execution")
 FIT = ("steps", "objective", "validate_every", *HELD)
 MASKS = ("masking", "seed", "buckets")
-AS_ITS_DEFAULTS: dict[str, Any] = {"optimizer": adamw, "accumulation": 1, "ema": 0.0, "sharding": replicated}
+AS_ITS_DEFAULTS: dict[str, Any] = {"optimizer": adamw, "accumulation": 1, "ema": 0.0, "sharding": replicated, "execution": eager}
 LOOKED_AT = 16  # examples from which the cost of a forward pass is reckoned
 
 
@@ -130,6 +131,7 @@ class CostModel:
         fit = ginstate.arguments("stages.controls.run", "pipeline.training.loop.fit", HELD) or AS_ITS_DEFAULTS
         holds, microbatches = self._holds(model, fit), self._microbatches("controls", fit["accumulation"])
         model, widest = holds.model, [self._widest("train", masks, batch_size, dtype)] * microbatches
+        _run_as(fit["execution"], model)
         work = partial(accumulate, model, Objective(model.n_steps), widest, OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
         validation = self._validation_peak("controls", model, masks, dtype, Objective)
@@ -246,6 +248,7 @@ class CostModel:
             objective = loop.objective_of(model, fit["objective"])
         counter = flops.GradientCounter(model, objective, OnShapes())
         a_step = flops_per_step(micro, counter.count, objective, fit["steps"])
+        _run_as(fit["execution"], model)
         gradient = partial(accumulate, model, objective, runtime=OnShapes(), sequences=size, seed=0)
         most = memory.peak(partial(gradient, micro=widest, step=0, progress=1.0, statistics=False))
         model.zero_grad()
@@ -266,3 +269,9 @@ class CostModel:
     def trunk(self, rows: int, length: int) -> Tensor:
         """Run the layers below the split on shapes."""
         return tapped_trunk(self.backbone, torch.zeros(rows, length, dtype=torch.int64, device=META), None, self.layer, self.taps)
+
+
+def _run_as(execution: Callable[[Model], Model], model: Model) -> None:
+    """Run a model of shapes as in training; what is compiled is taken to need what it needs as written."""
+    if unwrap(execution) is unwrap(checkpointed):
+        checkpointed(model)

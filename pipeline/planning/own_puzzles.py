@@ -23,7 +23,7 @@ SIZES: Mapping[int, Mapping[str, object]] = {  # of sudoku4, sudoku6 and sudoku9
         "VALIDATE_EVERY": 150, "DRAWS": 2, "RECURSION_STEPS": 4, "STATE_DTYPE": "fp32", "masking.often_full.full": 0.5},
     6: {"LAYERS": 3, "BACKBONE_STEPS": 1000, "WARMUP_STEPS": 1000, "WARMUP_LR": 3e-3, "JOINT_STEPS": 300, "JOINT_LR": 1.5e-3,
         "VALIDATE_EVERY": 250, "DRAWS": 2, "RECURSION_STEPS": 6, "STATE_DTYPE": "bf16", "masking.often_full.full": 0.3},
-    9: {"LAYERS": 3, "BACKBONE_STEPS": 1000, "WARMUP_STEPS": 2000, "WARMUP_LR": 6e-3, "JOINT_STEPS": 400, "JOINT_LR": 3e-3,
+    9: {"LAYERS": 3, "BACKBONE_STEPS": 1000, "WARMUP_STEPS": 3000, "WARMUP_LR": 6e-3, "JOINT_STEPS": 400, "JOINT_LR": 3e-3,
         "VALIDATE_EVERY": 250, "DRAWS": 1, "RECURSION_STEPS": 6, "STATE_DTYPE": "bf16", "masking.often_full.full": 0.3,
         "POSITIONS": Source("@positions.Grid()"), "objective.Objective.lead": Source("@lead.RandomLead()"),
         "OPTIMIZER": Source("@optim.muon")},

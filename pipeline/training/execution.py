@@ -1,14 +1,20 @@
-"""How the steps of a recursion are run while a model is trained: as they are written, or compiled. The only door to torch.compile.
+"""How a model is run while it is trained: as it is written, with steps compiled, or with the backbone's layers run once more in the
+backward pass. The only door to torch.compile.
 
-Values differ in rounding only. Nothing of a model changes but the way it is called: its weights keep their names, so a run may be
-continued either way. Validation and evaluation run as written.
+Compiled values differ in rounding only, the others are the same bits. Nothing of a model changes but the way it is called: its
+weights keep their names, so a run may be continued either way. Validation and evaluation run as written, and so does what counts
+operations.
 """
 
 import warnings
 from collections.abc import Callable
+from functools import wraps
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from components.model import Model
 from pipeline.errors import ConfigError
@@ -47,6 +53,39 @@ def compiled(model: Model) -> Model:
     for module in modules:
         module.forward = _in_training(module, module.forward, torch.compile(module.forward, dynamic=False, fullgraph=True))
     return model
+
+
+def checkpointed(model: Model) -> Model:
+    """Keep of each of the backbone's layers what went in, not what it computed; the backward pass runs the layer once more.
+
+    For phases that train many layers, whose activations are then most of the memory: one layer's are there at a time. It costs a
+    forward pass of these layers. (``activations.checkpoint`` is the same of recursion steps; both can be set.)
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
+
+    Raises:
+        ConfigError: the model has no layers that could be run by themselves.
+    """
+    if not (units := model.shard_units()):
+        raise ConfigError(
+            f"loop.fit.execution = @execution.checkpointed: a {type(model).__name__} has no layers that could run once more; use "
+            "@execution.eager (objective.Objective.activations = @activations.checkpoint does the same for recursion steps)"
+        )
+    for module, method in units:
+        setattr(module, method, MethodType(_run_once_more(getattr(type(module), method)), module))
+    return model
+
+
+def _run_once_more(written: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's method of which the graph is dropped while the layer is trained."""
+
+    @wraps(written)
+    def run(layer: nn.Module, *given: Any, **named: Any) -> Any:
+        if not (layer.training and torch.is_grad_enabled()):
+            return written(layer, *given, **named)
+        return checkpoint(lambda: written(layer, *given, **named), use_reentrant=False)
+
+    return run
 
 
 def _in_training(module: nn.Module, written: Callable[..., object], fast: Callable[..., object]) -> Callable[..., object]:

@@ -71,7 +71,7 @@ def fit(
         objective: makes what a step minimises, and how its gradient is made, from the number of recursion steps.
         optimizer: makes the optimizer from parameters with their names.
         schedule: (step, steps) -> multiplier of the peak learning rate.
-        execution: how a step is run (``pipeline.training.execution``): as it is written, or compiled.
+        execution: how the model is run (``pipeline.training.execution``): as written, compiled, or layers twice for less memory.
         sharding: which process holds what is trained (``pipeline.training.sharding``).
         accumulation: microbatches per optimizer step, of all processes together.
         clip: largest gradient norm; 0 = off, the gradient is taken as it is.

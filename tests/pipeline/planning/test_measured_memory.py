@@ -39,14 +39,21 @@ def place(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "batch", "steps"), [("backbone", "BACKBONE_BATCH=2", "BACKBONE_STEPS=1"), ("warmup", "BATCH=2", "WARMUP_STEPS=1")]
+    ("stage", "batch", "steps", "execution"),
+    [
+        ("backbone", "BACKBONE_BATCH=2", "BACKBONE_STEPS=1", "eager"),
+        ("backbone", "BACKBONE_BATCH=2", "BACKBONE_STEPS=1", "checkpointed"),
+        ("warmup", "BATCH=2", "WARMUP_STEPS=1", "eager"),
+    ],
 )
-def test_training_takes_the_memory_that_is_planned(place, monkeypatch, stage, batch, steps):
+def test_training_takes_the_memory_that_is_planned(place, monkeypatch, stage, batch, steps, execution):
     """The allocator hands back what it was given back, so that what is resident is what is alive."""
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    run_as = f"loop.fit.execution=@execution.{execution}"
     with contextlib.chdir(place):
-        texts = config.resolve_all(SECTIONS, params.read(place / "params.yaml", SECTIONS), root=ROOT)
+        read = params.read(place / "params.yaml", SECTIONS)
+        texts = {**config.resolve_all(SECTIONS, read, root=ROOT), stage: config.resolve(stage, read, [run_as], ROOT).text}
         planned = next(cost.memory for cost in planning.plan(texts).costs if cost.stage == stage)
-    taken, _ = peak_memory(READY.format(place=str(place), stage=stage, batch=batch, steps=steps), f"quietly({stage!r})")
+    taken, _ = peak_memory(READY.format(place=str(place), stage=stage, batch=batch, steps=steps), f"quietly({stage!r}, {run_as!r})")
     assert planned / 1.3 < taken < planned * 1.3 and planned > 30e6

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from components.recursion import one_step_gradient
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
-from pipeline.training.execution import compiled, eager
+from pipeline.planning import memory
+from pipeline.training.execution import checkpointed, compiled, eager
 from pipeline.training.loop import fit, validation_losses
 from pipeline.training.train_state import TrainRun
 from tests.conftest import ROOT
@@ -84,6 +86,47 @@ def test_what_is_repeated():
     assert [type(m).__name__ for m in model_of("cascade_recursive").compile_targets()] == ["SlotRefiner", "PostNormBlock"]
     assert [type(m).__name__ for m in model_of("recursive_updates").compile_targets()] == ["PostNormBlock"]
     assert [type(m).__name__ for m in model_of("standalone").compile_targets()] == ["PostNormBlock"]
+
+
+@pytest.mark.parametrize("name", ["slots", "slots_of_backbone", "tapped", "recursive", "hybrid", "memory"])
+def test_layers_that_run_once_more_give_the_same_bits_and_keep_their_names(name):
+    written, again = model_of(name, joint=True), model_of(name, joint=True)
+    names = list(again.state_dict())
+    assert checkpointed(again) is again and list(again.state_dict()) == names
+    plain, twice = (gradients(model, written.n_steps) for model in (written, again))
+    assert len(plain) == len(twice) > 20 and all(torch.equal(a, b) for a, b in zip(plain, twice, strict=True))
+
+
+def test_layers_run_once_more_in_training_alone():
+    model, ran = TinyLM(11, 6, DIM, 3, heads=2), []
+    for layer in model.blocks.values():
+        layer.attention_norm.register_forward_pre_hook(lambda *_: ran.append(1))
+    checkpointed(model).train()
+    gradients(model, 1)
+    assert len(ran) == 6
+    with torch.no_grad():
+        model.states(batch())
+    model.eval().states(batch())
+    assert len(ran) == 12
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_of_many_layers_one_is_in_memory_at_a_time(device):
+    """Beside it only what went into each."""
+    peaks = []
+    for execution in (eager, checkpointed):
+        model = TinyLM(11, 6, DIM, 16, heads=2).to(device)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        execution(model.train())
+        many = batch(sequences=300).to(torch.device(device))
+        peaks.append(memory.peak(partial(Objective(1).gradient, model, many, sequences=300)))
+    assert peaks[1] < 0.35 * peaks[0]
+
+
+def test_a_model_without_layers_of_its_own_is_an_error_that_names_the_setting():
+    with pytest.raises(ConfigError, match=r"loop\.fit\.execution = @execution\.checkpointed: a RecursiveLM has no layers.*eager"):
+        checkpointed(model_of("standalone"))
 
 
 def check_values(name):

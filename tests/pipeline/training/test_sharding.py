@@ -29,7 +29,7 @@ from pipeline.machine.distributed import rank, world
 from pipeline.machine.runtime import Runtime
 from pipeline.models.discovery import discovered
 from pipeline.tensor_files import write_tensors
-from pipeline.training import step_operations
+from pipeline.training import execution, step_operations
 from pipeline.training.loop import fit
 from pipeline.training.sharding import fully_sharded, replicated
 from pipeline.training.step_operations import STEPS as COUNTED
@@ -109,7 +109,7 @@ def microbatch(number):
     return Batch(tokens.where(~masked, torch.tensor(10)), tokens, masked, torch.rand(3, 6, generator=generator) * masked, None)
 
 
-def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=adamw, behind=False):
+def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=adamw, behind=False, run=execution.eager):
     """Train a model in this process, perhaps one of several, and keep model, snapshot and losses in a folder.
 
     Args:
@@ -128,10 +128,11 @@ def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=ada
         write_tensors(folder / "model.safetensors", model.state_dict())
 
     held_out = [(0, microbatch(99))]  # of which the first process takes all
-    run = TrainRun("test", model, Shared(ends), lambda: iter(held_out[rank() :]), folder, save, runtime, trials=trials)
+    phase = TrainRun("test", model, Shared(ends), lambda: iter(held_out[rank() :]), folder, save, runtime, trials=trials)
     settings = {"optimizer": partial(optimizer, lr=1e-2), "accumulation": MICRO, "ema": 0.5, "save_every": 2}
+    settings["execution"] = run
     with snapshots.workspace("test", "identity"):
-        result = fit(run, steps=COUNTED + 2, objective=Objective, sharding=shared, validate_every=2, log_every=1, **settings)
+        result = fit(phase, steps=COUNTED + 2, objective=Objective, sharding=shared, validate_every=2, log_every=1, **settings)
         if rank() == 0:
             write_tensors(folder / "snapshot.safetensors", snapshots.of("test").load(None)[0])
     own = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters() if p.requires_grad)
@@ -203,6 +204,12 @@ def test_shared_out_it_is_the_training_of_one_process(tmp_path, alone, name, pro
     same(shared, alone(name))
     own = [weights_of(shared, rank) for rank in range(processes)]
     assert max(own) < weights_of(tmp_path / "alone", 0) <= sum(own)
+
+
+@pytest.mark.parametrize("name", ["refined", *(pytest.param(name, marks=pytest.mark.slow) for name in ("half", "library"))])
+def test_layers_that_are_shared_out_can_run_once_more(tmp_path, alone, name):
+    succeeded(in_processes(2, tmp_path / "work", f"train({name!r}, Path('shared'), run=tests.execution.checkpointed)"))
+    same(tmp_path / "work/shared", alone(name))
 
 
 @pytest.mark.slow
