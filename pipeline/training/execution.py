@@ -77,11 +77,11 @@ def checkpointed(model: Model) -> Model:
 
 
 def _run_once_more(written: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer's method of which the graph is dropped while the layer is trained."""
+    """A layer's method whose graph, where one is made, is dropped."""
 
     @wraps(written)
     def run(layer: nn.Module, *given: Any, **named: Any) -> Any:
-        if not (layer.training and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled():
             return written(layer, *given, **named)
         return checkpoint(lambda: written(layer, *given, **named), use_reentrant=False)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
+from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.tiny_lm import TinyLM
 from components.nn import fused
 from components.objective.activations import checkpoint
@@ -20,6 +22,7 @@ from components.recursion import one_step_gradient
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
+from pipeline.models.discovery import discovered
 from pipeline.planning import memory
 from pipeline.training.execution import checkpointed, compiled, eager
 from pipeline.training.loop import fit, validation_losses
@@ -97,7 +100,7 @@ def test_layers_that_run_once_more_give_the_same_bits_and_keep_their_names(name)
     assert len(plain) == len(twice) > 20 and all(torch.equal(a, b) for a, b in zip(plain, twice, strict=True))
 
 
-def test_layers_run_once_more_in_training_alone():
+def test_layers_run_once_more_where_a_gradient_is_made():
     model, ran = TinyLM(11, 6, DIM, 3, heads=2), []
     for layer in model.blocks.values():
         layer.attention_norm.register_forward_pre_hook(lambda *_: ran.append(1))
@@ -106,19 +109,31 @@ def test_layers_run_once_more_in_training_alone():
     assert len(ran) == 6
     with torch.no_grad():
         model.states(batch())
-    model.eval().states(batch())
-    assert len(ran) == 12
+    assert len(ran) == 9
+
+
+def library():
+    """Somebody else's transformer, whose layers a phase leaves in evaluation mode."""
+    config = transformers.LlamaConfig(
+        hidden_size=DIM, num_hidden_layers=16, num_attention_heads=2, num_key_value_heads=1, intermediate_size=4 * DIM,
+        vocab_size=11, max_position_embeddings=8, attn_implementation="sdpa", use_cache=False,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    with torch.device("meta"):
+        parts = discovered(type(model)(config), config)
+    return PretrainedLM(model, parts, {"dim": DIM, "layers": 16, "vocab": 11, "seq": 8})
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_of_many_layers_one_is_in_memory_at_a_time(device):
+@pytest.mark.parametrize("make", [partial(TinyLM, 11, 6, DIM, 16, heads=2), library])
+def test_of_many_layers_one_is_in_memory_at_a_time(device, make):
     """Beside it only what went into each."""
     peaks = []
     for execution in (eager, checkpointed):
-        model = TinyLM(11, 6, DIM, 16, heads=2).to(device)
+        model = make().to(device).train()
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        execution(model.train())
+        execution(model)
         many = batch(sequences=300).to(torch.device(device))
         peaks.append(memory.peak(partial(Objective(1).gradient, model, many, sequences=300)))
     assert peaks[1] < 0.35 * peaks[0]

@@ -63,7 +63,7 @@ def library():
     """Somebody else's transformer in half precision, its layers trained and nothing else."""
     config = transformers.LlamaConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, vocab_size=11,
-        max_position_embeddings=8, head_dim=8, attn_implementation="sdpa",
+        max_position_embeddings=8, head_dim=8, attn_implementation="sdpa", use_cache=False,
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval().bfloat16()
