@@ -20,7 +20,7 @@ class RmsScaled:
     """delta * rms of the backbone's hidden states: an update of O(1) is as large as the states it refines.
 
     Updates add up: the states grow with every step, by as much beyond the trained number as before it, and in the end say what all
-    updates have in common (docs/ablations.md, "Depth").
+    updates have in common (docs/ablations_depth.md).
     """
 
     silent: ClassVar[bool] = True  # the delta network's output starts at zero: no change before training

@@ -5,7 +5,7 @@ one value", "a row holds each value once" ...) asks one bit of a set of bits, an
 puzzles have 324 of them, which a round looks at by 36 shifts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -62,21 +62,56 @@ class Solver:
             puzzle: values by cell, None where empty.
             without: (cell, value) that it may not have: there is then one only if the solution that has it is not the only one.
         """
+        rounds, guesses = 0, -1
+        for possible, taken in self._states(*self._given(puzzle, without)):
+            rounds, guesses = rounds + taken, guesses + 1
+            if possible.bit_count() == self.cells:
+                return Search(True, rounds, guesses)
+        return Search(False, rounds, guesses)
+
+    def solutions(self, puzzle: Sequence[int | None], limit: int, guesses: int) -> list[tuple[int, ...]]:
+        """List up to ``limit`` solutions of a puzzle, in the order in which a search finds them.
+
+        Args:
+            puzzle: values by cell, None where empty.
+            limit: solutions at most.
+            guesses: values that are tried at most.
+
+        Raises:
+            TimeoutError: these were not enough to find so many solutions or to know that there are no more.
+        """
+        found: list[tuple[int, ...]] = []
+        for number, (possible, _) in enumerate(self._states(*self._given(puzzle))):
+            if number > guesses:
+                raise TimeoutError(f"{guesses:,} guesses are not enough")
+            if possible.bit_count() == self.cells:
+                found.append(
+                    tuple(value for _, value in sorted((bit % self.cells, bit // self.cells) for bit in _places(possible)))
+                )
+            if len(found) == limit:
+                break
+        return found
+
+    def _given(self, puzzle: Sequence[int | None], without: tuple[int, int] | None = None) -> tuple[int, int]:
+        """What is possible once the clues are placed, and the clues."""
         possible = self._all if without is None else self._all & ~(1 << without[1] * self.cells + without[0])
         clues = 0
         for cell, value in enumerate(puzzle):
             if value is not None:
                 bit = value * self.cells + cell
                 possible, clues = possible & self._placed[bit], clues | 1 << bit
-        rounds, guesses, stack = 0, -1, [(possible, clues)]
+        return possible, clues
+
+    def _states(self, possible: int, placed: int) -> Iterator[tuple[int, int]]:
+        """Every state that a search comes to when no single is left, in order: what is possible then (0 = a contradiction), and the
+        rounds that led there from the state before.
+        """
+        stack = [(possible, placed)]
         while stack:
             possible, placed, taken = self._singles(*stack.pop())
-            rounds, guesses = rounds + taken, guesses + 1
-            if possible.bit_count() == self.cells:
-                return Search(True, rounds, guesses)
-            if possible:
+            yield possible, taken
+            if possible and possible.bit_count() != self.cells:
                 stack += [(possible & self._placed[bit], placed) for bit in reversed(self._branches(possible))]
-        return Search(False, rounds, guesses)
 
     def _singles(self, possible: int, placed: int) -> tuple[int, int, int]:
         """Place singles until none is left; returns what is possible then (0 = a contradiction), what is placed, and rounds."""

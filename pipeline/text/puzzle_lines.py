@@ -19,6 +19,7 @@ NAMES = {  # of columns in the files that people share, in small letters
     PUZZLE: ("puzzle", "puzzles", "quiz", "quizzes", "question", "questions"),
     SOLUTION: ("solution", "solutions", "answer", "answers"),
 }
+GUESSES = 20_000  # of the solver for a puzzle: seconds; the hardest ones that are known take a few hundred
 TABLES = (".jsonl", ".json", ".parquet")  # whose rows always have names
 
 
@@ -50,7 +51,7 @@ def puzzle_lines(path: Path, size: int, puzzle: str | None = None, solution: str
         DataError: a column is not there, or a line holds no grids; it names file and line, and the mend.
     """
     table = rows(path) if path.suffix in TABLES else csv_rows(path, partial(_headerless, cells=size**2))
-    names, columns = tuple[str, ...](), tuple[str | None, str | None]((None, None))
+    names: tuple[str, ...] | None = None
     for origin, row in table:
         if tuple(row) != names:
             names = tuple(row)
@@ -79,7 +80,8 @@ def _column(row: Mapping[str, object], origin: str, what: str, given: str | None
     if given is None and (usual is not None or what == SOLUTION):
         return usual
     expected = f"a column '{given}'" if given else f"a column of {what}s ({', '.join(NAMES[what])}), or a grid of {size**2} cells"
-    raise DataError(f"{origin}: expected {expected}; got {', '.join(map(repr, row))[:200]}; name it: PuzzleFiles.{what}")
+    got = ", ".join(map(repr, row))[:200] or "none"
+    raise DataError(f"{origin}: expected {expected}; got {got}; name it: PuzzleFiles.{what}")
 
 
 def _cells(text: str) -> str:
@@ -106,7 +108,8 @@ def solve(rules: Rules, line: PuzzleLine, limit: int) -> tuple[str, bool]:
         limit: solutions that are looked for; 1 = others are not, where the file gives one none is.
 
     Raises:
-        DataError: clues contradict each other, the solution is none, there is no solution, or nothing is to be solved.
+        DataError: clues contradict each other, the solution is none, there is no solution, or nothing is to be solved; or
+            ``GUESSES`` do not tell.
     """
     clues, listed, where = line.clues, line.solution, f"{line.origin}: "
     if "." not in clues:
@@ -119,7 +122,10 @@ def solve(rules: Rules, line: PuzzleLine, limit: int) -> tuple[str, bool]:
     if listed is not None and limit == 1:
         return listed, False
     puzzle = [None if cell == "." else int(cell) - 1 for cell in clues]
-    solutions = ["".join(str(cell + 1) for cell in grid) for grid in rules.solutions(puzzle, limit=limit)]
+    try:
+        solutions = ["".join(str(cell + 1) for cell in grid) for grid in rules.solver.solutions(puzzle, limit, GUESSES)]
+    except TimeoutError as error:
+        raise DataError(f"{where}whether the puzzle has one solution cannot be told ({error}); mend or remove the line") from None
     if not solutions:
         raise DataError(f"{where}the puzzle has no solution; mend or remove the line")
     return listed or solutions[0], len(solutions) > 1

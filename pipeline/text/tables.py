@@ -74,8 +74,11 @@ def csv_rows(path: Path, columns: Callable[[list[str]], Sequence[str] | None] = 
             for values in csv.reader(lines(file), strict=True):
                 header = names is None and (names := columns(values)) is None
                 names = names or values
+                if header and (twice := sorted({name for name in names if name and names.count(name) > 1})):
+                    raise DataError(f"{origin}: the column {twice[0]!r} stands twice; rename one of them")
                 if len(values) != len(names):
-                    raise DataError(f"{origin}: expected as many values as the header has names")
+                    first = f"the first row, {', '.join(names)[:100]}"
+                    raise DataError(f"{origin}: expected {len(names)} values, as {first}, has; got {len(values)}; mend the line")
                 if not header:
                     yield origin, dict(zip(names, values, strict=True))
         except csv.Error as error:

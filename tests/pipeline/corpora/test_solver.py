@@ -66,6 +66,28 @@ def test_another_solution_is_seen_where_plain_search_finds_two(size):
     assert seen == {True, False}
 
 
+@pytest.mark.parametrize("size", [4, 6])
+def test_solutions_are_those_of_plain_search_up_to_the_limit(size):
+    rng, rules, seen = random.Random(2), Rules(size), set()
+    for grid in rules.grids(rng, 30):
+        puzzle = [value if rng.random() < 0.45 else None for value in grid]
+        expected = plain_solutions(puzzle, *BOXES[size], most=40)
+        found = rules.solver.solutions(puzzle, 40, 10_000)
+        assert len(found) == len(set(found)) == len(expected)
+        assert len(found) == 40 or set(found) == set(expected)
+        assert rules.solver.solutions(puzzle, 1, 10_000) == found[:1] and all(map(rules.is_solved, found))
+        seen.add(len(found))
+    assert len(seen) > 3
+
+
+def test_guesses_that_are_not_enough_are_an_error():
+    solver = Solver(2, 2)
+    assert len(solver.solutions([None] * 16, 288, 10_000)) == 288
+    with pytest.raises(TimeoutError, match="10 guesses are not enough"):
+        solver.solutions([None] * 16, 288, 10)
+    assert solver.solutions([0, 0] + [None] * 14, 2, 10) == []
+
+
 def test_steps_of_puzzles_that_are_counted_by_hand():
     grid = [0, 1, 2, 3, 2, 3, 0, 1, 1, 0, 3, 2, 3, 2, 1, 0]
     solver = Solver(2, 2)

@@ -226,7 +226,7 @@ def test_a_puzzle_without_a_solution_beside_it_is_solved_or_named(raw, puzzle, t
 
 def test_rows_that_do_not_fit_the_header_are_named(raw):
     (raw / "test.csv").write_text("puzzle,solution\n1...\n")
-    with pytest.raises(DataError, match=r"test.csv:2: expected as many values as the header has names"):
+    with pytest.raises(DataError, match=r"test.csv:2: expected . values, as the first row, .*, has; got .; mend the line"):
         CORPUS.prepare(0, raw)
 
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from pipeline.corpora.sudoku import Rules
 from pipeline.errors import DataError
-from pipeline.text.puzzle_lines import puzzle_lines
+from pipeline.text.puzzle_lines import PuzzleLine, puzzle_lines, solve
 
 PUZZLES = [("1...341221434321", "1234341221434321"), ("12..34..21..43..", "1234341221434321"), ("." * 15 + "1", None)]
 BOTH = PUZZLES[:2]
@@ -53,10 +54,11 @@ def test_columns_are_taken_by_the_names_that_are_given(tmp_path):
         ("board,final\n1...,1234\n", (), ":2: expected a column of puzzles (puzzle, puzzles, quiz, quizzes, "),
         ("puzzle,solution\n1...,1234\n", ("board",), ":2: expected a column 'board'; got 'puzzle', 'solution'; name it: Puzz"),
         ("puzzle,solution\n1...,1234\n", (None, "final"), ":2: expected a column 'final'; got 'puzzle', 'solution'"),
-        ("puzzle,solution\n1...............\n", (), ":2: expected as many values as the header has names"),
+        ("puzzle,solution\n1...............\n", (), ":2: expected 2 values, as the first row, puzzle, solution, has; got 1;"),
         ("12..\n1...............\n", (), ':1: "puzzle" must be 16 cells'),
         ("1...............\n123456789........\n", (), ':2: "puzzle" must be 16 cells'),
         ('puzzle\n"1...', (), ":2: not valid CSV"),
+        ("puzzle,puzzle\n1...,1234\n", (), ":1: the column 'puzzle' stands twice; rename one of them"),
     ],
 )  # fmt: skip
 def test_what_holds_no_puzzles_is_named(tmp_path, text, columns, told):
@@ -64,3 +66,16 @@ def test_what_holds_no_puzzles_is_named(tmp_path, text, columns, told):
     with pytest.raises(DataError) as error:
         list(puzzle_lines(tmp_path / "a.csv", 4, *columns))
     assert str(error.value).startswith(f"{tmp_path}/a.csv{told}")
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "{}\n"), ("a.json", "[{}]")])
+def test_a_row_without_columns_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}.*1: expected a column of puzzles .*; got none; name it: PuzzleFiles.puzzle"):
+        list(puzzle_lines(tmp_path / name, 4))
+
+
+def test_a_puzzle_that_the_solver_cannot_tell_about_is_named(monkeypatch):
+    monkeypatch.setattr("pipeline.text.puzzle_lines.GUESSES", 2)
+    with pytest.raises(DataError, match=r"a.csv:7: whether .* one solution cannot be told \(2 guesses are not"):
+        solve(Rules(4), PuzzleLine("a.csv:7", "." * 16, None), 2)
