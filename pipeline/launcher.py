@@ -14,6 +14,7 @@ from pipeline.command_line import SECTIONS, STAGES, TOOLS, Request, run_function
 from pipeline.errors import ConfigError, Unhealthy, UserError
 from pipeline.files import REFUSALS, refusal, write_atomic
 from pipeline.machine import launch, process, slurm
+from pipeline.machine.out_of_memory import out_of_memory
 from pipeline.progress import Progress
 from pipeline.settings import config, describe, effective, params
 
@@ -45,6 +46,12 @@ def main(arguments: Sequence[str]) -> int:
         if error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _tell(refusal(error))
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if (refused := out_of_memory(error)) is None:
+            raise
+        stage = next((f"{word}: " for word in arguments if word in STAGES), "")
+        _tell(f"{stage}{refused}")
         return 1
     return 0
 

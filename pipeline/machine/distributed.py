@@ -21,6 +21,7 @@ from torch import Tensor
 from components.training.summation import pairwise
 from pipeline.errors import ConfigError
 from pipeline.machine.meetings import Meetings
+from pipeline.machine.out_of_memory import out_of_memory
 from pipeline.machine.process import Interrupted, Lost
 
 T = TypeVar("T")
@@ -53,9 +54,9 @@ def _together() -> Iterator[None]:
     try:
         with _meetings.waiting() if _meetings else contextlib.nullcontext():
             yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # what the libraries below raise for it
+        if out_of_memory(error):
+            raise
         waited = "timed out" in str(error).lower()  # else one has ended, and what started it says which
         raise _lost(error, _meetings.absent() if _meetings and waited else []) from None
 
