@@ -9,8 +9,8 @@ ALLOCATORS = ("DefaultCPUAllocator", "not enough memory", "out of memory", "can'
 def out_of_memory(error: MemoryError | RuntimeError) -> str | None:
     """Say in one line that memory was refused, and what to do; None if the error is about something else.
 
-    torch raises a class of its own for a GPU's, which is known by its name here (this imports no torch), and a plain RuntimeError for
-    the machine's.
+    torch raises a class of its own for a GPU's, which is known by its name here, without importing torch, and a plain RuntimeError
+    for the machine's.
     """
     said = str(error).partition("\n")[0]
     of_memory = {"MemoryError", "OutOfMemoryError"} & {kind.__name__ for kind in type(error).__mro__}
