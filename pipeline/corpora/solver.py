@@ -80,17 +80,17 @@ class Solver:
         Raises:
             TimeoutError: these were not enough to find so many solutions or to know that there are no more.
         """
-        found: list[tuple[int, ...]] = []
+        grids: list[tuple[int, ...]] = []
         for number, (possible, _) in enumerate(self._states(*self._given(puzzle))):
             if number > guesses:
                 raise TimeoutError(f"{guesses:,} guesses are not enough")
             if possible.bit_count() == self.cells:
-                found.append(
+                grids.append(
                     tuple(value for _, value in sorted((bit % self.cells, bit // self.cells) for bit in _places(possible)))
                 )
-            if len(found) == limit:
+            if len(grids) == limit:
                 break
-        return found
+        return grids
 
     def _given(self, puzzle: Sequence[int | None], without: tuple[int, int] | None = None) -> tuple[int, int]:
         """What is possible once the clues are placed, and the clues."""
