@@ -37,10 +37,14 @@ def read_baseline(path: Path, mode: str) -> Ratios:
 def write_baseline(path: Path, mode: str, ratios: Ratios) -> None:
     """Write the ratios of a mode, with the code, torch and day that they are of; the other mode's stay."""
     before: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    code = revision()
-    commit = code["revision"] + " and changes" * code["changed"]
-    entry = {"commit": commit, "torch": torch.__version__, "date": f"{datetime.date.today()}", "ratios": ratios}
+    entry = {"commit": commit(), "torch": torch.__version__, "date": f"{datetime.date.today()}", "ratios": ratios}
     write_json(path, {**before, mode: entry})
+
+
+def commit() -> str:
+    """Name the code that runs."""
+    code = revision()
+    return str(code["revision"]) + " and changes" * code["changed"]
 
 
 def is_off(here: float, there: float) -> bool:

@@ -19,6 +19,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
+from bench.baseline import commit
 from bench.deep_supervision import ours, shown
 from bench.gpu_heads import head_rows
 from bench.gpu_timing import CUDA, DEVICE, Budget, Row, captured, fused_softmax, launched, peak_flops, timed
@@ -53,7 +54,7 @@ def main(quick: bool = False, json: str = "", reference: str = "") -> None:
     if not CUDA:
         torch.set_num_threads(1)
     torch._dynamo.config.recompile_limit = 64  # shapes are fixed, and there are many; beyond it nothing is compiled, silently
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if CUDA else 'CPU'}", flush=True)
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if CUDA else 'CPU'}, {commit()}", flush=True)
     rows: list[Row] = []
     found = section("ceilings", lambda budget: ceiling_rows(budget, quick), rows)
     ceiling = next((float(row["value"] or 0) for row in found if row["what"] == "matmul, FLOP/s"), 1.0)

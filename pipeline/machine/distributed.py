@@ -2,8 +2,8 @@
 
 How many there are comes from the environment (``torchrun``, or SLOTLOOP_PROCESSES before any stage) and is no setting: every number
 that a run writes is the same for one process and for several, to the last bit where they share microbatches in powers of two.
-Every process holds the whole trained part: weights, moments, average and gradient are not shared out, microbatches are. Gradients
-are summed once, after the last recursion step's backward.
+Every process holds the whole trained part, weights, moments, average and gradient, unless ``pipeline.training.sharding`` shares it
+out; microbatches are shared out always. Gradients are summed once, after the last recursion step's backward.
 """
 
 import contextlib
