@@ -38,7 +38,7 @@ from tests.support.jobs import forked
 
 MICRO = 12  # microbatches of a step: 1, 2, 3 and 4 processes can share them
 MORE = (("refined", 3), ("backbone", 3), ("half", 2), ("library", 2))
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
 def backbone(dtype=torch.float32):
