@@ -5,7 +5,8 @@ One supervised step of the published Sudoku configuration (81 tokens after 16 po
 updates, the last cycle with gradient): embedding, recursion, head, cross-entropy, backward; no optimizer, which is the same for
 both. PATH is a checkout of SamsungSAILMontreal/TinyRecursiveModels; its model runs as it is, and a package that it imports and we
 lack is replaced by a stub (printed). Both sides get the same weights, tokens and rotary base. ``difference_over_output`` says how
-far apart their logits are at most, over the logits' rms: the proof of equal arithmetic. In bfloat16 both hold weights in float32
+far apart their logits are at most, over the logits' rms, and ``gradients_apart`` the norm of the difference of all gradients over
+their norm: the proof of equal arithmetic. In bfloat16 both hold weights in float32
 and states in bfloat16.
 
 Rounds are interleaved; time is each side's fastest, processor time on CPU. Memory is the allocator's exact peak over what was there
@@ -47,11 +48,16 @@ COMPILED = "compiled"
 AGREES = 1e-4  # in float32
 
 Sides = dict[str, nn.Module]
-NAMES = {  # ours -> the reference's
+OF_BLOCKS = {  # ours -> the reference's
     "attention.qkv": "self_attn.qkv_proj",
     "out": "self_attn.o_proj",
     "gate_up": "mlp.gate_up_proj",
     "down": "mlp.down_proj",
+}
+TRAINED = {"embedding.weight": "embed_tokens.embedding_weight", "head.weight": "lm_head.weight"} | {
+    f"core.level.blocks.{block}.{name}.weight": f"L_level.layers.{block}.{their}.weight"
+    for block in range(BLOCKS)
+    for name, their in OF_BLOCKS.items()
 }
 
 
@@ -100,16 +106,10 @@ class Theirs(nn.Module):
             return self.inner(carry, {"inputs": tokens, "puzzle_identifiers": torch.zeros_like(tokens[:, 0])})[1]
 
     def weights(self) -> dict[str, Tensor]:
-        """By our names."""
+        """Everything that ours has, by our names."""
         theirs = self.inner.state_dict()
-        found = {
-            f"core.level.blocks.{block}.{name}.weight": theirs[f"L_level.layers.{block}.{their}.weight"]
-            for block in range(BLOCKS)
-            for name, their in NAMES.items()
-        }
-        own = {"embedding.weight": "embed_tokens.embedding_weight", "head.weight": "lm_head.weight"}
-        own |= {"core.initial_H": "H_init", "core.initial_L": "L_init", "core.hidden_rms": "hidden_rms"}
-        return found | {name: theirs.get(their, torch.ones(())) for name, their in own.items()}
+        initial = {"core.initial_H": theirs["H_init"], "core.initial_L": theirs["L_init"], "core.hidden_rms": torch.ones(())}
+        return {name: theirs[their] for name, their in TRAINED.items()} | initial
 
 
 class _Settings:
@@ -159,13 +159,27 @@ def difference(one: nn.Module, other: nn.Module, tokens: Tensor) -> float:
     return float((a - b).abs().max() / a.square().mean().sqrt())
 
 
+def gradient(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Everything's gradient, end to end, in the order of ``TRAINED``."""
+    model.zero_grad()
+    step(model, tokens, targets)
+    names = list(TRAINED) if isinstance(model, Ours) else [f"inner.{their}" for their in TRAINED.values()]
+    parameters = dict(model.named_parameters())
+    made = torch.cat([parameters[name].grad.flatten().float() for name in names])  # type: ignore[union-attr]  # there is one
+    model.zero_grad()
+    return made
+
+
 def measured(sides: Sides, hidden: int, precision: str, batch: int, rounds: int) -> list[Row]:
     """A row for each side."""
     tokens, targets = (torch.randint(VOCAB, (batch, TOKENS)).to(device()) for _ in range(2))
     (first, base), *_ = sides.items()
     apart = {mode: difference(base, model, tokens) for mode, model in sides.items()}
-    if precision == "float32" and max(far for mode, far in apart.items() if mode != COMPILED) > AGREES:
-        raise ValueError(f"outputs must agree to {AGREES}, or it is not the same arithmetic that is timed; they differ by {apart}")
+    expected = gradient(base, tokens, targets)
+    turned = {mode: float((gradient(s, tokens, targets) - expected).norm() / expected.norm()) for mode, s in sides.items()}
+    for what, far in {"outputs": apart, "gradients": turned}.items():
+        if precision == "float32" and max(far[mode] for mode in far if mode != COMPILED) > AGREES:
+            raise ValueError(f"{what} must agree to {AGREES}, or it is not the same arithmetic that is timed; they differ by {far}")
     runs = {mode: partial(step, model, tokens, targets) for mode, model in sides.items()}
     memory = {mode: peak(sides[mode], run) for mode, run in runs.items()}  # and the warm-up of every side
     gradients = {mode: sum(p.grad.nbytes for p in model.parameters() if p.grad is not None) for mode, model in sides.items()}
@@ -178,7 +192,8 @@ def measured(sides: Sides, hidden: int, precision: str, batch: int, rounds: int)
             "mode": mode, "batch": batch, "seconds": taken[mode], "memory_mb": memory[mode] / MB,
             f"time_vs_{first}": taken[mode] / taken[first], f"memory_vs_{first}": memory[mode] / memory[first],
             f"activations_vs_{first}": (memory[mode] - gradients[mode]) / (memory[first] - gradients[first]),
-            "time_vs_floor": taken[mode] / least, "difference_over_output": apart[mode] or None,
+            "time_vs_floor": taken[mode] / least,
+            "difference_over_output": apart[mode] or None, "gradients_apart": turned[mode] or None,
         }
         for mode in sides
     ]  # fmt: skip
