@@ -5,8 +5,8 @@ layer's weights are gathered when it runs, forward and backward, and let go agai
 embeddings, norms) and layers of which little is trained (adapters) every process holds, as without.
 
 All else of a training sees plain tensors: a process's optimizer, average and guard work on its share of each weight, the memory
-that FSDP2 itself gathers from. Of a snapshot each process writes its rows, from which a run may go on in another number of processes,
-or unshared; models hold whole weights, and are the same files as without.
+that FSDP2 itself gathers from. Of a snapshot each process writes its rows, from which a run may go on in another number of
+processes, or unshared; models hold whole weights, and are the same files as without.
 """
 
 import contextlib
