@@ -58,7 +58,7 @@ def test_a_file_of_grids_is_known_by_its_first_line(raw, content, size):
 def test_a_later_line_that_is_no_puzzle_is_named(raw, made):
     file = grids(raw / "mine.csv", made["train"])
     file.write_text(file.read_text() + "..32\n")
-    with pytest.raises(DataError, match=r"mine.csv:302: expected as many values"):
+    with pytest.raises(DataError, match=r"mine.csv:302: expected 2 values, as the first row, puzzle, solution, has; got 1"):
         own_puzzles(file, None, 4)
 
 
