@@ -6,8 +6,7 @@ updates, the last cycle with gradient): embedding, recursion, head, cross-entrop
 both. PATH is a checkout of SamsungSAILMontreal/TinyRecursiveModels; its model runs as it is, and a package that it imports and we
 lack is replaced by a stub (printed). Both sides get the same weights, tokens and rotary base. ``difference_over_output`` says how
 far apart their logits are at most, over the logits' rms, and ``gradients_apart`` the norm of the difference of all gradients over
-their norm: the proof of equal arithmetic. In bfloat16 both hold weights in float32
-and states in bfloat16.
+their norm: the proof of equal arithmetic. In bfloat16 both hold weights in float32 and states in bfloat16.
 
 Rounds are interleaved; time is each side's fastest, processor time on CPU. Memory is the allocator's exact peak over what was there
 before, with gradients; ``activations`` without. ``floor`` is the step's bare products, each by the fastest way known here (torch's
@@ -161,7 +160,6 @@ def difference(one: nn.Module, other: nn.Module, tokens: Tensor) -> float:
 
 def gradient(model: nn.Module, tokens: Tensor, targets: Tensor) -> Tensor:
     """Everything's gradient, end to end, in the order of ``TRAINED``."""
-    model.zero_grad()
     step(model, tokens, targets)
     names = list(TRAINED) if isinstance(model, Ours) else [f"inner.{their}" for their in TRAINED.values()]
     parameters = dict(model.named_parameters())
@@ -175,8 +173,8 @@ def measured(sides: Sides, hidden: int, precision: str, batch: int, rounds: int)
     tokens, targets = (torch.randint(VOCAB, (batch, TOKENS)).to(device()) for _ in range(2))
     (first, base), *_ = sides.items()
     apart = {mode: difference(base, model, tokens) for mode, model in sides.items()}
-    expected = gradient(base, tokens, targets)
-    turned = {mode: float((gradient(s, tokens, targets) - expected).norm() / expected.norm()) for mode, s in sides.items()}
+    made = {mode: gradient(model, tokens, targets) for mode, model in sides.items()}
+    turned = {mode: float((each - made[first]).norm() / made[first].norm()) for mode, each in made.items()}
     for what, far in {"outputs": apart, "gradients": turned}.items():
         if precision == "float32" and max(far[mode] for mode in far if mode != COMPILED) > AGREES:
             raise ValueError(f"{what} must agree to {AGREES}, or it is not the same arithmetic that is timed; they differ by {far}")

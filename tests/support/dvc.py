@@ -179,6 +179,16 @@ def marked(variable: str, value: str) -> list[psutil.Process]:
     return found
 
 
+def worked_off(folder: Path) -> None:
+    """Wait until the queue's worker has ended, which it does when its queue is empty, and see that nothing is left in it.
+
+    To ask for its status meanwhile says too little, for what was taken from the queue and has not begun is not listed, and writes
+    messages into the worker's folder, of which one that is read half written ends it (DVC 3, kombu 5.7).
+    """
+    wait_until(lambda: not processes(folder), "the queue's worker ends", pause=1)
+    assert not {"Queued", "Running"} & {*dvc(folder, "queue", "status").split()}
+
+
 @contextlib.contextmanager
 def nothing_left(folder: Path) -> Iterator[Path]:
     """The folder; what of it still runs at the end of the block is killed, and is a failure."""

@@ -29,6 +29,7 @@ from tests.support.dvc import (
     snapshot,
     steps_of,
     wait_until,
+    worked_off,
 )
 from tests.support.once import shared_folder
 
@@ -63,14 +64,9 @@ def status(folder: Path) -> dict[str, str]:
 
 
 def work_off(folder: Path) -> None:
-    """Start one worker and wait until it has ended, which it does when its queue is empty.
-
-    To ask for its status meanwhile says too little, for what was taken from the queue and has not begun is not listed, and writes
-    messages into the worker's folder, of which one that is read half written ends it (DVC 3, kombu 5.7).
-    """
+    """Start one worker and wait until it has done everything."""
     dvc(folder, "queue", "start", "-j", "1")
-    wait_until(lambda: not processes(folder), "the queue's worker ends", pause=1)
-    assert not {"Queued", "Running"} & {*status(folder).values()}
+    worked_off(folder)
 
 
 def stop(folder: Path) -> None:

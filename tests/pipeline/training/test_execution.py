@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
-from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.tiny_lm import TinyLM
 from components.nn import fused
 from components.objective.activations import checkpoint
@@ -22,13 +20,13 @@ from components.recursion import one_step_gradient
 from components.refined_lm import RefinedLM
 from pipeline.errors import ConfigError
 from pipeline.machine.runtime import Runtime
-from pipeline.models.discovery import discovered
 from pipeline.planning import memory
 from pipeline.training.execution import checkpointed, compiled, eager
 from pipeline.training.loop import fit, validation_losses
 from pipeline.training.train_state import TrainRun
 from tests.conftest import ROOT
 from tests.support.cores import DIM, batch, made, model_of, recursive, slots
+from tests.support.llama import llama
 
 
 def graphs():
@@ -112,22 +110,10 @@ def test_layers_run_once_more_where_a_gradient_is_made():
     assert len(ran) == 9
 
 
-def library():
-    """Somebody else's transformer, whose layers a phase leaves in evaluation mode."""
-    config = transformers.LlamaConfig(
-        hidden_size=DIM, num_hidden_layers=16, num_attention_heads=2, num_key_value_heads=1, intermediate_size=4 * DIM,
-        vocab_size=11, max_position_embeddings=8, attn_implementation="sdpa", use_cache=False,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config)
-    with torch.device("meta"):
-        parts = discovered(type(model)(config), config)
-    return PretrainedLM(model, parts, {"dim": DIM, "layers": 16, "vocab": 11, "seq": 8})
-
-
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("make", [partial(TinyLM, 11, 6, DIM, 16, heads=2), library])
+@pytest.mark.parametrize("make", [partial(TinyLM, 11, 6, DIM, 16, heads=2), partial(llama, DIM, 16, intermediate_size=4 * DIM)])
 def test_of_many_layers_one_is_in_memory_at_a_time(device, make):
-    """Beside it only what went into each."""
+    """Beside it only what went into each; a phase leaves the library's layers in evaluation mode."""
     peaks = []
     for execution in (eager, checkpointed):
         model = make().to(device).train()

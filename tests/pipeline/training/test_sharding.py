@@ -11,11 +11,9 @@ from itertools import count
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from components.backbones.pretrained_lm import PretrainedLM
 from components.backbones.tiny_lm import TinyLM
 from components.batch import Batch
 from components.objective.objective import Objective
@@ -27,7 +25,6 @@ from pipeline.errors import ConfigError
 from pipeline.machine import snapshot_writing, snapshots
 from pipeline.machine.distributed import rank, world
 from pipeline.machine.runtime import Runtime
-from pipeline.models.discovery import discovered
 from pipeline.tensor_files import write_tensors
 from pipeline.training import execution, step_operations
 from pipeline.training.loop import fit
@@ -35,6 +32,7 @@ from pipeline.training.sharding import fully_sharded, replicated
 from pipeline.training.step_operations import STEPS as COUNTED
 from pipeline.training.train_state import TrainRun
 from tests.support.jobs import forked
+from tests.support.llama import llama
 
 MICRO = 12  # microbatches of a step: 1, 2, 3 and 4 processes can share them
 MORE = (("refined", 3), ("backbone", 3), ("half", 2), ("library", 2))
@@ -61,15 +59,7 @@ def refined():
 
 def library():
     """Somebody else's transformer in half precision, its layers trained and nothing else."""
-    config = transformers.LlamaConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, vocab_size=11,
-        max_position_embeddings=8, head_dim=8, attn_implementation="sdpa", use_cache=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval().bfloat16()
-    with torch.device("meta"):
-        parts = discovered(type(model)(config), config)
-    made = PretrainedLM(model, parts, {"dim": 16, "layers": 2, "vocab": 11, "seq": 8})
+    made = llama(16, 2, torch.bfloat16, intermediate_size=24, head_dim=8)
     freeze_except(made, ["model.model.layers.*"])
     return made
 
@@ -129,8 +119,7 @@ def train(name, folder, shared=fully_sharded, ends=None, trials=1, optimizer=ada
 
     held_out = [(0, microbatch(99))]  # of which the first process takes all
     phase = TrainRun("test", model, Shared(ends), lambda: iter(held_out[rank() :]), folder, save, runtime, trials=trials)
-    settings = {"optimizer": partial(optimizer, lr=1e-2), "accumulation": MICRO, "ema": 0.5, "save_every": 2}
-    settings["execution"] = run
+    settings = {"optimizer": partial(optimizer, lr=1e-2), "accumulation": MICRO, "ema": 0.5, "save_every": 2, "execution": run}
     with snapshots.workspace("test", "identity"):
         result = fit(phase, steps=COUNTED + 2, objective=Objective, sharding=shared, validate_every=2, log_every=1, **settings)
         if rank() == 0:
