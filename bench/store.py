@@ -3,7 +3,8 @@
 The same states extracted to a folder and to S3, and read from there as a stream, one thread, the page cache warm: rows a second by
 the clock, in turns, the median of ratios within a pair. S3 is moto's server in a process of its own on this machine, so what it
 takes of the processors is in the figures, and a network is not. ``extraction``: the trunk included, a random TinyLM of 8 layers and
-width 512. ``stream``: reading and checking alone, far faster than anything trains.
+width 512. ``training``: a refiner of two steps that learns from the stream, as warmup does. ``stream``: reading and checking alone,
+far faster than anything trains.
 """
 
 import contextlib
@@ -23,7 +24,11 @@ import fire
 import torch
 
 from components.backbones.tiny_lm import TinyLM
+from components.batch import Batch
 from components.objective.masking import exact_count
+from components.objective.objective import Objective
+from components.refined_lm import RefinedLM
+from components.refiners.refiner import SlotRefiner
 from pipeline.corpora import prepared
 from pipeline.corpora.prepared import Prepared, Split, Vocabulary
 from pipeline.data.extraction import Extraction, extract
@@ -35,6 +40,7 @@ from pipeline.files import write_json
 from pipeline.machine.runtime import Runtime
 from pipeline.models.backbones import Backbone, save_backbone
 from pipeline.reporting.markdown import markdown
+from pipeline.training.gradients import accumulate
 
 WORDS = Vocabulary(size=1024, mask_id=1022, pad_id=1023, sequence=256, rendering="text")
 DIM, LAYERS, BATCH = 512, 8, 16
@@ -56,6 +62,7 @@ def main(pairs: int = 3, quick: bool = False, json: str = "") -> None:
                 began = time.perf_counter()
                 extract(extraction(folder, runtime), out, store(number))
                 taken.setdefault(("extraction", way), []).append(rows / (time.perf_counter() - began))
+                taken.setdefault(("training", way), []).append(streamed(out, rows // 2, warmup(folder)))
                 taken.setdefault(("stream", way), []).append(streamed(out, rows))
     table = [
         {
@@ -92,12 +99,25 @@ def extraction(folder: Path, runtime: Runtime) -> Extraction:
     )  # fmt: skip
 
 
-def streamed(folder: Path, rows: int) -> float:
-    """Rows a second over two epochs, of which the first checks every byte."""
+def warmup(folder: Path) -> Callable[[Batch], object]:
+    """Gradient of a batch, of a refiner over the backbone."""
+    backbone = Backbone(folder / "backbone").model(LAYERS - 1)
+    core = SlotRefiner(DIM, steps=2, heads=8)
+    core.init_weights(1.0, torch.Generator().manual_seed(0))
+    model = RefinedLM(backbone.requires_grad_(False), core).train()
+    return lambda batch: accumulate(
+        model, Objective(core.n_steps), [batch], Runtime(threads=1), sequences=BATCH, seed=0, step=0, progress=1.0, statistics=False
+    )
+
+
+def streamed(folder: Path, rows: int, work: Callable[[Batch], object] | None = None) -> float:
+    """Rows a second over two epochs, of which the first checks every byte, read by a thread ahead of what is done with them."""
     steps = TrainLoader(StreamedSource(ShardIndex(folder), "train"), BATCH, seed=0).steps(0, 1)
     began = time.perf_counter()
     for number in count(1):
-        next(steps)
+        [batch] = next(steps)
+        if work:
+            work(batch)
         if number * BATCH >= 2 * rows:
             return 2 * rows / (time.perf_counter() - began)
     raise AssertionError
