@@ -162,7 +162,7 @@ def _configure(request: Request, overrides: tuple[str, ...], helped: bool) -> No
         print(command_line.stage_help("configure"), end="")
         return
     if request.own and "plan" not in request.own:
-        raise ConfigError("--peak, --mfu, --processes and --memory say for which devices to plan; give them with --plan")
+        raise ConfigError(f"{', '.join(f'--{name}' for name in request.own)}: says for which devices to plan; give it with --plan")
     out = "" if request.check else request.out or "build/config"
     run_function("configure")(out=out, stages=SECTIONS, overrides=overrides, **request.own)
 

@@ -19,6 +19,10 @@ def run(
     mfu: str = "",
     processes: str = "",
     memory: str = "",
+    link: str = "",
+    reading: str = "",
+    price: str = "",
+    storage: str = "",
 ) -> None:
     """Write, per stage, its canonical text, and for DVC the values in effect and what its results depend on.
 
@@ -32,18 +36,24 @@ def run(
         peak: TFLOP/s of the device that it will run on; "" = measure this one.
         mfu: share of them that training reaches.
         processes: that share every step, each on such a device; "" = 1.
-        memory: GB of the device, to be told what does not fit.
+        memory: GB of the device, to be told what does not fit and which settings would help.
+        link: GB/s that a device sends to the others.
+        reading: GB/s of stored states that all devices read together.
+        price: dollars for an hour of a device.
+        storage: dollars for a month of a TB.
 
     Raises:
         ConfigError: every mistake that was found, one a line.
     """
-    texts = config.resolve_all(stages, params.read(Path("params.yaml"), stages), overrides=overrides)
+    given = params.read(Path("params.yaml"), stages)
+    texts = config.resolve_all(stages, given, overrides=overrides)
     if plan:
+        from pipeline.planning import advice, fleet, plan_report  # these bring the training loop, which checks do without
         from pipeline.planning import plan as planning
-        from pipeline.planning import plan_report  # these bring the training loop, which checks do without
 
-        fleet = plan_report.fleet(texts["warmup"], peak, mfu, processes, memory)  # first, as it may be refused
-        print(plan_report.summary(planning.plan(texts, fleet.processes), fleet, Path()))
+        on = fleet.fleet(texts["warmup"], peak, mfu, processes, memory, link, reading, price, storage)  # first: it may be refused
+        planned = planning.plan(texts, on.processes)
+        print(plan_report.summary(planned, on, Path(), advice.advice(planned, on, texts, given, overrides)))
         return
     models = rehearsal.rehearse(texts)
     listings = dependencies.listings({stage: text for stage, text in texts.items() if out and stage not in BESIDE})

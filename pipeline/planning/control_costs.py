@@ -15,12 +15,13 @@ from components.refiners.core import Core
 from components.training.freezing import count_parameters, freeze_except
 from pipeline.data import sources
 from pipeline.models.lora import TRAINED
-from pipeline.planning.cost import Cost
+from pipeline.planning.cost import Cost, Memory
 from pipeline.planning.cost_model import CostModel
 from pipeline.settings import config
 from pipeline.training.lora_phase import REFINER
 from pipeline.training.shapes import META
 
+Training = tuple[Memory, int, float]  # as CostModel.control says it
 Optional = tuple[Model, Sequence[Tensor]]  # a control as it is evaluated: whole, and the weights that it does not share
 
 
@@ -56,40 +57,46 @@ class ControlCosts:
         Args:
             warmup, joint: operations of these phases.
         """
-        backbone, continued, peaks = self.cost_model.backbone, self.continued, list[int]()
-        spent, added = warmup + 2 * joint, 0
+        backbone, continued = self.cost_model.backbone, self.continued
+        runs, added = list[tuple[int, Training]](), 0  # operations of each, and what it takes
         if self._is_on("adapter"):
             model = RefinedLM(continued.backbone, self._adapter())
             with _training(model, [REFINER]):
-                peaks.append(self.cost_model.control_memory(model, "joint", "batch_size"))
-            spent, added = spent + warmup, added + count_parameters(model.refiner)
+                runs.append((warmup, self.cost_model.control(model, "joint", "batch_size")))
+            added += count_parameters(model.refiner)
         if self._is_on("refiner_lora"):
             everywhere = self._below() is backbone
             model, masks = (self.cost_model.refined, "controls") if everywhere else (continued, "joint")
-            peak, adapters = self._with_adapters(model, [*TRAINED, REFINER], masks, "batch_size")
-            peaks.append(peak)
-            spent, added = spent + joint, added + count_parameters(model.refiner) + adapters
+            training, adapters = self._with_adapters(model, [*TRAINED, REFINER], masks, "batch_size")
+            runs.append((joint, training))
+            added += count_parameters(model.refiner) + adapters
         if self._is_on("lora"):
-            peak, adapters = self._with_adapters(backbone, TRAINED, "controls", "backbone_batch_size")
-            peaks.append(peak)
-            spent, added = spent + warmup + joint, added + adapters
-        if freeze_except(backbone, self._argument("unfreeze_backbone")).trainable:
-            peaks.append(self.cost_model.control_memory(backbone, "controls", "backbone_batch_size"))
-        else:  # a table of embeddings has nothing to train on
-            spent -= warmup + joint
+            training, adapters = self._with_adapters(backbone, TRAINED, "controls", "backbone_batch_size")
+            runs.append((warmup + joint, training))
+            added += adapters
+        if freeze_except(backbone, self._argument("unfreeze_backbone")).trainable:  # a table of embeddings has nothing to train on
+            runs.append((warmup + joint, self.cost_model.control(backbone, "controls", "backbone_batch_size")))
+        spent = joint + sum(of_run for of_run, _ in runs)  # warmup continued is always there, and no larger
+        return self._summed(runs, spent, added)
+
+    def _summed(self, runs: Sequence[tuple[int, Training]], spent: int, added: int) -> Cost:
+        backbone, continued, rates = self.cost_model.backbone, self.continued, len(self._argument("rates"))
         whole = count_parameters(backbone) + count_parameters(self.cost_model.refined)
         loaded, trained = (sum(count_parameters(m, trained=which) for m in (backbone, continued)) for which in (False, True))
-        flops = len(self._argument("rates")) * spent
-        return Cost("controls", whole + added, trained + added, loaded + added, max(peaks, default=0), flops=flops)
+        largest = max((memory for _, (memory, _, _) in runs), key=lambda memory: memory.total, default=Memory())
+        return Cost(
+            "controls", whole + added, trained + added, loaded + added, largest, max((host for _, (_, host, _) in runs), default=0),
+            flops=rates * spent, sent=round(rates * sum(of_run * sent for of_run, (_, _, sent) in runs)),
+        )  # fmt: skip
 
-    def _with_adapters(self, model: Model, trains: Sequence[str], masks: str, batch: str) -> tuple[int, int]:
-        """Bytes that training takes with adapters in a model, and how many parameters these have."""
+    def _with_adapters(self, model: Model, trains: Sequence[str], masks: str, batch: str) -> tuple[Training, int]:
+        """What training takes with adapters in a model, and how many parameters these have."""
         below = model.backbone if isinstance(model, RefinedLM) else model
         adapted = self._argument("lora")(below, count_parameters(self.continued, trained=True), self._argument("seed"))
         with _training(model, trains):
-            peak = self.cost_model.control_memory(model, masks, batch)
+            training = self.cost_model.control(model, masks, batch)
         adapted.remove()
-        return peak, adapted.parameters()
+        return training, adapted.parameters()
 
     def _adapter(self) -> Core:
         parameters = count_parameters(self.continued, trained=True)

@@ -26,9 +26,9 @@ from pipeline.data.extraction import STORED, token_bytes
 from pipeline.errors import ConfigError
 from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus, some
-from pipeline.planning.cost import Cost
+from pipeline.planning.cost import Cost, Memory
 from pipeline.planning.forward_costs import every_step_read
-from pipeline.planning.process_memory import ProcessMemory, process_memory
+from pipeline.planning.process_memory import ProcessMemory, own_microbatches, process_memory
 from pipeline.settings import config, ginstate
 from pipeline.training import flops, loop
 from pipeline.training.execution import checkpointed, eager
@@ -78,16 +78,16 @@ class CostModel:
         stored = tokens["train"] * draws + tokens["validation"]
         disk = 0 if store else stored * token_bytes(self.backbone.architecture["dim"], dtype, len(self.taps))
         loaded = count_parameters(self.backbone)
-        return Cost("extract", loaded, 0, loaded, memory.weights(self.backbone) + most, beside=work, disk=disk)
+        taken = Memory(memory.weights(self.backbone), batch=most)
+        return Cost("extract", loaded, 0, loaded, taken, beside=work, disk=disk)
 
     def training(self, stage: str, model: Model) -> Cost:
         """Every step and validation of a phase; nothing but sizes of one that takes no steps."""
         if model is self.backbone:
             freeze_except(model, *self.arguments(stage, "unfreeze"))  # finetune, which shares it, has frozen something else
         whole = self.backbone if model is self.backbone else self.refined
-        sizes = Cost(
-            stage, count_parameters(whole), count_parameters(model, trained=True), count_parameters(model), memory.weights(model)
-        )
+        parameters = count_parameters(whole), count_parameters(model, trained=True), count_parameters(model)
+        sizes = Cost(stage, *parameters, Memory(memory.weights(model)))
         batch_size, seed = self.arguments(stage, "batch_size", "seed")
         fit = ginstate.arguments(f"stages.{stage}.run", "pipeline.training.loop.fit", FIT)
         if stage == "finetune" and fit is not None:
@@ -98,7 +98,7 @@ class CostModel:
         sizes = replace(sizes, steps=steps, epochs=steps * size / len(rows["train"]))
         if not self.has_fixed_shapes(stage, model):
             return sizes
-        (masks, dtype), microbatches = self._masks(stage), self._microbatches(stage, fit["accumulation"])
+        (masks, dtype), microbatches = self._masks(stage), own_microbatches(stage, fit["accumulation"], self.processes)
         holds = self._holds(model, fit)
         model = holds.model
         sizes = replace(sizes, epochs=sizes.epochs * masks.get("passes", 1))
@@ -114,12 +114,16 @@ class CostModel:
         widest = [self._widest("train", masks, batch_size, dtype)] * microbatches
         a_step, most = self._step(stage, model, micro, widest, fit, size)
         validation = self._validation_peak(stage, model, masks, dtype, fit["objective"])
-        taken = holds.training(average=bool(fit["ema"]), step=most, validation=validation, microbatches=microbatches)
-        taken += self._live_trunk(masks, batch_size)
-        return replace(sizes, memory=taken, flops_per_step=a_step, flops=steps * a_step, beside=beside)
+        taken, host = self._taken(stage, holds, fit, most, validation, microbatches)
+        return replace(
+            sizes, parts=replace(taken, trunk=self._live_trunk(masks, batch_size)), host=host, flops_per_step=a_step,
+            flops=steps * a_step, beside=beside, read=self._read(stage, masks, steps * size),
+            sent=steps * holds.sent(self.processes, microbatches),
+        )  # fmt: skip
 
-    def control_memory(self, model: Model, masks_of: str, batch: str) -> int:
-        """Bytes that training a control takes, with what is frozen now: also the most that a step or a validation holds.
+    def control(self, model: Model, masks_of: str, batch: str) -> tuple[Memory, int, float]:
+        """Reckon what training a control takes, with what is frozen now: bytes of a process, and of its host while it saves; and
+        bytes that it sends for each operation.
 
         Args:
             model: that is trained.
@@ -129,15 +133,20 @@ class CostModel:
         masks, dtype = self._masks(masks_of)
         batch_size, rates = self.arguments("controls", batch, "rates")
         fit = ginstate.arguments("stages.controls.run", "pipeline.training.loop.fit", HELD) or AS_ITS_DEFAULTS
-        holds, microbatches = self._holds(model, fit), self._microbatches("controls", fit["accumulation"])
-        model, widest = holds.model, [self._widest("train", masks, batch_size, dtype)] * microbatches
+        holds, microbatches = self._holds(model, fit), own_microbatches("controls", fit["accumulation"], self.processes)
+        model, widest = holds.model, self._widest("train", masks, batch_size, dtype)
+        sent = holds.sent(self.processes, microbatches)
+        if sent:
+            counter = flops.GradientCounter(model, Objective(model.n_steps), OnShapes())
+            sent /= max(fit["accumulation"] * counter.count(widest), 1)
         _run_as(fit["execution"], model)
-        work = partial(accumulate, model, Objective(model.n_steps), widest, OnShapes(), sequences=batch_size)
+        work = partial(accumulate, model, Objective(model.n_steps), [widest] * microbatches, OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
         validation = self._validation_peak("controls", model, masks, dtype, Objective)
-        whole = holds.training(average=bool(fit["ema"]), step=most, validation=validation, microbatches=microbatches)
+        taken, host = self._taken("controls", holds, fit, most, validation, microbatches)
         started = memory.size(weight for weight in model.parameters() if weight.requires_grad and len(rates) > 1)
-        return whole + started + self._live_trunk(masks, batch_size)  # started: what each rate begins from
+        taken = replace(taken, weights=taken.weights + started, trunk=self._live_trunk(masks, batch_size))
+        return taken, host, sent  # started: what each rate begins from
 
     def trunk_over(self, name: str, buckets: Sequence[int]) -> int:
         """Operations of the trunk over every example of a split once."""
@@ -158,19 +167,23 @@ class CostModel:
         shares = unwrap(fit["sharding"]) is unwrap(fully_sharded)
         return process_memory(model, fit["optimizer"], self.processes if shares else 1)
 
-    def _microbatches(self, stage: str, accumulation: int) -> int:
-        """Microbatches of a step in one process.
+    def _taken(
+        self, stage: str, holds: ProcessMemory, fit: Mapping[str, Any], step: int, validation: int, microbatches: int
+    ) -> tuple[Memory, int]:
+        """Bytes of a process that trains, and of its device's host while it saves."""
+        machine = ginstate.arguments(f"stages.{stage}.run", "pipeline.machine.runtime.Runtime", ("device",)) or {}
+        average, on_host = bool(fit["ema"]), machine.get("device", "cpu") == "cpu"
+        working = {"step": step, "validation": validation, "microbatches": microbatches}
+        return holds.training(average=average, **working, on_host=on_host), 0 if on_host else holds.saving(average=average)
 
-        Raises:
-            ConfigError: the processes cannot share them evenly.
-        """
-        each, rest = divmod(accumulation, self.processes)
-        if rest:
-            raise ConfigError(
-                f"{stage}: {self.processes} processes cannot share loop.fit.accumulation = {accumulation} microbatches evenly; set "
-                "ACCUMULATION to a multiple of --processes"
-            )
-        return each
+    def _read(self, stage: str, masks: Mapping[str, Any], examples: int) -> int:
+        """Bytes of stored states that a stage's steps read."""
+        if stage not in ("warmup", "joint") or "live" in masks:
+            return 0
+        rows = self.corpus.splits["train"]
+        (dtype,) = self.arguments("extract", "dtype")
+        token = token_bytes(self.backbone.architecture["dim"], dtype, len(self.taps))
+        return examples * int(rows.lengths().sum()) * token // len(rows)
 
     def arguments(self, stage: str, *names: str) -> list[Any]:
         """Read arguments of a stage's ``run``, whose settings are then in force."""

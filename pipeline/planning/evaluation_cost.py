@@ -12,7 +12,7 @@ from components.model import Model
 from components.training.freezing import count_parameters
 from pipeline.evaluation import evaluator
 from pipeline.planning import memory
-from pipeline.planning.cost import Cost
+from pipeline.planning.cost import Cost, Memory
 from pipeline.planning.cost_model import LOOKED_AT, CostModel
 from pipeline.planning.forward_costs import depths_read, every_step_read, last_step_read, restarts_read
 from pipeline.training import flops
@@ -73,7 +73,7 @@ class EvaluationCost:
         own = [tensor for name in self.compared for tensor in self._own(name)]
         states = [cost_model.trunk(self.batch_size, self.corpus.vocabulary.sequence)] if shared else []
         loaded = count_parameters(cost_model.backbone) + sum(tensor.numel() for tensor in own)
-        taken = memory.weights(cost_model.backbone) + memory.size([*own, *states])
+        taken = Memory(memory.weights(cost_model.backbone) + memory.size(own), batch=memory.size(states))
         return Cost("evaluate", loaded, 0, loaded, taken, beside=work)
 
     def _own(self, name: str) -> Sequence[Tensor]:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.files import absence, write_atomic
+from pipeline.planning import fleet, plan_report
 from pipeline.planning import plan as planning
-from pipeline.planning import plan_report
 from pipeline.planning.own_backbone import own_backbone
 from pipeline.planning.own_embeddings import own_embeddings
 from pipeline.planning.own_puzzles import grid_size, own_puzzles
@@ -73,7 +73,7 @@ def write_preset(request: Request, *, overwrite: bool) -> None:
     print("\n".join(f"new: {line}" for line in data.seen), flush=True)
     text, texts, fit = _fitting(data, request, settings)
     print(f"new: {fit}\n", flush=True)
-    print(plan_report.summary(planning.plan(texts), plan_report.fleet(texts["warmup"]), Path()))
+    print(plan_report.summary(planning.plan(texts), fleet.fleet(texts["warmup"]), Path()))
     write_atomic(target, text.encode())
     print(f"\nnew: wrote {target}, checked as configure does; train, compare and report: dvc exp run -S preset={request.name}")
 

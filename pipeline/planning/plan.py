@@ -1,8 +1,9 @@
 """What a pipeline will take, before anything of it runs, and whether caching the trunk's states pays."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from components.backbones.backbone import BackboneModel
 from components.caching import gain
@@ -16,6 +17,8 @@ from pipeline.planning.dataset_size import expected
 from pipeline.planning.evaluation_cost import EvaluationCost
 from pipeline.settings import config, effective, rehearsal
 from pipeline.training.shapes import Shapes
+
+PHASES = ("backbone", "warmup", "joint", "finetune")
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,13 @@ def plan(texts: Mapping[str, str], processes: int = 1) -> Plan:
         ConfigError: something does not fit together, or nothing is known of the corpus' size.
         DataError: what decides shapes is missing (configuration or tokenizer of a pretrained model, raw files).
     """
-    corpus, assumed = _corpus(texts)
-    models = rehearsal.rehearse(texts, (corpus.vocabulary.size, corpus.vocabulary.sequence))
-    backbone, refined, continued = models["backbone"], models["finetune"], models["controls"]
-    assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM) and isinstance(continued, RefinedLM)
-    cost_model = CostModel(texts, corpus, backbone, refined, processes)
+    cost_model, models, assumed = _cost_model(texts, processes)
+    corpus = cost_model.corpus
     with Shapes():
-        costs = {stage: cost_model.training(stage, models[stage]) for stage in ("backbone", "warmup", "joint", "finetune")}
+        costs = {stage: cost_model.training(stage, models[stage]) for stage in PHASES}
         warmup, joint, examples = costs["warmup"], costs["joint"], len(corpus.splits["train"])
         costs["extract"] = cost_model.extraction()
-        controls = ControlCosts(cost_model, continued)
+        controls = ControlCosts(cost_model, models["controls"])
         costs["controls"] = controls.cost(warmup.flops, joint.flops)
         evaluation = EvaluationCost(cost_model, models, controls.optional(), with_finetune=costs["finetune"].steps > 0)
         costs["evaluate"] = evaluation.cost()
@@ -85,6 +85,28 @@ def plan(texts: Mapping[str, str], processes: int = 1) -> Plan:
         live=[stage for stage in cost_model.live if stage in ("warmup", "joint")], assumed=[*assumed, *cost_model.assumed],
         examples=examples, causal=corpus.vocabulary.causal, wire=wire,
     )  # fmt: skip
+
+
+def memory_of(stages: Collection[str], texts: Mapping[str, str], processes: int) -> dict[str, int]:
+    """Reckon bytes that each process takes of a device in some of the stages that train.
+
+    Raises:
+        ConfigError, DataError: as ``plan``.
+    """
+    cost_model, models, _ = _cost_model(texts, processes)
+    with Shapes():
+        costs = [cost_model.training(stage, models[stage]) for stage in PHASES if stage in stages]
+        costs += [ControlCosts(cost_model, models["controls"]).cost(0, 0)] if "controls" in stages else []
+    return {cost.stage: cost.memory for cost in costs}
+
+
+def _cost_model(texts: Mapping[str, str], processes: int) -> tuple[CostModel, dict[str, Any], list[str]]:
+    """The costs of what texts describe, its models by stage, and what is assumed."""
+    corpus, assumed = _corpus(texts)
+    models = rehearsal.rehearse(texts, (corpus.vocabulary.size, corpus.vocabulary.sequence))
+    backbone, refined = models["backbone"], models["finetune"]
+    assert isinstance(backbone, BackboneModel) and isinstance(refined, RefinedLM) and isinstance(models["controls"], RefinedLM)
+    return CostModel(texts, corpus, backbone, refined, processes), models, assumed
 
 
 def _corpus(texts: Mapping[str, str]) -> tuple[Corpus, list[str]]:

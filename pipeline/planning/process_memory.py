@@ -1,5 +1,5 @@
-"""Bytes that one process takes of a training, reckoned on shapes: of all that is trained, or of its share of the layers that
-``pipeline.training.sharding.fully_sharded`` shares out.
+"""Bytes that one process takes of a training, and sends to the others, reckoned on shapes: of all that is trained, or of its share
+of the layers that ``pipeline.training.sharding.fully_sharded`` shares out.
 """
 
 import copy
@@ -11,7 +11,9 @@ import torch
 
 from components.model import Model
 from components.nn.masters import widen
+from pipeline.errors import ConfigError
 from pipeline.planning import memory
+from pipeline.planning.cost import Memory
 from pipeline.training.sharding import shared_units
 
 MASTER = 4  # bytes of a trained weight: float32
@@ -30,6 +32,7 @@ class ProcessMemory:
         moments: bytes that this optimizer keeps.
         gathered: bytes of layers that are put together while they run, and of a layer's gradient before it is shared out.
         surplus: bytes by which a gradient of ``model`` is larger than the process's.
+        shared: parameters of all layers that are shared out; ``read``: their bytes as they are gathered.
     """
 
     model: Model
@@ -38,8 +41,10 @@ class ProcessMemory:
     moments: int
     gathered: int
     surplus: int
+    shared: int = 0
+    read: int = 0
 
-    def training(self, *, average: bool, step: int, validation: int, microbatches: int) -> int:
+    def training(self, *, average: bool, step: int, validation: int, microbatches: int, on_host: bool = False) -> Memory:
         """The most bytes that training takes at once.
 
         Args:
@@ -47,10 +52,38 @@ class ProcessMemory:
             step: the most that what a step of ``model`` makes takes, its gradients and their partial sums included.
             validation: the most that what a validation makes takes, beside the last gradient.
             microbatches: of a step, in this process.
+            on_host: the device is the host, where the first process puts models together from all shares.
         """
-        gradients = 1 + int(math.log2(microbatches))  # the newest, and sums of 1, 2, 4, ... of them
-        working = max(step - gradients * self.surplus, self.trained + validation) + self.gathered
-        return self.weights + self.moments + average * self.trained + working
+        copies = 1 + int(math.log2(microbatches))  # of gradients: the newest, and sums of 1, 2, 4, ... of them
+        whole = self.trained + self.whole if on_host else 0
+        made = max(step - copies * self.surplus, self.trained + validation, whole)
+        gradients = min(copies * self.trained, made)
+        return Memory(self.weights, gradients, self.moments, average * self.trained, gathered=self.gathered, batch=made - gradients)
+
+    @property
+    def whole(self) -> int:
+        """Bytes of a model's layers that are shared out, put together."""
+        return MASTER * self.shared
+
+    def saving(self, *, average: bool) -> int:
+        """Bytes of a GPU's host that saving takes: a copy of what is trained, average and moments, and on the first process's the
+        layers of all.
+        """
+        return (1 + average) * self.trained + self.moments + self.whole
+
+    def sent(self, processes: int, microbatches: int) -> int:
+        """Bytes that this process sends to the others in a step, as around a ring.
+
+        Gradients of what every process holds go to where they are summed, and the sums to all. Layers that are shared out are
+        gathered for every microbatch's forward and backward pass, and their gradient is summed.
+
+        Args:
+            processes: that share a step.
+            microbatches: of a step, in this process.
+        """
+        sums = 2 * (self.trained - self.whole // processes)
+        layers = microbatches * (2 * self.read + self.whole)
+        return (sums + layers) * (processes - 1) // processes
 
 
 def process_memory(model: Model, optimizer: Callable[..., torch.optim.Optimizer], processes: int = 1) -> ProcessMemory:
@@ -79,4 +112,21 @@ def process_memory(model: Model, optimizer: Callable[..., torch.optim.Optimizer]
         moments=round(moments * (trained - number + number / processes) / trained),
         gathered=(AHEAD + 1) * memory.size(largest) + MASTER * sum(parameter.numel() for parameter in largest),
         surplus=read - share,
+        shared=number,
+        read=read,
     )
+
+
+def own_microbatches(stage: str, accumulation: int, processes: int) -> int:
+    """Count the microbatches of a step in one process.
+
+    Raises:
+        ConfigError: the processes cannot share them evenly.
+    """
+    each, rest = divmod(accumulation, processes)
+    if rest:
+        raise ConfigError(
+            f"{stage}: {processes} processes cannot share loop.fit.accumulation = {accumulation} microbatches evenly; set "
+            "ACCUMULATION to a multiple of --processes"
+        )
+    return each

@@ -73,7 +73,9 @@ def defaulted(stage):
 
 
 OWN = {
-    "compare": {"out"}, "configure": {"plan", "peak", "mfu", "processes", "memory"}, "extract": {"verify"}, "evaluate": {"limit"},
+    "compare": {"out"},
+    "configure": {"plan", "peak", "mfu", "processes", "memory", "link", "reading", "price", "storage"},
+    "extract": {"verify"}, "evaluate": {"limit"},
     "export": {"model", "push"}, "generate": {"model", "prompt", "prompts", "confidence"}, "track": {"ship", "follow"},
     "new": {"train", "test", "prompt", "response", "backbone", "overwrite"},
     "serve": {"backbone", "address", "device"}, "visualise": {"model", "evaluation", "out"}, "watch": {"once"},

@@ -40,7 +40,7 @@ def left(folder):
         (["configure", "--plan", "DRAWZ=3"], "command line 'DRAWZ=3': no stage uses this, or it is misspelt"),
         (
             ["configure", "--mfu", "0.5"],
-            "--peak, --mfu, --processes and --memory say for which devices to plan; give them with --plan",
+            "--mfu: says for which devices to plan; give it with --plan",
         ),
         (["configure", "--plan", "--peak", "much"], "--peak is 'much'; expected a number above 0"),
         (["prepare", "--queue=gpu", "DATA_SEED=1"], "what params.yaml says at the commit; give --queue alone"),

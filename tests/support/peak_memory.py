@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.support.jobs import together
 
 PROGRAM = """
 import json
@@ -31,3 +33,11 @@ def peak_memory(before: str, work: str, result: str = "None") -> tuple[int, Any]
     assert done.returncode == 0, indent(done.stderr, "  ")
     bytes_taken, value = json.loads(done.stdout.splitlines()[-1])
     return bytes_taken, value
+
+
+def peak_memories(before: str, work: str, processes: int, folder: Path) -> list[int]:
+    """The same of each of several processes that work together."""
+    program = PROGRAM.format(before=dedent(before), work=dedent(work), result="None")
+    done = together(program, processes, folder)
+    assert not any(process.returncode for process in done), "".join(process.stderr for process in done)
+    return [json.loads(process.stdout.splitlines()[-1])[0] for process in done]

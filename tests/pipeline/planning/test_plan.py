@@ -13,6 +13,7 @@ from components.caching import gain
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import plan as planning
+from pipeline.planning.cost import Memory
 from pipeline.planning.cost_model import CostModel
 from pipeline.settings import config, params
 from pipeline.training import step_operations
@@ -69,7 +70,7 @@ def guess(plan_of):
 def only_evaluated(monkeypatch):
     """Plans in which a training step takes one operation and one byte, unreckoned: for tests that look at evaluate alone."""
     monkeypatch.setattr(CostModel, "_step", lambda *_: (1, 1))
-    monkeypatch.setattr(CostModel, "control_memory", lambda *_: 1)
+    monkeypatch.setattr(CostModel, "control", lambda *_: (Memory(1), 0, 0.0))
 
 
 def of(plan, stage):
@@ -197,7 +198,7 @@ def test_a_live_trunk_is_added_to_the_phase_that_runs_it(plan, changed):
 
 def test_a_trunk_in_another_process_takes_nothing_of_the_phase_that_asks_it(plan_of, plan, finished):
     remote = plan_of(folder=finished, warmup={"warmup.run.states": "@sources.remote"})
-    assert remote.live == ["warmup"] and of(remote, "warmup") == of(plan, "warmup")
+    assert remote.live == ["warmup"] and of(remote, "warmup") == replace(of(plan, "warmup"), read=0)
     assert remote.wire == plan.wire == 16 * 16 * 4  # sixteen tokens of width sixteen, float32
 
 
@@ -293,6 +294,39 @@ def test_processes_that_share_layers_out_hold_less_and_those_that_do_not_as_much
         assert of(shared, stage).memory < of(replicated, stage).memory <= of(alone, stage).memory
     assert of(shared, "warmup").memory == of(replicated, "warmup").memory  # nothing of it can be shared out
     assert [cost.flops for cost in shared.costs] == [cost.flops for cost in alone.costs]
+
+
+def test_what_is_read_and_sent_is_planned(plan_of, plan, finished):
+    """States of as many tokens as the steps see, 77 bytes each; gradients and sums to the other process, and nothing alone."""
+    warmup = of(plan, "warmup")
+    assert warmup.read == warmup.steps * 32 * 16 * (16 * 4 + 13) and of(plan, "backbone").read == of(plan, "finetune").read == 0
+    assert not any(cost.sent for cost in plan.costs)
+    several = plan_of(folder=finished, processes=2, common={"ACCUMULATION": 2})
+    for stage in ("backbone", "warmup", "joint"):
+        cost = of(several, stage)
+        assert cost.sent == cost.steps * 4 * cost.trained, stage
+    backbone, controls = of(several, "backbone"), of(several, "controls")
+    assert 0.5 < (controls.sent / controls.flops) / (backbone.sent / backbone.flops) < 2  # most of it trains the backbone on
+
+
+def test_the_parts_of_memory_are_those_that_training_takes(plan_of, plan, finished):
+    for stage in ("backbone", "warmup", "joint"):
+        cost = of(plan, stage)
+        parts, trained = cost.parts, 4 * cost.trained
+        assert (parts.gradients, parts.moments, parts.average) == (trained, 2 * trained, trained), stage
+        assert parts.weights >= 4 * cost.loaded and parts.batch > 0 == parts.gathered == parts.trunk == cost.host
+    sharing = {"ACCUMULATION": 2, "loop.fit.sharding": "@sharding.fully_sharded", "runtime.Runtime.device": "cuda"}
+    shared = of(plan_of(folder=finished, processes=2, common=sharing), "backbone")
+    whole = of(plan, "backbone")
+    assert shared.parts.moments < whole.parts.moments and shared.parts.gathered > 0
+    assert 4 * whole.trained < shared.host + shared.parts.weights  # on the host of a GPU models are put together
+
+
+def test_some_stages_can_be_planned_alone(finished, plan):
+    with contextlib.chdir(finished):
+        texts = config.resolve_all(SECTIONS, params.read(finished / "params.yaml", SECTIONS), root=ROOT)
+        found = planning.memory_of(["joint", "controls"], texts, 1)
+    assert found == {stage: of(plan, stage).memory for stage in ("joint", "controls")}
 
 
 def test_processes_that_cannot_share_the_microbatches_are_refused(plan_of, finished):
@@ -412,7 +446,7 @@ def test_a_mixture_of_experts_is_planned_in_any_precision(pretrained):
     half, whole = (pretrained({**LLADA_MOE, "vocab_size": 400}, **{"pretrained.model.dtype": dtype}) for dtype in ("bf16", "fp32"))
     for stage in STAGES:
         narrow, wide = of(half, stage), of(whole, stage)
-        assert replace(narrow, memory=0) == replace(wide, memory=0), stage
+        assert replace(narrow, parts=Memory()) == replace(wide, parts=Memory()), stage
         if not narrow.steps and stage != "controls":  # where so small a model is trained, float32 copies of bf16 logits are more
             assert narrow.memory < wide.memory, stage
     assert half.trunk == whole.trunk > 0 and of(whole, "joint").flops > 0

@@ -5,25 +5,28 @@ from dataclasses import replace
 
 import gin
 import pytest
-import torch
 
-from pipeline.errors import ConfigError
 from pipeline.planning import plan_report
-from pipeline.planning.cost import Cost
+from pipeline.planning.cost import Cost, Memory
+from pipeline.planning.fleet import Fleet, fleet
 from pipeline.planning.plan import Plan
-from pipeline.planning.plan_report import Fleet, fleet, summary
-from pipeline.training import flops
+from pipeline.planning.plan_report import summary
 
-WARMUP = """from __gin__ import dynamic_registration
-from pipeline.machine import runtime
-from stages import warmup
-warmup.run.runtime = @runtime.Runtime()
-runtime.Runtime.device = '{device}'
-runtime.Runtime.threads = 1
-"""
 COSTS = [
-    Cost("extract", 8_000_000_000, 0, 8_000_000_000, 18 * 10**9, beside=5 * 10**16, disk=31_400_000_000),
-    Cost("warmup", 8_100_000_000, 100_000_000, 2_000_000_000, 16 * 10**9, 2200, 5.0, 85 * 10**12, 187 * 10**15, 10**15),
+    Cost("extract", 8_000_000_000, 0, 8_000_000_000, Memory(16 * 10**9, batch=2 * 10**9), beside=5 * 10**16, disk=31_400_000_000),
+    Cost(
+        "warmup",
+        8_100_000_000,
+        100_000_000,
+        2_000_000_000,
+        Memory(8 * 10**9, moments=6 * 10**9, batch=2 * 10**9),
+        0,
+        2200,
+        5.0,
+        85 * 10**12,
+        187 * 10**15,
+        10**15,
+    ),
     Cost("finetune", 8_100_000_000, 1, 8_100_000_000),
 ]
 PLAN = Plan(
@@ -98,52 +101,6 @@ def test_what_a_trunk_elsewhere_sends_is_told_where_live_is_cheaper(tmp_path):
     assert f"{said}, and no link of 643 MB/s or more is the limit" in words(tmp_path, draws=8)  # 2 MB x 1e15 / 3.11e12
     assert said in words(tmp_path, rate=0.0, draws=8) and "no link of" not in words(tmp_path, rate=0.0, draws=8)
     assert "@sources.remote" not in words(tmp_path)
-
-
-def test_a_speed_that_is_given():
-    found = fleet("", "989", "0.5")
-    rate, source = found.rate, found.source
-    assert rate == 989e12 / 2 and source == "989 TFLOP/s (as given), 50% of them used (MFU, as given)"
-    assert fleet("", "989").rate == 989e12 * 0.4 and "a guess: --mfu" in fleet("", "989").source
-    assert (found.processes, found.memory) == (1, 0)
-
-
-def test_a_speed_that_is_measured_here(monkeypatch):
-    monkeypatch.setattr(flops, "ceiling", lambda runtime: 2e11 if str(runtime.device) == "cpu" else None)
-    found = fleet(WARMUP.format(device="cpu"), "", "0.25")
-    rate, source = found.rate, found.source
-    assert rate == 5e10
-    assert source.startswith("0.2 TFLOP/s (a matrix product here: device cpu, precision fp32, threads 1), 25% of them")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_machine_that_is_not_here_is_asked_for():
-    found = fleet(WARMUP.format(device="cuda"))
-    rate, source = found.rate, found.source
-    assert rate == 0 and "no CUDA device is visible here" in source and "give --peak (TFLOP/s of the device)" in source
-
-
-@pytest.mark.parametrize(
-    "peak, mfu", [("fast", ""), ("0", ""), ("-3", ""), ("nan", ""), ("989", "1.5"), ("989", "0"), ("989", "40%")]
-)
-def test_numbers_that_are_none(peak, mfu):
-    with pytest.raises(ConfigError, match=r"--(peak|mfu) is '.*'; expected a number above 0 and at most 1"):
-        fleet("", peak, mfu)
-
-
-@pytest.mark.parametrize(
-    ("processes", "memory", "said"),
-    [
-        ("two", "", "--processes is 'two'; expected a number above 0"),
-        ("0", "", "--processes is '0'"),
-        ("1.5", "", "--processes is '1.5'; expected a whole number"),
-        ("2", "-80", "--memory is '-80'; expected a number above 0"),
-        ("2", "80GB", "--memory is '80GB'"),
-    ],
-)
-def test_devices_that_are_none(processes, memory, said):
-    with pytest.raises(ConfigError, match=said):
-        fleet("", "989", "", processes, memory)
 
 
 def test_several_devices_are_as_many_times_as_fast_and_what_fits_into_one_is_said(tmp_path):
