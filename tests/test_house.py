@@ -7,6 +7,7 @@ import ast
 import functools
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import gin
@@ -334,5 +335,15 @@ def test_readme_names_every_top_level_file():
         "dvc.yaml",
         "params.yaml",
         "Makefile",
+        "CITATION.cff",
     ):
         assert f"`{entry}`" in text, f"README's table of files lacks {entry}"
+
+
+def test_the_citation_is_of_this_version():
+    citation = YAML(typ="safe", pure=True).load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {key: str(citation[key]) for key in ("version", "license")} == {key: project[key] for key in ("version", "license")}
+    numbers = [paper["identifiers"][0]["value"].removeprefix("arXiv:") for paper in citation["references"]]
+    sources = (ROOT / "README.md").read_text().partition("## Sources")[2]
+    assert len(numbers) == 4 and sorted(numbers) == sorted(re.findall(r"arXiv ([\d.]+\d)", sources))

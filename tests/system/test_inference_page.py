@@ -11,12 +11,12 @@ from pipeline.inference.generation import Generator
 from stages.__main__ import main
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs/inference.md").read_text()
+PAGE, README = ((ROOT / name).read_text() for name in ("docs/inference.md", "README.md"))
 PUZZLE = "12../..../4.../...1"
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language, page=PAGE):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -33,6 +33,12 @@ def test_its_python_runs_in_order(here, capsys):
     exec("\n".join(code), found := {})
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1 + 13 + 1 and out[1] == f"{PUZZLE} 0" and out[13] == f"{found['answer'].text} 12"
+
+
+def test_the_readmes_python_runs(here, capsys):
+    [code] = blocks("python", README)
+    exec(code, {})
+    assert re.fullmatch(r"([1-4]{4}/){3}[1-4]{4} 12\n", capsys.readouterr().out)
 
 
 def test_its_commands_run(here, capsys):
