@@ -42,13 +42,13 @@ def advice(plan: Plan, on: Fleet, texts: Mapping[str, str], params: Params, over
 
 
 def ways(processes: int) -> list[tuple[str, ...]]:
-    """List what to change, the cheapest first: smaller microbatches change nothing, to share layers out takes traffic, to run them
-    twice operations; to keep no average changes the result.
+    """List what to change, the cheapest first: smaller microbatches are the same step (with more partial sums of
+    gradients), to share layers out takes traffic, to run them twice operations; to keep no average changes the result.
     """
     smaller = f"microbatches / {PARTS}"
     several: list[tuple[str, ...]] = [(SHARED,), (SHARED, smaller)] if processes > 1 else []
     listed = [(smaller,), *several, (TWICE,), (TWICE, smaller), *[(*way, TWICE) for way in several]]
-    return [*listed, (*listed[-1], "loop.fit.ema=0.0")]
+    return [*listed, *((*way, "loop.fit.ema=0.0") for way in listed[-2:])]
 
 
 def _settings(way: Sequence[str], stage: str, text: str) -> list[str]:

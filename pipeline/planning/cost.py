@@ -27,7 +27,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Sum all parts up."""
+        """Return the bytes of all parts together."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
@@ -63,5 +63,5 @@ class Cost:
 
     @property
     def memory(self) -> int:
-        """Sum up the bytes that a process takes of its device at once."""
+        """Return the bytes that a process takes of its device at once."""
         return self.parts.total

@@ -50,9 +50,9 @@ def fleet_lines(costs: Sequence[Cost], on: Fleet, advice: Iterable[str]) -> list
     lines = list[str]()
     if on.memory or on.processes > 1:
         lines += ["", markdown([("memory of a device", *PARTS, "all"), *map(_parts, costs)]), *_host(costs)]
-        lines += [_room(costs, on.memory), *advice] if on.memory else []
+        lines += [*([_room(costs, on.memory), *advice] if on.memory else []), ""]
     if on.rate and (on.link or on.reading or on.price or on.processes > 1):
-        lines += ["", *_limits(costs, on), ""]
+        lines += [*_limits(costs, on), ""]
     return lines
 
 

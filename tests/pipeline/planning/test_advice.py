@@ -53,6 +53,7 @@ def test_settings_that_are_named_make_it_fit(advised):
         assert settings and taken <= size
 
 
+@pytest.mark.slow
 def test_what_fits_no_way_is_said_with_the_least_that_was_reached(advised):
     said, _, _, _ = advised(0.01)
     for line in said.values():
@@ -60,6 +61,7 @@ def test_what_fits_no_way_is_said_with_the_least_that_was_reached(advised):
     assert "loop.fit.ema=0.0" in said["backbone"] and SHARED in said["backbone"] and TWICE in said["backbone"]
 
 
+@pytest.mark.slow
 def test_what_is_set_on_the_command_line_is_not_set_again(advised):
     said, _, _, _ = advised(0.01, [TWICE])
     assert not any(TWICE in line for line in said.values())
