@@ -60,5 +60,6 @@ LEFT_OUT = {
     "memory": f"{PEER}, an older commit of this: python -m bench.memory --against PATH",
     "overhead": "no document claims a ratio of it: python -m bench.overhead",
     "seeds": f"{TRAINED}: python -m bench.seeds",
+    "stage": f"{PEER}, an older commit of this, with finished pipelines: python -m bench.stage --against PATH",
     "sharding --against": f"{PEER}, an older commit of this: python -m bench.sharding --against PATH",
 }  # fmt: skip

@@ -5,10 +5,11 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from bench import depth, seeds
+from bench import depth, seeds, stage
 from bench.subject import batch_of, graph_bytes, naive, recursive, step_flops
 from components.objective.deep_supervision import backward
 from pipeline import ablation
@@ -270,3 +271,27 @@ def test_sharing_out_is_measured_beside_holding_all(tmp_path, capsys):
     assert [row["trained"] for row in rows] == ["all in each", "shared out"] and "| shared out" in out
     assert rows[1]["bytes_vs_all in each"] > 0
     assert all(row["bytes"] > 10**8 for row in rows)
+
+
+PROGRAM = """
+import sys
+print(*sys.argv[1:], file=open("calls", "a"))
+sys.exit("no luck" if sys.argv[1] == "joint" else 0)
+"""
+
+
+def test_a_stage_is_run_in_both_checkouts_and_leaves_nothing(tmp_path, monkeypatch):
+    """What stands for their code says with what it was called."""
+    for name in ("here", "other"):
+        (tmp_path / name / "stages").mkdir(parents=True)
+        (tmp_path / name / "stages/__main__.py").write_text(PROGRAM)
+    monkeypatch.setattr(stage, "ROOT", tmp_path / "here")
+    stage.main(str(tmp_path / "other"), "evaluate", pairs=2, json=str(tmp_path / "rows.json"))
+    rows = rows_of(tmp_path / "rows.json")
+    assert [(row["stage"], row["checkout"]) for row in rows] == [("evaluate", "other"), ("evaluate", "here")]
+    assert rows[0]["seconds_vs_other"] == 1 and rows[1]["seconds_vs_other"] > 0 and rows[1]["seconds"] > 0
+    calls = [(tmp_path / name / "calls").read_text().splitlines() for name in ("here", "other")]
+    assert all(len(of) == 2 and all(call.startswith("evaluate --out ") for call in of) for of in calls)
+    assert not any(Path(call.split()[2]).parent.exists() for of in calls for call in of)
+    with pytest.raises(RuntimeError, match=r"joint in .*other: no luck"):
+        stage.main(str(tmp_path / "other"), "joint")
