@@ -145,11 +145,11 @@ def first_alone() -> Iterator[None]:
 
 
 @_together()
-def any_of(flag: bool) -> bool:
-    """Find out whether any process says so."""
+def any_of(flag: object) -> bool:
+    """Find out whether any process says so: with what is true, or a text that is not empty."""
     if world() == 1:
-        return flag
-    largest = torch.tensor(float(flag))
+        return bool(flag)
+    largest = torch.tensor(float(bool(flag)))
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return bool(largest)
 

@@ -112,6 +112,7 @@ def test_a_killed_process_ends_the_job_with_its_name(job, uninterrupted, rank):
         ("0", signal.SIGTERM, 143),
         ("1", signal.SIGTERM, 143),
         ("launcher", signal.SIGUSR1, 143),
+        ("1", signal.SIGUSR1, 143),
         ("launcher", signal.SIGINT, 130),
     ],
 )
@@ -121,7 +122,7 @@ def test_a_job_that_is_asked_to_end_saves_its_last_step(job, uninterrupted, whom
     assert code == status and not running(job)
     step = snapshot(job, "warmup")
     if number != signal.SIGINT:
-        assert error == f"error: warmup: SIGTERM after step {step} of {STEPS}; run it again to continue from there\n"
+        assert error == f"error: warmup: {number.name} after step {step} of {STEPS}; run it again to continue from there\n"
     else:
         assert error == "interrupted\n"
     assert alone(job, "warmup", *TRAINING) == uninterrupted
