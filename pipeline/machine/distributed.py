@@ -57,11 +57,10 @@ def _together() -> Iterator[None]:
     except RuntimeError as error:  # what the libraries below raise for it
         if out_of_memory(error):
             raise
-        waited = "timed out" in str(error).lower()  # else one has ended, and what started it says which
-        raise _lost(error, _meetings.absent() if _meetings and waited else []) from None
+        raise _lost(error, _meetings.absent() if _meetings else []) from None
 
 
-def _lost(error: RuntimeError, absent: Sequence[int] = ()) -> Lost:
+def _lost(error: RuntimeError, absent: Sequence[int]) -> Lost:
     who = f"process {', '.join(map(str, absent))} of {world()}" if absent else "the other processes"
     reason = str(error).partition("] ")[2] or str(error)
     return Lost(f"lost {who} ({reason.partition('. ')[0]}); run it again to continue")
@@ -74,7 +73,8 @@ def as_one() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or TRANSPORT in str(error):
-            raise _lost(error) from None
+            with _together():  # as if it had lost them at a meeting
+                raise
         raise
 
 
@@ -145,11 +145,11 @@ def first_alone() -> Iterator[None]:
 
 
 @_together()
-def any_of(flag: bool) -> bool:
-    """Find out whether any process says so."""
+def any_of(flag: object) -> bool:
+    """Find out whether any process says so: with what is true, or a text that is not empty."""
     if world() == 1:
-        return flag
-    largest = torch.tensor(float(flag))
+        return bool(flag)
+    largest = torch.tensor(float(bool(flag)))
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return bool(largest)
 

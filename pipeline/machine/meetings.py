@@ -1,12 +1,19 @@
-"""How often each process of a job has gone to meet the others: who has waited in vain names those that did not come."""
+"""How often each process of a job has gone to meet the others: who has lost them names those that did not come.
+
+Where a library lets them meet, nobody counts. There those that wait in vain give up at nearly the same time, for the first to do so
+closes the others' connections, and who hangs is the one that does not say that it has lost the others.
+"""
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import torch.distributed as dist
 
-ANSWER = 10.0  # seconds to wait for the store, which does not answer where its own process stands still
+ANSWER = 10.0  # seconds to wait for the others' word, and for the store, which does not answer where its own process stands still
+LOST = "inf"  # in place of the count of a process that has lost the others
+PAUSE = 0.2  # seconds between looks at what the others say
 
 
 class Meetings:
@@ -36,18 +43,29 @@ class Meetings:
             self._waits = False
 
     def absent(self) -> list[int]:
-        """List the processes that have come less often than this one; the first, if its store does not answer."""
-        behind = list[int]()
+        """Say that this process has lost the others, and list those that stay away: they have come less often than it, and do not
+        say the same within ``ANSWER`` seconds. The first, if its store does not answer.
+        """
+        self._over.set()
+        others, until = [number for number in range(self._world) if number != self._rank], time.monotonic() + ANSWER
+        behind = [others]  # after each look
+        if len(others) == 1:
+            return others
 
         def ask() -> None:
-            with contextlib.suppress(RuntimeError):  # the store has gone, with the process that waited in vain before this one
-                counts = [int(self._store.get(str(number))) for number in range(self._world)]
-                behind.extend(number for number, count in enumerate(counts) if count < self._count and number != self._rank)
+            try:
+                self._store.set(str(self._rank), LOST)
+                while len(behind[-1]) > 1 and time.monotonic() < until:  # one that is left needs no time to say so
+                    counts = map(float, self._store.multi_get([*map(str, others)]))
+                    behind.append([number for number, count in zip(others, counts, strict=True) if count < self._count])
+                    time.sleep(PAUSE)
+            except RuntimeError:  # the store has gone, with the process that lost the others before this one
+                behind.append([])
 
         asking = threading.Thread(target=ask, daemon=True)  # the store's own limit does not hold where its process stands still
         asking.start()
         asking.join(ANSWER)
-        return [0] if asking.is_alive() else behind
+        return behind[-1] if len(behind) > 1 else [0]
 
     def end(self) -> None:
         """End the thread; the store may go."""

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 _PR_SET_PDEATHSIG = 1
 INTERRUPTED = 143  # status of a process that SIGTERM ended
 LOST = 75  # status of a process that ended because another one of its job did
-_came: list[float] = []  # when SIGTERM came to the block of ``termination_noted`` that is entered
+_came: list[float] = []  # when signals came to the block of ``termination_noted`` that is entered
 
 
 def die_with_parent() -> None:
@@ -54,7 +54,7 @@ def importing() -> Iterator[None]:
 
 
 class Interrupted(UserError):
-    """SIGTERM came; what was done so far is saved."""
+    """SIGTERM or SIGUSR1 came; what was done so far is saved."""
 
 
 class Lost(UserError):
@@ -62,16 +62,17 @@ class Lost(UserError):
 
 
 @contextlib.contextmanager
-def termination_noted() -> Iterator[Callable[[], bool]]:
-    """Within the block SIGTERM, and SIGUSR1 by which schedulers warn, do not end the process: what is given tells whether one came.
+def termination_noted() -> Iterator[Callable[[], str]]:
+    """Within the block SIGTERM, and SIGUSR1 by which schedulers warn, do not end the process: what is given names the first that
+    came, "" if none has.
 
     A process that dies can send it once for each of its threads: one handler interrupts another, so neither may take a lock.
     """
-    came = False
+    came = ""
 
-    def note(*_: object) -> None:
+    def note(number: int, _: object) -> None:
         nonlocal came
-        came = True
+        came = came or signal.Signals(number).name
         _came.append(time.monotonic())
 
     if threading.current_thread() is not threading.main_thread():
@@ -87,5 +88,5 @@ def termination_noted() -> Iterator[Callable[[], bool]]:
 
 
 def terminated_at() -> float | None:
-    """Tell when SIGTERM came to the block of ``termination_noted`` that is entered, by the monotonic clock; None = it has not."""
+    """Tell when a signal came to the block of ``termination_noted`` that is entered, by the monotonic clock; None = it has not."""
     return next(iter(_came), None)

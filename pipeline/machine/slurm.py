@@ -95,7 +95,7 @@ def launch(arguments: list[str], parameters: dict[str, Any]) -> None:
             folder.parent.parent.rmdir()
 
 
-def _run(folder: Path, arguments: list[str], parameters: dict[str, Any], terminated: Callable[[], bool]) -> None:
+def _run(folder: Path, arguments: list[str], parameters: dict[str, Any], terminated: Callable[[], str]) -> None:
     """Submit the job, wait for it, and raise what went wrong with it."""
     (folder / WAITING).touch()
     job = _submit(folder, arguments, parameters)
@@ -113,8 +113,8 @@ def _run(folder: Path, arguments: list[str], parameters: dict[str, Any], termina
     if failures := {rank: end for rank, end in ends.items() if end.exitcode}:
         raise local.cause(failures, job.num_tasks, str(folder))
     if missing := {*range(job.num_tasks)} - {*ends}:
-        if terminated():
-            raise process.Interrupted("SIGTERM; run it again to continue")
+        if came := terminated():
+            raise process.Interrupted(f"{came}; run it again to continue")
         who = f"process {min(missing)} of {job.num_tasks}"
         raise UserError(f"job {job.job_id} ended without a word of {who}; its logs are in {folder}; run it again to continue")
 
@@ -141,7 +141,7 @@ def _submit(folder: Path, arguments: list[str], parameters: dict[str, Any]) -> A
         raise UserError(f"sbatch refused the job: {' '.join(str(error).split())}; mend {JOB}") from None
 
 
-def _wait(job: Any, folder: Path, shown: "list[_Shown]", ending: Callable[[], bool]) -> None:
+def _wait(job: Any, folder: Path, shown: "list[_Shown]", ending: Callable[[], object]) -> None:
     """Wait until a job is over. It is asked to end when ``ending`` says so, or one of its processes has failed."""
     until = None
     while not job.done():

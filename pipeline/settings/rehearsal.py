@@ -32,7 +32,7 @@ from pipeline.models.pretrained import check_trainable
 from pipeline.settings import config, ginstate
 from pipeline.settings.evaluation_rehearsal import check_evaluation, check_generation, check_halts
 from pipeline.settings.unrolled_passes import check_passes
-from pipeline.training import loop
+from pipeline.training import execution, loop
 
 FROM_SCRATCH = 1e-3  # learning rates from here on are those of new weights
 COMPUTING = ("backbone", "extract", "warmup", "joint", "finetune", "controls", "evaluate", "generate")
@@ -147,7 +147,8 @@ def _freeze(stage: str, model: Model, unfreeze: str = "unfreeze", fit: str = "fi
         if frozen.trainable and "optimizer" in bindings:
             rates = _rates(bindings["optimizer"], model)
         _make_objective(stage, bindings, model)
-    trains = _takes_steps(stage, fit)
+    if trains := _takes_steps(stage, fit):
+        _check_execution(stage, bindings, model)
     if trains and not frozen.trainable:
         raise ConfigError(
             f"{stage}: {stage}.run.{unfreeze} names nothing to train, and {fit} takes steps; name modules, or switch it off: "
@@ -195,6 +196,8 @@ def _check_loop(fit: str, model: Model, corpus: Corpus, batch_size: str) -> None
     """Make the objective of an optional control, and count the rows of its steps."""
     with ginstate.within("stages.controls.run", fit) as bindings:
         _make_objective("controls", bindings, model, below=fit == "fit_refiner_lora")
+    if fit == "fit_adapter" and _takes_steps("controls", fit):  # adapters are in layers, of which there is one at least
+        _check_execution("controls", bindings, model)
     _check_rows("controls", corpus, fit, batch_size)
 
 
@@ -213,6 +216,14 @@ def _make_objective(stage: str, bindings: Mapping[str, Any], model: Model, *, be
             f"({trained[0] if trained else 'adapters'}), which sees its start in the first step alone; choose update "
             "@delta.Damped() or an injection, bind the lead in the section warmup alone, or set it to None here"
         )
+
+
+def _check_execution(stage: str, bindings: Mapping[str, Any], model: Model) -> None:
+    """Raise ConfigError if the model cannot be run as a loop is to run it."""
+    try:
+        execution.check(bindings.get("execution", execution.eager), model)
+    except ConfigError as error:
+        raise ConfigError(f"{stage}: {error}") from None
 
 
 def _rates(optimizer: Callable[..., torch.optim.Optimizer], model: Model) -> dict[str, float]:

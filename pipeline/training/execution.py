@@ -9,6 +9,7 @@ operations.
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from inspect import unwrap
 from types import MethodType
 from typing import Any
 
@@ -40,11 +41,7 @@ def compiled(model: Model) -> Model:
     Raises:
         ConfigError: there is no compiler here, or the model has no fixed shapes.
     """
-    try:
-        modules = model.compile_targets()
-    except ValueError as error:
-        raise ConfigError(f"loop.fit.execution = @execution.compiled: {error}; use @execution.eager") from None
-    if not modules:
+    if not (modules := _steps(model)):
         return model
     _check_compiler(next(model.parameters()).device)
     deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -66,14 +63,38 @@ def checkpointed(model: Model) -> Model:
     Raises:
         ConfigError: the model has no layers that could be run by themselves.
     """
+    for module, method in _layers(model):
+        setattr(module, method, MethodType(_run_once_more(getattr(type(module), method)), module))
+    return model
+
+
+def check(execution: Execution, model: Model) -> None:
+    """Refuse a model that cannot be run so, which its shapes say; whether there is a compiler shows where it is needed.
+
+    Raises:
+        ConfigError: the model has no layers that could be run by themselves, or no fixed shapes.
+    """
+    for way, parts in ((compiled, _steps), (checkpointed, _layers)):
+        if unwrap(execution) is unwrap(way):
+            parts(model)
+
+
+def _steps(model: Model) -> list[nn.Module]:
+    """What of a model can be compiled."""
+    try:
+        return model.compile_targets()
+    except ValueError as error:
+        raise ConfigError(f"loop.fit.execution = @execution.compiled: {error}; use @execution.eager") from None
+
+
+def _layers(model: Model) -> list[tuple[nn.Module, str]]:
+    """What of a model can run once more, and the methods that run it."""
     if not (units := model.shard_units()):
         raise ConfigError(
             f"loop.fit.execution = @execution.checkpointed: a {type(model).__name__} has no layers that could run once more; use "
             "@execution.eager (objective.Objective.activations = @activations.checkpoint does the same for recursion steps)"
         )
-    for module, method in units:
-        setattr(module, method, MethodType(_run_once_more(getattr(type(module), method)), module))
-    return model
+    return units
 
 
 def _run_once_more(written: Callable[..., Any]) -> Callable[..., Any]:

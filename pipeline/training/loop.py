@@ -86,7 +86,7 @@ def fit(
         TrainingError: loss, gradient or weights are not finite; names the step and the last good checkpoint. That step is not
             taken, and nothing of it is kept.
         DataError: a microbatch cannot be had; a snapshot of the last step is kept, but for one of several processes' shares.
-        Interrupted: SIGTERM came; a snapshot of the last step is kept.
+        Interrupted: SIGTERM or SIGUSR1 came; a snapshot of the last step is kept.
     """
     train, runtime, (goal, counter, meter, shares) = run.train, run.runtime, _set_up(run, objective, execution, sharding)
     optimise, average = optimizer(shares.parameters.items()), EMA(shares.parameters.values(), ema)
@@ -104,7 +104,7 @@ def fit(
             except DataError as error:  # of a trunk elsewhere that is gone, for example; no step is lost with it
                 _report(curves.flush(), guard, bar, result, "")
                 alone = training.keep_alone(result, scratch, run.out)
-                raise (_interrupted(run, result, steps) if alone and terminated() else error) from None
+                raise (_interrupted(run, result, steps, terminated()) if alone and terminated() else error) from None
             set_lr(optimise, run.rate * _multiplier(schedule, step, steps, bar.label))
             lead = goal.steps_before(noise.key(train.seed, step))
             values = gradient(micro=micro, seed=train.seed, step=step, progress=step / steps, lead=lead, statistics=True)
@@ -127,7 +127,7 @@ def fit(
             if result.stopped:
                 return result
             if ending:
-                raise _interrupted(run, result, steps)
+                raise _interrupted(run, result, steps, next(filter(None, gathered(terminated()))))
     return result
 
 
@@ -204,8 +204,8 @@ def _check_finite(tensors: Mapping[str, Tensor], bar: Progress, result: TrainSta
         raise TrainingError(f"{bar.label}: '{name}' is not finite after step {result.steps}; {_last_checkpoint(result)}")
 
 
-def _interrupted(run: TrainRun, result: TrainState, steps: int) -> Interrupted:
-    return Interrupted(f"{run.name}: SIGTERM after step {result.steps} of {steps}; run it again to continue from there")
+def _interrupted(run: TrainRun, result: TrainState, steps: int, came: str) -> Interrupted:
+    return Interrupted(f"{run.name}: {came} after step {result.steps} of {steps}; run it again to continue from there")
 
 
 def _last_checkpoint(result: TrainState) -> str:

@@ -50,11 +50,11 @@ def uninterrupted(finished, tmp_path_factory) -> dict[str, bytes]:
     return alone(folder, "warmup", *TRAINING)
 
 
-def midway(folder, act, processes="2", **how):
+def midway(folder, act, processes="2", training=TRAINING, **how):
     """A warmup of several processes; ``act`` is done to it a few steps further on than where it began, while all stand still."""
     for _ in range(20):
         target = snapshot(folder, "warmup") + 3
-        process = start(folder, "warmup", *TRAINING, SLOTLOOP_PROCESSES=processes, **how)
+        process = start(folder, "warmup", *training, SLOTLOOP_PROCESSES=processes, **how)
         moment = partial(lambda step, job: snapshot(folder, "warmup") >= step or job.poll() is not None, target, process)
         wait_until(moment, "warmup trains", pause=0.01)
         with standing_still(every := running(folder)):
@@ -112,6 +112,7 @@ def test_a_killed_process_ends_the_job_with_its_name(job, uninterrupted, rank):
         ("0", signal.SIGTERM, 143),
         ("1", signal.SIGTERM, 143),
         ("launcher", signal.SIGUSR1, 143),
+        ("1", signal.SIGUSR1, 143),
         ("launcher", signal.SIGINT, 130),
     ],
 )
@@ -121,7 +122,7 @@ def test_a_job_that_is_asked_to_end_saves_its_last_step(job, uninterrupted, whom
     assert code == status and not running(job)
     step = snapshot(job, "warmup")
     if number != signal.SIGINT:
-        assert error == f"error: warmup: SIGTERM after step {step} of {STEPS}; run it again to continue from there\n"
+        assert error == f"error: warmup: {number.name} after step {step} of {STEPS}; run it again to continue from there\n"
     else:
         assert error == "interrupted\n"
     assert alone(job, "warmup", *TRAINING) == uninterrupted
@@ -224,18 +225,37 @@ def a_port():
         return free.getsockname()[1]
 
 
-@linux
-@pytest.mark.slow
-def test_a_process_that_hangs_is_named_also_if_it_has_the_store(job, uninterrupted):
-    process = midway(job, lambda _: [member(job, 0)], SLOTLOOP_TIMEOUT="5")
-    hung = member(job, 0)
-    wait_until(partial(is_asked_to_end, hung), "the other one has given up, and the job is stopped")
+def error_of_hung(folder, rank, processes="2", training=TRAINING):
+    """The line in which a warmup ends one of whose processes hangs on the way."""
+    process = midway(folder, lambda _: [member(folder, rank)], processes, training, SLOTLOOP_TIMEOUT="5")
+    hung = member(folder, rank)
+    wait_until(partial(is_asked_to_end, hung), "the others have given up, and the job is stopped")
     hung.resume()  # else it is killed two minutes later
     status, error = ended(process)
     assert status == 1, error
-    nothing_runs(job)
+    nothing_runs(folder)
+    return error
+
+
+@linux
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named_also_if_it_has_the_store(job, uninterrupted):
+    error = error_of_hung(job, 0)
     assert re.fullmatch(r"error: lost process 0 of 2 \(Timed out waiting 5000ms for .*\); run it again to continue\n", error)
     assert completed(job, "warmup", *TRAINING, SLOTLOOP_PROCESSES="2") == uninterrupted
+
+
+SHARED = (*TRAINING, 'warmup.run.unfreeze=["refiner", "backbone.blocks.1"]', "loop.fit.sharding=@sharding.fully_sharded")
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "processes"), [(0, "2"), (1, "2"), (0, "4"), (2, "4")])
+def test_a_process_that_hangs_is_named_where_layers_are_shared_out(job, rank, processes):
+    """The others wait in sums that are not this project's."""
+    error = error_of_hung(job, rank, processes, SHARED)
+    assert re.fullmatch(rf"error: lost process {rank} of {processes} \(.*\); run it again to continue\n", error)
+    assert completed(job, "warmup", *SHARED, SLOTLOOP_PROCESSES=processes)
 
 
 def is_asked_to_end(process):

@@ -162,6 +162,8 @@ MISTAKES = {
     "device of no machine": shaped("warmup", "runtime: {Runtime: {device: tpu}}", "warmup: runtime.Runtime.device is 'tpu'",
         "use 'cpu' or 'cuda'"),
     "device that computes nothing": shaped("generate", "runtime: {Runtime: {device: meta}}", "generate: ", "computes nothing"),
+    "layers that are not there": shaped("common", "TAIL_LAYERS: 0, loop: {fit: {execution: '@execution.checkpointed'}}",
+        "warmup: loop.fit.execution = @execution.checkpointed: a RefinedLM has no layers", "use @execution.eager"),
     "batch beyond the data": shaped("common", "BATCH: 301", "warmup: a step of 301 rows", "there will be 300"),
     "batch beyond the questions": file(
         "preset: gsm8k\ncommon: {bindings: {jsonl.QuestionAnswers.limits: {train: 20}, BATCH: 21}}\n",

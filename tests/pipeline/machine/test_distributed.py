@@ -184,7 +184,7 @@ except Lost as error:
 def test_a_process_whose_partner_is_gone_says_so_in_one_line(tmp_path):
     left, gone = together(LEFT, 2, tmp_path)
     assert gone.returncode == -9 and left.returncode == LOST, left.stderr
-    assert re.fullmatch(r"lost: lost the other processes \(.+\); run it again to continue\n", left.stdout)
+    assert re.fullmatch(r"lost: lost process 1 of 2 \(.+\); run it again to continue\n", left.stdout)
 
 
 def test_an_error_of_ones_own_is_not_taken_for_a_lost_partner():
@@ -242,6 +242,37 @@ def test_who_waited_in_vain_names_the_one_that_did_not_come(tmp_path, monkeypatc
     first, slow, _ = together(SLOW, 3, tmp_path)
     assert re.fullmatch(r"lost: lost process 1 of 3 \(Timed out waiting 5000ms for .+\); run it again to continue\n", first.stdout)
     assert slow.stdout.startswith("lost: lost the other processes (")
+
+
+HANGS = """
+import os, signal, subprocess, time
+import torch
+from torch import distributed
+from pipeline.machine.distributed import as_one, barrier, joined, rank
+from pipeline.machine.process import LOST, Lost, leave
+
+try:
+    with joined(), as_one():
+        barrier()
+        if rank() == {0}:
+            subprocess.Popen(["sh", "-c", f"sleep {1}; kill -CONT {{os.getpid()}}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        distributed.all_reduce(torch.ones(1))
+except Lost as error:
+    print("lost:", error)
+    leave(LOST)
+"""
+
+
+@pytest.mark.parametrize(("rank", "seconds"), [(1, 7), pytest.param(0, 30, marks=pytest.mark.slow)])
+def test_who_waits_in_a_librarys_sum_names_the_one_that_hangs(tmp_path, monkeypatch, rank, seconds):
+    """The first of three to give up closes the others' connections, which are not taken for hung. One that hangs has the store."""
+    monkeypatch.setenv(distributed.TIMEOUT, "3")
+    ended = together(HANGS.format(rank, seconds), 3, tmp_path)
+    [*others] = (process.stdout for number, process in enumerate(ended) if number != rank)
+    line = rf"lost: lost process {rank} of 3 \(.+\); run it again to continue\n"
+    assert any(re.fullmatch(line, told) for told in others)
+    assert all(re.fullmatch(line, told) or told.startswith("lost: lost the other processes (") for told in others)
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "half an hour", "1000000"])

@@ -8,6 +8,7 @@ from pipeline import launcher
 from pipeline.machine.out_of_memory import MEND, out_of_memory
 
 CUDA = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB of which 11.19 MiB is free."
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"  # as TORCH_CUDABLAS_CHECK says it
 
 
 def raised(work):
@@ -21,6 +22,7 @@ def raised(work):
     [
         (MemoryError(), "out of memory; "),
         (torch.OutOfMemoryError(CUDA), "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); "),
+        (RuntimeError(CUBLAS), f"out of memory ({CUBLAS}); "),
         (raised(lambda: torch.empty(1 << 60, dtype=torch.uint8)), "1152921504606846976 bytes"),
         (raised(lambda: numpy.empty(1 << 55)), "Unable to allocate 256. PiB for an array with shape"),
     ],
@@ -31,6 +33,7 @@ def test_memory_that_is_refused_is_one_line_that_says_what_to_do(error, told):
 
 
 def test_other_errors_are_none_of_it():
+    assert out_of_memory(RuntimeError(CUBLAS.replace("ALLOC_FAILED", "EXECUTION_FAILED"))) is None
     assert out_of_memory(RuntimeError("shape '[3]' is invalid for input of size 4")) is None
     assert out_of_memory(raised(lambda: torch.ones(2) @ torch.ones(3))) is None
 

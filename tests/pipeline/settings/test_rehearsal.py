@@ -365,6 +365,50 @@ def test_noise_and_a_price_go_with_every_other_setting(rehearse):
     assert rehearse(f"common: {{bindings: {{{own}, BREADTH: '@breadth.Breadth', REFINER: '@recursive_core.RecursiveCore'}}}}")
 
 
+CHECKPOINTED = "loop.fit.execution: '@execution.checkpointed'"
+NO_TAIL = "TAIL_LAYERS: 0, joint.run.unfreeze: [refiner]"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            (f"common: {{bindings: {{{NO_TAIL}}}}}", f"warmup: {{bindings: {{{CHECKPOINTED}}}}}"),
+            "^warmup: loop.fit.execution = @execution.checkpointed: a RefinedLM has no layers that could run once more; use @exec",
+        ),
+        (
+            ("common: {bindings: {BACKBONE: '@recursive_lm.RecursiveLM', TAIL_LAYERS: 0, joint.run.unfreeze: [refiner]}}",
+             f"backbone: {{bindings: {{{CHECKPOINTED}}}}}"),
+            "^backbone: loop.fit.execution = @execution.checkpointed: a RecursiveLM has no layers",
+        ),
+        (
+            (f"common: {{bindings: {{{NO_TAIL}, ADAPTER_FIT: '@without_recursion/loop.fit'}}}}",
+             f"controls: {{bindings: {{without_recursion/{CHECKPOINTED}}}}}"),
+            "^controls: loop.fit.execution = @execution.checkpointed: a RefinedLM has no layers",
+        ),
+        (
+            ("common: {bindings: {REFINER: '@hybrid.Hybrid'}}",
+             "joint: {bindings: {loop.fit.execution: '@execution.compiled'}}"),
+            "^joint: loop.fit.execution = @execution.compiled: a Hybrid packs its tokens, .*; use @execution.eager",
+        ),
+    ],
+)  # fmt: skip
+def test_a_way_of_running_that_a_model_has_no_parts_for_is_told_before_training(rehearse, lines, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        rehearse(*lines)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_way_of_running_that_fits_leaves_the_models_as_they_are(rehearse):
+    models = rehearse(*(f"{stage}: {{bindings: {{{CHECKPOINTED}}}}}" for stage in ("backbone", "warmup", "joint")))
+    assert not any("with_heads" in vars(module) for model in models.values() for module in model.modules())
+    off = "finetune.run.steps: 0"  # which trains nothing
+    assert rehearse(
+        "common: {bindings: {BACKBONE: '@recursive_lm.RecursiveLM', TAIL_LAYERS: 0, joint.run.unfreeze: [refiner]}}",
+        f"finetune: {{bindings: {{{off}, {CHECKPOINTED}}}}}",
+    )
+
+
 @pytest.mark.parametrize("heads", [0, -2])
 @pytest.mark.parametrize("stage", ["backbone", "warmup"])
 def test_no_heads_at_all_are_refused(rehearse, stage, heads):

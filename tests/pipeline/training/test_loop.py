@@ -404,6 +404,11 @@ def test_after_sigterm_the_next_run_ends_with_the_same_bytes(train, model, work,
     assert not (tmp_path / "scratch").exists()
 
 
+def test_a_schedulers_warning_ends_a_run_under_its_own_name(train, work):
+    with pytest.raises(Interrupted, match=r"^test: SIGUSR1 after step 4 of 12; run it again"), work():
+        train(*BATCHES, schedule=ended_at(3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), **LONG)
+
+
 @pytest.mark.usefixtures("way")
 def test_sigterm_in_the_last_step_changes_nothing(train, work):
     with work():

@@ -221,7 +221,7 @@ def test_a_snapshot_of_which_a_disk_refuses_one_part_is_none(tmp_path, alone, be
     expected, folder = alone("refined"), tmp_path / "work"
     first, refused = in_processes(2, folder, f"train('refined', Path('shared'), ends=tests.limited, behind={behind})")
     assert "StorageError" in refused.stderr and "part-00001.safetensors cannot be written" in refused.stderr.splitlines()[-1]
-    assert "Lost: lost the other processes (" in first.stderr.splitlines()[-1]
+    assert "Lost: lost process 1 of 2 (" in first.stderr.splitlines()[-1]
     there = sorted(path.name for path in folder.glob(".scratch/test/*/test/*"))
     last = [f"step-{step:09d}" for step in (COUNTED - 2, COUNTED)]
     assert there == last or (behind and there == last[:1])  # the second is still being written when the disk begins to refuse
@@ -253,7 +253,7 @@ def test_killed_while_parts_are_written_behind_the_next_run_ends_with_the_same_b
     """The second snapshot is never whole: the first has its name when the second is begun."""
     folder = tmp_path / "work"
     ended = in_processes(2, folder, f"killed({rank}, Path('shared'))")
-    assert ended[rank].returncode == -signal.SIGKILL and "Lost: lost the other processes (" in ended[1 - rank].stderr
+    assert ended[rank].returncode == -signal.SIGKILL and f"Lost: lost process {rank} of 2 (" in ended[1 - rank].stderr
     assert [path.name for path in folder.glob(".scratch/test/*/test/step-*")] == [f"step-{2:09d}"]
     succeeded(in_processes(2, folder, "train('refined', Path('shared'), behind=True)"))
     assert contents(folder / "shared") == two
@@ -288,7 +288,7 @@ def asked_to_end():
 @pytest.mark.slow
 def test_a_process_that_is_not_there_any_more_is_told_in_a_line(tmp_path):
     first, other = in_processes(2, tmp_path / "work", "train('backbone', Path('shared'), ends=tests.gone)")
-    assert "Lost: lost the other processes (" in first.stderr.splitlines()[-1] and "run it again" in first.stderr.splitlines()[-1]
+    assert "Lost: lost process 1 of 2 (" in first.stderr.splitlines()[-1] and "run it again" in first.stderr.splitlines()[-1]
     assert other.returncode == 3
 
 
