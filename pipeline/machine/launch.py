@@ -1,8 +1,8 @@
 """Several processes for one stage, through torch's own launcher; each runs the same command again.
 
 As many on this machine as the environment variable SLOTLOOP_PROCESSES says: it changes no result, so it is no setting; over several
-machines see ``torchrun``. A stage sees by its environment that it is one of several. As the command in dvc.yaml torchrun would make 30
-to 40 lines of every one-line error, also when it is asked to end, and status 1 of 2 (wrong usage), 130 and 143 (ended by a signal).
+machines see ``torchrun``. A stage sees by its environment that it is one of several. As the command in dvc.yaml torchrun would make
+30 to 40 lines of a one-line error, also when it is asked to end, and status 1 of 2 (wrong usage), 130 and 143 (ended by a signal).
 """
 
 import contextlib
@@ -109,6 +109,8 @@ def run(arguments: list[str], options: Sequence[str], processes: int) -> None:
                 raise cause(failures, processes, folder) from None
             except (RendezvousError, DistError) as error:
                 raise NotMet(_reason(error)) from None
+            except (AssertionError, KeyError, ValueError) as error:  # how the library refuses options
+                raise ConfigError(f"torchrun refuses {' '.join(options)}: {error!r}") from None
     finally:
         logging.disable(logging.NOTSET)
         os.environ.pop(ERRORS, None)
@@ -116,8 +118,7 @@ def run(arguments: list[str], options: Sequence[str], processes: int) -> None:
 
 def _reason(error: BaseException) -> str:
     """Why machines have not met, in a few words of the library."""
-    text = str(error.__cause__ or error) or type(error).__name__
-    return text.partition("] ")[2].partition(". ")[0] or text.partition(". ")[0]
+    return str(error.__cause__ or error).partition(". ")[0].rstrip(".") or "not all came in time"
 
 
 def hand_over(message: str) -> bool:

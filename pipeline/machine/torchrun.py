@@ -1,7 +1,7 @@
 """A stage over several machines, by torchrun.
 
-The environment variable SLOTLOOP_TORCHRUN holds its options: they change no result, so they are no setting. Where DVC runs, it starts
-the stage with them. Every other machine follows: once that one is to be met, torchrun is started here too, and its processes
+The environment variable SLOTLOOP_TORCHRUN holds its options: they change no result, so they are no setting. Where DVC runs, it
+starts the stage with them. Every other machine follows: once that one is to be met, torchrun is started here too, and its processes
 hear from the others what they run (``agreement``). When the stage has ended, this machine waits for the next.
 """
 
@@ -35,7 +35,7 @@ class Job:
 
     Attributes:
         options: as they were given.
-        meeting: the configuration of the rendezvous among them.
+        meeting: the configuration of the rendezvous, without what the machine's part in it is.
         machines: how many there are at most.
         processes: on each.
         host: that all meet at; "" = there is but this machine.
@@ -69,7 +69,8 @@ def requested() -> Job | None:
     try:
         return _job(tuple(shlex.split(text)))
     except (AssertionError, RuntimeError, ValueError) as error:  # how the library refuses a value
-        raise ConfigError(f"{OPTIONS} is '{text}': {error}; expected options of torchrun, such as {EXAMPLE}") from None
+        reason = str(error).rstrip(".")
+        raise ConfigError(f"{OPTIONS} is '{text}': {reason}; expected options of torchrun, such as {EXAMPLE}") from None
 
 
 def _job(options: tuple[str, ...]) -> Job:
@@ -83,9 +84,9 @@ def _job(options: tuple[str, ...]) -> Job:
         with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
             parsed = run.parse_args([*options, *FOLLOW])
     except SystemExit:
-        raise ValueError(heard.getvalue().rstrip().rpartition("error: ")[2].partition("\n")[0]) from None
+        raise ValueError(heard.getvalue().rstrip().partition("error: ")[2] or "that asks for help") from None
     if [parsed.training_script, *parsed.training_script_args] != FOLLOW or parsed.module or parsed.no_python or parsed.run_path:
-        raise ValueError("what it runs is no option")
+        raise ValueError("what torchrun is to run is said by the stage")
     if parsed.rdzv_backend != "c10d" and not parsed.standalone:
         raise ValueError(f"machines cannot meet by --rdzv-backend={parsed.rdzv_backend}")
     host, port = ("", 0) if parsed.standalone else parse_rendezvous_endpoint(parsed.rdzv_endpoint, DEFAULT_PORT)
@@ -94,6 +95,10 @@ def _job(options: tuple[str, ...]) -> Job:
         config, *_ = run.config_from_args(parsed)
     finally:
         logging.disable(logging.NOTSET)
+    if config.nproc_per_node < 1:
+        raise ValueError(f"--nproc-per-node is {config.nproc_per_node}, not 1 or more")
+    if (config.max_nodes > 1) > bool(port):
+        raise ValueError("several machines cannot meet by --standalone or at port 0")
     return Job(options, parsed.rdzv_conf, config.max_nodes, config.nproc_per_node, host, port)
 
 
@@ -104,13 +109,33 @@ def launch(arguments: list[str], job: Job) -> None:
         UserError: the machines have not met; else as ``launch.run``.
     """
     if job.machines > 1:
+        _check(job)
         others = "another machine" if job.machines == 2 else f"{job.machines - 1} other machines"
         print(f"{arguments[0]}: waits at {job.host}:{job.port} for {others}, where python -m stages follow runs", flush=True)
     try:
         local.run(arguments, job.options_as(leader=True), job.processes)
     except local.NotMet as error:
-        advice = f"run python -m stages follow on the others, with the same {OPTIONS}, whose HOST is the machine where DVC runs"
+        advice = f"run python -m stages follow on the others, with the same {OPTIONS}"
         raise UserError(f"{arguments[0]}: the machines have not met at {job.host}:{job.port} ({error}); {advice}") from None
+
+
+def _check(job: Job) -> None:
+    """Find out that the place to meet is this machine, before others wait for it there.
+
+    Raises:
+        ConfigError: it is another machine, there is none, or the port is taken.
+    """
+    every = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    try:
+        with (
+            socket.create_server(("", job.port), **every) as server,  # type: ignore[arg-type]
+            socket.create_connection((job.host, job.port), ANSWER),
+        ):
+            server.settimeout(ANSWER)
+            server.accept()[0].close()
+    except OSError as error:
+        what = str(error.strerror or error).partition(" (")[0]
+        raise ConfigError(f"{OPTIONS}: {job.host}:{job.port} is no free port of this machine, where all are to meet ({what})") from None
 
 
 def follow() -> None:
@@ -119,6 +144,7 @@ def follow() -> None:
     Raises:
         ConfigError: no options, or none of a job with other machines.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else the library writes of a machine that left what called what
     job = requested()
     if job is None or job.machines == 1 or not job.host:
         raise ConfigError(f"follow joins other machines by {OPTIONS}; set it as there, such as {EXAMPLE}")
