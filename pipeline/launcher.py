@@ -4,6 +4,7 @@ the output. Users see errors as one line; a traceback is a bug.
 
 import os
 import select
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -132,7 +133,7 @@ def _follow() -> None:
 
     work = distributed.agree(())
     if not distributed.local_rank():
-        print(f"follow: {' '.join(work.command)}", flush=True)
+        print(f"follow: {shlex.join(work.command)}", flush=True)
     os.environ.update(work.variables)
     run(work.command)
 

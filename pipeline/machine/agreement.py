@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -67,7 +68,7 @@ def _refusal(works: Sequence[Work], first: int) -> str:
         return "no process of this job was given a stage: only machines that follow have met"
     for number, work in enumerate(works):
         if work.command and work.command != works[first].command:
-            one, other = (f"process {each} runs '{' '.join(works[each].command)}'" for each in (first, number))
+            one, other = (f"process {each} runs '{shlex.join(works[each].command)}'" for each in (first, number))
             return f"the processes of a job run one command, but {one} and {other}; start all of them with the same"
         if not work.command and work.folder != works[first].folder:
             return f"the stage runs in {works[first].folder}, but process {number} follows in {work.folder}; they share one folder"

@@ -135,7 +135,7 @@ def _check(job: Job) -> None:
             server.accept()[0].close()
     except OSError as error:
         what = str(error.strerror or error).partition(" (")[0]
-        raise ConfigError(f"{OPTIONS}: {job.host}:{job.port} is no free port of this machine, where all are to meet ({what})") from None
+        raise ConfigError(f"{OPTIONS}: {job.host}:{job.port} is no free port of this machine, where all meet ({what})") from None
 
 
 def follow() -> None:
