@@ -86,6 +86,8 @@ def run(arguments: Sequence[str]) -> None:
     launch.leave_no_stray_rank()
     if stage != "track" and ("DVC_STAGE" in os.environ or "RANK" in os.environ):  # a run's sender outlives it
         process.die_with_parent()
+    if stage == "follow" or stage in SHARED:
+        torchrun.quieten()  # before anything imports torch
     helped = any(argument in command_line.HELP for argument in rest)
     request = command_line.parse(stage, [argument for argument in rest if argument not in command_line.HELP])
     if stage == "follow" and "RANK" in os.environ:

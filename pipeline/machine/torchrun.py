@@ -6,6 +6,7 @@ hear from the others what they run (``agreement``). When the stage has ended, th
 """
 
 import contextlib
+import importlib
 import io
 import logging
 import multiprocessing
@@ -26,6 +27,7 @@ OPTIONS = "SLOTLOOP_TORCHRUN"
 EXAMPLE = "--nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29400 --rdzv-id=job"
 PAUSE = 1.0  # seconds between looks for a stage to follow
 ANSWER = 5.0  # seconds until a machine does not answer
+LEVEL = "TORCH_CPP_LOG_LEVEL"  # which torch reads when it is imported
 FOLLOW = ["follow"]  # arguments of the command line
 
 
@@ -53,6 +55,16 @@ class Job:
         """Write the options for the machine that is given the stages, where all meet, or for one that follows."""
         meeting = ",".join(filter(None, (self.meeting, f"is_host={int(leader)}")))
         return (*self.options, f"--rdzv-conf={meeting}") if self.host else self.options
+
+
+def quieten() -> None:
+    """Import torch so that in this process it writes nothing of machines that cannot be reached or leave: errors say it."""
+    if os.environ.get(OPTIONS) and "RANK" not in os.environ:
+        level = os.environ.get(LEVEL)
+        os.environ[LEVEL] = level or "FATAL"
+        with process.importing():
+            importlib.import_module("torch")
+        os.environ[LEVEL] = level or local.QUIET[LEVEL]
 
 
 def requested() -> Job | None:
@@ -144,7 +156,6 @@ def follow() -> None:
     Raises:
         ConfigError: no options, or none of a job with other machines.
     """
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else the library writes of a machine that left what called what
     job = requested()
     if job is None or job.machines == 1 or not job.host:
         raise ConfigError(f"follow joins other machines by {OPTIONS}; set it as there, such as {EXAMPLE}")

@@ -1,4 +1,6 @@
-"""Machines that run stages together by torchrun, one of which is given them and one of which follows: two launchers on this one."""
+"""Machines that run stages together by torchrun, one of which is given them and one of which follows: two launchers on this one, or
+each in a network of its own.
+"""
 
 import contextlib
 import os
@@ -13,6 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.support.dvc import PATIENCE, bind, clone_to, content, dvc, environment, ran, snapshot, wait_until
 from tests.support.jobs import MARK, PYTHON, alone, ended, nothing_left, running, start
+from tests.support.network import two_machines
 from tests.system.test_faults import a_port
 from tests.system.test_processes import MICRO
 
@@ -36,11 +39,11 @@ def options():
 
 
 @contextlib.contextmanager
-def following(folder: Path, env: dict[str, str]):
+def following(folder: Path, env: dict[str, str], *before: str):
     """The process that follows, and the file of what it says."""
     said = folder.with_name("follow.txt")
     with said.open("wb") as file:
-        process = subprocess.Popen([*PYTHON, "follow"], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*before, *PYTHON, "follow"], cwd=folder, env=env, stdout=file, stderr=subprocess.STDOUT)
     try:
         yield process, said
     finally:
@@ -48,10 +51,10 @@ def following(folder: Path, env: dict[str, str]):
         process.wait()
 
 
-def follower(folder, options, **variables):
+def follower(folder, options, *before, **variables):
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: str(folder)}
     env = {name: value for name, value in os.environ.items() if not name.startswith("DVC_")}
-    return following(folder, {**env, **own, **options, **variables})
+    return following(folder, {**env, **own, **options, **variables}, *before)
 
 
 def training(job, options):
@@ -107,6 +110,24 @@ def test_a_signal_to_one_machine_saves_and_ends_both_and_leaves_no_orphan(job, o
             wait_until(lambda: [each.pid for each in running(job)] == [process.pid], "its processes have ended")
             assert stopped(process, signal.SIGINT) == 0
         assert said.read_text().endswith(f"follow: {message}follow: ended\n")
+    assert not running(job)
+
+
+def test_machines_in_different_networks_meet_at_the_address_of_the_first(job):
+    expected = alone(job, "warmup", *MICRO)
+    with two_machines() as machines:
+        options = {"SLOTLOOP_TORCHRUN": f"--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint={machines[0].address} --rdzv-id=job"}
+        first, second = ({"GLOO_SOCKET_IFNAME": each.cable, "PET_LOCAL_ADDR": each.address} for each in machines)
+        with follower(job, options, *machines[1].entered, **second) as (process, said):
+            elsewhere = start(job, "warmup", *MICRO, command=(*machines[1].entered, *PYTHON), **options, **second)
+            message = f"error: SLOTLOOP_TORCHRUN: {machines[0].address}:29400 is no free port of this machine, where all meet (Conn"
+            status, error = ended(elsewhere)
+            assert status == 2 and error.startswith(message)
+            one = start(job, "warmup", *MICRO, command=(*machines[0].entered, *PYTHON), **options, **first)
+            assert ended(one) == (0, "")
+            assert content(job / "outputs/warmup") == expected
+            assert stopped(process) == 0
+        assert said.read_text().splitlines()[1:] == [f"follow: warmup {' '.join(MICRO)}", "follow: ended"]
     assert not running(job)
 
 

@@ -1,5 +1,6 @@
 """Options of torchrun in the environment: what is refused, each with one line, and what each machine makes of them."""
 
+import os
 import socket
 
 import pytest
@@ -33,6 +34,16 @@ def test_the_options_say_where_machines_meet(monkeypatch):
     assert requested(monkeypatch, MEETING).options_as(leader=True)[-1] == "--rdzv-conf=is_host=1"
     here = requested(monkeypatch, "--standalone --nproc-per-node=2")
     assert here.options_as(leader=True) == ("--standalone", "--nproc-per-node=2") and here.machines == 1
+
+
+@pytest.mark.parametrize(("level", "later"), [(None, "ERROR"), ("INFO", "INFO")])
+def test_processes_that_are_started_say_what_fails_and_as_much_more_as_the_user_asks(monkeypatch, level, later):
+    monkeypatch.setenv(torchrun.OPTIONS, MEETING)
+    monkeypatch.delenv(torchrun.LEVEL)
+    if level:
+        monkeypatch.setenv(torchrun.LEVEL, level)
+    torchrun.quieten()
+    assert os.environ[torchrun.LEVEL] == later
 
 
 def test_without_the_variable_or_within_a_job_nothing_is_requested(monkeypatch):
