@@ -98,7 +98,7 @@ def workspace(out: Path, seed: int, preset: str = "", seeded: Sequence[str] = ("
 def run_stage(place: Path, stage: str, *arguments: str) -> None:
     """Run a stage in a workspace, unless it was run with the very same settings, inputs and code, and its result is there."""
     command = [sys.executable, "-m", "stages", stage, *arguments]
-    alone = {"SLOTLOOP_PROCESSES": "1", "SLOTLOOP_SLURM": ""}
+    alone = {"SLOTLOOP_PROCESSES": "1", "SLOTLOOP_SLURM": "", "SLOTLOOP_TORCHRUN": ""}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **alone, RAW_VARIABLE: str(raw_folder().resolve())}
     *bindings, out = arguments
     text, folder = settings(place, stage, bindings), place / out.removeprefix("--out=")

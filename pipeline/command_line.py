@@ -25,7 +25,7 @@ from pipeline.settings.describe import argument_meanings
 
 STAGES, SECTIONS = params.STAGES, params.SECTIONS
 # Commands without settings: they look at what there is, and their positional words are their own.
-TOOLS = ("compare", "doctor", "env", "new", "serve", "visualise", "watch")
+TOOLS = ("compare", "doctor", "env", "follow", "new", "serve", "visualise", "watch")
 COMMANDS = ("configure", *SECTIONS, *TOOLS)
 HELP = ("--help", "-h")
 PROGRAM = "python -m stages"

@@ -4,6 +4,7 @@ the output. Users see errors as one line; a traceback is a bug.
 
 import os
 import select
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from pipeline import command_line
 from pipeline.command_line import SECTIONS, STAGES, TOOLS, Request, run_function
 from pipeline.errors import ConfigError, Unhealthy, UserError
 from pipeline.files import REFUSALS, refusal, write_atomic
-from pipeline.machine import launch, process, slurm
+from pipeline.machine import launch, process, slurm, torchrun
 from pipeline.machine.out_of_memory import out_of_memory
 from pipeline.progress import Progress
 from pipeline.settings import config, describe, effective, params
@@ -85,8 +86,13 @@ def run(arguments: Sequence[str]) -> None:
     launch.leave_no_stray_rank()
     if stage != "track" and ("DVC_STAGE" in os.environ or "RANK" in os.environ):  # a run's sender outlives it
         process.die_with_parent()
+    if stage == "follow" or stage in SHARED:
+        torchrun.quieten()  # before anything imports torch
     helped = any(argument in command_line.HELP for argument in rest)
     request = command_line.parse(stage, [argument for argument in rest if argument not in command_line.HELP])
+    if stage == "follow" and "RANK" in os.environ:
+        _follow()
+        return
     if stage in TOOLS:
         with _shown(stage):
             print(command_line.stage_help(stage), end="") if helped else run_function(stage)(*request.overrides, **request.own)
@@ -108,13 +114,30 @@ def run(arguments: Sequence[str]) -> None:
     elif stage not in STAGES or _switches(request):
         with _shown(stage):
             _load(request, text)(**_own(request))
+    elif stage in SHARED and (several := torchrun.requested()):
+        torchrun.launch([*arguments], several)
     elif stage in SHARED and (job := slurm.requested()):
         slurm.launch([*arguments], job)
     elif stage in SHARED and (processes := launch.process_count()) > 1:
         launch.launch([*arguments], processes)
     else:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from pipeline.machine import distributed
+
+            distributed.agree(arguments)
         with _shown(stage):
             _record(request, text)
+
+
+def _follow() -> None:
+    """Run what the job's other processes were given, as one of them."""
+    from pipeline.machine import distributed
+
+    work = distributed.agree(())
+    if not distributed.local_rank():
+        print(f"follow: {shlex.join(work.command)}", flush=True)
+    os.environ.update(work.variables)
+    run(work.command)
 
 
 def _send(request: Request) -> None:
@@ -131,7 +154,7 @@ def _send(request: Request) -> None:
 
 def _shown(stage: str) -> AbstractContextManager[object]:
     """Show life while a stage works; not of those whose output is for programs, a terminal's whole screen, or without end."""
-    return nullcontext() if stage in ("generate", "serve", "track", "watch") else Progress(stage, stream=sys.stdout)
+    return nullcontext() if stage in ("follow", "generate", "serve", "track", "watch") else Progress(stage, stream=sys.stdout)
 
 
 def _switches(request: Request) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from components.training.summation import pairwise
 from pipeline.errors import ConfigError
+from pipeline.machine import agreement
 from pipeline.machine.meetings import Meetings
 from pipeline.machine.out_of_memory import out_of_memory
 from pipeline.machine.process import Interrupted, Lost
@@ -45,6 +46,8 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+_store: Any = None  # where this process has met the others of its job
+_work: agreement.Work | None = None  # of the job, once they have agreed
 _meetings: Meetings | None = None  # of the job that this process has joined
 
 
@@ -78,6 +81,27 @@ def as_one() -> Iterator[None]:
         raise
 
 
+def agree(command: Sequence[str]) -> agreement.Work:
+    """Meet the job's other processes and agree, once, on what all run.
+
+    Those that were given a command are counted first, whatever numbers they were started with: the first process writes and prints.
+
+    Args:
+        command: arguments of ``python -m stages``; none = those of the others.
+
+    Raises:
+        ConfigError: there are two commands, or none.
+        Lost: another process is not there.
+    """
+    global _work
+    if _work is None:
+        with _together():
+            store = dist.PrefixStore("work", _met(_timeout()))  # type: ignore[attr-defined]  # documented, but not exported
+            first, _work = agreement.agreed(store, rank(), world(), command)
+        os.environ["RANK"] = str((rank() - first) % world())
+    return _work
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Work together with the job's other processes within the block; all but the first print nothing but errors."""
@@ -106,11 +130,19 @@ def _timeout() -> datetime.timedelta:
     return datetime.timedelta(seconds=int(text))
 
 
+def _met(timeout: datetime.timedelta) -> Any:
+    """Meet the other processes where the environment says, once; returns the store that all share."""
+    global _store
+    if _store is None:
+        _store, *_ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]  # documented, but not exported
+        _store.set_timeout(timeout)
+    return _store
+
+
 def _join(timeout: datetime.timedelta) -> None:
-    """Meet the other processes where the environment says."""
+    """Work together with the processes that have met."""
     global _meetings
-    store, *_ = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]  # documented, but not exported
-    store.set_timeout(timeout)
+    store = _met(timeout)
     counts, group = (dist.PrefixStore(name, store) for name in ("meetings", "group"))  # type: ignore[attr-defined]  # likewise
     meetings = Meetings(counts, rank(), world())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -120,10 +152,10 @@ def _join(timeout: datetime.timedelta) -> None:
 
 def _part() -> None:
     """Leave the other processes, all of which have done their work."""
-    global _meetings
+    global _meetings, _store, _work
     if _meetings:
         _meetings.end()
-    _meetings = None
+    _meetings = _store = _work = None
     dist.destroy_process_group()
 
 

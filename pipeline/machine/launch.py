@@ -1,8 +1,8 @@
-"""Several processes for one stage on this machine, through torch's own launcher; each runs the same command again.
+"""Several processes for one stage, through torch's own launcher; each runs the same command again.
 
-As many as the environment variable SLOTLOOP_PROCESSES says: it changes no result, so it is no setting. Over several machines use
-``torchrun`` itself; a stage sees by its environment that it is one of several. As the command in dvc.yaml torchrun would make 30 to
-40 lines of every one-line error, also when it is asked to end, and status 1 of 2 (wrong usage), 130 and 143 (ended by a signal).
+As many on this machine as the environment variable SLOTLOOP_PROCESSES says: it changes no result, so it is no setting; over several
+machines see ``torchrun``. A stage sees by its environment that it is one of several. As the command in dvc.yaml torchrun would make
+30 to 40 lines of a one-line error, also when it is asked to end, and status 1 of 2 (wrong usage), 130 and 143 (ended by a signal).
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,42 +57,75 @@ def process_count() -> int:
 
 
 def launch(arguments: list[str], processes: int) -> None:
-    """Run ``python -m stages`` with ``arguments`` in several processes, and wait for all.
+    """Run ``python -m stages`` with ``arguments`` in several processes of this machine, and wait for all; raises as ``run``."""
+    run(arguments, ("--standalone", f"--nproc-per-node={processes}"), processes)
 
-    Raises:
-        UserError: the error of the first process that failed, or what became of it; the others were stopped.
-        Interrupted: SIGTERM came, and all have saved.
-        KeyboardInterrupt: SIGINT came, and all have saved.
-    """
+
+def prepare() -> None:
+    """Set what torch reads of the environment when it is imported, or by the processes that it starts."""
     # Else a store of an earlier, killed attempt can answer, and processes wait for one another for ever (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.update({**QUIET, **os.environ})
+
+
+class NotMet(UserError):
+    """The machines of a job have not met."""
+
+
+def run(arguments: list[str], options: Sequence[str], processes: int) -> None:
+    """Run ``python -m stages`` with ``arguments`` by torchrun, and wait for all processes.
+
+    Args:
+        arguments: of the command line.
+        options: of torchrun; they go over those of this function.
+        processes: on this machine.
+
+    Raises:
+        UserError: the error of the first process that failed, or what became of it; the others were stopped.
+        NotMet: other machines have not come, or left before processes were started.
+        Interrupted: SIGTERM came, and all have saved.
+        KeyboardInterrupt: SIGINT came, and all have saved.
+    """
+    prepare()
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main
 
-    options = ["--standalone", f"--nproc-per-node={processes}", "--max-restarts=0", f"--shutdown-timeout={GRACE}"]
-    options += ["--signals-to-handle=SIGTERM,SIGUSR1,SIGHUP,SIGQUIT"]  # SIGINT ends this process, which sends SIGTERM to all
+    ours = ["--max-restarts=0", f"--shutdown-timeout={GRACE}"]
+    ours += ["--signals-to-handle=SIGTERM,SIGUSR1,SIGHUP,SIGQUIT"]  # SIGINT ends this process, which sends SIGTERM to all
     logging.disable(logging.ERROR)  # the library tells of every signal; what happened is told once, below
     try:
         with tempfile.TemporaryDirectory(prefix="slotloop-") as folder:
             os.environ[ERRORS] = folder
             try:
-                main([*options, f"--log-dir={folder}", "-m", "stages", *arguments])
+                main([*ours, f"--log-dir={folder}", *options, "-m", "stages", *arguments])
             except SignalException as error:
                 messages = (text for rank in range(processes) if (text := _left(folder, rank)))
                 raise process.Interrupted(next(messages, f"{error.sigval.name}; run it again to continue")) from None
             except ChildFailedError as error:
-                raise cause(error.failures, processes, folder) from None
+                failures = {failure.local_rank: failure for failure in error.failures.values()}
+                raise cause(failures, processes, folder) from None
+            except (RendezvousError, DistError) as error:
+                raise NotMet(_reason(error)) from None
+            except (AssertionError, KeyError, ValueError) as error:  # how the library refuses options
+                raise ConfigError(f"torchrun refuses {' '.join(options)}: {error!r}") from None
     finally:
         logging.disable(logging.NOTSET)
         os.environ.pop(ERRORS, None)
 
 
+def _reason(error: BaseException) -> str:
+    """Why machines have not met, in a few words of the library."""
+    return str(error.__cause__ or error).partition(". ")[0].rstrip(".") or "not all came in time"
+
+
 def hand_over(message: str) -> bool:
     """Hand an error over, and say whether this process need not print it: what started it will, or another of this machine has."""
     if folder := os.environ.get(ERRORS):
-        Path(folder, f"error-{os.environ['RANK']}").write_text(message)
+        number = "LOCAL_RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "RANK"  # by which what started it names its processes
+        Path(folder, f"error-{os.environ[number]}").write_text(message)
         return True
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun's; its folders of this attempt lie side by side
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # comes as soon as one has ended, and shall not leave this one silent
@@ -113,8 +146,8 @@ def cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError
     """Find the error that ended a job: the first one that is not the consequence of another.
 
     Args:
-        failures: by rank, each with ``exitcode`` and ``timestamp``.
-        processes: of the job.
+        failures: by number of the process, each with ``exitcode`` and ``timestamp``.
+        processes: how many were started.
         folder: in which they left their errors.
     """
     rank, failure = min(failures.items(), key=lambda pair: (pair[1].exitcode == process.LOST, pair[1].timestamp))

@@ -22,11 +22,12 @@ OVERRIDES = {
     "warmup": MICRO,
     "joint": MICRO,
     "finetune": (*MICRO, "finetune.run.steps=3"),
+    "controls": MICRO,
     "evaluate": ("EVALUATION_BATCH=7",),
 }
 OUT = {"backbone": "data/backbone", "extract": "data/shards"}
 WAYS = ((TORCHRUN, "1"), (PYTHON, "2"), (PYTHON, "4"))  # command, SLOTLOOP_PROCESSES
-FEWER = ("backbone", "finetune")  # not by torchrun, to save its seconds: what starts the processes is no matter of the stage
+FEWER = ("backbone", "finetune", "controls")  # not by torchrun, to save seconds: what starts processes is no matter of the stage
 
 
 STAGE = """
