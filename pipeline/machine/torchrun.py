@@ -179,7 +179,7 @@ def _answers(job: Job) -> bool:
     return False
 
 
-def _join(job: Job, terminated: Callable[[], bool]) -> None:
+def _join(job: Job, terminated: Callable[[], object]) -> None:
     """Join a stage until it has ended, in a process of its own: the library does not hear signals while it waits for others."""
     one = multiprocessing.get_context("fork").Process(target=_joined, args=(job,))
     one.start()
