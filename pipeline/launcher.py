@@ -136,7 +136,7 @@ def _follow() -> None:
     work = distributed.agree(())
     if not distributed.local_rank():
         print(f"follow: {shlex.join(work.command)}", flush=True)
-    os.environ.update(work.variables)
+    work.take_over()
     run(work.command)
 
 

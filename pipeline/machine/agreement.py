@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,12 +19,14 @@ from pipeline.errors import ConfigError
 
 SHARED = ("DVC_", "SLOTLOOP_")  # beginnings of the variables that decide what a stage does
 OWN = ("SLOTLOOP_ERRORS", "SLOTLOOP_TORCHRUN")  # variables of one machine
+SECRET = re.compile("TOKEN|SECRET|PASSWORD|KEY")  # within the name of a variable
 PATIENCE = datetime.timedelta(seconds=10)  # for others to hear why the job is refused
 
 
 def variables() -> dict[str, str]:
-    """Collect what of this process's environment all processes of its job need."""
-    return {name: value for name, value in os.environ.items() if name.startswith(SHARED) and name not in OWN}
+    """Collect what of this process's environment all processes of its job need: no secrets, which stay on their machine."""
+    shared = {name: value for name, value in os.environ.items() if name.startswith(SHARED) and name not in OWN}
+    return {name: value for name, value in shared.items() if not SECRET.search(name)}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Work:
     command: Sequence[str]
     folder: str = field(default_factory=os.getcwd)
     variables: Mapping[str, str] = field(default_factory=variables)
+
+    def take_over(self) -> None:
+        """Put its variables in the place of those that this process was started with."""
+        for name in variables():
+            del os.environ[name]
+        os.environ.update(self.variables)
 
 
 def agreed(store: Any, rank: int, world: int, command: Sequence[str]) -> tuple[int, Work]:

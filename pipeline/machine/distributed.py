@@ -48,6 +48,7 @@ def local_rank() -> int:
 
 _store: Any = None  # where this process has met the others of its job
 _work: agreement.Work | None = None  # of the job, once they have agreed
+_owner = 0  # the process that has the store
 _meetings: Meetings | None = None  # of the job that this process has joined
 
 
@@ -93,12 +94,12 @@ def agree(command: Sequence[str]) -> agreement.Work:
         ConfigError: there are two commands, or none.
         Lost: another process is not there.
     """
-    global _work
+    global _work, _owner
     if _work is None:
         with _together():
             store = dist.PrefixStore("work", _met(_timeout()))  # type: ignore[attr-defined]  # documented, but not exported
             first, _work = agreement.agreed(store, rank(), world(), command)
-        os.environ["RANK"] = str((rank() - first) % world())
+        os.environ["RANK"], _owner = str((rank() - first) % world()), -first % world()
     return _work
 
 
@@ -144,7 +145,7 @@ def _join(timeout: datetime.timedelta) -> None:
     global _meetings
     store = _met(timeout)
     counts, group = (dist.PrefixStore(name, store) for name in ("meetings", "group"))  # type: ignore[attr-defined]  # likewise
-    meetings = Meetings(counts, rank(), world())
+    meetings = Meetings(counts, rank(), world(), _owner)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timeout, store=group, rank=rank(), world_size=world())
     _meetings = meetings
@@ -152,10 +153,11 @@ def _join(timeout: datetime.timedelta) -> None:
 
 def _part() -> None:
     """Leave the other processes, all of which have done their work."""
-    global _meetings, _store, _work
+    global _meetings, _store, _work, _owner
     if _meetings:
         _meetings.end()
     _meetings = _store = _work = None
+    _owner = 0
     dist.destroy_process_group()
 
 

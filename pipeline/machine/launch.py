@@ -106,7 +106,8 @@ def run(arguments: list[str], options: Sequence[str], processes: int) -> None:
                 raise process.Interrupted(next(messages, f"{error.sigval.name}; run it again to continue")) from None
             except ChildFailedError as error:
                 failures = {failure.local_rank: failure for failure in error.failures.values()}
-                raise cause(failures, processes, folder) from None
+                where = "" if "--standalone" in options else " of this machine"
+                raise cause(failures, processes, folder, where) from None
             except (RendezvousError, DistError) as error:
                 raise NotMet(_reason(error)) from None
             except (AssertionError, KeyError, ValueError) as error:  # how the library refuses options
@@ -142,20 +143,21 @@ def _left(folder: str, rank: int) -> str:
     return file.read_text() if file.is_file() else ""
 
 
-def cause(failures: Mapping[int, Any], processes: int, folder: str) -> UserError:
+def cause(failures: Mapping[int, Any], processes: int, folder: str, where: str = "") -> UserError:
     """Find the error that ended a job: the first one that is not the consequence of another.
 
     Args:
         failures: by number of the process, each with ``exitcode`` and ``timestamp``.
         processes: how many were started.
         folder: in which they left their errors.
+        where: words for which processes are numbered, if not all of the job.
     """
     rank, failure = min(failures.items(), key=lambda pair: (pair[1].exitcode == process.LOST, pair[1].timestamp))
-    code, message = failure.exitcode, _left(folder, rank)
+    code, message, who = failure.exitcode, _left(folder, rank), f"process {rank} of {processes}{where}"
     if code in (-signal.SIGTERM, process.INTERRUPTED):
         return process.Interrupted(message or "SIGTERM; run it again to continue")
     if code < 0:
         name = signal.Signals(-code).name
-        return UserError(f"process {rank} of {processes} was ended by {name}, the others were stopped; run it again to continue")
+        return UserError(f"{who} was ended by {name}, the others were stopped; run it again to continue")
     kind = ConfigError if code == 2 else UserError
-    return kind(message or f"process {rank} of {processes} failed with status {code}, the others were stopped")
+    return kind(message or f"{who} failed with status {code}, the others were stopped")

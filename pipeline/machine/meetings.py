@@ -22,13 +22,14 @@ class Meetings:
     Only who waits for more than a second writes to it, from a thread: the store's answer takes longer than many a sum.
 
     Args:
-        store: that all processes share; the first one has it.
+        store: that all processes share.
         rank: number of this process, from 0.
         world: how many there are.
+        owner: the process that has the store.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world: int) -> None:
-        self._store, self._rank, self._world = store, rank, world
+    def __init__(self, store: dist.Store, rank: int, world: int, owner: int = 0) -> None:
+        self._store, self._rank, self._world, self._owner = store, rank, world, owner
         self._count, self._waits, self._over = 0, False, threading.Event()
         store.set(str(rank), "0")
         threading.Thread(target=self._write, daemon=True).start()
@@ -44,7 +45,7 @@ class Meetings:
 
     def absent(self) -> list[int]:
         """Say that this process has lost the others, and list those that stay away: they have come less often than it, and do not
-        say the same within ``ANSWER`` seconds. The first, if its store does not answer.
+        say the same within ``ANSWER`` seconds. The store's owner, if that does not answer.
         """
         self._over.set()
         others, until = [number for number in range(self._world) if number != self._rank], time.monotonic() + ANSWER
@@ -65,7 +66,7 @@ class Meetings:
         asking = threading.Thread(target=ask, daemon=True)  # the store's own limit does not hold where its process stands still
         asking.start()
         asking.join(ANSWER)
-        return behind[-1] if len(behind) > 1 else [0]
+        return behind[-1] if len(behind) > 1 else [self._owner]
 
     def end(self) -> None:
         """End the thread; the store may go."""

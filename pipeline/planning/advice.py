@@ -24,21 +24,27 @@ def advice(plan: Plan, on: Fleet, texts: Mapping[str, str], params: Params, over
         texts: resolved text of each stage; ``params`` and ``overrides`` are what they come from.
     """
     over = {cost.stage: cost.memory for cost in too_large(plan.costs, on.memory) if on.memory and cost.flops}
-    left = {stage for stage in over if stage in (*PHASES, "controls")}
-    least = {stage: (over[stage], "as it is") for stage in left}
-    for way in ways(on.processes) if left else ():
-        settings = {stage: _settings(way, stage, texts[stage]) for stage in left}
-        changed = {stage: text for stage in left if (text := _with(settings[stage], stage, params, overrides))}
-        try:
-            taken = memory_of(changed, {**texts, **changed}, on.processes) if changed else {}
-        except ConfigError:  # this way is not for these models
-            continue
-        for stage, size in taken.items():
+    least = {stage: (size, "as it is") for stage, size in over.items() if stage in (*PHASES, "controls")}
+    for way in ways(on.processes):
+        left = [stage for stage, (size, _) in least.items() if size > on.memory]
+        settings = {stage: found for stage in left if (found := _settings(way, stage, texts[stage]))}
+        changed = {stage: text for stage, found in settings.items() if (text := _with(found, stage, params, overrides))}
+        for stage, size in _memory_of(changed, texts, on.processes).items():
             least[stage] = min((size, " ".join(settings[stage])), least[stage])
-            left -= {stage} if size <= on.memory else set()
+    if least:
+        yield "      what to set, in params.yaml under the bindings of the stage:"
     for stage, (size, words) in least.items():
-        fails = "of what was tried the least, which does not fit: " if stage in left else ""
+        fails = "of what was tried the least, which does not fit: " if size > on.memory else ""
         yield f"      {stage}: {fails}{words} takes {with_unit(size)}B"
+
+
+def _memory_of(changed: Mapping[str, str], texts: Mapping[str, str], processes: int) -> dict[str, int]:
+    """What stages take with other texts, without those that cannot be so."""
+    try:
+        return memory_of(changed, {**texts, **changed}, processes) if changed else {}
+    except ConfigError:
+        alone = [{stage: text} for stage, text in changed.items()] if len(changed) > 1 else []
+        return {stage: size for one in alone for stage, size in _memory_of(one, texts, processes).items()}
 
 
 def ways(processes: int) -> list[tuple[str, ...]]:
@@ -52,14 +58,16 @@ def ways(processes: int) -> list[tuple[str, ...]]:
 
 
 def _settings(way: Sequence[str], stage: str, text: str) -> list[str]:
-    """A way as settings of a stage."""
+    """A way as settings of a stage; none if it cannot be gone."""
     settings = [setting for setting in way if "=" in setting]
     if len(settings) < len(way):
         config.load_text(text, stage)
         root = f"stages.{stage}.run"
         fit = ginstate.arguments(root, "pipeline.training.loop.fit", ("accumulation",)) or {"accumulation": 1}
         sizes = {name: config.argument(root, name) for name in SIZES if name == SIZES[0] or stage == "controls"}
-        settings += [f"{stage}.run.{name}={size // PARTS}" for name, size in sizes.items() if size % PARTS == 0]
+        if any(size % PARTS for size in sizes.values()):
+            return []  # another step
+        settings += [f"{stage}.run.{name}={size // PARTS}" for name, size in sizes.items()]
         settings += [f"loop.fit.accumulation={PARTS * fit['accumulation']}"]
     return settings
 

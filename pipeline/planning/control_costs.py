@@ -15,13 +15,12 @@ from components.refiners.core import Core
 from components.training.freezing import count_parameters, freeze_except
 from pipeline.data import sources
 from pipeline.models.lora import TRAINED
-from pipeline.planning.cost import Cost, Memory
+from pipeline.planning.cost import Cost, Memory, Training
 from pipeline.planning.cost_model import CostModel
 from pipeline.settings import config
 from pipeline.training.lora_phase import REFINER
 from pipeline.training.shapes import META
 
-Training = tuple[Memory, int, float]  # as CostModel.control says it
 Optional = tuple[Model, Sequence[Tensor]]  # a control as it is evaluated: whole, and the weights that it does not share
 
 
@@ -62,39 +61,43 @@ class ControlCosts:
         if self._is_on("adapter"):
             model = RefinedLM(continued.backbone, self._adapter())
             with _training(model, [REFINER]):
-                runs.append((warmup, self.cost_model.control(model, "joint", "batch_size")))
+                runs.append((warmup, self.cost_model.control(model, "batch_size", states=True)))
             added += count_parameters(model.refiner)
         if self._is_on("refiner_lora"):
             everywhere = self._below() is backbone
-            model, masks = (self.cost_model.refined, "controls") if everywhere else (continued, "joint")
-            training, adapters = self._with_adapters(model, [*TRAINED, REFINER], masks, "batch_size")
+            model = self.cost_model.refined if everywhere else continued
+            training, adapters = self._with_adapters(model, [*TRAINED, REFINER], "batch_size", states=not everywhere)
             runs.append((joint, training))
             added += count_parameters(model.refiner) + adapters
         if self._is_on("lora"):
-            training, adapters = self._with_adapters(backbone, TRAINED, "controls", "backbone_batch_size")
+            training, adapters = self._with_adapters(backbone, TRAINED, "backbone_batch_size", states=False)
             runs.append((warmup + joint, training))
             added += adapters
         if freeze_except(backbone, self._argument("unfreeze_backbone")).trainable:  # a table of embeddings has nothing to train on
-            runs.append((warmup + joint, self.cost_model.control(backbone, "controls", "backbone_batch_size")))
-        spent = joint + sum(of_run for of_run, _ in runs)  # warmup continued is always there, and no larger
-        return self._summed(runs, spent, added)
+            runs.append((warmup + joint, self.cost_model.control(backbone, "backbone_batch_size", states=False)))
+        if self.cost_model.has_fixed_shapes("controls", continued):
+            runs.append((joint, self.cost_model.control(continued, "batch_size", states=True)))
+        return self._summed(runs, added)
 
-    def _summed(self, runs: Sequence[tuple[int, Training]], spent: int, added: int) -> Cost:
+    def _summed(self, runs: Sequence[tuple[int, Training]], added: int) -> Cost:
+        """All runs together, the memory of the largest."""
         backbone, continued, rates = self.cost_model.backbone, self.continued, len(self._argument("rates"))
         whole = count_parameters(backbone) + count_parameters(self.cost_model.refined)
         loaded, trained = (sum(count_parameters(m, trained=which) for m in (backbone, continued)) for which in (False, True))
-        largest = max((memory for _, (memory, _, _) in runs), key=lambda memory: memory.total, default=Memory())
+        largest = max((training.memory for _, training in runs), key=lambda memory: memory.total, default=Memory())
         return Cost(
-            "controls", whole + added, trained + added, loaded + added, largest, max((host for _, (_, host, _) in runs), default=0),
-            flops=rates * spent, sent=round(rates * sum(of_run * sent for of_run, (_, _, sent) in runs)),
+            "controls", whole + added, trained + added, loaded + added, largest,
+            max((training.host for _, training in runs), default=0), flops=rates * sum(spent for spent, _ in runs),
+            read=round(rates * sum(spent * training.read for spent, training in runs)),
+            sent=round(rates * sum(spent * training.sent for spent, training in runs)),
         )  # fmt: skip
 
-    def _with_adapters(self, model: Model, trains: Sequence[str], masks: str, batch: str) -> tuple[Training, int]:
+    def _with_adapters(self, model: Model, trains: Sequence[str], batch: str, *, states: bool) -> tuple[Training, int]:
         """What training takes with adapters in a model, and how many parameters these have."""
         below = model.backbone if isinstance(model, RefinedLM) else model
         adapted = self._argument("lora")(below, count_parameters(self.continued, trained=True), self._argument("seed"))
         with _training(model, trains):
-            training = self.cost_model.control(model, masks, batch)
+            training = self.cost_model.control(model, batch, states=states)
         adapted.remove()
         return training, adapted.parameters()
 

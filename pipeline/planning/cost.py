@@ -32,6 +32,21 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Training:
+    """What it takes to train a model, in however many steps.
+
+    Attributes:
+        memory: of a process; ``host``: as in ``Cost``.
+        sent: bytes that each process sends for an operation of all of them; ``read``: bytes of states that they read for it.
+    """
+
+    memory: Memory
+    host: int
+    sent: float
+    read: float
+
+
+@dataclass(frozen=True)
 class Cost:
     """Compute, memory, traffic and disk that one stage takes.
 

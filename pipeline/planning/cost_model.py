@@ -26,7 +26,7 @@ from pipeline.data.extraction import STORED, token_bytes
 from pipeline.errors import ConfigError
 from pipeline.planning import memory
 from pipeline.planning.corpus import Corpus, some
-from pipeline.planning.cost import Cost, Memory
+from pipeline.planning.cost import Cost, Memory, Training
 from pipeline.planning.forward_costs import every_step_read
 from pipeline.planning.process_memory import ProcessMemory, own_microbatches, process_memory
 from pipeline.settings import config, ginstate
@@ -117,36 +117,36 @@ class CostModel:
         taken, host = self._taken(stage, holds, fit, most, validation, microbatches)
         return replace(
             sizes, parts=replace(taken, trunk=self._live_trunk(masks, batch_size)), host=host, flops_per_step=a_step,
-            flops=steps * a_step, beside=beside, read=self._read(stage, masks, steps * size),
+            flops=steps * a_step, beside=beside, read=self._read(masks, steps * size) if dtype else 0,
             sent=steps * holds.sent(self.processes, microbatches),
         )  # fmt: skip
 
-    def control(self, model: Model, masks_of: str, batch: str) -> tuple[Memory, int, float]:
-        """Reckon what training a control takes, with what is frozen now: bytes of a process, and of its host while it saves; and
-        bytes that it sends for each operation.
+    def control(self, model: Model, batch: str, *, states: bool) -> Training:
+        """Reckon what training a control takes, with what is frozen now.
 
         Args:
             model: that is trained.
-            masks_of: the stage as whose its examples are masked, and whose states it reads: "controls" reads none.
             batch: the setting of controls that says how many are in a microbatch.
+            states: it learns from states, as warmup and joint do, and not from tokens.
         """
-        masks, dtype = self._masks(masks_of)
-        batch_size, rates = self.arguments("controls", batch, "rates")
+        masks, dtype = self._masks("controls", states=states)
+        batch_size, rates, seed = self.arguments("controls", batch, "rates", "seed")
         fit = ginstate.arguments("stages.controls.run", "pipeline.training.loop.fit", HELD) or AS_ITS_DEFAULTS
-        holds, microbatches = self._holds(model, fit), own_microbatches("controls", fit["accumulation"], self.processes)
-        model, widest = holds.model, self._widest("train", masks, batch_size, dtype)
-        sent = holds.sent(self.processes, microbatches)
-        if sent:
-            counter = flops.GradientCounter(model, Objective(model.n_steps), OnShapes())
-            sent /= max(fit["accumulation"] * counter.count(widest), 1)
+        accumulation = fit["accumulation"]
+        holds, microbatches = self._holds(model, fit, len(rates)), own_microbatches("controls", accumulation, self.processes)
+        model, widest = holds.model, [self._widest("train", masks, batch_size, dtype)] * microbatches
+        step, *_ = self._first(masks, batch_size * accumulation, batch_size, seed, 1)  # as long as its examples are, not the widest
+        counter = flops.GradientCounter(model, Objective(model.n_steps), OnShapes())
+        operations = max(sum(counter.count(self._on_shapes(each, dtype)) for each in step), 1)
         _run_as(fit["execution"], model)
-        work = partial(accumulate, model, Objective(model.n_steps), [widest] * microbatches, OnShapes(), sequences=batch_size)
+        work = partial(accumulate, model, Objective(model.n_steps), widest, OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
         validation = self._validation_peak("controls", model, masks, dtype, Objective)
         taken, host = self._taken("controls", holds, fit, most, validation, microbatches)
         started = memory.size(weight for weight in model.parameters() if weight.requires_grad and len(rates) > 1)
         taken = replace(taken, weights=taken.weights + started, trunk=self._live_trunk(masks, batch_size))
-        return taken, host, sent  # started: what each rate begins from
+        sent, read = holds.sent(self.processes, microbatches), self._read(masks, batch_size * accumulation) if states else 0
+        return Training(taken, host, sent / operations, read / operations)  # started: what each rate begins from
 
     def trunk_over(self, name: str, buckets: Sequence[int]) -> int:
         """Operations of the trunk over every example of a split once."""
@@ -162,10 +162,10 @@ class CostModel:
         width = self.backbone.architecture["dim"] * (1 + len(self.taps))
         return float(padded.float().mean()) * width * dtype.itemsize
 
-    def _holds(self, model: Model, fit: Mapping[str, Any]) -> ProcessMemory:
-        """What a process holds of a model that is trained with these settings of the loop."""
+    def _holds(self, model: Model, fit: Mapping[str, Any], trials: int = 1) -> ProcessMemory:
+        """What a process holds of a model that is trained with these settings of the loop, so many times."""
         shares = unwrap(fit["sharding"]) is unwrap(fully_sharded)
-        return process_memory(model, fit["optimizer"], self.processes if shares else 1)
+        return process_memory(model, fit["optimizer"], self.processes if shares else 1, trials)
 
     def _taken(
         self, stage: str, holds: ProcessMemory, fit: Mapping[str, Any], step: int, validation: int, microbatches: int
@@ -176,31 +176,32 @@ class CostModel:
         working = {"step": step, "validation": validation, "microbatches": microbatches}
         return holds.training(average=average, **working, on_host=on_host), 0 if on_host else holds.saving(average=average)
 
-    def _read(self, stage: str, masks: Mapping[str, Any], examples: int) -> int:
-        """Bytes of stored states that a stage's steps read."""
-        if stage not in ("warmup", "joint") or "live" in masks:
+    def _read(self, masks: Mapping[str, Any], examples: int) -> int:
+        """Bytes of stored states that steps read of so many examples."""
+        if "live" in masks:
             return 0
         rows = self.corpus.splits["train"]
         (dtype,) = self.arguments("extract", "dtype")
         token = token_bytes(self.backbone.architecture["dim"], dtype, len(self.taps))
-        return examples * int(rows.lengths().sum()) * token // len(rows)
+        return masks.get("passes", 1) * examples * int(rows.lengths().sum()) * token // len(rows)
 
     def arguments(self, stage: str, *names: str) -> list[Any]:
         """Read arguments of a stage's ``run``, whose settings are then in force."""
         config.load_text(self.texts[stage], stage)
         return [config.argument(f"stages.{stage}.run", name) for name in names]
 
-    def _masks(self, stage: str) -> tuple[dict[str, Any], torch.dtype | None]:
+    def _masks(self, stage: str, *, states: bool = False) -> tuple[dict[str, Any], torch.dtype | None]:
         """How a stage masks its examples, and the type of the states that come with them; the settings they need are in force.
 
-        ``live`` is there if a trunk runs for every batch: True here, False in another process.
+        ``live`` is there if a trunk runs for every batch: True here, False in another process. Of controls some learn from
+        ``states``, the others from tokens.
         """
         if stage == "backbone":
             return dict(zip(MASKS, self.arguments(stage, *MASKS), strict=True)), None
         self.arguments(stage)
         root = f"stages.{stage}.run"
         unrolled = ginstate.arguments(root, "pipeline.data.sources.unrolled", ("passes",)) or {}
-        if stage in ("finetune", "controls"):
+        if stage == "finetune" or (stage == "controls" and not states):
             return ginstate.arguments(root, "pipeline.data.sources.tokens", (*MASKS, "draws")) or {}, None
         if live := ginstate.arguments(root, "pipeline.data.sources.live", (*MASKS, "draws", "dtype")):
             return {**live, **unrolled, "live": True}, STORED[live["dtype"]]

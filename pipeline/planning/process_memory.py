@@ -14,7 +14,7 @@ from components.nn.masters import widen
 from pipeline.errors import ConfigError
 from pipeline.planning import memory
 from pipeline.planning.cost import Memory
-from pipeline.training.sharding import shared_units
+from pipeline.training.sharding import check_shared, shared_units
 
 MASTER = 4  # bytes of a trained weight: float32
 AHEAD = 2  # layers that are gathered at once: the one that runs, and the next
@@ -86,19 +86,26 @@ class ProcessMemory:
         return (sums + layers) * (processes - 1) // processes
 
 
-def process_memory(model: Model, optimizer: Callable[..., torch.optim.Optimizer], processes: int = 1) -> ProcessMemory:
+def process_memory(
+    model: Model, optimizer: Callable[..., torch.optim.Optimizer], processes: int = 1, trials: int = 1
+) -> ProcessMemory:
     """Reckon what one of several processes holds of a model.
 
     Args:
         model: of shapes, as it is loaded, what is not trained frozen.
         optimizer: makes the optimizer from what is trained.
         processes: that share its layers out; 1 = each holds all.
+        trials: trainings of the model, one after the other.
+
+    Raises:
+        ConfigError: as ``pipeline.training.sharding.check_shared``.
     """
     whole = memory.in_training(model)
     trained = sum(parameter.numel() for parameter in whole.parameters() if parameter.requires_grad)
     moments = memory.moments(whole, optimizer)
     if processes == 1 or not shared_units(model):
         return ProcessMemory(whole, memory.weights(whole), MASTER * trained, moments, 0, 0)
+    check_shared(optimizer((name, p) for name, p in whole.named_parameters() if p.requires_grad), trials)
     model = copy.deepcopy(model)
     units = [{id(parameter): parameter for parameter in module.parameters()} for module, _ in shared_units(model)]
     shared = {name: parameter for unit in units for name, parameter in unit.items()}

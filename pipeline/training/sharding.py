@@ -61,24 +61,9 @@ class Shares:
         return bool(self._places)
 
     def check(self, optimizer: torch.optim.Optimizer, trials: int) -> None:
-        """Refuse what needs more of a weight than this process holds.
-
-        Args:
-            optimizer: of the parameters.
-            trials: trainings of this model, one after the other.
-
-        Raises:
-            ConfigError: matrices are wanted whole, or the model several times.
-        """
-        if self.are_parts and isinstance(optimizer, TwoOptimizers):
-            raise ConfigError(
-                "loop.fit.sharding = @sharding.fully_sharded shares matrices out and Muon needs whole ones: use @optim.adamw"
-            )
-        if self.are_parts and trials > 1:
-            raise ConfigError(
-                "loop.fit.sharding = @sharding.fully_sharded shares a model out for one training, and CONTROL_RATES asks for "
-                f"{trials}: name one rate, or use @sharding.replicated"
-            )
+        """Refuse what needs more of a weight than this process holds; as ``check_shared``."""
+        if self.are_parts:
+            check_shared(optimizer, trials)
 
     def clear(self) -> None:
         """Drop the gradient of every parameter."""
@@ -220,6 +205,27 @@ def fully_sharded(model: Model, objective: Objective) -> Shares:
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by the sequences of all
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo knows no other
     return Shares(trainable(model, objective), _places(model))
+
+
+def check_shared(optimizer: torch.optim.Optimizer, trials: int) -> None:
+    """Refuse what cannot be trained with layers shared out.
+
+    Args:
+        optimizer: of the parameters.
+        trials: trainings of this model, one after the other.
+
+    Raises:
+        ConfigError: matrices are wanted whole, or the model several times.
+    """
+    if isinstance(optimizer, TwoOptimizers):
+        raise ConfigError(
+            "loop.fit.sharding = @sharding.fully_sharded shares matrices out and Muon needs whole ones: use @optim.adamw"
+        )
+    if trials > 1:
+        raise ConfigError(
+            "loop.fit.sharding = @sharding.fully_sharded shares a model out for one training, and CONTROL_RATES asks for "
+            f"{trials}: name one rate, or use @sharding.replicated"
+        )
 
 
 def shared_units(model: Model) -> list[tuple[nn.Module, str]]:

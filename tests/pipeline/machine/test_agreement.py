@@ -46,6 +46,20 @@ def test_who_follows_hears_what_the_others_have_of_the_environment(monkeypatch):
     assert {"DVC_STAGE", "SLOTLOOP_TRUNKS"} <= taken.keys() and not {"SLOTLOOP_ERRORS", "SLOTLOOP_TORCHRUN", "HOME"} & taken.keys()
 
 
+def test_no_secret_leaves_its_machine_and_what_was_set_here_gives_way(monkeypatch):
+    for name in ("DVC_STUDIO_TOKEN", "SLOTLOOP_API_KEY", "SLOTLOOP_SCRATCH", "SLOTLOOP_TORCHRUN"):
+        monkeypatch.setenv(name, "here")
+    assert not {"DVC_STUDIO_TOKEN", "SLOTLOOP_API_KEY"} & agreement.variables().keys()
+    before = agreement.variables()
+    try:
+        Work(WARMUP, "/", {"SLOTLOOP_RAW": "there"}).take_over()
+        assert agreement.variables() == {"SLOTLOOP_RAW": "there"}
+        assert os.environ["DVC_STUDIO_TOKEN"] == os.environ["SLOTLOOP_TORCHRUN"] == "here"
+    finally:
+        del os.environ["SLOTLOOP_RAW"]
+        os.environ.update(before)
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
 @pytest.mark.parametrize(
     ("commands", "message"),

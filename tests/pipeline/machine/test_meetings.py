@@ -88,10 +88,11 @@ class Silent:
         time.sleep(1000)
 
 
-def test_a_store_that_does_not_answer_is_the_first_process(monkeypatch):
+@pytest.mark.parametrize("owner", [0, 2])
+def test_a_store_that_does_not_answer_is_the_process_that_has_it(monkeypatch, owner):
     monkeypatch.setattr(meetings, "ANSWER", 0.2)
-    one = Meetings(Silent(), 1, 3)
-    assert one.absent() == [0]
+    one = Meetings(Silent(), 1, 3, owner)
+    assert one.absent() == [owner]
     one.end()
 
 

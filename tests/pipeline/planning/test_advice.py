@@ -31,7 +31,8 @@ def advised(tmp_path):
 
         def advised(share, overrides=()):
             size = share * largest.memory
-            lines = list(advice(plan, Fleet(1e12, "", 2, size), texts, read, overrides))
+            head, *lines = [*advice(plan, Fleet(1e12, "", 2, size), texts, read, overrides)] or [""]
+            assert head == "      what to set, in params.yaml under the bindings of the stage:" or not (head or lines)
             return {line.split(":")[0].strip(): line for line in lines}, size, read, texts
 
         yield advised

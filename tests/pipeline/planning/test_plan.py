@@ -13,7 +13,7 @@ from components.caching import gain
 from pipeline.command_line import SECTIONS
 from pipeline.errors import ConfigError, DataError
 from pipeline.planning import plan as planning
-from pipeline.planning.cost import Memory
+from pipeline.planning.cost import Memory, Training
 from pipeline.planning.cost_model import CostModel
 from pipeline.settings import config, params
 from pipeline.training import step_operations
@@ -70,7 +70,7 @@ def guess(plan_of):
 def only_evaluated(monkeypatch):
     """Plans in which a training step takes one operation and one byte, unreckoned: for tests that look at evaluate alone."""
     monkeypatch.setattr(CostModel, "_step", lambda *_: (1, 1))
-    monkeypatch.setattr(CostModel, "control", lambda *_: (Memory(1), 0, 0.0))
+    monkeypatch.setattr(CostModel, "control", lambda *_, **__: Training(Memory(1), 0, 0.0, 0.0))
 
 
 def of(plan, stage):
@@ -110,7 +110,7 @@ def test_the_control_without_recursion_and_a_search_are_planned(plan_of, plan, f
     assert controls.flops == 3 * (without.flops + warmup.flops) == 3 * (2 * warmup.flops + 2 * joint.flops)
     adapter = controls.trained - without.trained
     assert warmup.trained - 33 < adapter <= warmup.trained and controls.parameters - without.parameters == adapter
-    assert controls.memory == without.memory + 4 * of(plan, "backbone").trained  # the largest's weights, to begin from again
+    assert controls.memory == without.memory + 4 * warmup.trained  # the largest's weights, to begin from again
     evaluate, plain = of(on, "evaluate"), of(plan, "evaluate")
     assert evaluate.loaded - plain.loaded == adapter
     assert 0 < evaluate.beside - plain.beside < plain.beside / 2  # one model of five more, of one step
@@ -251,7 +251,7 @@ def test_taps_take_as_much_disk_as_the_split_each(plan_of, taps):
 def test_a_model_whose_work_depends_on_the_tokens_says_so(plan_of, guess):
     found = plan_of(warmup={"REFINER": "@hybrid.Hybrid"}, extract={"STATE_DTYPE": "bf16"})
     told = [text.partition(":")[0] for text in found.assumed]
-    assert told == ["data/prepared is not there yet", "warmup", "joint", "evaluate"] and found.step == 0
+    assert told == ["data/prepared is not there yet", "warmup", "joint", "controls", "evaluate"] and found.step == 0
     assert of(found, "warmup").flops == 0 and of(found, "warmup").epochs == of(guess, "warmup").epochs
     assert of(found, "extract").disk == (2 * 300 + 40) * 16 * (2 * 16 + 13)
 
@@ -291,7 +291,8 @@ def test_processes_that_share_layers_out_hold_less_and_those_that_do_not_as_much
     shared, alone = (plan_of(folder=finished, processes=n, common=sharing) for n in (2, 1))
     replicated = plan_of(folder=finished, processes=2, common={"ACCUMULATION": 2})
     for stage in ("backbone", "controls"):
-        assert of(shared, stage).memory < of(replicated, stage).memory <= of(alone, stage).memory
+        assert of(shared, stage).memory <= of(replicated, stage).memory <= of(alone, stage).memory
+    assert of(shared, "backbone").memory < of(replicated, "backbone").memory  # the largest control trains no layer
     assert of(shared, "warmup").memory == of(replicated, "warmup").memory  # nothing of it can be shared out
     assert [cost.flops for cost in shared.costs] == [cost.flops for cost in alone.costs]
 
@@ -307,6 +308,23 @@ def test_what_is_read_and_sent_is_planned(plan_of, plan, finished):
         assert cost.sent == cost.steps * 4 * cost.trained, stage
     backbone, controls = of(several, "backbone"), of(several, "controls")
     assert 0.5 < (controls.sent / controls.flops) / (backbone.sent / backbone.flops) < 2  # most of it trains the backbone on
+    assert of(plan, "controls").read == pytest.approx(of(plan, "joint").read, rel=0.3)  # of warmup, continued for as much compute
+
+
+def test_controls_hold_what_the_largest_of_them_holds(plan):
+    """Here warmup, continued: it learns from states as warmup does."""
+    assert of(plan, "controls").parts == of(plan, "warmup").parts
+
+
+def test_matrices_that_are_wanted_whole_are_refused_where_layers_are_shared_out(plan_of, finished):
+    sharing = {"ACCUMULATION": 2, "loop.fit.sharding": "@sharding.fully_sharded"}
+    for more, said in (
+        ({"BACKBONE_OPTIMIZER": "@optim.muon"}, "Muon needs whole ones"),
+        ({"CONTROL_RATES": [0.5, 1.0]}, "asks for 2"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            plan_of(folder=finished, processes=2, common={**sharing, **more})
+        plan_of(folder=finished, common={**sharing, **more})  # alone a process holds all
 
 
 def test_the_parts_of_memory_are_those_that_training_takes(plan_of, plan, finished):
