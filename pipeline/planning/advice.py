@@ -27,8 +27,8 @@ def advice(plan: Plan, on: Fleet, texts: Mapping[str, str], params: Params, over
     least = {stage: (size, "as it is") for stage, size in over.items() if stage in (*PHASES, "controls")}
     for way in ways(on.processes):
         left = [stage for stage, (size, _) in least.items() if size > on.memory]
-        settings = {stage: found for stage in left if (found := _settings(way, stage, texts[stage]))}
-        changed = {stage: text for stage, found in settings.items() if (text := _with(found, stage, params, overrides))}
+        settings = {stage: said for stage in left if (said := _settings(way, stage, texts[stage]))}
+        changed = {stage: text for stage, said in settings.items() if (text := _with(said, stage, params, overrides))}
         for stage, size in _memory_of(changed, texts, on.processes).items():
             least[stage] = min((size, " ".join(settings[stage])), least[stage])
     if least:
