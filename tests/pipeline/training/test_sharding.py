@@ -173,6 +173,14 @@ def weights_of(folder, rank):
     return json.loads((folder / f"result-{rank}.json").read_text())["own"]
 
 
+@pytest.fixture(autouse=True)
+def _counted_as_before(monkeypatch):
+    """What ``train`` sets in this process is as it was for the tests that come after."""
+    monkeypatch.setattr(step_operations, "SEQUENCES", step_operations.SEQUENCES)
+    monkeypatch.setattr(snapshot_writing, "BEHIND", snapshot_writing.BEHIND)
+    monkeypatch.setattr(snapshot_writing, "write_tensors", snapshot_writing.write_tensors)
+
+
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """``alone(name)``: folder of the same training in this process alone, as it is without sharing."""
