@@ -7,18 +7,15 @@ Medians over rounds; ratios are medians of the ratios within a round.
 """
 
 import json as js
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import fire
 
+from bench.checkout import ROOT, run
 from pipeline.files import write_json
 from pipeline.reporting.markdown import markdown
 
-ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 422_786  # puzzles of Sudoku-Extreme's test set, each a group
 NUMBERS = {"intervals": 20_000, "trunk": 512, "saving": 256, "saving_tail": 256}  # groups, or channels
 QUICK = {"intervals": 2_000, "trunk": 64, "saving": 64, "saving_tail": 64}
@@ -26,13 +23,8 @@ QUICK = {"intervals": 2_000, "trunk": 64, "saving": 64, "saving_tail": 64}
 
 def probe(checkout: Path, what: str, number: int) -> dict[str, float]:
     """Run one measurement on the code of a checkout."""
-    own = checkout / ".venv/bin/python"
-    command = [str(own if own.exists() else sys.executable), str(ROOT / "bench/memory_probes.py"), what, str(number)]
-    env = {**os.environ, "PYTHONPATH": str(checkout)}
-    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{what} in {checkout}: {done.stderr[-2000:]}")
-    measured: dict[str, float] = js.loads(done.stdout.splitlines()[-1])
+    told = run(checkout, what, str(ROOT / "bench/memory_probes.py"), what, str(number))
+    measured: dict[str, float] = js.loads(told.splitlines()[-1])
     return measured
 
 

@@ -5,7 +5,6 @@ each, and shared out (`sharding.fully_sharded`), beside the checkout at PATH, if
 if it has one. Peaks are the resident memory of the larger process, imports included; ratios are of one run of this script.
 """
 
-import os
 import resource
 import shutil
 import subprocess
@@ -15,10 +14,10 @@ from pathlib import Path
 
 import fire
 
+from bench.checkout import ROOT, run
 from pipeline.files import write_json
 from pipeline.reporting.markdown import markdown
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = "ACCUMULATION: 2, DIM: {dim}, LAYERS: 24, HEADS: 8, BACKBONE_STEPS: 3, BACKBONE_BATCH: 4"
 SETTINGS = f"preset: smoke\ncommon: {{{{bindings: {{{{{SIZES}}}}}}}}}\n"
 SHARED = "loop.fit.sharding=@sharding.fully_sharded"
@@ -26,18 +25,13 @@ SHARED = "loop.fit.sharding=@sharding.fully_sharded"
 
 def peak(checkout: Path, dim: int, *overrides: str) -> int:
     """Train in two processes on the code of a checkout; returns the larger one's peak in bytes."""
-    own = checkout / ".venv/bin/python"
-    python = str(own if own.exists() else sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(checkout / "gin", Path(folder, "gin"))
         Path(folder, "params.yaml").write_text(SETTINGS.format(dim=dim))
         for stage, processes in (("configure", "1"), ("prepare", "1"), ("backbone", "2")):
-            variables = {"PYTHONPATH": str(checkout), "SLOTLOOP_PROCESSES": processes, "SLOTLOOP_TRACKING": "off"}
-            env = {**os.environ, **variables, "DVC_STAGE": stage, "DVC_ROOT": folder}
-            command = [python, "-m", "stages", stage, *(overrides if stage == "backbone" else ())]
-            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{stage} in {checkout}: {done.stderr[-2000:]}")
+            variables = {"SLOTLOOP_PROCESSES": processes, "SLOTLOOP_TRACKING": "off", "DVC_STAGE": stage, "DVC_ROOT": folder}
+            arguments = (stage, *(overrides if stage == "backbone" else ()))
+            run(checkout, stage, "-m", "stages", *arguments, cwd=Path(folder), **variables)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 

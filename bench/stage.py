@@ -5,33 +5,23 @@ if it has one, and writes to a folder that is thrown away. Time is processor tim
 within a pair. Settings are those of each checkout's params.yaml: compare presets that both have.
 """
 
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import fire
 
+from bench.checkout import ROOT, run
 from pipeline.files import write_json
 from pipeline.reporting.markdown import markdown
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def seconds(checkout: Path, stage: str) -> float:
     """Processor time of a stage in a checkout."""
-    own = checkout / ".venv/bin/python"
-    python = str(own if own.exists() else sys.executable)
-    env = {**os.environ, "PYTHONPATH": str(checkout), "SLOTLOOP_TRACKING": "off"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
-        command = [python, "-m", "stages", stage, "--out", f"{folder}/out"]
-        done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{stage} in {checkout}: {done.stderr[-2000:]}")
+        run(checkout, stage, "-m", "stages", stage, "--out", f"{folder}/out", SLOTLOOP_TRACKING="off")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

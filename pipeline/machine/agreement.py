@@ -16,17 +16,16 @@ from typing import Any
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError
+from pipeline.machine.launch import ERRORS, stage_variables
 
-SHARED = ("DVC_", "SLOTLOOP_")  # beginnings of the variables that decide what a stage does
-OWN = ("SLOTLOOP_ERRORS", "SLOTLOOP_TORCHRUN")  # variables of one machine
+OWN = (ERRORS, "SLOTLOOP_TORCHRUN")  # variables of one machine
 SECRET = re.compile("TOKEN|SECRET|PASSWORD|KEY")  # within the name of a variable
 PATIENCE = datetime.timedelta(seconds=10)  # for others to hear why the job is refused
 
 
 def variables() -> dict[str, str]:
     """Collect what of this process's environment all processes of its job need: no secrets, which stay on their machine."""
-    shared = {name: value for name, value in os.environ.items() if name.startswith(SHARED) and name not in OWN}
-    return {name: value for name, value in shared.items() if not SECRET.search(name)}
+    return {name: value for name, value in stage_variables().items() if name not in OWN and not SECRET.search(name)}
 
 
 @dataclass(frozen=True)

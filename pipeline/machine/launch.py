@@ -42,6 +42,11 @@ def leave_no_stray_rank() -> None:
         os.environ.pop(name, None)
 
 
+def stage_variables() -> dict[str, str]:
+    """Collect the variables of the environment that decide what a stage does, for processes that are started elsewhere."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("DVC_", "SLOTLOOP_"))}
+
+
 def process_count() -> int:
     """Count the processes to start; 1 within one of several.
 

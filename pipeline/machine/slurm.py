@@ -130,11 +130,10 @@ def _submit(folder: Path, arguments: list[str], parameters: dict[str, Any]) -> A
     cluster, timeouts = resources.pop("cluster"), resources.pop(TIMEOUTS, 3)
     if cluster == "slurm" and (missing := [name for name in ("sbatch", "srun", "sacct") if shutil.which(name) is None]):
         raise ConfigError(f"{JOB} is set, but this machine has no {missing[0]}; start it where jobs are submitted, or unset {JOB}")
-    variables = {name: value for name, value in os.environ.items() if name.startswith(("DVC_", "SLOTLOOP_"))}
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster, **{f"{cluster}_max_num_timeout": timeouts})
         executor.update_parameters(name=f"slotloop-{arguments[0]}", **resources)
-        return executor.submit(Task([*COMMAND, *arguments], str(folder), variables, SILENCE))
+        return executor.submit(Task([*COMMAND, *arguments], str(folder), local.stage_variables(), SILENCE))
     except (NameError, TypeError, ValueError, AssertionError) as error:  # how it refuses parameters, the reason on the first line
         raise ConfigError(f"{JOB}: {str(error).splitlines()[0]}") from None
     except (FailedJobError, FailedSubmissionError) as error:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.errors import ConfigError
 from pipeline.planning.fleet import Fleet
-from pipeline.planning.fleet_report import too_large
 from pipeline.planning.plan import PHASES, Plan, memory_of
 from pipeline.reporting.markdown import with_unit
 from pipeline.settings import config, ginstate
@@ -12,6 +11,7 @@ from pipeline.settings.params import Params
 
 SHARED, TWICE = "loop.fit.sharding=@sharding.fully_sharded", "loop.fit.execution=@execution.checkpointed"
 PARTS = 4  # into which a microbatch is cut
+SMALLER = f"microbatches / {PARTS}"  # what this is among settings: which they are, each stage says
 SIZES = ("batch_size", "backbone_batch_size")  # settings of a stage's microbatches
 
 
@@ -23,10 +23,10 @@ def advice(plan: Plan, on: Fleet, texts: Mapping[str, str], params: Params, over
         on: devices; of an unknown size nothing is said.
         texts: resolved text of each stage; ``params`` and ``overrides`` are what they come from.
     """
-    over = {cost.stage: cost.memory for cost in too_large(plan.costs, on.memory) if on.memory and cost.flops}
-    least = {stage: (size, "as it is") for stage, size in over.items() if stage in (*PHASES, "controls")}
+    trained = [cost for cost in plan.costs if cost.stage in (*PHASES, "controls") and cost.flops]
+    least = {cost.stage: (cost.memory, "as it is") for cost in trained if not on.holds(cost.memory)}
     for way in ways(on.processes):
-        left = [stage for stage, (size, _) in least.items() if size > on.memory]
+        left = [stage for stage, (size, _) in least.items() if not on.holds(size)]
         settings = {stage: said for stage in left if (said := _settings(way, stage, texts[stage]))}
         changed = {stage: text for stage, said in settings.items() if (text := _with(said, stage, params, overrides))}
         for stage, size in _memory_of(changed, texts, on.processes).items():
@@ -34,7 +34,7 @@ def advice(plan: Plan, on: Fleet, texts: Mapping[str, str], params: Params, over
     if least:
         yield "      what to set, in params.yaml under the bindings of the stage:"
     for stage, (size, words) in least.items():
-        fails = "of what was tried the least, which does not fit: " if size > on.memory else ""
+        fails = "" if on.holds(size) else "of what was tried the least, which does not fit: "
         yield f"      {stage}: {fails}{words} takes {with_unit(size)}B"
 
 
@@ -51,16 +51,15 @@ def ways(processes: int) -> list[tuple[str, ...]]:
     """List what to change, the cheapest first: smaller microbatches are the same step (with more partial sums of
     gradients), to share layers out takes traffic, to run them twice operations; to keep no average changes the result.
     """
-    smaller = f"microbatches / {PARTS}"
-    several: list[tuple[str, ...]] = [(SHARED,), (SHARED, smaller)] if processes > 1 else []
-    listed = [(smaller,), *several, (TWICE,), (TWICE, smaller), *[(*way, TWICE) for way in several]]
+    several: list[tuple[str, ...]] = [(SHARED,), (SHARED, SMALLER)] if processes > 1 else []
+    listed = [(SMALLER,), *several, (TWICE,), (TWICE, SMALLER), *[(*way, TWICE) for way in several]]
     return [*listed, *((*way, "loop.fit.ema=0.0") for way in listed[-2:])]
 
 
 def _settings(way: Sequence[str], stage: str, text: str) -> list[str]:
     """A way as settings of a stage; none if it cannot be gone."""
-    settings = [setting for setting in way if "=" in setting]
-    if len(settings) < len(way):
+    settings = [setting for setting in way if setting != SMALLER]
+    if SMALLER in way:
         config.load_text(text, stage)
         root = f"stages.{stage}.run"
         fit = ginstate.arguments(root, "pipeline.training.loop.fit", ("accumulation",)) or {"accumulation": 1}

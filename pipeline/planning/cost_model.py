@@ -135,18 +135,21 @@ class CostModel:
         accumulation = fit["accumulation"]
         holds, microbatches = self._holds(model, fit, len(rates)), own_microbatches("controls", accumulation, self.processes)
         model, widest = holds.model, [self._widest("train", masks, batch_size, dtype)] * microbatches
-        step, *_ = self._first(masks, batch_size * accumulation, batch_size, seed, 1)  # as long as its examples are, not the widest
-        counter = flops.GradientCounter(model, Objective(model.n_steps), OnShapes())
-        operations = max(sum(counter.count(self._on_shapes(each, dtype)) for each in step), 1)
+        sent, operations = holds.sent(self.processes, microbatches), 1
+        if sent or states:
+            step, *_ = self._first(masks, batch_size * accumulation, batch_size, seed, 1)  # as long as examples are, not the widest
+            counter = flops.GradientCounter(model, Objective(model.n_steps), OnShapes())
+            operations = max(sum(counter.count(self._on_shapes(each, dtype)) for each in step), 1)
         _run_as(fit["execution"], model)
         work = partial(accumulate, model, Objective(model.n_steps), widest, OnShapes(), sequences=batch_size)
         most = memory.peak(partial(work, seed=0, step=0, progress=1.0, statistics=False))
         validation = self._validation_peak("controls", model, masks, dtype, Objective)
         taken, host = self._taken("controls", holds, fit, most, validation, microbatches)
+        # What each rate begins from.
         started = memory.size(weight for weight in model.parameters() if weight.requires_grad and len(rates) > 1)
         taken = replace(taken, weights=taken.weights + started, trunk=self._live_trunk(masks, batch_size))
-        sent, read = holds.sent(self.processes, microbatches), self._read(masks, batch_size * accumulation) if states else 0
-        return Training(taken, host, sent / operations, read / operations)  # started: what each rate begins from
+        read = self._read(masks, batch_size * accumulation) if states else 0
+        return Training(taken, host, sent / operations, read / operations)
 
     def trunk_over(self, name: str, buckets: Sequence[int]) -> int:
         """Operations of the trunk over every example of a split once."""

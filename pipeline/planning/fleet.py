@@ -35,6 +35,10 @@ class Fleet:
     price: float = 0.0
     storage: float = 0.0
 
+    def holds(self, size: int) -> bool:
+        """Tell whether a device has room for so many bytes; one of which nothing is known has."""
+        return not self.memory or size <= self.memory
+
 
 def fleet(
     text: str, peak: str = "", mfu: str = "", processes: str = "", memory: str = "", link: str = "", reading: str = "",

@@ -50,15 +50,10 @@ def fleet_lines(costs: Sequence[Cost], on: Fleet, advice: Iterable[str]) -> list
     lines = list[str]()
     if on.memory or on.processes > 1:
         lines += ["", markdown([("memory of a device", *PARTS, "all"), *map(_parts, costs)]), *_host(costs)]
-        lines += [*([_room(costs, on.memory), *advice] if on.memory else []), ""]
+        lines += [*([_room(costs, on), *advice] if on.memory else []), ""]
     if on.rate and (on.link or on.reading or on.price or on.processes > 1):
         lines += [*_limits(costs, on), ""]
     return lines
-
-
-def too_large(costs: Sequence[Cost], memory: float) -> list[Cost]:
-    """List the stages that do not fit into a device."""
-    return [cost for cost in costs if cost.memory > memory]
 
 
 def shown_time(work: float, rate: float = 1.0) -> str:
@@ -84,13 +79,13 @@ def _host(costs: Sequence[Cost]) -> list[str]:
     return [f"host: the first process takes up to {with_unit(most.host)}B there to save ({most.stage})"] if most.host else []
 
 
-def _room(costs: Sequence[Cost], memory: float) -> str:
+def _room(costs: Sequence[Cost], on: Fleet) -> str:
     """Whether each stage fits into a device."""
-    over = [f"{cost.stage} ({with_unit(cost.memory)}B)" for cost in too_large(costs, memory)]
+    over = [f"{cost.stage} ({with_unit(cost.memory)}B)" for cost in costs if not on.holds(cost.memory)]
     if not over:
-        return f"fits: every stage into the {with_unit(memory)}B of a device"
+        return f"fits: every stage into the {with_unit(on.memory)}B of a device"
     return (
-        f"fits: NOT into the {with_unit(memory)}B of a device: {', '.join(over)}; docs/troubleshooting.md#out-of-memory, and "
+        f"fits: NOT into the {with_unit(on.memory)}B of a device: {', '.join(over)}; docs/troubleshooting.md#out-of-memory, and "
         "docs/scaling.md#more-than-one-process-can-hold"
     )
 
@@ -111,7 +106,7 @@ def _limits(costs: Sequence[Cost], on: Fleet) -> list[str]:
 
 def _limit(cost: Cost, on: Fleet) -> list[str]:
     taken = times(cost, on)
-    limit = "memory" if on.memory and cost.memory > on.memory else taken.limit
+    limit = taken.limit if on.holds(cost.memory) else "memory"
     shares = (*_share(cost.sent, on.link, taken.computing), *_share(cost.read, on.reading, taken.computing))
     return [cost.stage, shown_time(taken.computing), *shares, limit, shown_time(taken.all), _dollars(taken.all, on)]
 
